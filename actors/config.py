@@ -1,0 +1,90 @@
+"""Settings of environments and actors (the `env` and `actors` sections).
+
+Owns names, defaults and single-value checks; must not import anything outside the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """id is a Gymnasium id or an import path "package.module:factory" (a callable that returns an Env).
+
+    discretize K turns each dimension of a Box action space into K bins and flattens MultiDiscrete.
+    stack frames make an observation. None means: chosen from the environment.
+    """
+
+    id: str = "CartPole-v1"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    stack: int | None = None
+    discretize: int | None = None
+    max_episode_steps: int | None = None
+    backend: Literal["auto", "native", "sync", "async"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError("env.id is empty; give a Gymnasium id or package.module:factory")
+        if self.stack is not None and not 1 <= self.stack <= 64:
+            raise ValueError(f"env.stack is {self.stack}; give 1 to 64 frames")
+        if self.discretize is not None and self.discretize < 2:
+            raise ValueError(f"env.discretize is {self.discretize}; give at least 2 bins a dimension")
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise ValueError(f"env.max_episode_steps is {self.max_episode_steps}; give at least 1")
+
+
+@dataclass(frozen=True)
+class LadderConfig:
+    """Constant epsilon of each lane: base^(1 + alpha * i / (N - 1)) (Ape-X, arXiv:1803.00933, section 4.1)."""
+
+    base: float = 0.4
+    alpha: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.base <= 1.0:
+            raise ValueError(f"actors.epsilon_ladder.base is {self.base}; it lies in (0, 1]")
+        if self.alpha < 0.0:
+            raise ValueError(f"actors.epsilon_ladder.alpha is {self.alpha}; give 0 or more")
+
+
+@dataclass(frozen=True)
+class ActorsConfig:
+    """How many actors act, how they explore and what rows they make.
+
+    epsilon falls linearly from epsilon_start to epsilon_end over epsilon_decay_env_steps *global*
+    environment steps, unless epsilon_ladder is given. discount is gamma; rows sum n_step rewards.
+    steps_per_chunk is the vector steps of one rollout chunk; a chunk's rows are pushed as one block.
+    """
+
+    num_actors: int | None = None
+    envs_per_actor: int | None = None
+    steps_per_chunk: int | None = None
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.05
+    epsilon_decay_env_steps: int = 100_000
+    epsilon_ladder: LadderConfig | None = None
+    n_step: int = 1
+    discount: float = 0.99
+    pushes_in_flight: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("num_actors", "envs_per_actor", "steps_per_chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"actors.{name} is {value}; give at least 1")
+        for name in ("epsilon_start", "epsilon_end"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"actors.{name} is {value}; a probability lies in [0, 1]")
+        if self.epsilon_decay_env_steps < 1:
+            raise ValueError(
+                f"actors.epsilon_decay_env_steps is {self.epsilon_decay_env_steps}; give at least 1"
+            )
+        if not 1 <= self.n_step <= 64:
+            raise ValueError(f"actors.n_step is {self.n_step}; give 1 to 64")
+        if not 0.0 <= self.discount <= 1.0:
+            raise ValueError(f"actors.discount is {self.discount}; gamma lies in [0, 1]")
+        if self.pushes_in_flight < 1:
+            raise ValueError(f"actors.pushes_in_flight is {self.pushes_in_flight}; give at least 1")

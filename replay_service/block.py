@@ -1,0 +1,116 @@
+"""The transition block: what an actor pushes, a shard stores and a journal keeps.
+
+Owns the in-memory form and its invariants; must not import anything but numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+TERMINATED = 1
+TRUNCATED = 2
+
+
+@dataclass(frozen=True)
+class FrameField:
+    """One named array stored per frame: `dtype` is a numpy dtype string, `shape` excludes the frame axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """Bytes that one frame of this field takes."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class BlockSchema:
+    """What every block of a run has in common; two sides that differ in it must not talk.
+
+    `stack` frames make an observation (1: the frame itself); `n_step` is the longest row.
+    """
+
+    frame_fields: tuple[FrameField, ...]
+    stack: int
+    n_step: int
+
+    @property
+    def window(self) -> int:
+        """W, the frames that one sampled row needs.
+
+        n = 1: `stack + 1` consecutive frames, obs is the first `stack`, next_obs the last `stack`.
+        n >= 2: `2 * stack`, obs then next_obs. Either way obs = w[:, :stack], next_obs = w[:, -stack:].
+        """
+        return self.stack + 1 if self.n_step == 1 else 2 * self.stack
+
+
+@dataclass(frozen=True, eq=False)
+class TransitionBlock:
+    """R n-step rows over F frames, each frame held once; self-contained.
+
+    Rows refer to frames by index into this block. A stack is the `stack` frames that end in the
+    referred frame, indices clamped from below at `first_frame` (padding at an episode's start is
+    clamping, not stored frames).
+
+    Attributes:
+        schema: shared by all blocks of a run.
+        writer, incarnation, sequence: identify the push, for exactly-once delivery.
+        env_steps: environment steps that this block accounts for (>= 0; need not equal R).
+        frames: field name -> [F, *field.shape] of field.dtype.
+        action: [R] int32.
+        reward: [R] float32, n-step sum: sum over k < m of gamma^k * r_{t+k}.
+        discount: [R] float32, gamma^m, 0 where the episode terminated within the row.
+        one_step_reward: [R] float32, r_t alone.
+        end: [R] uint8, TERMINATED and TRUNCATED bits of the last step of the row.
+        policy_version: [R] int64, version of the weights that chose the action.
+        obs_frame, next_frame, first_frame: [R] int32 with first <= obs < next < F.
+        priority: [R] float32, initial absolute TD error, finite and >= 0.
+    """
+
+    schema: BlockSchema
+    writer: int
+    incarnation: int
+    sequence: int
+    env_steps: int
+    frames: Mapping[str, np.ndarray]
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    one_step_reward: np.ndarray
+    end: np.ndarray
+    policy_version: np.ndarray
+    obs_frame: np.ndarray
+    next_frame: np.ndarray
+    first_frame: np.ndarray
+    priority: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.action)
+
+    @property
+    def num_frames(self) -> int:
+        """F."""
+        return len(next(iter(self.frames.values())))
+
+
+ROW_FIELDS: tuple[tuple[str, str], ...] = (
+    ("action", "<i4"),
+    ("reward", "<f4"),
+    ("discount", "<f4"),
+    ("one_step_reward", "<f4"),
+    ("end", "|u1"),
+    ("policy_version", "<i8"),
+    ("obs_frame", "<i4"),
+    ("next_frame", "<i4"),
+    ("first_frame", "<i4"),
+    ("priority", "<f4"),
+)
+"""Row fields in wire order with their dtypes; a block's attributes of the same names."""

@@ -1,0 +1,100 @@
+"""What travels between a shard and its callers: typed requests in, typed replies out.
+
+Owns no behaviour; must not import anything but numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ShardStatus:
+    """A shard's figures at the moment of a reply; every reply carries them.
+
+    mass is the sum of p^alpha over stored items (the count where sampling is uniform),
+    min_priority the smallest p^alpha stored (inf when empty). Totals count since this incarnation began.
+    """
+
+    shard: int
+    incarnation: int
+    count: int
+    mass: float
+    min_priority: float
+    inserted_rows_total: int
+    env_steps_total: int
+    evicted_rows_total: int
+    sampled_rows_total: int
+    late_priorities_total: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class InsertReply:
+    """accepted is False for a repeated push (already held), which is not an error."""
+
+    accepted: bool
+    status: ShardStatus
+
+
+@dataclass(frozen=True, eq=False)
+class PriorityUpdate:
+    """New absolute TD errors: keys [M] int64, td_errors [M] float32 (finite, >= 0)."""
+
+    keys: np.ndarray
+    td_errors: np.ndarray
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """counts[k] rows are wanted of this shard for the k-th minibatch; each is stratified by itself."""
+
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SampleReply:
+    """M = sum(counts) rows, minibatch after minibatch.
+
+    Attributes:
+        windows: field name -> [M, W, *shape] (W = schema.window).
+        action [M] int32, reward [M] float32, discount [M] float32, policy_version [M] int64.
+        keys: [M] int64 item ids of this shard.
+        probability: [M] float64, p_i / P_shard, the chance of each single draw within this shard.
+    """
+
+    status: ShardStatus
+    counts: tuple[int, ...]
+    windows: Mapping[str, np.ndarray]
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    policy_version: np.ndarray
+    keys: np.ndarray
+    probability: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Minibatch:
+    """One learner minibatch of B rows drawn over all shards.
+
+    Arrays are views into a staging buffer that the sampler reuses: valid until the next
+    minibatch is asked for.
+
+    Attributes:
+        windows: field name -> [B, W, *shape].
+        action [B] int32, reward [B] float32, discount [B] float32, policy_version [B] int64.
+        weight: [B] float32 importance weights (N * q_i)^-beta, divided by their maximum over the batch.
+        index: position of this minibatch, to hand back with its TD errors.
+    """
+
+    windows: Mapping[str, np.ndarray]
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    policy_version: np.ndarray
+    weight: np.ndarray
+    index: int
