@@ -1,0 +1,182 @@
+"""The run configuration: one frozen section per role, composed.
+
+Owns the sections that belong to no package and the checks that span sections; must not import torch or ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from actors.config import ActorsConfig, EnvConfig
+from learner.config import LearnerConfig
+from replay_service.config import ReplayConfig
+
+
+@dataclass(frozen=True)
+class PacingConfig:
+    """samples_per_insert: transitions the learner samples for each one inserted after learning_starts.
+
+    learning_starts: transitions stored before the first update.
+    """
+
+    samples_per_insert: float = 8.0
+    learning_starts: int = 1_000
+
+    def __post_init__(self) -> None:
+        if not self.samples_per_insert > 0.0:
+            raise ValueError(f"pacing.samples_per_insert is {self.samples_per_insert}; it must be above 0")
+        if self.learning_starts < 1:
+            raise ValueError(f"pacing.learning_starts is {self.learning_starts}; give at least 1 transition")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """A version is evaluated every every_updates updates, with `episodes` greedy episodes.
+
+    A version better than the best so far plays a second evaluation on other seeds; only that
+    score counts, because picking the highest of many first scores favours lucky ones.
+    """
+
+    every_updates: int = 1_000
+    episodes: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("every_updates", "episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; give at least 1")
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """The run ends when the first of these is reached; target_return must hold in both evaluations."""
+
+    env_steps: int | None = None
+    updates: int | None = None
+    seconds: float | None = None
+    target_return: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("env_steps", "updates", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"stop.{name} is {value}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often the newest weights are written to the run directory."""
+
+    weights_every_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.weights_every_seconds > 0:
+            raise ValueError(
+                f"checkpoint.weights_every_seconds is {self.weights_every_seconds}; it must be above 0"
+            )
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Figures go to metrics.jsonl every every_seconds; http://host:port/metrics (port 0: a free one) shows them."""
+
+    every_seconds: float = 1.0
+    host: str = "127.0.0.1"
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.every_seconds > 0:
+            raise ValueError(f"metrics.every_seconds is {self.every_seconds}; it must be above 0")
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"metrics.port is {self.port}; give 0 (a free port) to 65535")
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """Where and how the run runs.
+
+    actor_restarts is the budget of dead actors and evaluators that are replaced; stall_seconds is how long
+    neither inserts nor updates may advance before the watchdog ends the run.
+    """
+
+    runtime: Literal["local", "cluster", "serial"] = "local"
+    seed: int = 0
+    actor_restarts: int = 10
+    stall_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"run.seed is {self.seed}; give 0 or more")
+        if self.actor_restarts < 0:
+            raise ValueError(f"run.actor_restarts is {self.actor_restarts}; give 0 or more")
+        if not self.stall_seconds > 0:
+            raise ValueError(f"run.stall_seconds is {self.stall_seconds}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run; None in a field means: chosen from the environment and this machine."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    actors: ActorsConfig = field(default_factory=ActorsConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    pacing: PacingConfig = field(default_factory=PacingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    run: RunSection = field(default_factory=RunSection)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the message names the value and the cure."""
+
+
+def check(config: RunConfig) -> None:
+    """Refuses combinations that cannot work. Fields still None (chosen later) are passed over.
+
+    Raises:
+        ConfigError: with every problem found, one a line.
+    """
+    problems = list(_problems(config))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _problems(config: RunConfig) -> list[str]:
+    found: list[str] = []
+    capacity, batch_size = config.replay.capacity, config.learner.batch_size
+    starts, shards = config.pacing.learning_starts, config.replay.num_shards
+    if capacity is not None:
+        if capacity < batch_size:
+            found.append(
+                f"replay.capacity is {capacity}, below learner.batch_size = {batch_size}: "
+                "a batch could never be filled; raise the capacity or lower the batch size"
+            )
+        if starts > capacity:
+            found.append(
+                f"pacing.learning_starts is {starts}, above replay.capacity = {capacity}: "
+                "learning would never start; lower learning_starts or raise the capacity"
+            )
+        if shards > capacity // batch_size:
+            found.append(
+                f"replay.num_shards is {shards}, but replay.capacity = {capacity} holds only "
+                f"{capacity // batch_size} batches of {batch_size}: give each shard room for a batch"
+            )
+    if starts < batch_size:
+        found.append(
+            f"pacing.learning_starts is {starts}, below learner.batch_size = {batch_size}: "
+            "the first batch would repeat the same few transitions; raise learning_starts"
+        )
+    if config.actors.epsilon_end > config.actors.epsilon_start:
+        found.append(
+            f"actors.epsilon_end is {config.actors.epsilon_end}, above "
+            f"actors.epsilon_start = {config.actors.epsilon_start}: exploration falls, so swap them"
+        )
+    if config.run.runtime == "serial" and (config.actors.num_actors or 1) != 1:
+        found.append(
+            f"actors.num_actors is {config.actors.num_actors} in the serial runtime, which is one process: "
+            "set actors.num_actors=1 and raise actors.envs_per_actor instead"
+        )
+    return found

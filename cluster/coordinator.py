@@ -1,0 +1,400 @@
+"""The coordinator: one thread that grants credits, waits, and handles one completion after another.
+
+Owns pacing, weight versions, restarts, evaluation and the end of a run; must not import ray or torch.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Protocol
+
+import numpy as np
+
+from actors.core import EnvSpec, EvaluationReport, RolloutReport
+from cluster.config import RunConfig
+from cluster.engine import Engine, EngineError, ObjectLost, Ref, RoleDied
+from cluster.fleet import Credit, Fleet, Member
+from cluster.judge import EvaluationRequest, Judge
+from cluster.metrics import Snapshot
+from cluster.pacing import Ledger, Pacing, slack_samples
+from cluster.run_dir import RunDir
+from cluster.stacks import request_stack
+from cluster.totals import ShardTotals
+from learner.core import LearnReport
+
+_WAIT_SECONDS = 0.25
+_RECENT_EPISODES = 100
+# Two chunks each: one in work, one waiting, so that nobody idles while the coordinator thinks.
+_CREDITS_EACH = 2
+
+
+class RunFailed(Exception):  # noqa: N818 - the outcome of a run
+    """The run cannot go on; the message begins with the traceback or fact that ended it."""
+
+
+class Observer(Protocol):
+    """Who is shown a run's figures and events while it goes on."""
+
+    def figures(self, snapshot: Snapshot) -> None:
+        """Every metrics.every_seconds, and once at the end."""
+
+    def event(self, text: str, run_seconds: float) -> None:
+        """Something worth a line: a restart, a new best, the reason of the end."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. solved: stop.target_return held in both evaluations of the best version."""
+
+    reason: str
+    solved: bool
+    best_version: int | None
+    best_return_mean: float | None
+    final: Snapshot
+    restarts: int
+
+
+@dataclass
+class _Interval:
+    """What happened since the last snapshot, for rates and shares."""
+
+    started: float
+    env_steps: int = 0
+    updates: int = 0
+    update_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    actor_seconds: float = 0.0
+
+
+class Coordinator:
+    """Runs one training run over an engine. `stop_requested` is polled: a signal handler sets it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: RunConfig,
+        spec: EnvSpec,
+        run_dir: RunDir,
+        observer: Observer,
+        *,
+        learner_gpus: float,
+        stop_requested: Callable[[], str | None],
+        started: float,
+    ) -> None:
+        self._engine = engine
+        self._config = config
+        self._run_dir = run_dir
+        self._observer = observer
+        self._stop_requested = stop_requested
+        self._started = started
+        self._fleet = Fleet(engine, config, spec, run_dir.logs, learner_gpus=learner_gpus)
+        self._judge = Judge(config.evaluation, config.stop.target_return)
+        self._chunk_steps = config.actors.steps_per_chunk or 1
+        self._chunk_rows = self._chunk_steps * (config.actors.envs_per_actor or 1)
+        self._chunk_updates = config.learner.updates_per_chunk or 1
+        self._batch_size = config.learner.batch_size
+        # The serial runtime runs each call where it is made: a second credit would only add policy lag.
+        self._credits_each = 1 if config.run.runtime == "serial" else _CREDITS_EACH
+        rollout_rows = self._credits_each * len(self._fleet.actors) * self._chunk_rows
+        learn_rows = self._credits_each * self._chunk_updates * self._batch_size
+        self._pacing = Pacing(
+            config.pacing.samples_per_insert,
+            config.pacing.learning_starts,
+            slack_samples(config.pacing.samples_per_insert, rollout_rows, learn_rows),
+        )
+        self._totals = ShardTotals()
+        self._version = 0
+        self._weights: Ref | None = None
+        self._candidate_weights: Ref | None = None
+        self._learned: LearnReport | None = None
+        self._learn_weights: dict[Ref, Ref] = {}
+        self._epsilon: float | None = None
+        self._policy_lag: int | None = None
+        self._episodes = 0
+        self._returns: collections.deque[float] = collections.deque(maxlen=_RECENT_EPISODES)
+        self._lengths: collections.deque[int] = collections.deque(maxlen=_RECENT_EPISODES)
+        self._evaluated: float | None = None
+        self._restarts = 0
+        self._advanced = (started, 0)
+        self._interval = _Interval(time.monotonic())
+        self._saved_at = time.monotonic()
+        self.newest: Snapshot | None = None
+
+    def run(self) -> Outcome:
+        """Trains until a stop condition, a signal or a failure.
+
+        Raises:
+            RunFailed: a role's own code raised, a shard or the learner died, no restart was left,
+                or nothing moved.
+        """
+        reason = None
+        try:
+            while reason is None:
+                self._grant()
+                for ref in self._engine.wait(list(self._fleet.credits), _WAIT_SECONDS):
+                    self._complete(ref)
+                self._tick()
+                reason = self._reason_to_stop()
+            return self._finish(reason)
+        except RunFailed as failure:
+            self._save_latest()
+            self._event(f"failed: {failure}")
+            raise
+
+    # -- granting ------------------------------------------------------------------------------------
+
+    def _ledger(self) -> Ledger:
+        return Ledger(
+            inserted=self._totals.inserted_rows,
+            inserting=self._fleet.outstanding("rollout"),
+            sampled=self._version * self._batch_size,
+            sampling=self._fleet.outstanding("learn"),
+        )
+
+    def _grant(self) -> None:
+        for depth in range(self._credits_each):
+            for actor in self._fleet.actors:
+                idle = actor.pid is not None and len(actor.in_flight) <= depth
+                if idle and self._pacing.may_insert(self._ledger(), self._chunk_rows):
+                    self._grant_rollout(actor)
+        learner = self._fleet.learner
+        while learner.pid is not None and len(learner.in_flight) < self._credits_each:
+            updates = self._next_chunk_updates()
+            if updates == 0 or not self._pacing.may_sample(self._ledger(), updates * self._batch_size):
+                break
+            credit = Credit("learn", learner, rows=updates * self._batch_size)
+            report, weights = self._fleet.grant(credit, "learn", updates, returns=2)
+            self._learn_weights[report] = weights
+        self._grant_evaluation()
+
+    def _grant_rollout(self, actor: Member) -> None:
+        credit = Credit("rollout", actor, rows=self._chunk_rows)
+        self._fleet.grant(
+            credit, "rollout", self._chunk_steps, self._version, self._weights, self._totals.env_steps
+        )
+
+    def _next_chunk_updates(self) -> int:
+        """A whole chunk, or what is left of stop.updates."""
+        limit = self._config.stop.updates
+        if limit is None:
+            return self._chunk_updates
+        granted = self._version + self._fleet.outstanding("learn") // self._batch_size
+        return max(0, min(self._chunk_updates, limit - granted))
+
+    def _grant_evaluation(self, *, due: bool = False) -> bool:
+        """Grants the next evaluation if the evaluator is free; True if one was granted."""
+        evaluator = self._fleet.evaluator
+        if evaluator.pid is None or evaluator.in_flight or self._weights is None:
+            return False
+        request = self._judge.next_request(self._version, due=due)
+        if request is None:
+            return False
+        weights = self._candidate_weights if request.confirms else self._weights
+        self._candidate_weights = weights
+        credit = Credit("evaluate", evaluator, evaluation=request, weights=weights)
+        self._fleet.grant(credit, "evaluate", request.version, weights, request.seed_domain, request.episodes)
+        return True
+
+    # -- completions ---------------------------------------------------------------------------------
+
+    def _complete(self, ref: Ref) -> None:
+        credit = self._fleet.settle(ref)
+        if credit is None:
+            return
+        try:
+            value = self._engine.get(ref)
+        except (RoleDied, ObjectLost) as error:
+            self._bury(credit.member, error)
+            return
+        except EngineError as error:
+            raise RunFailed(
+                f"{error.message}\n{error.role} raised the error above; the run has ended."
+            ) from None
+        if credit.kind == "presence":
+            credit.member.presence = value
+        elif credit.kind == "rollout":
+            self._take_rollout(credit.member, *value)
+        elif credit.kind == "learn":
+            self._take_learning(ref, value)
+        elif credit.evaluation is not None:
+            self._take_evaluation(credit.evaluation, value, credit.weights)
+
+    def _take_rollout(self, actor: Member, report: RolloutReport, rows_unacknowledged: int) -> None:
+        actor.rows_unacknowledged = rows_unacknowledged
+        self._totals.take(report.statuses)
+        self._epsilon = report.epsilon
+        self._policy_lag = self._version - report.version
+        self._episodes += len(report.episode_returns)
+        self._returns.extend(report.episode_returns)
+        self._lengths.extend(report.episode_lengths)
+        self._interval.actor_seconds += sum(report.seconds.values())
+
+    def _take_learning(self, ref: Ref, report: LearnReport) -> None:
+        self._version = report.version
+        self._weights = self._learn_weights.pop(ref)
+        self._learned = report
+        self._totals.take(report.statuses)
+        self._interval.update_seconds += report.seconds.get("update", 0.0)
+        self._interval.wait_seconds += report.seconds.get("wait", 0.0)
+
+    def _take_evaluation(
+        self, request: EvaluationRequest, report: EvaluationReport, weights: Ref | None
+    ) -> None:
+        self._evaluated = fmean(report.returns)
+        self._run_dir.write_evaluation(request, report)
+        if self._judge.take(request, report) and weights is not None and self._judge.best is not None:
+            best = self._judge.best
+            flat: np.ndarray = self._engine.get(weights)
+            facts = {"version": str(best.version), "return_mean": f"{best.score:.6g}"}
+            self._run_dir.write_weights("best", flat, facts)
+            self._event(
+                f"version {best.version} is the best so far: greedy return {best.score:.1f}, confirmed"
+            )
+
+    def _bury(self, member: Member, error: EngineError) -> None:
+        """Replaces a dead actor or evaluator within the budget; anybody else's death ends the run."""
+        dead = next((other for other in self._fleet.members if other.handle.name == error.role), member)
+        if dead.kind in ("shard", "learner"):
+            raise RunFailed(
+                f"{dead.handle.name} (process {dead.pid}) died: {error.message.splitlines()[0]} "
+                f"What was learned up to version {self._version} is in {self._run_dir.path}."
+            )
+        if self._restarts >= self._config.run.actor_restarts:
+            raise RunFailed(
+                f"{dead.handle.name} died, and run.actor_restarts = {self._config.run.actor_restarts} "
+                f"replacements were used up: {error.message}"
+            )
+        self._restarts += 1
+        fresh = self._fleet.replace(dead)
+        self._event(
+            f"{dead.handle.name} (process {dead.pid}) died; replaced by incarnation {fresh.incarnation}, "
+            f"{self._config.run.actor_restarts - self._restarts} replacements left"
+        )
+
+    # -- figures -------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._interval.started >= self._config.metrics.every_seconds:
+            self._snapshot(now)
+        if now - self._saved_at >= self._config.checkpoint.weights_every_seconds:
+            self._save_latest()
+        moved = self._totals.inserted_rows + self._version
+        if moved != self._advanced[1]:
+            self._advanced = (now, moved)
+        elif now - self._advanced[0] > self._config.run.stall_seconds:
+            self._fail_stalled()
+
+    def _snapshot(self, now: float) -> Snapshot:
+        interval, seconds = self._interval, max(now - self._interval.started, 1e-9)
+        ledger, learned = self._ledger(), self._learned
+        statuses = self._totals.living()
+        best = self._judge.best
+        self.newest = snapshot = Snapshot(
+            run_seconds=now - self._started,
+            env_steps_total=self._totals.env_steps,
+            episodes_total=self._episodes,
+            inserted_transitions_total=ledger.inserted,
+            sampled_transitions_total=ledger.sampled,
+            updates_total=self._version,
+            actor_restarts_total=self._restarts,
+            env_steps_per_second=(self._totals.env_steps - interval.env_steps) / seconds,
+            updates_per_second=(self._version - interval.updates) / seconds,
+            samples_per_insert=self._pacing.achieved(ledger),
+            samples_per_insert_target=self._pacing.samples_per_insert,
+            epsilon=self._epsilon,
+            train_return_mean=fmean(self._returns) if self._returns else None,
+            train_length_mean=fmean(self._lengths) if self._lengths else None,
+            evaluation_return_mean=self._evaluated,
+            best_return_mean=best.score if best else None,
+            loss=learned.loss_mean if learned else None,
+            q_mean=learned.q_mean if learned else None,
+            td_error_mean=learned.td_error_mean if learned else None,
+            grad_norm_mean=learned.grad_norm_mean if learned else None,
+            learning_rate=learned.learning_rate if learned else None,
+            policy_lag_updates=self._policy_lag,
+            sample_age_updates=learned.policy_lag_mean if learned else None,
+            learner_update_share=interval.update_seconds / seconds,
+            learner_wait_share=interval.wait_seconds / seconds,
+            actor_busy_share=interval.actor_seconds / seconds / len(self._fleet.actors),
+            replay_transitions=sum(status.count for status in statuses),
+            replay_bytes=sum(status.stored_bytes for status in statuses),
+        )
+        self._interval = _Interval(now, self._totals.env_steps, self._version)
+        self._run_dir.write_snapshot(snapshot)
+        self._observer.figures(snapshot)
+        return snapshot
+
+    def _event(self, text: str) -> None:
+        run_seconds = time.monotonic() - self._started
+        self._run_dir.write_event(text, run_seconds)
+        self._observer.event(text, run_seconds)
+
+    def _fail_stalled(self) -> None:
+        waiting = [
+            f"  {member.handle.name} (process {member.pid}): {len(member.in_flight)} calls in flight"
+            for member in self._fleet.members
+        ]
+        # Every role answers SIGUSR1 by writing its stack to the log folder; it works while the role hangs.
+        for member in self._fleet.members:
+            request_stack(member.presence)
+        raise RunFailed(
+            f"nothing was inserted or learned for run.stall_seconds = {self._config.run.stall_seconds:g}:\n"
+            + "\n".join(waiting)
+            + f"\nThe stacks of the roles on this machine are in {self._run_dir.path / 'logs'}."
+        )
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def _reason_to_stop(self) -> str | None:
+        stop = self._config.stop
+        asked = self._stop_requested()
+        if asked is not None:
+            return asked
+        if self._judge.solved:
+            return f"the target return {stop.target_return:g} was reached and confirmed"
+        if stop.env_steps is not None and self._totals.env_steps >= stop.env_steps:
+            return f"stop.env_steps = {stop.env_steps} reached"
+        if stop.updates is not None and self._version >= stop.updates:
+            return f"stop.updates = {stop.updates} reached"
+        if stop.seconds is not None and time.monotonic() - self._started >= stop.seconds:
+            return f"stop.seconds = {stop.seconds:g} reached"
+        return None
+
+    def _finish(self, reason: str) -> Outcome:
+        if self._stop_requested() is None and not self._judge.solved:
+            self._evaluate_last()
+        self._save_latest()
+        final = self._snapshot(time.monotonic())
+        best = self._judge.best
+        self._event(f"end: {reason}")
+        return Outcome(
+            reason=reason,
+            solved=self._judge.solved,
+            best_version=best.version if best else None,
+            best_return_mean=best.score if best else None,
+            final=final,
+            restarts=self._restarts,
+        )
+
+    def _evaluate_last(self) -> None:
+        """Gives the last version its chance to be the best, once the learner has come to rest."""
+        self._until(lambda: not self._fleet.learner.in_flight)
+        self._until(lambda: not self._fleet.evaluator.in_flight)
+        while self._grant_evaluation(due=True):
+            self._until(lambda: not self._fleet.evaluator.in_flight)
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        while not done() and self._stop_requested() is None:
+            for ref in self._engine.wait(list(self._fleet.credits), _WAIT_SECONDS):
+                self._complete(ref)
+
+    def _save_latest(self) -> None:
+        self._saved_at = time.monotonic()
+        if self._weights is not None:
+            flat: np.ndarray = self._engine.get(self._weights)
+            self._run_dir.write_weights("latest", flat, {"version": str(self._version)})

@@ -1,0 +1,90 @@
+"""The engine: six methods behind which one process and a Ray cluster look alike.
+
+Owns the interface and its errors; must not import ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NewType, Protocol
+
+Ref = NewType("Ref", object)
+"""Stands for a value that a call will return; hashable."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Resources that a role claims where the runtime schedules by resources."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A spawned role: `name` is what messages call it ("actor 3"), `target` belongs to the engine."""
+
+    name: str
+    target: Any
+
+
+class EngineError(Exception):
+    """A call that gave no value. `role` names the role that it went to."""
+
+    def __init__(self, role: str, message: str) -> None:
+        super().__init__(role, message)
+        self.role = role
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.message}"
+
+
+class RoleDied(EngineError):  # noqa: N818 - an event that is retried, not only an error
+    """The role's process is gone; a new one may be spawned in its place."""
+
+
+class ObjectLost(EngineError):  # noqa: N818
+    """The value existed and its memory is gone (a node died)."""
+
+
+class RoleError(EngineError):
+    """The role's own code raised; message is its traceback. Never retried: it is a bug."""
+
+
+class Calls(Protocol):
+    """The half of the engine that roles themselves use, to talk to other roles."""
+
+    def call(self, handle: Handle, method: str, *args: Any, returns: int = 1) -> tuple[Ref, ...]:
+        """Starts handle.method(*args) and returns at once; Refs among args arrive as their values.
+
+        Calls of one caller to one role run in the order in which they were made. With returns > 1
+        the method returns a tuple of that length and each part gets a Ref of its own.
+        """
+
+    def wait(self, refs: Sequence[Ref], timeout_seconds: float) -> list[Ref]:
+        """Those of refs that are ready, as soon as there is at least one or the time is over."""
+
+    def get(self, ref: Ref) -> Any:
+        """The value; waits for it. Raises RoleDied, ObjectLost or RoleError."""
+
+    def put(self, value: Any) -> Ref:
+        """A Ref for a value of one's own, sent once however many calls take it."""
+
+
+class Engine(Calls, Protocol):
+    """Spawns roles and ends them."""
+
+    @property
+    def calls(self) -> Calls:
+        """What is handed to roles that call other roles."""
+
+    def spawn(self, name: str, role: type, *args: Any, need: Need) -> Handle:
+        """Starts role(*args) and returns at once; a failing constructor shows at the first get."""
+
+    def kill(self, handle: Handle) -> None:
+        """Ends a role now; calls in flight raise RoleDied."""
+
+    def close(self) -> None:
+        """Ends every role and whatever the engine started; safe to call twice."""

@@ -1,0 +1,73 @@
+"""Automatic settings: what a configuration leaves open, chosen from the environment and this machine.
+
+Owns the rules and their reasons; must not import torch or ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from actors.core import EnvSpec
+from cluster.config import RunConfig
+from learner.config import NetworkSpec, resolve_network
+
+_IMAGE_BYTES = 1_024
+_DEFAULT_ENV_STEPS = 1_000_000
+_REPLAY_BYTES_AUTO = 2 << 30
+
+
+def resolve(config: RunConfig, spec: EnvSpec, cores: int) -> RunConfig:
+    """A config without open fields; equal input gives equal output, so the saved one repeats the run."""
+    image = _frame_bytes(spec) > _IMAGE_BYTES
+    native = spec.backend == "native"
+    serial = config.run.runtime == "serial"
+
+    actors = config.actors
+    actors = replace(
+        actors,
+        # The learner keeps one core for itself; cheap native environments never need more than one actor.
+        num_actors=actors.num_actors or (1 if serial or native else max(1, cores - 1)),
+        envs_per_actor=actors.envs_per_actor or (16 if native else 8),
+        # Long enough that frames repeated at a block's edge stay below 5 % for images.
+        steps_per_chunk=actors.steps_per_chunk or (20 * (spec.stack + actors.n_step) if image else 32),
+    )
+    replay = config.replay
+    if replay.capacity is None:
+        room = _REPLAY_BYTES_AUTO // max(1, _frame_bytes(spec))
+        replay = replace(replay, capacity=max(config.learner.batch_size, min(100_000, room)))
+    replay = replace(
+        replay,
+        # About 30 ms of learning a request: enough that the cost of a call vanishes, little enough
+        # that priorities stay fresh. The serial runtime draws when it needs, so that order is fixed.
+        minibatches_per_request=replay.minibatches_per_request or (1 if serial else 2 if image else 16),
+        prefetch_requests=0 if serial else replay.prefetch_requests,
+    )
+    learner = config.learner
+    learner = replace(
+        learner,
+        network=resolve_network(network_spec(spec), learner),
+        updates_per_chunk=learner.updates_per_chunk or (8 if image else 64),
+    )
+    stop = config.stop
+    if stop.env_steps is None and stop.updates is None and stop.seconds is None:
+        stop = replace(stop, env_steps=_DEFAULT_ENV_STEPS)
+    if stop.target_return is None:
+        stop = replace(stop, target_return=spec.reward_threshold)
+    return replace(
+        config,
+        env=replace(config.env, stack=spec.stack),
+        actors=actors,
+        replay=replay,
+        learner=learner,
+        stop=stop,
+    )
+
+
+def network_spec(spec: EnvSpec) -> NetworkSpec:
+    """What the learner must know of the environment."""
+    shape = spec.observation_shape if spec.stack == 1 else (spec.stack, *spec.observation_shape)
+    return NetworkSpec(shape, spec.observation_dtype, spec.num_states, spec.num_actions, spec.stack)
+
+
+def _frame_bytes(spec: EnvSpec) -> int:
+    return sum(field.bytes_per_frame for field in spec.block_schema(1).frame_fields)

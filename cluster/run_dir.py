@@ -1,0 +1,158 @@
+"""The run directory: what a run leaves behind, and how it is read again.
+
+Owns file names and formats; reading it executes nothing. Must not import torch or ray.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from actors.core import EnvSpec, EvaluationReport
+from cluster.config import ConfigError, RunConfig
+from cluster.judge import EvaluationRequest
+from cluster.load_config import dump_config, load_config
+from cluster.metrics import Snapshot, figures
+from cluster.threads import available_cores
+from learner.weights import load_weights, save_weights
+
+WeightsName = Literal["best", "latest"]
+_PACKAGES = ("ray", "torch", "gymnasium", "numpy", "msgpack", "prometheus-client")
+
+
+class RunDir:
+    """A run directory that this process writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._evaluations = (path / "evaluations.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    @property
+    def logs(self) -> Path:
+        """Where events and stacks go."""
+        return self.path / "logs"
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, spec: EnvSpec) -> RunDir:
+        """Makes the folder with config and provenance in it.
+
+        Raises:
+            ConfigError: if it holds a run already, or cannot be written.
+        """
+        refuse_used(path)
+        try:
+            for folder in (path, path / "weights", path / "logs"):
+                folder.mkdir(parents=True, exist_ok=True)
+            (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+            (path / "provenance.json").write_text(json.dumps(_provenance(spec), indent=2), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
+        return cls(path)
+
+    def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Adds a line to metrics.jsonl."""
+        line = {name: _rounded(value) for name, value in figures(snapshot).items()}
+        self._metrics.write(json.dumps(line) + "\n")
+
+    def write_event(self, text: str, run_seconds: float) -> None:
+        """Adds a line to logs/events.log: restarts, saves, the reason of the end."""
+        with (self.path / "logs" / "events.log").open("a", encoding="utf-8") as file:
+            file.write(f"{run_seconds:10.2f} {text}\n")
+
+    def write_evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
+        """Adds a line to evaluations.jsonl, every return in it."""
+        line = {
+            "version": report.version,
+            "seed_domain": report.seed_domain,
+            "confirms": request.confirms,
+            "return_mean": float(np.mean(report.returns)),
+            "return_std": float(np.std(report.returns)),
+            "returns": list(report.returns),
+            "lengths": list(report.lengths),
+            "seconds": round(report.seconds, 4),
+        }
+        self._evaluations.write(json.dumps(line) + "\n")
+
+    def write_weights(self, name: WeightsName, flat: np.ndarray, facts: Mapping[str, str]) -> None:
+        """Replaces weights/NAME.safetensors in one step: a reader sees the old file or the new one."""
+        save_weights(self.path / "weights" / f"{name}.safetensors", flat, facts)
+
+    def close(self) -> None:
+        """Closes the line files."""
+        self._metrics.close()
+        self._evaluations.close()
+
+
+def refuse_used(path: Path) -> None:
+    """Raises ConfigError if `path` is a file, or a folder with a run in it."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        kind = "already holds a run" if (path / "config.yaml").exists() else "exists and is not empty"
+        raise ConfigError(
+            f"run directory {path}: {kind}, and nothing recorded is overwritten; "
+            f"choose another with --run-dir, or move this one away"
+        )
+
+
+def read_config(path: Path) -> RunConfig:
+    """The resolved config of a run. Raises ConfigError if there is none."""
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path}: no run directory (config.yaml is missing)")
+    return load_config(path / "config.yaml")
+
+
+def read_weights(path: Path) -> tuple[WeightsName, np.ndarray, Mapping[str, str]]:
+    """The best weights of a run, or the latest where none was confirmed. Raises ConfigError if there are none."""
+    names: tuple[WeightsName, ...] = ("best", "latest")
+    for name in names:
+        file = path / "weights" / f"{name}.safetensors"
+        if file.is_file():
+            flat, facts = load_weights(file)
+            return name, flat, facts
+    raise ConfigError(f"{path}: holds no weights yet; a run writes them when its first update is done")
+
+
+def read_spec(path: Path) -> EnvSpec:
+    """What the run's environment was like."""
+    facts = json.loads((path / "provenance.json").read_text(encoding="utf-8"))["environment"]
+    facts["observation_shape"] = tuple(facts["observation_shape"])
+    return EnvSpec(**facts)
+
+
+def _provenance(spec: EnvSpec) -> dict[str, Any]:
+    return {
+        "environment": asdict(spec),
+        "command": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "cores": available_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "+" where files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        git = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6) if isinstance(value, float) else value
