@@ -78,7 +78,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """Figures go to metrics.jsonl every every_seconds; http://host:port/metrics (port 0: a free one) shows them."""
+    """metrics.jsonl gets a line every every_seconds; http://host:port/metrics serves (port 0: a free one)."""
 
     every_seconds: float = 1.0
     host: str = "127.0.0.1"

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import exceptions as ray_exceptions
+from ray._private import worker as ray_worker
 
 from cluster.engine import EngineError, Handle, Need, ObjectLost, Ref, RoleDied, RoleError
 from cluster.threads import SINGLE_THREADED
@@ -88,6 +89,8 @@ class RayEngine(RayCalls):
 
     def start(self) -> None:
         """Starts or joins Ray. Raises ConnectionError where RAY_ADDRESS leads nowhere."""
+        # Deaths are reported by the coordinator, in one line; Ray would print a paragraph beside it.
+        ray_worker._worker_logs_enabled = False
         if not self._private:
             ray.init(address="auto", log_to_driver=False, logging_level="error")
             return

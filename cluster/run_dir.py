@@ -114,7 +114,7 @@ def read_config(path: Path) -> RunConfig:
 
 
 def read_weights(path: Path) -> tuple[WeightsName, np.ndarray, Mapping[str, str]]:
-    """The best weights of a run, or the latest where none was confirmed. Raises ConfigError if there are none."""
+    """The best weights of a run, or the latest if none was confirmed; ConfigError if there are none."""
     names: tuple[WeightsName, ...] = ("best", "latest")
     for name in names:
         file = path / "weights" / f"{name}.safetensors"
