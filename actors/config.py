@@ -37,7 +37,7 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """Constant epsilon of each lane: base^(1 + alpha * i / (N - 1)) (Ape-X, arXiv:1803.00933, section 4.1)."""
+    """Constant epsilon of each lane: base^(1 + alpha * i / (N - 1)) (Ape-X, arXiv:1803.00933, 4.1)."""
 
     base: float = 0.4
     alpha: float = 7.0

@@ -19,7 +19,10 @@ class Policy(Protocol):
     """Greedy part of acting: weights in, Q-values out."""
 
     def load(self, flat_weights: np.ndarray) -> None:
-        """Takes one flat float32 vector [P], parameters in the learner's order. Raises ValueError on a wrong size."""
+        """Takes one flat float32 vector [P], parameters in the learner's order.
+
+        Raises ValueError on a wrong size.
+        """
 
     def q_values(self, observations: np.ndarray) -> np.ndarray:
         """[N, *obs] -> [N, A] float32; obs is [*frame] where stack is 1, else [stack, *frame]."""

@@ -1,4 +1,4 @@
-"""The Python API: train a configuration, load what a run learned.
+"""The Python API: train a configuration, load what a run learned (load_policy).
 
 Owns the life of a run from checked config to closed engine; ray is imported only when a runtime asks for it.
 """
@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -19,12 +19,15 @@ from actors.envs import probe
 from cluster.config import RunConfig, check
 from cluster.coordinator import Coordinator, Outcome
 from cluster.engine import Engine
+from cluster.evaluate import GreedyPolicy, load_policy
 from cluster.metrics import MetricsServer, Snapshot
 from cluster.resolve import resolve
 from cluster.run_dir import RunDir, refuse_used
 from cluster.signals import StopSignals
 from cluster.threads import available_cores
 from cluster.view import Headline, View, make_view
+
+__all__ = ["GreedyPolicy", "Prepared", "Result", "load_policy", "prepare", "train"]
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,3 @@ def _start_engine(config: RunConfig, stack: ExitStack) -> tuple[Engine, float]:
     engine.start()
     wants_gpu = config.learner.device != "cpu" and engine.gpus >= 1.0
     return engine, 1.0 if wants_gpu else 0.0
-
-
-def with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """The same run with another seed."""
-    return replace(config, run=replace(config.run, seed=seed))

@@ -10,7 +10,6 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from cluster.config import RunConfig
@@ -90,14 +89,11 @@ def _train(options: argparse.Namespace) -> int:
     from cluster.api import train
     from cluster.coordinator import RunFailed
 
-    config = _config(options.source, options.set)
-    section = config.run
-    if options.runtime is not None:
-        section = replace(section, runtime=options.runtime)
-    if options.seed is not None:
-        section = replace(section, seed=options.seed)
+    flags = {"run.runtime": options.runtime, "run.seed": options.seed}
+    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    config = _config(options.source, [*options.set, *given])
     try:
-        result = train(replace(config, run=section), options.run_dir)
+        result = train(config, options.run_dir)
     except RunFailed as failure:
         print(f"{failure}", file=sys.stderr)
         return EXIT_ERROR

@@ -128,8 +128,8 @@ def _dataclass_in(hint: Any) -> type | None:
 
 def _readable(message: str, tree: Mapping[str, Any]) -> str:
     """Puts name and value first: msgspec says "Expected `int`, got `str` - at `$.learner.batch_size`"."""
-    text, _, where = message.partition(" - at `$.")
-    path = where.rstrip("`")
+    text, _, where = message.partition("$.")
+    text, path = text.partition(" - at ")[0], where.rstrip("`")
     if text.startswith(f"{path}."):
         return text  # a section's own check, which names the value itself
     value: Any = tree

@@ -6,10 +6,11 @@ Owns the rules and their reasons; must not import torch or ray.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from actors.core import EnvSpec
-from cluster.config import RunConfig
-from learner.config import NetworkSpec, resolve_network
+from cluster.config import ConfigError, RunConfig
+from learner.config import LearnerConfig, NetworkSpec, resolve_network
 
 _IMAGE_BYTES = 1_024
 _DEFAULT_ENV_STEPS = 1_000_000
@@ -17,7 +18,11 @@ _REPLAY_BYTES_AUTO = 2 << 30
 
 
 def resolve(config: RunConfig, spec: EnvSpec, cores: int) -> RunConfig:
-    """A config without open fields; equal input gives equal output, so the saved one repeats the run."""
+    """A config without open fields; equal input gives equal output, so the saved one repeats the run.
+
+    Raises:
+        ConfigError: if the configured network does not fit the environment's observations.
+    """
     image = _frame_bytes(spec) > _IMAGE_BYTES
     native = spec.backend == "native"
     serial = config.run.runtime == "serial"
@@ -45,7 +50,7 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int) -> RunConfig:
     learner = config.learner
     learner = replace(
         learner,
-        network=resolve_network(network_spec(spec), learner),
+        network=_network(spec, learner),
         updates_per_chunk=learner.updates_per_chunk or (8 if image else 64),
     )
     stop = config.stop
@@ -67,6 +72,13 @@ def network_spec(spec: EnvSpec) -> NetworkSpec:
     """What the learner must know of the environment."""
     shape = spec.observation_shape if spec.stack == 1 else (spec.stack, *spec.observation_shape)
     return NetworkSpec(shape, spec.observation_dtype, spec.num_states, spec.num_actions, spec.stack)
+
+
+def _network(spec: EnvSpec, learner: LearnerConfig) -> Literal["mlp", "nature_cnn", "table"]:
+    try:
+        return resolve_network(network_spec(spec), learner)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _frame_bytes(spec: EnvSpec) -> int:

@@ -1,0 +1,230 @@
+"""From settings to a vector environment: finding it, choosing a backend, fitting its spaces.
+
+Owns every rule about which environments work; must not know of policies, rows or blocks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec as Registration
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import FlattenObservation, TimeLimit
+
+from actors.config import EnvConfig
+from actors.core import EnvSpec
+from actors.discretize import DiscretizedActions
+from actors.errors import EnvError
+from actors.stepper import SeedForm, VectorStepper
+
+__all__ = ["EnvError", "make_vector", "probe"]
+
+_AnyEnv = gym.Env[Any, Any]
+_AnyVectorEnv = VectorEnv[Any, Any, Any]
+_Source = Registration | Callable[..., _AnyEnv]
+
+_ATARI_VECTOR = "ale_py.vector_env:AtariVectorEnv"
+_ATARI_STACK = 4
+
+
+def probe(config: EnvConfig) -> EnvSpec:
+    """What the rest of the system must know of an environment; makes one lane and closes it.
+
+    Raises EnvError, whose message names the cure.
+    """
+    stepper = make_vector(config, 1)
+    stepper.close()
+    return stepper.spec
+
+
+def make_vector(config: EnvConfig, num_envs: int) -> VectorStepper:
+    """num_envs lanes of an environment; reset it before the first step.
+
+    Backend "auto" takes the environment's registered vector form where that plays the same game (see
+    `_native_obstacle`), else lanes stepped one after the other. "async" gives each lane a process.
+    Raises EnvError, whose message names the cure.
+    """
+    with _explained(config):
+        source = _find(config.id)
+        if config.backend in ("auto", "native"):
+            obstacle = _native_obstacle(config, source)
+            if obstacle is None:
+                assert isinstance(source, Registration)
+                env, obstacle = _make_native(config, source, num_envs)
+                if env is not None:
+                    return VectorStepper(env, _spec(config, source, env, "native"), _native_seed_form(source))
+            if config.backend == "native":
+                raise EnvError(f"{config.id} {obstacle}; set env.backend=sync")
+        backend = "async" if config.backend == "async" else "sync"
+        env = _make_lanes(config, source, num_envs, backend)
+        return VectorStepper(env, _spec(config, source, env, backend), "list")
+
+
+def lane_seeds(seed: np.random.SeedSequence, num_seeds: int) -> np.ndarray:
+    """[num_seeds] int64 below 2^31 (what every backend takes); a longer draw begins with a shorter one."""
+    return seed.generate_state(num_seeds).astype(np.int64) >> 1
+
+
+def _find(env_id: str) -> _Source:
+    """A registered environment first, then "module:id" of one that the module registers, then a factory."""
+    module_name, colon, name = env_id.partition(":")
+    if not colon:
+        if env_id.startswith("ALE/"):
+            importlib.import_module("ale_py")  # registers them
+        return gym.spec(env_id)
+    module = importlib.import_module(module_name)
+    if name in gym.registry:
+        return gym.spec(name)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise EnvError(
+            f"{module_name} neither registers an environment {name!r} nor has a callable of that name"
+        )
+    return factory  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _explained(config: EnvConfig) -> Iterator[None]:
+    """Turns what gymnasium and imports raise into EnvError."""
+    try:
+        yield
+    except gym.error.UnregisteredEnv as error:
+        near = difflib.get_close_matches(config.id, gym.registry, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "is the package that registers it installed?"
+        raise EnvError(
+            f"no environment {config.id!r}: {hint} An id that a package registers when imported is written "
+            "package:id, a factory package.module:factory"
+        ) from error
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
+        raise EnvError(
+            f"{config.id} cannot be imported: {error}. Install what is missing into this environment, "
+            "or put your module's folder on PYTHONPATH"
+        ) from error
+    except TypeError as error:
+        raise EnvError(f"{config.id} cannot be made with env.kwargs {config.kwargs}: {error}") from error
+
+
+def _native_obstacle(config: EnvConfig, source: _Source) -> str | None:
+    """Why the registered vector form cannot stand in for single environments, or None."""
+    if not isinstance(source, Registration) or source.vector_entry_point is None:
+        return "has no native vector environment"
+    if str(source.vector_entry_point).startswith("gymnasium.envs.phys2d."):
+        # FunctionalJaxVectorEnv.step freezes every other lane for the step in which one lane resets.
+        return "has a native vector environment with wrong dynamics"
+    if source.additional_wrappers:
+        return "is registered with wrappers, which its native vector environment lacks"
+    if config.max_episode_steps is not None and source.max_episode_steps is None:
+        if source.vector_entry_point == _ATARI_VECTOR:
+            # The fallback would play another game: raw colour frames without preprocessing.
+            raise EnvError(
+                f"{config.id} limits episodes by frames; set env.kwargs.max_num_frames_per_episode "
+                "instead of env.max_episode_steps"
+            )
+        return "has a native vector environment without a time limit"
+    return None
+
+
+def _make_native(
+    config: EnvConfig, source: Registration, num_envs: int
+) -> tuple[_AnyVectorEnv | None, str | None]:
+    """The registered vector environment, or None and why its spaces keep it from being used as it is."""
+    kwargs = dict(config.kwargs)
+    if source.vector_entry_point == _ATARI_VECTOR:
+        kwargs.setdefault("stack_num", 1)  # frames are stored once and stacked when sampled
+    if config.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = config.max_episode_steps
+    env: _AnyVectorEnv = gym.make_vec(source, num_envs, "vector_entry_point", **kwargs)
+    if not isinstance(env.single_action_space, spaces.Discrete):
+        obstacle = f"has actions {env.single_action_space}, which need a wrapper"
+    elif not isinstance(env.single_observation_space, spaces.Box | spaces.Discrete):
+        obstacle = "has observations that must be flattened, which needs a wrapper"
+    elif "autoreset_mode" not in env.metadata:
+        obstacle = "has a native vector environment that does not say how it resets"
+    else:
+        return env, None
+    env.close()
+    return None, obstacle
+
+
+def _native_seed_form(source: Registration) -> SeedForm:
+    return "array" if source.vector_entry_point == _ATARI_VECTOR else "int"
+
+
+def _make_lanes(config: EnvConfig, source: _Source, num_envs: int, backend: str) -> _AnyVectorEnv:
+    """Single environments side by side, with next-step autoreset: so a final observation passes through
+    the same batched forward pass as any other.
+    """
+
+    def make_lane() -> _AnyEnv:
+        return _make_lane(config, source)
+
+    if backend == "async" and num_envs > 1:
+        return AsyncVectorEnv([make_lane] * num_envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return SyncVectorEnv([make_lane] * num_envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+def _make_lane(config: EnvConfig, source: _Source) -> _AnyEnv:
+    """One environment with Discrete actions and Box or Discrete observations."""
+    if isinstance(source, Registration):
+        # The checker looks at every step; `qfleet check-env` is the place for that.
+        env = gym.make(
+            source, max_episode_steps=config.max_episode_steps, disable_env_checker=True, **config.kwargs
+        )
+    else:
+        env = source(**config.kwargs)
+        if not isinstance(env, gym.Env):
+            raise EnvError(f"{config.id} returned a {type(env).__name__}; a factory returns a gymnasium.Env")
+        if config.max_episode_steps is not None:
+            env = TimeLimit(env, config.max_episode_steps)
+    if not isinstance(env.action_space, spaces.Discrete):
+        try:
+            env = DiscretizedActions(env, config.discretize)
+        except EnvError as error:
+            env.close()
+            raise EnvError(f"{config.id} has {error}") from None
+    if not isinstance(env.observation_space, spaces.Box | spaces.Discrete):
+        if not env.observation_space.is_np_flattenable:
+            raise EnvError(
+                f"{config.id} has observations {env.observation_space}, which have no fixed size; wrap the "
+                "environment so that it gives Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple ones"
+            )
+        env = FlattenObservation(env)
+    return env
+
+
+def _spec(config: EnvConfig, source: _Source, env: _AnyVectorEnv, backend: str) -> EnvSpec:
+    registration = source if isinstance(source, Registration) else None
+    space = env.single_observation_space
+    shape = space.shape
+    assert shape is not None
+    assert isinstance(env.single_action_space, spaces.Discrete)
+    default_stack = 1
+    atari = registration is not None and registration.vector_entry_point == _ATARI_VECTOR
+    if backend == "native" and atari and "stack_num" not in config.kwargs:
+        shape = shape[1:]  # its own stack of one
+        default_stack = _ATARI_STACK
+    if isinstance(space, spaces.Discrete):
+        dtype = "<i8"
+    else:
+        dtype = "|u1" if space.dtype == np.uint8 else "<f4"
+    limit = config.max_episode_steps
+    if limit is None and registration:
+        limit = registration.max_episode_steps
+    return EnvSpec(
+        observation_shape=tuple(shape),
+        observation_dtype=dtype,
+        num_states=int(space.n) if isinstance(space, spaces.Discrete) else None,
+        num_actions=int(env.single_action_space.n),
+        stack=config.stack or default_stack,
+        backend=backend,
+        autoreset_mode=AutoresetMode(env.metadata["autoreset_mode"]).value,
+        max_episode_steps=limit,
+        reward_threshold=registration.reward_threshold if registration else None,
+    )

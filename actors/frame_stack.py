@@ -1,0 +1,36 @@
+"""Observations made of the newest frames of each lane.
+
+Owns the rolling stack that rollout and evaluation share; must not import anything but numpy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class FrameStack:
+    """The last `stack` frames of N lanes; an episode's first frame stands for those before it."""
+
+    def __init__(self, stack: int, frames: np.ndarray) -> None:
+        """frames [N, *shape] begin an episode in every lane."""
+        self._stack = stack
+        self._frames = np.repeat(frames[:, None], stack, axis=1)
+
+    @property
+    def observations(self) -> np.ndarray:
+        """[N, *shape] where stack is 1, else [N, stack, *shape], oldest first. Valid until the next push."""
+        return self._frames[:, 0] if self._stack == 1 else self._frames
+
+    def push(self, frames: np.ndarray, starts: np.ndarray) -> None:
+        """Appends frames [N, *shape]; starts [N] bool says where they begin an episode."""
+        if self._stack > 1:
+            self._frames[:, :-1] = self._frames[:, 1:]
+            if np.count_nonzero(starts):
+                self._frames[starts] = frames[starts, None]
+        self._frames[:, -1] = frames
+
+    def followed_by(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """The observations that frames [K, *shape] would make in lanes [K]; nothing is pushed."""
+        if self._stack == 1:
+            return frames.copy()
+        return np.concatenate([self._frames[lanes, 1:], frames[:, None]], axis=1)

@@ -1,0 +1,67 @@
+"""n-step returns over dense [T, N] steps.
+
+Owns the arithmetic of rows; must not import anything but numpy and the end bits of blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from replay_service.block import TERMINATED, TRUNCATED
+
+
+@dataclass(frozen=True, eq=False)
+class NStepRows:
+    """One row for each of T steps of N lanes, [T, N] each; meaningless where a step was not real.
+
+    Attributes:
+        reward: float64, sum over k < m of gamma^k * r_{t+k}.
+        discount: float64, gamma^m; 0 where the row's last step terminated (also if it truncated as well).
+        steps: int64, m: n, or fewer where the episode ended (or the data did: then not complete).
+        end: uint8, TERMINATED and TRUNCATED bits of the row's last step.
+        complete: bool, the row is real and no later step can change it.
+    """
+
+    reward: np.ndarray
+    discount: np.ndarray
+    steps: np.ndarray
+    end: np.ndarray
+    complete: np.ndarray
+
+    @property
+    def next_step(self) -> np.ndarray:
+        """[T, N] int64, t + m: the row bootstraps from the frame that follows step t + m - 1."""
+        return self.steps + np.arange(len(self.steps))[:, None]
+
+
+def n_step_rows(
+    reward: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    real: np.ndarray,
+    n_step: int,
+    gamma: float,
+) -> NStepRows:
+    """Rows of up to n_step steps (Sutton and Barto 2018, equation 7.1, as reward and discount).
+
+    reward [T, N] float; terminated, truncated, real [T, N] bool. real is False where a step was only an
+    autoreset; it must follow an end, so that no row runs into it. A truncated row keeps its discount:
+    it bootstraps from the true last observation.
+    """
+    num_steps = len(reward)
+    bits = terminated * np.uint8(TERMINATED) | truncated * np.uint8(TRUNCATED)
+    total = np.zeros(reward.shape)
+    steps = np.zeros(reward.shape, dtype=np.int64)
+    end = np.zeros(reward.shape, dtype=np.uint8)
+    running = real.copy()
+    for k in range(min(n_step, num_steps)):
+        rows = slice(num_steps - k)  # those whose step t + k is in the data
+        now = running[rows]
+        total[rows] += np.where(now, gamma**k * reward[k:], 0.0)
+        steps[rows] += now
+        end[rows] |= np.where(now, bits[k:], np.uint8(0))
+        now &= bits[k:] == 0
+    discount = np.where(end & TERMINATED, 0.0, gamma ** np.arange(n_step + 1)[steps])
+    return NStepRows(total, discount, steps, end, real & ((end != 0) | (steps == n_step)))

@@ -1,0 +1,101 @@
+"""Greedy policies in plain numpy: a small MLP and a table.
+
+Owns the forward pass of acting; must not import anything but numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+
+class MlpPolicy:
+    """Fully connected layers with ReLU between them.
+
+    Flat weights: for each layer W [out, in] row by row, then b [out]. Observations are flattened;
+    uint8 ones are divided by 255.
+    """
+
+    def __init__(self, layer_sizes: Sequence[int]) -> None:
+        """layer_sizes: inputs, hidden layers, actions. Raises ValueError on fewer than two or one below 1."""
+        self._sizes = tuple(layer_sizes)
+        if len(self._sizes) < 2 or min(self._sizes) < 1:
+            raise ValueError(
+                f"layer sizes {self._sizes}: give inputs, hidden layers and actions, each at least 1"
+            )
+        self.num_weights = sum(inputs * outputs + outputs for inputs, outputs in pairwise(self._sizes))
+        self._layers: list[tuple[np.ndarray, np.ndarray]] = []
+        self._buffers: list[np.ndarray] = []
+
+    def load(self, flat_weights: np.ndarray) -> None:
+        """Takes a copy of flat_weights [num_weights] float32. Raises ValueError on another shape."""
+        _check_flat(flat_weights, self.num_weights)
+        self._layers = []
+        offset = 0
+        for inputs, outputs in pairwise(self._sizes):
+            weight = flat_weights[offset : offset + inputs * outputs].reshape(outputs, inputs)
+            offset += inputs * outputs
+            bias = flat_weights[offset : offset + outputs]
+            offset += outputs
+            # [in, out] in memory: the product of a small batch is faster than with a transposed view.
+            self._layers.append((weight.T.astype(np.float32, order="C"), bias.astype(np.float32)))
+
+    def q_values(self, observations: np.ndarray) -> np.ndarray:
+        """[N, *obs] -> [N, A] float32. Raises ValueError on a wrong observation size or before `load`."""
+        if not self._layers:
+            raise ValueError("no weights loaded")
+        num_lanes = len(observations)
+        hidden = observations.reshape(num_lanes, -1)
+        if hidden.shape[1] != self._sizes[0]:
+            raise ValueError(f"observations {observations.shape} do not flatten to [N, {self._sizes[0]}]")
+        if hidden.dtype == np.uint8:
+            hidden = np.divide(hidden, np.float32(255), dtype=np.float32)
+        else:
+            hidden = hidden.astype(np.float32, copy=False)
+        if not self._buffers or len(self._buffers[0]) != num_lanes:
+            self._buffers = [np.empty((num_lanes, size), np.float32) for size in self._sizes[1:-1]]
+        for (weight, bias), buffer in zip(self._layers[:-1], self._buffers, strict=True):
+            np.dot(hidden, weight, out=buffer)
+            buffer += bias
+            hidden = np.maximum(buffer, 0.0, out=buffer)
+        weight, bias = self._layers[-1]
+        q: np.ndarray = np.dot(hidden, weight)
+        q += bias
+        return q
+
+
+class TablePolicy:
+    """One Q-value for each state and action; flat weights are [S, A] row by row."""
+
+    def __init__(self, num_states: int, num_actions: int) -> None:
+        """Raises ValueError unless both are at least 1."""
+        if num_states < 1 or num_actions < 1:
+            raise ValueError(f"a table of {num_states} states and {num_actions} actions has no entry")
+        self._shape = (num_states, num_actions)
+        self.num_weights = num_states * num_actions
+        self._table: np.ndarray | None = None
+
+    def load(self, flat_weights: np.ndarray) -> None:
+        """Takes a copy of flat_weights [S * A] float32. Raises ValueError on another shape."""
+        _check_flat(flat_weights, self.num_weights)
+        self._table = flat_weights.reshape(self._shape).astype(np.float32)
+
+    def q_values(self, observations: np.ndarray) -> np.ndarray:
+        """States [N] int64 -> [N, A] float32. Raises ValueError on another shape or dtype, or unloaded."""
+        if self._table is None:
+            raise ValueError("no weights loaded")
+        if observations.ndim != 1 or not np.issubdtype(observations.dtype, np.integer):
+            raise ValueError(
+                f"a table takes states [N] of integers, not {observations.shape} {observations.dtype}"
+            )
+        q: np.ndarray = self._table[observations]
+        return q
+
+
+def _check_flat(flat_weights: np.ndarray, size: int) -> None:
+    if flat_weights.shape != (size,) or flat_weights.dtype != np.float32:
+        raise ValueError(
+            f"weights {flat_weights.shape} {flat_weights.dtype} do not fit: it takes ({size},) float32"
+        )

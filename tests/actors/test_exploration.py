@@ -1,0 +1,57 @@
+"""Epsilon and what it does to actions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from actors.config import ActorsConfig, LadderConfig
+from actors.exploration import epsilon_greedy, ladder_epsilons, linear_epsilon
+
+
+@pytest.mark.parametrize(
+    ("env_steps", "epsilon"), [(0, 1.0), (250, 0.775), (500, 0.55), (1000, 0.1), (10**9, 0.1)]
+)
+def test_epsilon_falls_linearly_and_stays(env_steps: int, epsilon: float) -> None:
+    config = ActorsConfig(epsilon_start=1.0, epsilon_end=0.1, epsilon_decay_env_steps=1000)
+    assert linear_epsilon(config, env_steps) == pytest.approx(epsilon)
+
+
+def test_the_ladder_spans_base_to_base_to_the_one_plus_alpha() -> None:
+    epsilons = ladder_epsilons(LadderConfig(base=0.4, alpha=7.0), 5)
+    assert epsilons == pytest.approx([0.4 ** (1 + 7 * i / 4) for i in range(5)])
+
+
+def test_a_ladder_of_one_lane_is_its_base() -> None:
+    assert ladder_epsilons(LadderConfig(base=0.4, alpha=7.0), 1).tolist() == [0.4]
+
+
+def test_without_exploration_the_first_best_action_is_taken() -> None:
+    q = np.array([[0.0, 2.0, 2.0], [1.0, 0.0, 0.0], [3.0, 3.0, 3.0]])
+    assert epsilon_greedy(q, 0.0, np.random.default_rng(0)).tolist() == [1, 0, 0]
+
+
+def test_action_frequencies() -> None:
+    """Lane i is greedy with 1 - e + e/A and takes each other with e/A, within 5 standard deviations."""
+    num_draws, num_actions = 20_000, 4
+    epsilon = np.array([0.0, 0.1, 0.5, 1.0])
+    q = np.tile([0.0, 0.0, 1.0, 0.0], (len(epsilon), 1))
+    rng = np.random.default_rng(1)
+    actions = np.array([epsilon_greedy(q, epsilon, rng) for _ in range(num_draws)])
+    for lane, e in enumerate(epsilon):
+        for action in range(num_actions):
+            p = e / num_actions + (1 - e) * (action == 2)
+            tolerance = 5 * math.sqrt(p * (1 - p) / num_draws)
+            assert abs(float(np.mean(actions[:, lane] == action)) - p) <= tolerance
+
+
+def test_lanes_explore_independently() -> None:
+    """Each takes the worse action with 1/2 * 1/2; both at once with the square of that."""
+    num_draws, p = 20_000, 1 / 16
+    q = np.array([[1.0, 0.0], [1.0, 0.0]])
+    rng = np.random.default_rng(2)
+    actions = np.array([epsilon_greedy(q, 0.5, rng) for _ in range(num_draws)])
+    both = float(np.mean(actions.all(axis=1)))
+    assert abs(both - p) <= 5 * math.sqrt(p * (1 - p) / num_draws)

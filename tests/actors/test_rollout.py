@@ -1,0 +1,197 @@
+"""One actor's loop: counters, exploration schedule, determinism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+from unittest import mock
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from actors.config import ActorsConfig, EnvConfig, LadderConfig
+from actors.core import RolloutReport
+from actors.policy import MlpPolicy
+from actors.rollout import EnvActor
+from actors.stepper import VectorStepper
+from replay_service.block import ROW_FIELDS, TransitionBlock
+from replay_service.messages import ShardStatus
+
+STATUS = ShardStatus(0, 0, 1, 1.0, 1.0, 1, 1, 0, 0, 0, 1)
+
+
+class ListSink:
+    def __init__(self) -> None:
+        self.blocks: list[TransitionBlock] = []
+
+    def push(self, block: TransitionBlock) -> None:
+        self.blocks.append(block)
+
+    def statuses(self) -> tuple[ShardStatus, ...]:
+        return (STATUS,)
+
+
+def make_actor(
+    config: ActorsConfig,
+    env: EnvConfig | None = None,
+    *,
+    actor: int = 0,
+    num_actors: int = 1,
+    seed: int = 0,
+) -> tuple[EnvActor, ListSink]:
+    sink = ListSink()
+    made = EnvActor(
+        env or EnvConfig("CartPole-v1"),
+        config,
+        policy=MlpPolicy([4, 8, 2]),
+        sink=sink,
+        actor=actor,
+        incarnation=3,
+        num_actors=num_actors,
+        seed=np.random.SeedSequence(seed),
+    )
+    return made, sink
+
+
+def weights(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=MlpPolicy([4, 8, 2]).num_weights).astype(np.float32)
+
+
+def assert_same_blocks(first: list[TransitionBlock], second: list[TransitionBlock]) -> None:
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.env_steps == b.env_steps
+        assert np.array_equal(a.frames["observation"], b.frames["observation"])
+        for name, _ in ROW_FIELDS:
+            assert np.array_equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_a_report_counts_its_chunk() -> None:
+    actor, sink = make_actor(ActorsConfig(envs_per_actor=4, n_step=2, epsilon_start=1.0), actor=5)
+    reports = [actor.rollout(100, version, weights(), 0) for version in range(3)]
+    assert [report.version for report in reports] == [0, 1, 2]
+    assert sum(block.env_steps for block in sink.blocks) == sum(report.env_steps for report in reports)
+    for report, block in zip(reports, sink.blocks, strict=True):
+        assert (report.actor, report.incarnation, report.statuses) == (5, 3, (STATUS,))
+        assert report.rows_pushed == block.num_rows
+        # Every vector step of an episode's end is followed by a step that only resets.
+        assert (
+            400 - len(report.episode_returns) - 4 <= report.env_steps <= 400 - len(report.episode_returns) + 4
+        )
+        assert report.episode_returns == report.episode_lengths  # CartPole rewards each step with 1
+        assert set(report.seconds) == {"act", "env", "build", "push"}
+        assert all(seconds >= 0 for seconds in report.seconds.values())
+    ended = sum(sum(report.episode_lengths) for report in reports)
+    assert 0 < ended <= sum(report.env_steps for report in reports)
+
+
+def test_returns_are_those_of_the_episodes(scripted: Callable[..., VectorStepper]) -> None:
+    script = [[(1.0, False, False), (2.0, True, False)], [(-5.0, False, True)]]
+    for mode in AutoresetMode:
+        with mock.patch("actors.rollout.make_vector", return_value=scripted([script], mode)):
+            actor = EnvActor(
+                EnvConfig(),
+                ActorsConfig(envs_per_actor=1, epsilon_start=0.0, epsilon_end=0.0),
+                policy=MlpPolicy([3, 3]),
+                sink=ListSink(),
+                actor=0,
+                incarnation=0,
+                num_actors=1,
+                seed=np.random.SeedSequence(0),
+            )
+        always_action_0 = np.array([0.0] * 9 + [1.0, 0.0, 0.0], np.float32)
+        reports = [actor.rollout(1, 0, always_action_0, 0) for _ in range(6)]
+        assert [r for report in reports for r in report.episode_returns] == [3.0, -5.0]
+        assert [n for report in reports for n in report.episode_lengths] == [2, 1]
+
+
+def test_acts_at_random_before_the_first_weights() -> None:
+    actor, sink = make_actor(ActorsConfig(envs_per_actor=8, epsilon_start=0.0, epsilon_end=0.0))
+    report = actor.rollout(500, 0, None, 0)
+    assert report.epsilon == 1.0
+    (block,) = sink.blocks
+    mean, tolerance = float(np.mean(block.action)), 5 * 0.5 / block.num_rows**0.5
+    assert abs(mean - 0.5) < tolerance
+    # No Q-values are known, so the error is the reward itself.
+    assert np.array_equal(block.priority, np.abs(block.reward))
+
+
+def test_weights_are_kept_until_new_ones_come() -> None:
+    config = ActorsConfig(envs_per_actor=4, epsilon_start=0.0, epsilon_end=0.0)
+    kept, kept_sink = make_actor(config)
+    given, given_sink = make_actor(config)
+    for flat_weights in (weights(), None, None):
+        kept.rollout(30, 0, flat_weights, 0)
+        given.rollout(30, 0, weights(), 0)
+    assert_same_blocks(kept_sink.blocks, given_sink.blocks)
+    kept.rollout(30, 0, weights(1), 0)
+    given.rollout(30, 0, weights(), 0)
+    assert not np.array_equal(kept_sink.blocks[-1].priority, given_sink.blocks[-1].priority)
+
+
+def test_epsilon_follows_global_steps_and_own_steps_since() -> None:
+    config = ActorsConfig(
+        envs_per_actor=4, epsilon_start=1.0, epsilon_end=0.0, epsilon_decay_env_steps=10_000
+    )
+    actor, _ = make_actor(config)
+    first = actor.rollout(100, 0, weights(), 2_000)
+    assert first.epsilon == pytest.approx(0.8)
+    second = actor.rollout(100, 0, None, 2_000)  # the figure is old
+    assert second.epsilon == pytest.approx(0.8 - first.env_steps / 10_000)
+    assert actor.rollout(100, 0, None, 3_000).epsilon == pytest.approx(0.7)
+
+
+def test_the_ladder_runs_over_all_lanes_of_all_actors() -> None:
+    config = ActorsConfig(envs_per_actor=2, epsilon_ladder=LadderConfig(base=0.5, alpha=3.0))
+    rungs = [0.5 ** (1 + 3 * i / 5) for i in range(6)]
+    for index in range(3):
+        actor, _ = make_actor(config, actor=index, num_actors=3)
+        for global_env_steps in (0, 10**6):
+            report = actor.rollout(1, 0, weights(), global_env_steps)
+            assert report.epsilon == pytest.approx(np.mean(rungs[2 * index : 2 * index + 2]))
+
+
+def run(actor: EnvActor) -> list[RolloutReport]:
+    return [actor.rollout(40, version, weights(version), 1_000 * version) for version in range(4)]
+
+
+@pytest.mark.parametrize("backend", ["native", "sync"])
+def test_a_seed_decides_everything(backend: Literal["native", "sync"]) -> None:
+    env = EnvConfig("CartPole-v1", backend=backend)
+    config = ActorsConfig(envs_per_actor=4, n_step=3, epsilon_decay_env_steps=4_000)
+    first, first_sink = make_actor(config, env)
+    second, second_sink = make_actor(config, env)
+    other, other_sink = make_actor(config, env, seed=1)
+    for actor in (first, second, other):
+        run(actor)
+    assert_same_blocks(first_sink.blocks, second_sink.blocks)
+    assert not np.array_equal(
+        first_sink.blocks[0].frames["observation"][:10], other_sink.blocks[0].frames["observation"][:10]
+    )
+
+
+def test_reset_makes_an_actor_as_new() -> None:
+    """A run that goes on after a cut equals one that was resumed from it."""
+    config = ActorsConfig(envs_per_actor=4, n_step=3, epsilon_decay_env_steps=4_000)
+    uninterrupted, uninterrupted_sink = make_actor(config)
+    run(uninterrupted)
+    uninterrupted.reset(np.random.SeedSequence(77))
+    uninterrupted_sink.blocks.clear()
+    resumed, resumed_sink = make_actor(config, seed=77)
+    before, after = run(uninterrupted), run(resumed)
+    assert_same_blocks(uninterrupted_sink.blocks, resumed_sink.blocks)
+    assert [report.episode_returns for report in before] == [report.episode_returns for report in after]
+    assert [report.epsilon for report in before] == [report.epsilon for report in after]
+
+
+def test_the_callers_seed_is_left_as_it_was() -> None:
+    seed = np.random.SeedSequence(1)
+    actor, _ = make_actor(ActorsConfig(envs_per_actor=1))
+    actor.reset(seed)
+    assert seed.n_children_spawned == 0
+
+
+def test_the_number_of_lanes_must_be_known() -> None:
+    with pytest.raises(ValueError, match=r"actors.envs_per_actor is not set"):
+        make_actor(ActorsConfig())
