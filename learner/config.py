@@ -6,7 +6,10 @@ Owns names, defaults and single-value checks; must not import torch, so that a d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+NATURE_CNN_SMALLEST_IMAGE = 36
+"""Pixels on a side below which the three convolutions of the Nature CNN leave nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class LearnerConfig:
 
     loss "squared" is mean (y - Q)^2; "huber" is quadratic below huber_delta. The target network is
     copied every target_update_updates, or follows by target_polyak (new share a update) where that is given.
-    max_grad_norm None switches clipping off. threads None: set by role from the cores there are.
+    max_grad_norm None switches clipping off.
     learning_rate falls linearly to learning_rate_end over learning_rate_decay_updates where that is given.
     """
 
@@ -80,3 +83,64 @@ class LearnerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"learner.{name} is {value}; give at least 1")
+
+
+class ImageShape(NamedTuple):
+    """One uint8 image observation: channels counts all frames of a stack.
+
+    channels_last says how each frame lies in memory: [H, W, C], else [H, W] or [C, H, W].
+    """
+
+    channels: int
+    height: int
+    width: int
+    channels_last: bool
+
+
+def image_shape(spec: NetworkSpec) -> ImageShape | None:
+    """The image that an observation is, or None where it is none (not uint8, or not 2 or 3 axes a frame).
+
+    A frame with three axes is [H, W, C] or [C, H, W], whichever makes C the smaller; [H, W, C] where both do.
+    """
+    frame = spec.observation_shape[1:] if spec.stack > 1 else spec.observation_shape
+    if spec.observation_dtype not in ("uint8", "|u1"):
+        return None
+    match frame:
+        case (height, width):
+            return ImageShape(spec.stack, height, width, channels_last=False)
+        case (height, width, channels) if channels <= height:
+            return ImageShape(spec.stack * channels, height, width, channels_last=True)
+        case (channels, height, width):
+            return ImageShape(spec.stack * channels, height, width, channels_last=False)
+        case _:
+            return None
+
+
+def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> Literal["mlp", "nature_cnn", "table"]:
+    """The network that config.network names; "auto" is a table for Discrete observations, the Nature CNN for
+    uint8 images of at least 36 x 36, else an MLP. Raises ValueError where the named one does not fit."""
+    image = image_shape(spec)
+    large_enough = image is not None and min(image.height, image.width) >= NATURE_CNN_SMALLEST_IMAGE
+    discrete = spec.num_states is not None
+    if discrete and spec.stack > 1:
+        raise ValueError(f"Discrete observations cannot be stacked, but env.stack is {spec.stack}; give 1")
+    match config.network:
+        case "auto":
+            return "table" if discrete else "nature_cnn" if large_enough else "mlp"
+        case "table" if not discrete:
+            raise ValueError(
+                "learner.network is table, which needs Discrete observations; "
+                f"these are {spec.observation_dtype} {list(spec.observation_shape)}"
+            )
+        case "nature_cnn" if not large_enough:
+            raise ValueError(
+                "learner.network is nature_cnn, which needs uint8 images of at least "
+                f"{NATURE_CNN_SMALLEST_IMAGE} x {NATURE_CNN_SMALLEST_IMAGE} pixels; "
+                f"these are {spec.observation_dtype} {list(spec.observation_shape)} (stack {spec.stack})"
+            )
+        case "mlp" if discrete:
+            raise ValueError(
+                "learner.network is mlp, but Discrete observations have no magnitude; give table"
+            )
+        case named:
+            return named

@@ -14,6 +14,10 @@ import numpy as np
 from replay_service.messages import Minibatch, ShardStatus
 
 
+class DivergedError(RuntimeError):
+    """Learning produced NaN or infinity: no weights of this chunk may be used."""
+
+
 class MinibatchSource(Protocol):
     """Where minibatches come from (replay_service.sampler.ReplaySampler in a run; a list in tests)."""
 
@@ -47,3 +51,14 @@ class LearnReport:
     learning_rate: float
     seconds: Mapping[str, float]
     statuses: tuple[ShardStatus, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LearnerState:
+    """All that a learner needs to go on bit for bit after `version` updates.
+
+    tensors: name -> [P] float32 copies: "online", "target", and for Adam "exp_avg" and "exp_avg_sq".
+    """
+
+    version: int
+    tensors: Mapping[str, np.ndarray]

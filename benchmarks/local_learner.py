@@ -1,0 +1,100 @@
+"""Updates a second of the learner in the local runtime, beside its actors, shard and evaluator,
+against a bare PyTorch loop with the same network, batch and optimiser on data in memory.
+
+Run as `python -m benchmarks.local_learner`. The bare loop runs before and after each training run, with the
+machine to itself, so a machine that changes speed shows; the ratio is against the mean of the two.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
+
+import torch
+
+from benchmarks.update_step import CARTPOLE, BareLoop, Case, Minibatches, updates_per_second
+from cluster.api import train
+from cluster.config import RunConfig
+from cluster.load_config import PRESETS, load_config
+from cluster.metrics import Snapshot
+from cluster.view import LineView
+
+RUNS = 3
+SECONDS = 20.0
+BARE_UPDATES = 1_500
+
+
+class Recorder(LineView):
+    """Keeps the snapshots; shows nothing."""
+
+    kept: list[Snapshot]
+
+    def figures(self, snapshot: Snapshot) -> None:
+        self.kept.append(snapshot)
+
+    def event(self, text: str, run_seconds: float) -> None:
+        pass
+
+    def _say(self, text: str) -> None:
+        pass
+
+
+def steady_updates_per_second(config: RunConfig) -> float:
+    """From the second snapshot with updates to the last regular one: start-up and end stay out."""
+    kept: list[Snapshot] = []
+
+    def view(headline: object, stop: object) -> Recorder:
+        recorder = Recorder(headline, stop, sys.stdout)  # type: ignore[arg-type]
+        recorder.kept = kept
+        return recorder
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, Path(folder) / "run", view=view)
+    learning = [snapshot for snapshot in kept if snapshot.updates_total > 0][1:-1]
+    first, last = learning[0], learning[-1]
+    return (last.updates_total - first.updates_total) / (last.run_seconds - first.run_seconds)
+
+
+def bare_updates_per_second(config: RunConfig) -> float:
+    case = Case("", CARTPOLE, config.learner, BARE_UPDATES)
+    loop = BareLoop(case, Minibatches(case).held)
+    loop.learn(200)
+    return updates_per_second(loop, BARE_UPDATES)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(f"{'local runtime':34s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s}   (medians of {RUNS} runs)")
+    for name, batch_size, sampling in (
+        ("MLP 128x128, batch 64, uniform", 64, "uniform"),
+        ("MLP 128x128, batch 64, prioritised", 64, "prioritised"),
+        ("MLP 128x128, batch 128, uniform", 128, "uniform"),
+    ):
+        config = load_config(
+            PRESETS / "cartpole.yaml",
+            [
+                f"learner.batch_size={batch_size}",
+                "learner.double=false",
+                f"replay.sampling={sampling}",
+                "stop.target_return=501",
+                f"stop.seconds={SECONDS}",
+                "stop.env_steps=100_000_000",
+            ],
+        )
+        config = replace(config, learner=replace(config.learner, network="mlp"))
+        ratios, rates = [], []
+        for _ in range(RUNS):
+            before = bare_updates_per_second(config)
+            ours = steady_updates_per_second(config)
+            bare = fmean((before, bare_updates_per_second(config)))
+            ratios.append(ours / bare)
+            rates.append((bare, ours))
+        bare, ours = (median(side) for side in zip(*rates, strict=True))
+        print(f"{name:34s} {bare:9.1f} {ours:9.1f} {median(ratios):6.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
