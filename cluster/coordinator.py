@@ -99,7 +99,9 @@ class Coordinator:
         self._batch_size = config.learner.batch_size
         # The serial runtime runs each call where it is made: a second credit would only add policy lag.
         self._credits_each = 1 if config.run.runtime == "serial" else _CREDITS_EACH
-        rollout_rows = self._credits_each * len(self._fleet.actors) * self._chunk_rows
+        # A chunk stays outstanding until a shard confirms it, and its actor says so with its next chunk only.
+        unconfirmed = 0 if config.run.runtime == "serial" else config.actors.pushes_in_flight
+        rollout_rows = (self._credits_each + unconfirmed) * len(self._fleet.actors) * self._chunk_rows
         learn_rows = self._credits_each * self._chunk_updates * self._batch_size
         self._pacing = Pacing(
             config.pacing.samples_per_insert,

@@ -1,0 +1,281 @@
+"""The learner's side of the service: prefetched minibatches over all shards, priorities sent back in bulk.
+
+Owns the requests in flight and the staging buffer; must not import ray, torch or learner.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from replay_service.config import ReplayConfig
+from replay_service.messages import Minibatch, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
+from replay_service.shard import EmptyShardError, ReplayShard
+from replay_service.sharding import allocate, draw_probability, importance_exponent, importance_weights
+
+Ticket = TypeVar("Ticket")
+
+ROW_FIELDS = ("action", "reward", "discount", "policy_version", "keys", "probability")
+
+
+class ShardTransport(Protocol[Ticket]):
+    """How shards are called: directly, or over processes. Calls to one shard keep their order."""
+
+    @property
+    def num_shards(self) -> int:
+        """S; shards are numbered from 0."""
+
+    def exchange(self, shard: int, update: PriorityUpdate | None, request: SampleRequest) -> Ticket:
+        """Starts ReplayShard.exchange and returns at once."""
+
+    def collect(self, ticket: Ticket) -> SampleReply:
+        """Waits for the reply; raises what the shard raised. A ticket is collected once."""
+
+    def status(self, shard: int) -> ShardStatus:
+        """Waits for ReplayShard.status."""
+
+
+class LocalTransport:
+    """Direct calls to shards of this process; a ticket is the reply itself."""
+
+    def __init__(self, shards: Sequence[ReplayShard]) -> None:
+        self._shards = tuple(shards)
+
+    @property
+    def num_shards(self) -> int:
+        """See ShardTransport."""
+        return len(self._shards)
+
+    def exchange(self, shard: int, update: PriorityUpdate | None, request: SampleRequest) -> SampleReply:
+        """See ShardTransport."""
+        return self._shards[shard].exchange(update, request)
+
+    def collect(self, ticket: SampleReply) -> SampleReply:
+        """See ShardTransport."""
+        return ticket
+
+    def status(self, shard: int) -> ShardStatus:
+        """See ShardTransport."""
+        return self._shards[shard].status()
+
+
+@dataclass(frozen=True, eq=False)
+class _Request(Generic[Ticket]):
+    """One request to every shard: its tickets [S], and the shares [S] that made its counts [K, S]."""
+
+    tickets: tuple[Ticket, ...]
+    shares: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """What give_back needs of a minibatch: keys [B] ordered by shard, counts [S]."""
+
+    keys: np.ndarray
+    counts: np.ndarray
+
+
+class ReplaySampler(Generic[Ticket]):
+    """Minibatches of `batch_size` rows over all shards (a learner.core.MinibatchSource).
+
+    `prefetch_requests` requests of `minibatches_per_request` minibatches each are kept in flight; 0 draws
+    only when a minibatch is asked for, which with direct calls is deterministic. Every request goes to every
+    shard, also for 0 rows: that carries the priorities and brings back the mass.
+
+    The replies of a request are copied into one staging buffer, reused by the next: the arrays are writable,
+    contiguous over shards, and valid until the next minibatch is asked for.
+    """
+
+    def __init__(
+        self,
+        config: ReplayConfig,
+        transport: ShardTransport[Ticket],
+        *,
+        batch_size: int,
+        minibatches_per_request: int,
+        prefetch_requests: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._batch_size = batch_size
+        self._minibatches_per_request = minibatches_per_request
+        self._prefetch_requests = prefetch_requests
+        self._rng = rng
+        self._prioritised = config.sampling == "prioritised"
+        self._seconds_waiting = 0.0
+        self._statuses: dict[int, ShardStatus] = {}
+        self._in_flight: deque[_Request[Ticket]] = deque()
+        self._current: _Request[Ticket] | None = None
+        self._position = 0
+        self._rows: dict[str, np.ndarray] = {}
+        self._windows: dict[str, np.ndarray] = {}
+        self._next_index = 0
+        self._handed_out: dict[int, _Drawn] = {}
+        self._returned: list[list[PriorityUpdate]] = [[] for _ in range(transport.num_shards)]
+
+    @property
+    def seconds_waiting(self) -> float:
+        """Total seconds spent waiting for replies."""
+        return self._seconds_waiting
+
+    def statuses(self) -> tuple[ShardStatus, ...]:
+        """The newest status of each shard heard of so far, in the order of shards."""
+        return tuple(status for _, status in sorted(self._statuses.items()))
+
+    def refresh(self) -> None:
+        """Forgets all that was drawn, is in flight or was not sent yet, and asks every shard for its status.
+
+        For a cut, and after a shard was replaced. The first minibatch does it by itself.
+        """
+        self._in_flight.clear()
+        self._current = None
+        self._handed_out.clear()
+        for returned in self._returned:
+            returned.clear()
+        for shard in range(self._transport.num_shards):
+            self._statuses[shard] = self._transport.status(shard)
+
+    def next_minibatch(self, update: int) -> Minibatch:
+        """The next minibatch; `update` (updates done so far) sets the importance exponent. May wait.
+
+        Raises EmptyShardError when no shard is known to hold rows, and what a shard raised.
+        """
+        if self._current is None or self._position == self._minibatches_per_request:
+            self._advance()
+        assert self._current is not None
+        k = self._position
+        self._position += 1
+        counts = self._current.counts[k]
+        rows = {name: array[k] for name, array in self._rows.items()}
+        if self._prioritised:
+            probability = draw_probability(self._current.shares, counts, rows["probability"])
+            config = self._config
+            exponent = importance_exponent(
+                update, config.importance_exponent_start, config.importance_anneal_updates
+            )
+            weight = importance_weights(probability, exponent)
+            self._handed_out[self._next_index] = _Drawn(rows["keys"].copy(), counts)
+        else:
+            weight = np.ones(self._batch_size, np.float32)
+        minibatch = Minibatch(
+            windows={name: array[k] for name, array in self._windows.items()},
+            action=rows["action"],
+            reward=rows["reward"],
+            discount=rows["discount"],
+            policy_version=rows["policy_version"],
+            weight=weight,
+            index=self._next_index,
+        )
+        self._next_index += 1
+        return minibatch
+
+    def give_back(self, index: int, td_errors: np.ndarray) -> None:
+        """Absolute TD errors [B] of the minibatch `index`, copied; they leave with the next request.
+
+        Nothing happens where sampling is uniform. Raises ValueError for an index that is not handed out, or
+        was given back before, and for another shape.
+        """
+        if not self._prioritised:
+            return
+        if td_errors.shape != (self._batch_size,):
+            raise ValueError(f"TD errors of shape {td_errors.shape}; a minibatch has ({self._batch_size},)")
+        drawn = self._handed_out.pop(index, None)
+        if drawn is None:
+            raise ValueError(f"minibatch {index} is not waiting for TD errors")
+        borders = np.cumsum(drawn.counts)[:-1]
+        copied = td_errors.astype(np.float32)
+        for returned, keys, errors in zip(
+            self._returned, np.split(drawn.keys, borders), np.split(copied, borders), strict=True
+        ):
+            if len(keys):
+                returned.append(PriorityUpdate(keys, errors))
+
+    def flush(self) -> None:
+        """Sends the priorities still held back and waits until the shards have them."""
+        nothing = SampleRequest(())
+        tickets = [
+            self._transport.exchange(shard, update, nothing)
+            for shard in range(self._transport.num_shards)
+            if (update := self._take_update(shard)) is not None
+        ]
+        for ticket in tickets:
+            self._collect(ticket)
+
+    def _advance(self) -> None:
+        """Makes the oldest request in flight the current one and fills up what is in flight."""
+        if not self._statuses:
+            self.refresh()
+        if not self._in_flight:
+            self._in_flight.append(self._request())
+        request = self._in_flight.popleft()
+        replies = [self._collect(ticket) for ticket in request.tickets]
+        # Before the copying, so that the shards work meanwhile.
+        while len(self._in_flight) < self._prefetch_requests:
+            self._in_flight.append(self._request())
+        self._stage(request, replies)
+        self._current = request
+        self._position = 0
+
+    def _request(self) -> _Request[Ticket]:
+        """Asks all shards for K minibatches, split by the masses known now."""
+        num_shards = self._transport.num_shards
+        masses = np.array([self._statuses[shard].mass for shard in range(num_shards)])
+        if not masses.any():
+            raise EmptyShardError("a minibatch was asked for, but no shard is known to hold rows")
+        counts = allocate(masses, self._batch_size, self._minibatches_per_request, self._rng.random())
+        tickets = tuple(
+            self._transport.exchange(
+                shard, self._take_update(shard), SampleRequest(tuple(counts[:, shard].tolist()))
+            )
+            for shard in range(num_shards)
+        )
+        return _Request(tickets, masses / masses.sum(), counts)
+
+    def _take_update(self, shard: int) -> PriorityUpdate | None:
+        """All priorities given back for a shard and not sent yet, oldest first."""
+        returned = self._returned[shard]
+        if not returned:
+            return None
+        update = PriorityUpdate(
+            np.concatenate([part.keys for part in returned]),
+            np.concatenate([part.td_errors for part in returned]),
+        )
+        returned.clear()
+        return update
+
+    def _collect(self, ticket: Ticket) -> SampleReply:
+        start = time.monotonic()
+        reply = self._transport.collect(ticket)
+        self._seconds_waiting += time.monotonic() - start
+        self._statuses[reply.status.shard] = reply.status
+        return reply
+
+    def _stage(self, request: _Request[Ticket], replies: Sequence[SampleReply]) -> None:
+        """Copies the replies into the staging buffer [K, B, ...], ordered by minibatch, then by shard."""
+        shape = (self._minibatches_per_request, self._batch_size)
+        if not self._rows:
+            first = replies[0]
+            for name in ROW_FIELDS:
+                self._rows[name] = np.empty(shape, getattr(first, name).dtype)
+            for name, window in first.windows.items():
+                self._windows[name] = np.empty(shape + window.shape[1:], window.dtype)
+        # Where each shard's rows begin in each minibatch.
+        starts = np.cumsum(request.counts, axis=1) - request.counts
+        for shard, reply in enumerate(replies):
+            if reply.counts != tuple(request.counts[:, shard]):
+                raise RuntimeError(f"shard {shard} drew {reply.counts}, not {request.counts[:, shard]}")
+            targets = [(self._rows[name], getattr(reply, name)) for name in ROW_FIELDS]
+            targets += [(self._windows[name], window) for name, window in reply.windows.items()]
+            end = 0
+            for k, count in enumerate(reply.counts):
+                begin, end = end, end + count
+                start = starts[k, shard]
+                for target, source in targets:
+                    target[k, start : start + count] = source[begin:end]

@@ -1,0 +1,174 @@
+"""One replay shard: takes blocks exactly once, draws rows, takes priorities back.
+
+Owns the order of operations and the counters; must not import ray or anything outside replay_service.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from replay_service.block import BlockSchema, TransitionBlock
+from replay_service.codec import decode
+from replay_service.config import ReplayConfig
+from replay_service.messages import InsertReply, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
+from replay_service.selectors import PrioritisedSelector, Selector, UniformSelector
+from replay_service.transition_store import TransitionStore, frame_capacity
+
+KEYS_PER_INCARNATION = 1 << 40
+
+
+class SequenceGapError(RuntimeError):
+    """A writer's push came before the one that precedes it."""
+
+
+class EmptyShardError(RuntimeError):
+    """Rows were asked of a shard that holds none."""
+
+
+class UnknownKeyError(ValueError):
+    """A priority came for a key that this shard has not given out yet."""
+
+
+class ReplayShard:
+    """Storage, priorities and counters of one shard.
+
+    Keys count inserts from `incarnation * 2^40`: a priority meant for an earlier incarnation is merely late.
+    Nothing here keeps a reference to what is passed in.
+    """
+
+    def __init__(
+        self,
+        config: ReplayConfig,
+        schema: BlockSchema,
+        *,
+        shard: int,
+        incarnation: int,
+        capacity: int,
+        seed: np.random.SeedSequence,
+    ) -> None:
+        first_key = incarnation * KEYS_PER_INCARNATION
+        self._schema = schema
+        self._shard = shard
+        self._incarnation = incarnation
+        self._rng = np.random.default_rng(seed)
+        self._store = TransitionStore(schema, capacity, frame_capacity(schema, capacity), first_key)
+        self._selector: Selector
+        if config.sampling == "uniform":
+            self._selector = UniformSelector(capacity, first_key)
+        else:
+            self._selector = PrioritisedSelector(
+                capacity, first_key, exponent=config.priority_exponent, epsilon=config.priority_epsilon
+            )
+        # Writer -> its incarnation and the sequence number due next.
+        self._writers: dict[int, tuple[int, int]] = {}
+        self._inserted_rows_total = 0
+        self._env_steps_total = 0
+        self._evicted_rows_total = 0
+        self._sampled_rows_total = 0
+        self._late_priorities_total = 0
+
+    def insert(self, encoded: np.ndarray) -> InsertReply:
+        """Stores an encoded block ([bytes] uint8) unless it is held already or its writer was replaced.
+
+        A writer's sequence starts at 0 with each of its incarnations. A new shard knows no writer, so when a
+        shard is replaced its writers begin a new incarnation.
+
+        Raises BlockError (malformed, or of another schema), CapacityError (too large) and SequenceGapError;
+        in each case nothing was changed.
+        """
+        block = decode(encoded, expected_schema=self._schema)
+        if not self._is_due(block):
+            return InsertReply(accepted=False, status=self.status())
+        oldest_key = self._store.oldest_key
+        first_key = self._store.insert(block)
+        self._selector.insert(first_key, block.priority)
+        self._selector.evict_before(self._store.oldest_key)
+        self._writers[block.writer] = (block.incarnation, block.sequence + 1)
+        self._inserted_rows_total += block.num_rows
+        self._env_steps_total += block.env_steps
+        self._evicted_rows_total += self._store.oldest_key - oldest_key
+        return InsertReply(accepted=True, status=self.status())
+
+    def exchange(self, update: PriorityUpdate | None, request: SampleRequest) -> SampleReply:
+        """Takes priorities, then draws: one call for the learner's whole round trip.
+
+        Raises EmptyShardError where rows are asked of an empty shard, and as update_priorities does.
+        """
+        if update is not None:
+            self._set_priorities(update)
+        num_rows = sum(request.counts)
+        if num_rows and not self._store.count:
+            raise EmptyShardError(f"shard {self._shard} was asked for {num_rows} rows but holds none")
+        if num_rows:
+            keys, probability = self._selector.draw(request.counts, self._rng)
+        else:
+            keys, probability = np.empty(0, np.int64), np.empty(0)
+        rows = self._store.gather(keys)
+        self._sampled_rows_total += num_rows
+        return SampleReply(
+            status=self.status(),
+            counts=request.counts,
+            windows=rows.windows,
+            action=rows.action,
+            reward=rows.reward,
+            discount=rows.discount,
+            policy_version=rows.policy_version,
+            keys=keys,
+            probability=probability,
+        )
+
+    def update_priorities(self, update: PriorityUpdate) -> ShardStatus:
+        """Sets the priorities of the keys still held, in the order given; counts the others as late.
+
+        Raises UnknownKeyError for a key not given out yet, ValueError for a TD error that is NaN, infinite or
+        negative.
+        """
+        self._set_priorities(update)
+        return self.status()
+
+    def status(self) -> ShardStatus:
+        """The figures of this moment."""
+        return ShardStatus(
+            shard=self._shard,
+            incarnation=self._incarnation,
+            count=self._store.count,
+            mass=self._selector.mass,
+            min_priority=self._selector.min_priority,
+            inserted_rows_total=self._inserted_rows_total,
+            env_steps_total=self._env_steps_total,
+            evicted_rows_total=self._evicted_rows_total,
+            sampled_rows_total=self._sampled_rows_total,
+            late_priorities_total=self._late_priorities_total,
+            stored_bytes=self._store.stored_bytes + self._selector.nbytes,
+        )
+
+    def _is_due(self, block: TransitionBlock) -> bool:
+        """Whether this is the writer's next push; False if it is held already or its incarnation is over."""
+        incarnation, due = self._writers.get(block.writer, (block.incarnation, 0))
+        if block.incarnation > incarnation:
+            due = 0
+        elif block.incarnation < incarnation:
+            return False
+        if block.sequence > due:
+            raise SequenceGapError(
+                f"writer {block.writer} (incarnation {block.incarnation}) sent push {block.sequence} "
+                f"to shard {self._shard}, which waits for push {due}"
+            )
+        return block.sequence == due
+
+    def _set_priorities(self, update: PriorityUpdate) -> None:
+        keys, td_errors = update.keys, update.td_errors
+        if len(keys) != len(td_errors):
+            raise ValueError(f"{len(keys)} keys but {len(td_errors)} TD errors")
+        if len(keys) == 0:
+            return
+        if keys.max() >= self._store.next_key:
+            raise UnknownKeyError(
+                f"key {keys.max()}; shard {self._shard} has given out {self._store.next_key - 1}"
+            )
+        held = keys >= self._store.oldest_key
+        num_held = int(np.count_nonzero(held))
+        if num_held < len(keys):
+            keys, td_errors = keys[held], td_errors[held]
+            self._late_priorities_total += len(held) - num_held
+        self._selector.set_priorities(keys, td_errors)

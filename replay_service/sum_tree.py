@@ -1,0 +1,150 @@
+"""Priorities of a shard's slots: sums for drawing in proportion, and their minimum.
+
+Owns the arrays of sums; must not import anything but numpy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+class SumTree:
+    """Binary trees of partial sums under a wide root, all operations vectorised over a batch.
+
+    Slots form `num_blocks` <= `root_width` blocks of 2^height slots. Within a block the sums are a binary
+    tree; over the blocks they are one cumulative sum, made only when a draw needs it. A parent is always
+    recomputed from its two children in float64, never incremented, so no rounding error builds up. A slot
+    never set holds 0.
+    """
+
+    def __init__(self, capacity: int, *, root_width: int = 4096) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity}; give at least 1")
+        height = max(0, math.ceil(math.log2(capacity / root_width)))
+        num_blocks = -(-capacity // (1 << height))
+        self.capacity = capacity
+        self._height = height
+        # Leaves first, blocks last. Pages of np.zeros cost nothing until they are written.
+        self._levels = [np.zeros(num_blocks << h) for h in range(height, -1, -1)]
+        self._leaves = self._levels[0]
+        self._block_sums = self._levels[-1]
+        self._edges = np.zeros(num_blocks + 1)
+        self._edges_stale = False
+        self._block_minimum = np.full(num_blocks, math.inf)
+        self._block_minimum_stale = np.zeros(num_blocks, bool)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        helpers = (self._edges, self._block_minimum, self._block_minimum_stale)
+        return sum(array.nbytes for array in (*self._levels, *helpers))
+
+    @property
+    def total(self) -> float:
+        """Sum over all slots."""
+        return float(self._block_sums.sum())
+
+    @property
+    def minimum(self) -> float:
+        """Smallest priority above 0, inf if there is none.
+
+        Each block keeps a lower bound, exact unless stale. Only blocks whose bound is the smallest are looked
+        at again, so this costs one argmin over the blocks and, as a rule, one block of slots.
+        """
+        while True:
+            block = int(self._block_minimum.argmin())
+            if not self._block_minimum_stale[block]:
+                return float(self._block_minimum[block])
+            leaves = self._leaves[block << self._height : (block + 1) << self._height]
+            self._block_minimum[block] = leaves.min(where=leaves > 0.0, initial=math.inf)
+            self._block_minimum_stale[block] = False
+
+    def set(self, slots: np.ndarray, priorities: np.ndarray) -> None:
+        """Sets slots [M] int64 to priorities [M]; of a slot given twice the last value stays.
+
+        Raises ValueError for a priority that is NaN, infinite, negative or zero; IndexError for a slot
+        outside [0, capacity).
+        """
+        if len(slots) == 0:
+            return
+        _check(priorities)
+        if slots.min() < 0 or slots.max() >= self.capacity:
+            raise IndexError(f"a slot is outside [0, {self.capacity})")
+        self._leaves[slots] = priorities
+        nodes = slots
+        for children, parents in zip(self._levels, self._levels[1:], strict=False):
+            nodes = nodes >> 1
+            pairs = children.reshape(-1, 2).take(nodes, axis=0)
+            parents[nodes] = pairs[:, 0] + pairs[:, 1]
+        np.minimum.at(self._block_minimum, nodes, priorities)
+        self._block_minimum_stale[nodes] = True
+        self._edges_stale = True
+
+    def set_range(self, start: int, priorities: np.ndarray) -> None:
+        """Sets slots start, start + 1, ... to priorities [M]: `set` for neighbours, several times as fast.
+
+        Raises as `set` does.
+        """
+        if len(priorities) == 0:
+            return
+        _check(priorities)
+        self._write_range(start, start + len(priorities), priorities)
+        blocks = np.arange(start, start + len(priorities)) >> self._height
+        np.minimum.at(self._block_minimum, blocks, priorities)
+
+    def clear_range(self, start: int, end: int) -> None:
+        """Slots in [start, end) hold nothing from now on. Raises IndexError outside [0, capacity)."""
+        if end > start:
+            self._write_range(start, end, 0.0)
+
+    def find(self, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the running sum of priorities first exceeds prefix [M], each in [0, total].
+
+        Returns slots [M] int64, none of which holds nothing, and their priorities [M] float64.
+        Raises ValueError when the tree is empty.
+        """
+        if self._edges_stale:
+            np.cumsum(self._block_sums, out=self._edges[1:])
+            self._edges_stale = False
+        total = self._edges[-1]
+        if total <= 0.0:
+            raise ValueError("nothing to find: all priorities are 0")
+        rest = np.minimum(prefix, np.nextafter(total, 0.0))
+        node: np.ndarray = self._edges[1:].searchsorted(rest, side="right")
+        rest -= self._edges.take(node)
+        for level in reversed(self._levels[:-1]):
+            node <<= 1
+            left = level.take(node)
+            turns_right = rest >= left
+            rest -= left * turns_right
+            node += turns_right
+        priorities = self._leaves.take(node)
+        # x < fl(l + r) does not always make fl(x - l) < r: in a tie `rest` can pass the last slot that holds
+        # something, which is then the next to the left. One look here is cheaper than one at every level.
+        while not priorities.all():
+            node -= priorities == 0.0
+            priorities = self._leaves.take(node)
+        return node, priorities
+
+    def _write_range(self, start: int, end: int, priorities: np.ndarray | float) -> None:
+        if start < 0 or end > self.capacity:
+            raise IndexError(f"slots [{start}, {end}) are outside [0, {self.capacity})")
+        self._leaves[start:end] = priorities
+        for children, parents in zip(self._levels, self._levels[1:], strict=False):
+            start, end = start >> 1, (end + 1) >> 1
+            np.add(
+                children[2 * start : 2 * end : 2],
+                children[2 * start + 1 : 2 * end : 2],
+                out=parents[start:end],
+            )
+        self._block_minimum_stale[start:end] = True
+        self._edges_stale = True
+
+
+def _check(priorities: np.ndarray) -> None:
+    # NaN makes the minimum NaN, which fails the comparison.
+    if not (priorities.min() > 0.0 and priorities.max() < math.inf):
+        worst = priorities[~((priorities > 0.0) & (priorities < math.inf))][0]
+        raise ValueError(f"priority {worst} is refused: priorities are finite and above 0")

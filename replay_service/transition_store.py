@@ -1,0 +1,157 @@
+"""The transitions of one shard: rows in a ring over item ids, frames in a ring beside it.
+
+Owns rows, frames and early eviction; must not import anything but numpy, `block` and `frame_store`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from replay_service.block import BlockSchema, TransitionBlock
+from replay_service.frame_store import FrameStore
+
+SMALL_FRAME_BYTES = 1024
+SLACK_FRAMES = 1024
+
+# One record a row, not one array a field: a drawn row then costs one cache miss instead of seven.
+# history: frames before obs_frame that its stack may use; next_offset: next_frame - obs_frame.
+ROW = np.dtype(
+    [
+        ("obs_frame", np.int64),
+        ("policy_version", np.int64),
+        ("action", np.int32),
+        ("reward", np.float32),
+        ("discount", np.float32),
+        ("next_offset", np.uint16),
+        ("history", np.uint8),
+    ],
+    align=True,
+)
+
+
+class CapacityError(ValueError):
+    """A block is larger than the whole shard that should hold it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Copies of M stored rows; shapes and dtypes as in SampleReply."""
+
+    windows: dict[str, np.ndarray]
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    policy_version: np.ndarray
+
+
+def frame_capacity(schema: BlockSchema, capacity: int) -> int:
+    """How many frames a shard of `capacity` rows keeps.
+
+    Twice the rows for small frames: episodes of a single step fit. 4 % more than rows for images, where
+    memory counts (blocks are flushed long enough to repeat few frames). If frames run out, rows leave early.
+    """
+    small = sum(field.bytes_per_frame for field in schema.frame_fields) <= SMALL_FRAME_BYTES
+    return capacity + max(capacity if small else capacity // 25, SLACK_FRAMES)
+
+
+class TransitionStore:
+    """The newest rows; the row with key k lies at k % capacity. Held are keys in [oldest_key, next_key)."""
+
+    def __init__(self, schema: BlockSchema, capacity: int, num_frames: int, first_key: int) -> None:
+        self.capacity = capacity
+        self.oldest_key = first_key
+        self.next_key = first_key
+        self._first_key = first_key
+        self._rows = np.empty(capacity, ROW)
+        self._frames = FrameStore(schema.frame_fields, num_frames)
+        self._stack = schema.stack
+        self._one_step = schema.n_step == 1
+        # (key after a block's last row, its first frame), oldest first: bounds the search for early eviction.
+        self._blocks: deque[tuple[int, int]] = deque()
+
+    @property
+    def count(self) -> int:
+        """Rows held."""
+        return self.next_key - self.oldest_key
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of rows and frames written so far."""
+        rows = min(self.next_key - self._first_key, self.capacity)
+        return rows * ROW.itemsize + self._frames.stored_bytes
+
+    def insert(self, block: TransitionBlock) -> int:
+        """Copies a block in and returns the key of its first row; the oldest rows make place.
+
+        Raises CapacityError, before anything is changed, for a block that the empty store could not hold.
+        """
+        if block.num_rows > self.capacity or block.num_frames > self._frames.num_frames:
+            raise CapacityError(
+                f"a block of {block.num_rows} rows and {block.num_frames} frames does not fit a shard of "
+                f"{self.capacity} rows and {self._frames.num_frames} frames: push smaller blocks, "
+                "raise replay.capacity or lower replay.num_shards"
+            )
+        self._evict_for(block)
+        first_frame = self._frames.append(block.frames)
+        rows = np.empty(block.num_rows, ROW)
+        rows["obs_frame"] = block.obs_frame
+        rows["obs_frame"] += first_frame
+        rows["policy_version"] = block.policy_version
+        rows["action"] = block.action
+        rows["reward"] = block.reward
+        rows["discount"] = block.discount
+        rows["next_offset"] = block.next_frame - block.obs_frame
+        rows["history"] = np.minimum(block.obs_frame - block.first_frame, self._stack - 1)
+        first_key = self.next_key
+        start = first_key % self.capacity
+        head = min(block.num_rows, self.capacity - start)
+        self._rows[start : start + head] = rows[:head]
+        self._rows[: block.num_rows - head] = rows[head:]
+        self.next_key += block.num_rows
+        self._blocks.append((self.next_key, first_frame))
+        return first_key
+
+    def gather(self, keys: np.ndarray) -> Rows:
+        """Copies of the rows with keys [M] int64, all of them held.
+
+        A stack is the `stack` frames that end in the row's frame, clamped at the row's first frame.
+        """
+        rows = self._rows.take(keys % self.capacity)
+        stack = np.arange(1 - self._stack, 1)
+        if self._one_step:
+            # The next stack is the observation's, one frame on: they overlap in all but one.
+            offset = np.broadcast_to(np.append(stack, 1), (len(keys), self._stack + 1))
+        else:
+            offset = np.concatenate(
+                [np.broadcast_to(stack, (len(keys), self._stack)), stack + rows["next_offset"][:, None]],
+                axis=1,
+            )
+        offset = np.maximum(offset, -rows["history"].astype(np.int64)[:, None])
+        return Rows(
+            windows=self._frames.gather(rows["obs_frame"], offset),
+            action=rows["action"].copy(),
+            reward=rows["reward"].copy(),
+            discount=rows["discount"].copy(),
+            policy_version=rows["policy_version"].copy(),
+        )
+
+    def _evict_for(self, block: TransitionBlock) -> None:
+        """Moves oldest_key up until the block's rows fit and no row needs a frame about to be overwritten."""
+        self.oldest_key = max(self.oldest_key, self.next_key + block.num_rows - self.capacity)
+        oldest_frame = self._frames.oldest_after(block.num_frames)
+        while self._blocks:
+            end_key, first_frame = self._blocks[0]
+            if end_key > self.oldest_key:
+                if first_frame >= oldest_frame:
+                    return
+                keys = np.arange(self.oldest_key, end_key)
+                rows = self._rows[keys % self.capacity]
+                doomed = np.flatnonzero(rows["obs_frame"] - rows["history"] < oldest_frame)
+                # Rows of a block lie in any order over its frames; keys leave strictly from the oldest.
+                self.oldest_key += int(doomed[-1]) + 1 if len(doomed) else 0
+                if self.oldest_key < end_key:
+                    return
+            self._blocks.popleft()
