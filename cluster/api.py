@@ -5,6 +5,7 @@ Owns the life of a run from checked config to closed engine; ray is imported onl
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -16,13 +17,13 @@ from pathlib import Path
 
 from actors.core import EnvSpec
 from actors.envs import probe
-from cluster.config import RunConfig, check
+from cluster.config import ConfigError, RunConfig, check
 from cluster.coordinator import Coordinator, Outcome
 from cluster.engine import Engine
 from cluster.evaluate import GreedyPolicy, load_policy
 from cluster.metrics import MetricsServer, Snapshot
 from cluster.resolve import resolve
-from cluster.run_dir import RunDir, refuse_used
+from cluster.run_dir import RunDir, refuse_unusable
 from cluster.signals import StopSignals
 from cluster.threads import available_cores
 from cluster.view import Headline, View, make_view
@@ -81,13 +82,12 @@ def train(config: RunConfig, run_dir: Path | None = None, *, view: Callable[...,
     """
     started = time.monotonic()
     run_dir = run_dir or default_run_dir(config)
-    refuse_used(run_dir)
+    refuse_unusable(run_dir)
     prepared = prepare(config)
     config = prepared.config
     newest: list[Callable[[], Snapshot | None]] = []
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
-        directory = stack.enter_context(closing(RunDir.create(run_dir, config, prepared.spec)))
         server = MetricsServer(
             config.metrics.host, config.metrics.port, lambda: newest[0]() if newest else None
         )
@@ -96,6 +96,7 @@ def train(config: RunConfig, run_dir: Path | None = None, *, view: Callable[...,
         observer = stack.enter_context(view(headline, config.stop))
         engine, learner_gpus = _start_engine(config, stack)
         signals.reinstall()
+        directory = stack.enter_context(closing(RunDir.create(run_dir, config, prepared.spec)))
         coordinator = Coordinator(
             engine,
             config,
@@ -121,8 +122,16 @@ def _start_engine(config: RunConfig, stack: ExitStack) -> tuple[Engine, float]:
         return serial, 0.0
     from cluster.ray_engine import RayEngine
 
+    if config.run.runtime == "cluster" and "RAY_ADDRESS" not in os.environ:
+        raise ConfigError(
+            "run.runtime is cluster, but RAY_ADDRESS is not set: set it to the head's host:port, "
+            "or take the local runtime, which starts a Ray of its own"
+        )
     engine = RayEngine(private=config.run.runtime == "local")
     stack.callback(engine.close)
-    engine.start()
+    try:
+        engine.start()
+    except OSError as error:
+        raise ConfigError(f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')}: {error}") from error
     wants_gpu = config.learner.device != "cpu" and engine.gpus >= 1.0
     return engine, 1.0 if wants_gpu else 0.0

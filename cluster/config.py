@@ -164,6 +164,13 @@ def _problems(config: RunConfig) -> list[str]:
                 f"replay.num_shards is {shards}, but replay.capacity = {capacity} holds only "
                 f"{capacity // batch_size} batches of {batch_size}: give each shard room for a batch"
             )
+        rows = _block_rows(config)
+        if rows is not None and rows > capacity // shards:
+            found.append(
+                f"actors.steps_per_chunk is {config.actors.steps_per_chunk} for "
+                f"actors.envs_per_actor = {config.actors.envs_per_actor}: a block of up to {rows} transitions "
+                f"does not fit a shard of {capacity // shards}; shorten the chunk or raise replay.capacity"
+            )
     if starts < batch_size:
         found.append(
             f"pacing.learning_starts is {starts}, below learner.batch_size = {batch_size}: "
@@ -180,3 +187,11 @@ def _problems(config: RunConfig) -> list[str]:
             "set actors.num_actors=1 and raise actors.envs_per_actor instead"
         )
     return found
+
+
+def _block_rows(config: RunConfig) -> int | None:
+    """The most rows that one block can have: a chunk of every lane, and the tails of the one before."""
+    actors = config.actors
+    if actors.steps_per_chunk is None or actors.envs_per_actor is None:
+        return None
+    return (actors.steps_per_chunk + actors.n_step) * actors.envs_per_actor

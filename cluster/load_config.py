@@ -43,7 +43,8 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """YAML that load_config turns into an equal RunConfig."""
-    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
+    # Through asdict: msgspec itself leaves out the defaults of a dataclass that it has converted.
+    return yaml.safe_dump(msgspec.to_builtins(dataclasses.asdict(config)), sort_keys=False)
 
 
 def preset_paths() -> dict[str, Path]:

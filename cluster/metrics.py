@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cluster.config import ConfigError
+
 Kind = Literal["counter", "gauge"]
 
 
@@ -93,12 +95,21 @@ class SnapshotCollector(Collector):
 
 
 class MetricsServer:
-    """Serves /metrics on host:port from a thread; port 0 takes a free one."""
+    """Serves /metrics on host:port from a thread; port 0 takes a free one.
+
+    Raises ConfigError where the address is taken or not this machine's.
+    """
 
     def __init__(self, host: str, port: int, newest: Callable[[], Snapshot | None]) -> None:
         registry = CollectorRegistry()
         registry.register(SnapshotCollector(newest))
-        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        try:
+            self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        except OSError as error:
+            raise ConfigError(
+                f"metrics.host is {host} and metrics.port {port}: {error.strerror}; "
+                "give an address of this machine, and port 0 for a free one"
+            ) from error
         self.url = f"http://{host}:{self._server.server_port}/metrics"
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ _LEAN = {
     "RAY_metrics_report_interval_ms": "600000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+_CONNECT_SECONDS = 5.0
 
 
 class RayCalls:
@@ -88,10 +91,11 @@ class RayEngine(RayCalls):
         self._temp_dir = Path(tempfile.mkdtemp(prefix="qf-")) if private else None
 
     def start(self) -> None:
-        """Starts or joins Ray. Raises ConnectionError where RAY_ADDRESS leads nowhere."""
+        """Starts or joins Ray. Raises OSError (ConnectionError) where RAY_ADDRESS leads nowhere."""
         # Deaths are reported by the coordinator, in one line; Ray would print a paragraph beside it.
         ray_worker._worker_logs_enabled = False
         if not self._private:
+            _require_listener(os.environ.get("RAY_ADDRESS", ""))
             ray.init(address="auto", log_to_driver=False, logging_level="error")
             return
         os.environ.update(_LEAN)
@@ -140,3 +144,10 @@ class RayEngine(RayCalls):
             ray.shutdown()
         if self._temp_dir is not None:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+
+def _require_listener(address: str) -> None:
+    """Raises OSError if nobody listens at host:port: Ray itself would retry for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()

@@ -50,7 +50,7 @@ class RunDir:
         Raises:
             ConfigError: if it holds a run already, or cannot be written.
         """
-        refuse_used(path)
+        refuse_unusable(path)
         try:
             for folder in (path, path / "weights", path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -94,8 +94,11 @@ class RunDir:
         self._evaluations.close()
 
 
-def refuse_used(path: Path) -> None:
-    """Raises ConfigError if `path` is a file, or a folder with a run in it."""
+def refuse_unusable(path: Path) -> None:
+    """Raises ConfigError if `path` is a file, a folder with something in it, or cannot be written."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise ConfigError(f"run directory {path}: {nearest} cannot be written; choose another with --run-dir")
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():

@@ -37,7 +37,13 @@ class Headline:
     env_id: str
     runtime: str
     run_dir: Path
-    metrics_url: str | None
+    metrics_url: str
+
+    @property
+    def text(self) -> str:
+        """Where to look, in two lines."""
+        where = f"{self.run_dir}, metrics at {self.metrics_url}"
+        return f"{self.env_id} on the {self.runtime} runtime, starting\n{where}"
 
 
 def make_view(headline: Headline, stop: StopConfig, stream: TextIO | None = None) -> View:
@@ -55,11 +61,7 @@ class LineView:
         self._stream = stream
 
     def __enter__(self) -> Self:
-        at = f", metrics at {self._headline.metrics_url}" if self._headline.metrics_url else ""
-        self._say(
-            f"{self._headline.env_id} on the {self._headline.runtime} runtime, "
-            f"run directory {self._headline.run_dir}{at}"
-        )
+        self._say(self._headline.text)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,6 +109,7 @@ class LiveView:
 
         self._live = Live(refresh_per_second=4, transient=False)
         self._live.__enter__()
+        self._live.console.print(self._headline.text, highlight=False)
         return self
 
     def __exit__(

@@ -111,7 +111,8 @@ class TransitionStore:
         self._rows[start : start + head] = rows[:head]
         self._rows[: block.num_rows - head] = rows[head:]
         self.next_key += block.num_rows
-        self._blocks.append((self.next_key, first_frame))
+        if block.num_rows:
+            self._blocks.append((self.next_key, first_frame))
         return first_key
 
     def gather(self, keys: np.ndarray) -> Rows:

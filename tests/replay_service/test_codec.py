@@ -179,6 +179,8 @@ def test_a_changed_header_is_refused_or_means_the_same_layout(
         pytest.param(lambda h: h["schema"]["frame_fields"][0][2].append(2**30), id="shape"),
         pytest.param(lambda h: h["schema"]["frame_fields"][0].__setitem__(1, "|O"), id="objects"),
         pytest.param(lambda h: h["schema"]["frame_fields"][0].__setitem__(1, ">f4"), id="big endian"),
+        pytest.param(lambda h: h["schema"]["frame_fields"][1].__setitem__(1, "bool"), id="other spelling"),
+        pytest.param(lambda h: h["schema"]["frame_fields"][1].__setitem__(1, "zzz"), id="no dtype"),
         pytest.param(lambda h: h["schema"]["frame_fields"][1].__setitem__(0, "image"), id="name twice"),
         pytest.param(lambda h: h["schema"].update(stack=2**40), id="stack"),
         pytest.param(lambda h: h["schema"].update(frame_fields=[]), id="no fields"),
@@ -198,6 +200,13 @@ def test_hostile_headers_are_refused_without_allocating(
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_wrong_lengths_under_a_right_checksum_are_refused(encoded: np.ndarray, change: int) -> None:
+    tail = encoded[12:].tobytes() + bytes(change) if change > 0 else encoded[12:change].tobytes()
+    with pytest.raises(BlockError, match="lengths make"):
+        decode(encoded[:8].tobytes() + struct.pack("<I", zlib.crc32(tail)) + tail)
 
 
 def test_limits_version_magic_and_schema(encoded: np.ndarray) -> None:

@@ -210,6 +210,23 @@ def test_priorities_reach_their_rows(three_shards: list[ReplayShard]) -> None:
             assert chances == pytest.approx(wanted[i] / reply.status.mass, rel=1e-6)
 
 
+def test_errors_may_come_back_after_the_next_request(three_shards: list[ReplayShard]) -> None:
+    transport = _RecordingTransport(three_shards)
+    sampler = _sampler(transport, minibatches=1)
+    minibatch = sampler.next_minibatch(0)
+    rewards = minibatch.reward.tolist()
+    sampler.next_minibatch(1)
+    sampler.give_back(minibatch.index, np.array(rewards, np.float32))
+    sampler.flush()
+    sent = [
+        (key + 1000 * s, e)
+        for s, u, _ in transport.sent
+        if u
+        for key, e in zip(u.keys, u.td_errors, strict=True)
+    ]
+    assert sent == [(reward, reward) for reward in rewards]
+
+
 def test_flush_sends_what_is_left_once(three_shards: list[ReplayShard]) -> None:
     transport = _RecordingTransport(three_shards)
     sampler = _sampler(transport, minibatches=1, prefetch=2)
@@ -227,7 +244,7 @@ def test_flush_sends_what_is_left_once(three_shards: list[ReplayShard]) -> None:
 
 def test_refresh_forgets_everything_drawn(three_shards: list[ReplayShard]) -> None:
     transport = _RecordingTransport(three_shards)
-    sampler = _sampler(transport, minibatches=2, prefetch=1)
+    sampler = _sampler(transport, minibatches=3, prefetch=1)
     minibatch = sampler.next_minibatch(0)
     sampler.give_back(minibatch.index, np.ones(8, np.float32))
     late = sampler.next_minibatch(1)

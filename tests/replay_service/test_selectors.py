@@ -97,3 +97,9 @@ def test_refused_errors_change_nothing(value: float) -> None:
     with pytest.raises(ValueError, match="is refused"):
         selector.insert(2, np.array([value]))
     assert selector.mass == 2.0
+
+
+def test_a_negative_error_is_refused_even_where_epsilon_would_hide_it() -> None:
+    selector = PrioritisedSelector(4, 0, exponent=1.0, epsilon=1.0)
+    with pytest.raises(ValueError, match=r"absolute TD error -0\.5 is refused"):
+        selector.insert(0, np.array([1.0, -0.5]))
