@@ -61,12 +61,12 @@ class DiscretizedActions(gym.ActionWrapper[Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any], bins: int | None) -> None:
         """Raises EnvError as `action_table` does."""
         super().__init__(env)
-        self._table = action_table(env.action_space, bins)
-        self.action_space = spaces.Discrete(len(self._table))
+        self.table = action_table(env.action_space, bins)
+        self.action_space = spaces.Discrete(len(self.table))
 
     def action(self, action: Any) -> np.ndarray:
         """Row `action` of the table; a copy, because an environment may clip its action in place."""
-        row: np.ndarray = self._table[action].copy()
+        row: np.ndarray = self.table[action].copy()
         return row
 
 

@@ -24,7 +24,7 @@ from actors.discretize import DiscretizedActions
 from actors.errors import EnvError
 from actors.stepper import SeedForm, VectorStepper
 
-__all__ = ["EnvError", "make_vector", "probe"]
+__all__ = ["EnvError", "lane_seeds", "make_lane", "make_vector", "probe"]
 
 _AnyEnv = gym.Env[Any, Any]
 _AnyVectorEnv = VectorEnv[Any, Any, Any]
@@ -65,6 +65,15 @@ def make_vector(config: EnvConfig, num_envs: int) -> VectorStepper:
         backend = "async" if config.backend == "async" else "sync"
         env = _make_lanes(config, source, num_envs, backend)
         return VectorStepper(env, _spec(config, source, env, backend), "list")
+
+
+def make_lane(config: EnvConfig) -> gym.Env[Any, Any]:
+    """One environment with Discrete actions and Box or Discrete observations, as every lane is.
+
+    Raises EnvError, whose message names the cure.
+    """
+    with _explained(config):
+        return _make_lane(config, _find(config.id))
 
 
 def lane_seeds(seed: np.random.SeedSequence, num_seeds: int) -> np.ndarray:

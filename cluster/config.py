@@ -168,7 +168,7 @@ def _problems(config: RunConfig) -> list[str]:
         if rows is not None and rows > capacity // shards:
             found.append(
                 f"actors.steps_per_chunk is {config.actors.steps_per_chunk} for "
-                f"actors.envs_per_actor = {config.actors.envs_per_actor}: a block of up to {rows} transitions "
+                f"actors.envs_per_actor = {config.actors.envs_per_actor}: a block of {rows} transitions "
                 f"does not fit a shard of {capacity // shards}; shorten the chunk or raise replay.capacity"
             )
     if starts < batch_size:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from actors.adapter import Adapter, make_adapter
 from actors.core import EnvSpec, Policy
 from actors.evaluation import evaluate
+from actors.frame_stack import FrameStack
 from cluster.config import ConfigError, RunConfig
 from cluster.roles import make_policy
 from cluster.run_dir import read_config, read_spec, read_weights
@@ -31,35 +34,28 @@ class Played:
 
 
 class GreedyPolicy:
-    """A callable from observation to action, as the run's environment wrapper takes it.
+    """A callable from one environment's observation to its action, both as the environment has them.
 
-    Observations are those of the environment: a frame [*frame] (or a state number), one step after
-    another. Call reset() when an episode begins: it empties the stack of frames.
+    Call reset() when an episode begins: the stack of frames, where there is one, begins with it.
     """
 
-    def __init__(self, policy: Policy, spec: EnvSpec) -> None:
+    def __init__(self, policy: Policy, adapter: Adapter) -> None:
         self._policy = policy
-        self._spec = spec
-        self._frames: list[np.ndarray] = []
+        self._adapter = adapter
+        self._stack: FrameStack | None = None
 
-    def __call__(self, observation: np.ndarray | int) -> int:
-        """The greedy action, 0 … A - 1. Raises ValueError on a wrong observation shape."""
-        frame = np.asarray(observation, self._spec.observation_dtype)
-        if frame.shape != self._spec.observation_shape:
-            raise ValueError(
-                f"observation has shape {frame.shape}; this policy takes {self._spec.observation_shape}"
-            )
-        if self._spec.stack > 1:
-            # The first frame of an episode also stands for those before it.
-            self._frames = ([*self._frames, frame] if self._frames else [frame] * self._spec.stack)[
-                -self._spec.stack :
-            ]
-            frame = np.stack(self._frames)
-        return int(self._policy.q_values(frame[None]).argmax())
+    def __call__(self, observation: Any) -> Any:
+        """The greedy action. Raises ValueError on a wrong observation shape."""
+        frame = self._adapter.frame(observation)[None]
+        if self._stack is None:
+            self._stack = FrameStack(self._adapter.spec.stack, frame)
+        else:
+            self._stack.push(frame, np.zeros(1, np.bool_))
+        return self._adapter.action(int(self._policy.q_values(self._stack.observations).argmax()))
 
     def reset(self) -> None:
         """Begins an episode."""
-        self._frames = []
+        self._stack = None
 
 
 def load_policy(run_dir: Path | str) -> GreedyPolicy:
@@ -68,7 +64,7 @@ def load_policy(run_dir: Path | str) -> GreedyPolicy:
     config, spec = _read(path)
     policy = make_policy(config, spec)
     policy.load(read_weights(path)[1])
-    return GreedyPolicy(policy, spec)
+    return GreedyPolicy(policy, make_adapter(config.env, spec))
 
 
 def evaluate_run(run_dir: Path, episodes: int, seed: int) -> Played:

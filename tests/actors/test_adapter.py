@@ -1,0 +1,68 @@
+"""Conversions between an environment's own spaces and frames and action numbers."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from actors.adapter import make_adapter
+from actors.config import EnvConfig
+from actors.envs import probe
+
+
+class Shifted(gym.Env):
+    """Discrete spaces that begin at 5 and at -1."""
+
+    observation_space = spaces.Discrete(3, start=5)
+    action_space = spaces.Discrete(2, start=-1)
+
+    def reset(self, *, seed=None, options=None):
+        return 6, {}
+
+    def step(self, action):
+        return 7, 0.0, True, False, {}
+
+
+class Composite(Shifted):
+    """A Dict observation, whose keys flatten in their sorted order, and a MultiDiscrete action."""
+
+    observation_space = spaces.Dict({"b": spaces.Box(0, 1, (2,)), "a": spaces.Discrete(2)})
+    action_space = spaces.MultiDiscrete([2, 3])
+
+
+def adapter_of(**settings):
+    config = EnvConfig(**settings)
+    return make_adapter(config, probe(config))
+
+
+def test_native_environment_needs_no_conversion():
+    adapter = adapter_of(id="CartPole-v1")
+    assert adapter.frame([1, 2, 3, 4]).tolist() == [1, 2, 3, 4]
+    assert adapter.action(1) == 1
+
+
+def test_bins_become_the_environments_own_actions():
+    adapter = adapter_of(id="Pendulum-v1", discretize=5)
+    assert [adapter.action(index).tolist() for index in range(5)] == [[-2], [-1], [0], [1], [2]]
+    with gym.make("Pendulum-v1") as env:
+        assert env.action_space.contains(adapter.action(3))
+
+
+def test_discrete_spaces_with_a_start():
+    adapter = adapter_of(id=f"{__name__}:Shifted")
+    assert adapter.frame(6) == 1
+    assert [adapter.action(index) for index in range(2)] == [-1, 0]
+
+
+def test_composite_spaces_are_flattened():
+    adapter = adapter_of(id=f"{__name__}:Composite")
+    frame = adapter.frame({"a": 1, "b": np.array([0.25, 0.5], np.float32)})
+    assert frame.tolist() == [0, 1, 0.25, 0.5]
+    assert adapter.action(4).tolist() == [1, 1]
+
+
+def test_wrong_shape_is_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"\(3,\).*\(4,\)"):
+        adapter_of(id="CartPole-v1").frame(np.zeros(3))
