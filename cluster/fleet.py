@@ -13,7 +13,8 @@ from actors.core import EnvSpec
 from cluster.config import RunConfig
 from cluster.engine import Engine, Handle, Need, Ref
 from cluster.judge import EvaluationRequest
-from cluster.roles import ActorRole, EvaluatorRole, LearnerRole, Presence, RoleContext, ShardRole
+from cluster.presence import Presence
+from cluster.roles import ActorRole, EvaluatorRole, LearnerRole, RoleContext, ShardRole
 from cluster.threads import available_cores, learner_threads
 from replay_service.sharding import shard_capacities
 

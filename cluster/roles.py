@@ -6,8 +6,6 @@ Owns wiring only; imports each package inside the role that needs it, so that ac
 from __future__ import annotations
 
 import collections
-import os
-import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
 from cluster.config import RunConfig
 from cluster.engine import Calls, Handle, Ref
+from cluster.presence import Presence, presence
 from cluster.resolve import network_spec
 from cluster.stacks import answer_stack_requests
 from learner.core import LearnReport
@@ -39,34 +38,6 @@ class RoleContext:
     config: RunConfig
     spec: EnvSpec
     logs: Path
-
-
-@dataclass(frozen=True)
-class Presence:
-    """What a role says when it is up: its process, and where its code came from."""
-
-    pid: int
-    host: str
-    root: str
-
-
-def presence() -> Presence:
-    """The presence of this process. Raises ImportError if our packages come from more than one root."""
-    import actors
-    import cluster
-    import learner
-    import replay_service
-
-    roots = {
-        str(Path(package.__file__ or "").resolve().parent.parent)
-        for package in (actors, cluster, learner, replay_service)
-    }
-    if len(roots) != 1:
-        raise ImportError(
-            f"actors, cluster, learner and replay_service come from: {', '.join(sorted(roots))}; "
-            "a folder of the same name shadows one of them: rename it or start from another folder"
-        )
-    return Presence(os.getpid(), platform.node(), roots.pop())
 
 
 class Role:

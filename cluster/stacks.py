@@ -11,10 +11,8 @@ import os
 import platform
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from cluster.roles import Presence
+from cluster.presence import Presence
 
 
 def answer_stack_requests(logs: Path, name: str) -> None:
