@@ -1,0 +1,218 @@
+"""A `qfleet` process and everything that it starts: followed, signalled, counted and cleaned up."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+SUPPORT = Path(__file__).parent
+DEADLINE_SECONDS = 90.0
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Within the block, processes whose parent dies become children of this one, so none can hide."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def run_qfleet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m cluster.main ARGUMENTS`, to its end; the environments of support/ are importable."""
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.main", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+
+
+class LocalRun:
+    """One `qfleet train` on the local runtime. It has a temporary folder of its own: TMPDIR."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run_dir = folder / "run"
+        self.lines: list[str] = []
+        self.errors = ""
+        self.shared_memory: set[str] = set()
+        # Short: Ray makes Unix sockets below it, whose paths may have 107 bytes.
+        self.temp = Path(tempfile.mkdtemp(prefix="qt-", dir="/tmp"))
+        self._before = set(psutil.Process().children(recursive=True))
+        self._error_file = folder / "stderr"
+        self._changed = threading.Condition()
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    def start(self, *arguments: str) -> None:
+        """Starts it with `train ARGUMENTS --run-dir self.run_dir`."""
+        with self._error_file.open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cluster.main", "train", *arguments, "--run-dir", str(self.run_dir)],
+                cwd=SUPPORT,
+                env={**os.environ, "TMPDIR": str(self.temp)},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def wait_for(self, fact: Callable[[], bool], what: str) -> None:
+        """Looks at `fact` after each line of output, until it holds."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        with self._changed:
+            while not fact():
+                left = deadline - time.monotonic()
+                ended = self._process is not None and self._process.poll() is not None
+                assert left > 0, self._story(what)
+                assert not ended or self._reader_alive(), self._story(what)
+                self._changed.wait(min(left, 0.5))
+
+    def has_line(self, text: str) -> bool:
+        """Whether a line of the output holds `text`."""
+        return any(text in line for line in self.lines)
+
+    def updates(self) -> int:
+        """The newest number of updates in the output."""
+        shown = [part for line in self.lines for part in line.split(" | ") if part.startswith("updates ")]
+        return int(shown[-1].split()[1].replace(",", "")) if shown else 0
+
+    def metrics(self) -> dict[str, float]:
+        """A scrape of /metrics: sample name -> value."""
+        found = re.search(r"http://\S+/metrics", "\n".join(self.lines))
+        if found is None:
+            return {}
+        try:
+            with urllib.request.urlopen(found.group(), timeout=10) as reply:
+                text = reply.read().decode()
+        except urllib.error.URLError:
+            return {}
+        families = text_string_to_metric_families(text)
+        return {sample.name: sample.value for family in families for sample in family.samples}
+
+    def pid_of(self, role: str) -> int:
+        """The process of the only living role of this class, e.g. "ActorRole"."""
+        (found,) = self._roles(role)
+        return found.pid
+
+    def is_up(self, role: str) -> bool:
+        """Whether exactly one process of this class lives."""
+        return len(self._roles(role)) == 1
+
+    def note_shared_memory(self) -> None:
+        """Remembers which files of /dev/shm the run's processes hold now."""
+        for process in self._offspring():
+            try:
+                paths = [entry.path for entry in process.memory_maps()]
+            except psutil.Error:
+                continue
+            self.shared_memory.update(path for path in paths if path.startswith("/dev/shm/"))
+
+    def interrupt_group(self) -> None:
+        """What a terminal does on ctrl-C: SIGINT to every process of the group."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGINT)
+
+    def send(self, number: signal.Signals) -> None:
+        """Signals the driver alone."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def finish(self) -> int:
+        """Waits for the end; returns the exit status, with output and errors complete."""
+        assert self._process is not None
+        assert self._reader is not None
+        try:
+            status = self._process.wait(DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self._story("the end of the run")) from None
+        self._reader.join(DEADLINE_SECONDS)
+        self.errors = self._error_file.read_text()
+        return status
+
+    def assert_nothing_left(self) -> None:
+        """No process, no Ray folder, no shared memory of the run is left, or will not be in a moment."""
+        _, alive = psutil.wait_procs(self._offspring(), timeout=10)
+        assert not [process for process in alive if _runs(process)], self._story("its processes to end")
+        assert not list(self.temp.glob("qf-*")), "a temporary Ray folder is left"
+        left = [path for path in self.shared_memory if Path(path).exists()]
+        assert not left, f"shared memory is left: {left}"
+
+    def destroy(self) -> None:
+        """Kills what still lives and removes the temporary folder."""
+        for process in self._offspring():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        if self._process is not None:
+            self._process.wait(DEADLINE_SECONDS)
+        if self._reader is not None:
+            self._reader.join(DEADLINE_SECONDS)
+        psutil.wait_procs(self._offspring(), timeout=10)
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
+        shutil.rmtree(self.temp, ignore_errors=True)
+
+    def _offspring(self) -> list[psutil.Process]:
+        return [
+            process for process in psutil.Process().children(recursive=True) if process not in self._before
+        ]
+
+    def _roles(self, role: str) -> list[psutil.Process]:
+        return [process for process in self._offspring() if _title(process).startswith(f"ray::{role}")]
+
+    def _reader_alive(self) -> bool:
+        return self._reader is not None and self._reader.is_alive()
+
+    def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _story(self, what: str) -> str:
+        processes = [f"{process.pid} {_title(process)}" for process in self._offspring()]
+        shown: Sequence[str] = (*self.lines[-15:], self._error_file.read_text()[-3000:], *processes)
+        return f"waited in vain for {what}:\n" + "\n".join(shown)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,65 @@
+"""Roles for the tests of the engines; Ray needs them in a module that its workers can import."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from cluster.engine import Calls, Handle
+
+
+class Counter:
+    """Remembers what it was told, in order."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.seen = [start]
+
+    def add(self, value: int) -> int:
+        self.seen.append(value)
+        return sum(self.seen)
+
+    def history(self) -> list[int]:
+        return self.seen
+
+    def two(self) -> tuple[str, np.ndarray]:
+        return "report", np.arange(3, dtype=np.float32)
+
+    def total_of(self, array: np.ndarray, factor: int) -> float:
+        return float(array.sum()) * factor
+
+    def fail(self) -> None:
+        deep_inside()
+
+    def fail_in_two(self) -> tuple[int, int]:
+        raise ValueError("no pair today")
+
+    def block(self) -> None:
+        threading.Event().wait()
+
+
+def deep_inside() -> None:
+    """The frame that the error must name."""
+    raise ZeroDivisionError("seven of nine")
+
+
+class BrokenFromTheStart:
+    """Its constructor raises."""
+
+    def __init__(self) -> None:
+        raise LookupError("nothing to build from")
+
+    def hello(self) -> str:
+        return "hello"
+
+
+class Asker:
+    """Calls another role and waits for the answer."""
+
+    def __init__(self, calls: Calls, other: Handle) -> None:
+        self.calls = calls
+        self.other = other
+
+    def ask(self, method: str, *args: int) -> object:
+        (ref,) = self.calls.call(self.other, method, *args)
+        return self.calls.get(ref)

@@ -1,0 +1,149 @@
+"""Commands: exit statuses, where words go, and that bad input starts nothing."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from qfleet_serial import SMALL
+
+from cluster.cli import run
+from cluster.load_config import preset_paths
+
+SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        (["train", "nowhere.yaml"], ["nowhere.yaml: no such file", "cartpole"]),
+        (["train", "CartPole-v1", "--set", "learner.batchsize=3"], ["did you mean learner.batch_size?"]),
+        (["train", "CartPole-v1", "--seed", "-1"], ["run.seed is -1"]),
+        (["train", "CartPole-v1", "--set", "pacing.learning_starts=1"], ["pacing.learning_starts is 1"]),
+        (["train", "CartPool-v1"], ["CartPool-v1", "CartPole-v1"]),
+        (["train", "Pendulum-v1"], ["continuous actions", "env.discretize"]),
+        (["train", "no_such_module:make"], ["no_such_module"]),
+        (["train", "qfleet_test_envs:NoSuchThing"], ["NoSuchThing"]),
+        (["train", "FrozenLake-v1", "--set", "learner.network=mlp"], ["learner.network is mlp", "table"]),
+        (["check-env", "Pendulum-v1"], ["env.discretize"]),
+        (["presets", "nosuch"], ["no preset nosuch", "cartpole"]),
+    ],
+)
+def test_bad_input_is_2_on_stderr_and_starts_nothing(
+    arguments: list[str],
+    facts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    children = set(psutil.Process().children(recursive=True))
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("qfleet: ")
+    assert "Traceback" not in captured.err
+    for fact in facts:
+        assert fact in captured.err
+    assert set(psutil.Process().children(recursive=True)) == children
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["train", "--runtime", "laptop"], ["train", "--episodes", "3"], ["eval"]]
+)
+def test_bad_arguments_are_2_on_stderr(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        run(arguments)
+    assert raised.value.code == 2
+    captured = capsys.readouterr()
+    assert "usage: qfleet" in captured.err
+    assert captured.out == ""
+
+
+def test_ray_and_torch_are_not_even_loaded_for_bad_input(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from cluster.cli import run\n"
+        "status = run(['train', 'Pendulum-v1'])\n"
+        "loaded = {'ray', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'{status} {sorted(loaded)}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr.splitlines()[-1] == "2 []"
+
+
+def test_a_second_run_in_the_same_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "CartPole-v1", *SMALL_FLAGS, "--set", "stop.updates=8"]
+    arguments += ["--run-dir", str(tmp_path / "run")]
+    assert run(arguments) == 0
+    out = capsys.readouterr().out
+    assert f"qfleet eval {tmp_path / 'run'}" in out
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert "already holds a run" in captured.err
+    assert "--run-dir" in captured.err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_something_else_in_it_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert run(["train", "CartPole-v1", "--runtime", "serial", "--run-dir", str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_flags_win_over_set_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("run: {seed: 1, runtime: local}\n")
+    arguments = ["train", str(config), *SMALL_FLAGS, "--set", "stop.updates=8", "--set", "run.runtime=local"]
+    arguments += ["--runtime", "serial", "--seed", "3", "--run-dir", str(tmp_path / "run")]
+    assert run(arguments) == 0
+    saved = (tmp_path / "run" / "config.yaml").read_text()
+    assert "runtime: serial" in saved
+    assert "seed: 3" in saved
+    assert "on the serial runtime" in capsys.readouterr().out
+
+
+def test_without_a_folder_the_run_lands_below_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "qfleet_test_envs:Corridor", *SMALL_FLAGS, "--set", "stop.updates=8"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("qfleet-test-envs-corridor-")
+
+
+def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["presets"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(preset_paths())
+    assert run(["presets", "cartpole"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(preset_paths()["cartpole"].read_text())
+    assert "#   num_shards: 1" in shown
+
+
+def test_check_env_says_how_it_would_be_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check-env", "FrozenLake-v1"]) == 0
+    told = capsys.readouterr().out
+    for fact in ("FrozenLake-v1", "16 states", "env steps/s", "table", "0.7"):
+        assert fact in told
+
+
+def test_a_taken_metrics_port_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = ["train", "CartPole-v1", *SMALL_FLAGS, "--set", f"metrics.port={port}"]
+        assert run([*arguments, "--run-dir", str(tmp_path / "run")]) == 2
+    assert f"metrics.port {port}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,274 @@
+"""The coordinator over a scripted engine: any order of completions, late acknowledgements, deaths."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qfleet_serial import Recorder
+
+from actors.core import EnvSpec, EvaluationReport, RolloutReport
+from cluster.config import RunConfig
+from cluster.coordinator import Coordinator, Outcome, RunFailed
+from cluster.engine import Handle, Need, Ref, RoleDied
+from cluster.load_config import load_config
+from cluster.presence import Presence
+from cluster.resolve import resolve
+from learner.core import LearnReport
+from replay_service.messages import ShardStatus
+
+SPEC = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, None)
+STARTS, BATCH, LANES = 64, 16, 4
+
+
+@dataclass(eq=False)
+class Call:
+    """A call that was made; its outcome is decided when it is taken."""
+
+    role: ScriptedRole
+    method: str
+    args: tuple[Any, ...]
+    part: int = 0
+    first: Call | None = None
+    outcome: Any = None
+
+
+@dataclass(eq=False)
+class ScriptedRole:
+    name: str
+    dead: bool = False
+    calls: list[Call] = field(default_factory=list)
+    unacknowledged: list[int] = field(default_factory=list)
+    acknowledged_status: tuple[ShardStatus, ...] = ()
+
+
+class ScriptedEngine:
+    """Roles that only count. Chance decides who is done next, what is acknowledged late, and who dies."""
+
+    def __init__(self, config: RunConfig, chance: random.Random, deaths: int) -> None:
+        self.config = config
+        self.chance = chance
+        self.deaths = self.deaths_left = deaths
+        self.inserted = 0
+        self.updates = 0
+        self.victims: set[str] = set()
+        self.evaluated: list[tuple[int, int]] = []
+        self.weights_of_version: dict[int, Call] = {}
+
+    @property
+    def calls(self) -> ScriptedEngine:
+        return self
+
+    def spawn(self, name: str, role: type, *args: Any, need: Need) -> Handle:
+        return Handle(name, ScriptedRole(name))
+
+    def call(self, handle: Handle, method: str, *args: Any, returns: int = 1) -> tuple[Ref, ...]:
+        role: ScriptedRole = handle.target
+        first = Call(role, method, args)
+        role.calls.append(first)
+        others = [Call(role, method, args, part, first) for part in range(1, returns)]
+        return tuple(Ref(call) for call in (first, *others))
+
+    def wait(self, refs: list[Ref], timeout_seconds: float) -> list[Ref]:
+        calls: list[Call] = list(refs)  # type: ignore[arg-type]
+        training = any(call.method in ("rollout", "learn", "presence") for call in calls)
+        assert training or self.updates == self.config.stop.updates, "everybody waits for somebody"
+        mortal = [call for call in calls if call.role.name.startswith(("actor", "evaluator"))]
+        if self.deaths_left and mortal and self.chance.random() < 0.05:
+            self.deaths_left -= 1
+            victim = self.chance.choice(mortal).role
+            victim.dead = True
+            self.victims.add(victim.name)
+            return [Ref(call) for call in calls if call.role is victim]
+        # One role's calls are done in order, whatever the others do.
+        heads = [call for call in calls if call is call.role.calls[0]]
+        call = self.chance.choice(heads)
+        call.role.calls.pop(0)
+        call.outcome = self.play(call)
+        return [Ref(call)]
+
+    def get(self, ref: Ref) -> Any:
+        call: Call = ref  # type: ignore[assignment]
+        if call.part:
+            assert call.first is not None
+            return np.full(3, call.first.outcome.version, np.float32)
+        if call.role.dead:
+            raise RoleDied(call.role.name, "killed by the script")
+        return call.outcome
+
+    def play(self, call: Call) -> Any:
+        if call.method == "presence":
+            return Presence(0, "", "")
+        if call.method == "rollout":
+            return self.rollout(call.role, *call.args)
+        if call.method == "learn":
+            self.updates += call.args[0]
+            assert self.updates * BATCH <= self.ratio * max(0, self.inserted - STARTS), "learning ran ahead"
+            return LearnReport(
+                self.updates, call.args[0], 0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1e-3, {}, self.status()
+            )
+        version, weights, domain, episodes = call.args
+        # The weights are those of the version that is asked for: Call of that chunk, second part.
+        assert self.get(weights)[0] == version
+        self.evaluated.append((version, domain))
+        returns = tuple(float(self.chance.randrange(100)) for _ in range(episodes))
+        return EvaluationReport(version, domain, returns, (1,) * episodes, 0.0)
+
+    def rollout(
+        self, role: ScriptedRole, steps: int, version: int, weights: Ref | None, env_steps: int
+    ) -> tuple[RolloutReport, int]:
+        assert (weights is None) == (version == 0)
+        if weights is not None:
+            assert self.get(weights)[0] == version
+        rows = steps * LANES
+        limit = self.config.actors.pushes_in_flight
+        while len(role.unacknowledged) >= limit:
+            role.unacknowledged.pop(0)
+            role.acknowledged_status = self.status()
+        self.inserted += rows
+        owed = self.ratio * (self.inserted - STARTS) - self.updates * BATCH
+        assert owed <= self.most_owed, "acting ran beyond its slack"
+        role.unacknowledged.append(rows)
+        for _ in range(self.chance.randint(0, len(role.unacknowledged)) * (self.chance.random() < 0.5)):
+            role.unacknowledged.pop(0)
+            role.acknowledged_status = self.status()
+        report = RolloutReport(
+            0, 0, version, rows, rows, (1.0,), (9,), 0.1, {"act": 0.1}, role.acknowledged_status
+        )
+        return report, sum(role.unacknowledged)
+
+    @property
+    def ratio(self) -> float:
+        return self.config.pacing.samples_per_insert
+
+    @property
+    def most_owed(self) -> float:
+        """Every actor's credits and unacknowledged pushes, the dead ones' too, and the learner's chunks."""
+        actors = self.config.actors
+        living, pushes = actors.num_actors or 0, actors.pushes_in_flight
+        rows = ((2 + pushes) * living + pushes * self.deaths) * (actors.steps_per_chunk or 0) * LANES
+        return self.ratio * rows + 2 * (self.config.learner.updates_per_chunk or 0) * BATCH
+
+    def status(self) -> tuple[ShardStatus, ...]:
+        return (ShardStatus(0, 0, 9, 1.0, 1.0, self.inserted, self.inserted, 0, 0, 0, 9),)
+
+    def kill(self, handle: Handle) -> None:
+        raise AssertionError("the coordinator kills nobody")
+
+    def close(self) -> None:
+        raise AssertionError("the coordinator closes nothing")
+
+
+class Notes:
+    """A run directory that only remembers."""
+
+    path = logs = Path("nowhere")
+
+    def __init__(self) -> None:
+        self.evaluations: list[Any] = []
+        self.weights: dict[str, tuple[float, str]] = {}
+
+    def write_snapshot(self, snapshot: Any) -> None: ...
+
+    def write_event(self, text: str, run_seconds: float) -> None: ...
+
+    def write_evaluation(self, request: Any, report: Any) -> None:
+        self.evaluations.append((request, report))
+
+    def write_weights(self, name: str, flat: np.ndarray, facts: dict[str, str]) -> None:
+        self.weights[name] = (float(flat[0]), facts["version"])
+
+
+def config_of(*overrides: str) -> RunConfig:
+    small = (
+        f"actors.envs_per_actor={LANES}",
+        "actors.steps_per_chunk=8",
+        "actors.num_actors=2",
+        f"learner.batch_size={BATCH}",
+        "learner.updates_per_chunk=4",
+        f"pacing.learning_starts={STARTS}",
+        "pacing.samples_per_insert=4",
+        "evaluation.every_updates=20",
+        "evaluation.episodes=3",
+        "stop.updates=150",
+        "metrics.every_seconds=1000000",
+        "checkpoint.weights_every_seconds=1000000",
+    )
+    return resolve(load_config(None, [*small, *overrides]), SPEC, cores=2)
+
+
+def run(engine: ScriptedEngine, notes: Notes, recorder: Recorder) -> Outcome:
+    coordinator = Coordinator(
+        engine,
+        engine.config,
+        SPEC,
+        notes,  # type: ignore[arg-type]
+        recorder,
+        learner_gpus=0.0,
+        stop_requested=lambda: None,
+        started=0.0,
+    )
+    # The watchdog reads the real clock; nothing here takes any time.
+    coordinator._advanced = (float("inf"), 0)
+    return coordinator.run()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    actors=st.integers(1, 3),
+    pushes=st.sampled_from([1, 2, 8]),
+    steps=st.sampled_from([1, 8, 64]),
+    ratio=st.sampled_from([0.5, 4.0, 32.0]),
+    chunk=st.integers(1, 8),
+    deaths=st.integers(0, 5),
+)
+def test_every_order_of_events_comes_to_the_end(
+    seed: int, actors: int, pushes: int, steps: int, ratio: float, chunk: int, deaths: int
+) -> None:
+    config = config_of(
+        f"actors.num_actors={actors}",
+        f"actors.pushes_in_flight={pushes}",
+        f"actors.steps_per_chunk={steps}",
+        f"pacing.samples_per_insert={ratio}",
+        f"learner.updates_per_chunk={chunk}",
+    )
+    engine, notes, recorder = ScriptedEngine(config, random.Random(seed), deaths), Notes(), Recorder()
+    outcome = run(engine, notes, recorder)
+    assert outcome.reason == "stop.updates = 150 reached"
+    assert outcome.final.updates_total == engine.updates == 150
+    assert outcome.restarts == deaths - engine.deaths_left
+    assert len([text for text in recorder.events if "died; replaced" in text]) == outcome.restarts
+    assert outcome.final.inserted_transitions_total <= engine.inserted
+    assert notes.weights["latest"] == (150.0, "150")
+    requests = [request for request, _ in notes.evaluations]
+    # A first evaluation that dies with its evaluator is not repeated, the last one's neither.
+    assert "evaluator" in engine.victims or 150 in {request.version for request in requests}
+    confirmed = [
+        (float(np.mean(report.returns)), -request.version)
+        for request, report in notes.evaluations
+        if request.confirms
+    ]
+    if confirmed:
+        score, negative_version = max(confirmed)
+        assert (outcome.best_return_mean, outcome.best_version) == pytest.approx((score, -negative_version))
+        assert notes.weights["best"] == (float(-negative_version), str(-negative_version))
+    # No two evaluations that were reported share their seeds.
+    domains = [request.seed_domain for request in requests]
+    assert len(set(domains)) == len(domains)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3])
+def test_the_budget_of_replacements_is_kept(budget: int) -> None:
+    config = config_of(f"run.actor_restarts={budget}", "stop.updates=2000")
+    engine, recorder = ScriptedEngine(config, random.Random(1), deaths=50), Recorder()
+    with pytest.raises(RunFailed, match=rf"died, and run.actor_restarts = {budget}"):
+        run(engine, Notes(), recorder)
+    assert engine.deaths_left == 50 - budget - 1
+    assert len([text for text in recorder.events if "died; replaced" in text]) == budget

@@ -1,0 +1,194 @@
+"""Whole runs on a real local Ray: success, every kind of trouble, and nothing left behind.
+
+Each test follows one `qfleet train` in a process of its own; it waits on what the run says, never on time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from qfleet_processes import LocalRun
+
+from learner.weights import load_weights
+
+ENDLESS = 10_000_000
+NO_EVALUATION = "evaluation.every_updates=1000000"
+
+
+def flags(*overrides: str) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+def small(env: str, *overrides: str, updates: int = ENDLESS) -> list[str]:
+    """Arguments of a quick run with one actor."""
+    return [
+        env,
+        *flags(
+            "actors.num_actors=1",
+            "actors.envs_per_actor=4",
+            "actors.steps_per_chunk=16",
+            "learner.hidden_sizes=[16]",
+            "learner.batch_size=16",
+            "learner.updates_per_chunk=16",
+            "pacing.learning_starts=128",
+            "pacing.samples_per_insert=4",
+            "evaluation.every_updates=100",
+            "evaluation.episodes=2",
+            "metrics.every_seconds=0.2",
+            "stop.target_return=1000000",
+            f"stop.updates={updates}",
+            *overrides,
+        ),
+    ]
+
+
+def weights_version(run_dir: Path) -> int:
+    return int(load_weights(run_dir / "weights" / "latest.safetensors")[1]["version"])
+
+
+def test_two_actors_and_three_shards_reach_their_target(local_run: LocalRun) -> None:
+    arguments = small(
+        "CartPole-v1",
+        "actors.num_actors=2",
+        "replay.num_shards=3",
+        "replay.sampling=prioritised",
+        updates=1_000,
+    )
+    local_run.start(*arguments)
+    local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
+    local_run.note_shared_memory()
+    assert local_run.shared_memory, "Ray's object store lives in shared memory"
+    assert local_run.finish() == 0
+    assert local_run.errors == ""
+    assert local_run.has_line("stop.updates = 1000 reached")
+    assert weights_version(local_run.run_dir) == 1_000
+    last = json.loads((local_run.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["updates_total"] == 1_000
+    assert last["sampled_transitions_total"] == 16_000
+    paced = last["inserted_transitions_total"] - 128
+    assert last["sampled_transitions_total"] <= 4 * paced
+    assert (local_run.run_dir / "weights" / "best.safetensors").exists()
+    local_run.assert_nothing_left()
+
+
+def test_killed_actors_and_evaluators_are_replaced(local_run: LocalRun) -> None:
+    # The only actor: reaching the target proves that its replacement acts.
+    local_run.start(*small("CartPole-v1", updates=6_000))
+    local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
+    first = local_run.pid_of("ActorRole")
+    os.kill(first, signal.SIGKILL)
+    local_run.wait_for(
+        lambda: local_run.metrics().get("qfleet_actor_restarts_total") == 1.0, "the replacement in /metrics"
+    )
+    assert local_run.has_line(f"actor 0 (process {first}) died; replaced by incarnation 1")
+    before = local_run.updates()
+    second = local_run.pid_of("EvaluatorRole")
+    os.kill(second, signal.SIGKILL)
+    local_run.wait_for(
+        lambda: local_run.metrics().get("qfleet_actor_restarts_total") == 2.0, "the second replacement"
+    )
+    assert local_run.has_line(f"evaluator (process {second}) died; replaced by incarnation 1, 8 replacements")
+    assert local_run.finish() == 0
+    assert before < 6_000
+    assert local_run.has_line("stop.updates = 6000 reached")
+    assert weights_version(local_run.run_dir) == 6_000
+    events = (local_run.run_dir / "logs" / "events.log").read_text()
+    assert f"actor 0 (process {first}) died" in events
+    assert f"evaluator (process {second}) died" in events
+    evaluations = (local_run.run_dir / "evaluations.jsonl").read_text().splitlines()
+    # The last version is evaluated in any case, here by the evaluator's replacement.
+    assert 6_000 in {json.loads(line)["version"] for line in evaluations}
+    local_run.assert_nothing_left()
+
+
+@pytest.mark.slow  # together only: each takes seconds, all of them a minute
+@pytest.mark.parametrize(("role", "name"), [("ShardRole", "shard 0"), ("LearnerRole", "learner")])
+def test_a_lost_shard_or_learner_ends_the_run(local_run: LocalRun, role: str, name: str) -> None:
+    local_run.start(*small("CartPole-v1", "checkpoint.weights_every_seconds=0.1"))
+    local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
+    process = local_run.pid_of(role)
+    os.kill(process, signal.SIGKILL)
+    assert local_run.finish() == 1
+    assert local_run.errors.startswith(f"{name} (process {process}) died")
+    assert str(local_run.run_dir) in local_run.errors
+    assert weights_version(local_run.run_dir) > 0
+    local_run.assert_nothing_left()
+
+
+@pytest.mark.slow
+def test_no_replacement_left_ends_the_run(local_run: LocalRun) -> None:
+    local_run.start(*small("CartPole-v1", "run.actor_restarts=0"))
+    local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
+    os.kill(local_run.pid_of("ActorRole"), signal.SIGKILL)
+    assert local_run.finish() == 1
+    assert local_run.errors.startswith("actor 0 died, and run.actor_restarts = 0")
+    local_run.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "role"),
+    [
+        ("raise", "RuntimeError: the corridor has collapsed", "actor 0"),
+        # Who meets the NaN first is a race; either says so.
+        pytest.param("nan", "", "learner|actor 0", marks=pytest.mark.slow),
+    ],
+)
+def test_an_error_in_a_role_ends_the_run_with_its_traceback(
+    local_run: LocalRun, how: str, error: str, role: str
+) -> None:
+    # The factory lies in the folder where the command is started, and nothing else says where it is.
+    kwargs = f"env.kwargs={{steps: 300, how: {how}}}"
+    local_run.start(*small("qfleet_test_envs:BrokenAfter", kwargs, NO_EVALUATION))
+    assert local_run.finish() == 1
+    first = local_run.errors.splitlines()[0]
+    assert "Traceback" in first or "ray::" in first, local_run.errors
+    assert error in local_run.errors
+    last = local_run.errors.splitlines()[-1]
+    assert any(last.startswith(f"{name} raised the error above") for name in role.split("|")), last
+    local_run.assert_nothing_left()
+
+
+def test_ctrl_c_saves_and_leaves_130(local_run: LocalRun) -> None:
+    local_run.start(*small("CartPole-v1"))
+    local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
+    shown = local_run.updates()
+    local_run.interrupt_group()
+    assert local_run.finish() == 130
+    assert local_run.errors == ""
+    assert local_run.has_line("stopped by SIGINT after")
+    assert weights_version(local_run.run_dir) >= shown
+    local_run.assert_nothing_left()
+
+
+def test_sigterm_saves_and_leaves_143(local_run: LocalRun) -> None:
+    local_run.start(*small("CartPole-v1"))
+    local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
+    shown = local_run.updates()
+    local_run.send(signal.SIGTERM)
+    assert local_run.finish() == 143
+    assert local_run.errors == ""
+    assert local_run.has_line("stopped by SIGTERM after")
+    assert weights_version(local_run.run_dir) >= shown
+    local_run.assert_nothing_left()
+
+
+def test_an_environment_that_hangs_is_found_by_the_watchdog(local_run: LocalRun) -> None:
+    local_run.start(
+        *small(
+            "qfleet_test_envs:BrokenAfter",
+            "env.kwargs={steps: 300, how: hang}",
+            "run.stall_seconds=10",
+            NO_EVALUATION,
+        )
+    )
+    assert local_run.finish() == 1
+    assert local_run.errors.startswith("nothing was inserted or learned for run.stall_seconds = 10")
+    for role in ("actor 0", "shard 0", "learner", "evaluator"):
+        assert f"{role} (process " in local_run.errors
+    stacks = (local_run.run_dir / "logs" / "actor-0.stacks").read_text()
+    assert "wait_for_ever" in stacks
+    local_run.assert_nothing_left()
