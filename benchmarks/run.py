@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import importlib
 
-BENCHMARKS = ("update_step", "local_learner", "threads")
+BENCHMARKS = (
+    "update_step",
+    "local_learner",
+    "threads",
+    "priority_structures",
+    "replay_in_process",
+    "replay_memory",
+    "replay_through_ray",
+)
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ from cluster.config import ConfigError, RunConfig, check
 from cluster.coordinator import Coordinator, Outcome
 from cluster.engine import Engine
 from cluster.evaluate import GreedyPolicy, load_policy
+from cluster.machine import this_machine
 from cluster.metrics import MetricsServer, Snapshot
+from cluster.plan import make_plan, refuse_what_cannot_fit
 from cluster.resolve import resolve
 from cluster.run_dir import RunDir, refuse_unusable
 from cluster.signals import StopSignals
@@ -85,6 +87,8 @@ def train(config: RunConfig, run_dir: Path | None = None, *, view: Callable[...,
     refuse_unusable(run_dir)
     prepared = prepare(config)
     config = prepared.config
+    plan = make_plan(config, prepared.spec, this_machine())
+    refuse_what_cannot_fit(plan)
     newest: list[Callable[[], Snapshot | None]] = []
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
@@ -92,7 +96,7 @@ def train(config: RunConfig, run_dir: Path | None = None, *, view: Callable[...,
             config.metrics.host, config.metrics.port, lambda: newest[0]() if newest else None
         )
         stack.enter_context(closing(server))
-        headline = Headline(config.env.id, config.run.runtime, run_dir, server.url)
+        headline = Headline(config.env.id, config.run.runtime, run_dir, server.url, plan.short)
         observer = stack.enter_context(view(headline, config.stop))
         engine, learner_gpus = _start_engine(config, stack)
         signals.reinstall()

@@ -13,6 +13,8 @@ from actors.core import EnvSpec
 from actors.envs import make_vector
 from cluster.api import prepare
 from cluster.config import RunConfig
+from cluster.machine import this_machine
+from cluster.plan import make_plan
 
 _MEASURED_SECONDS = 1.0
 
@@ -33,8 +35,7 @@ def describe(config: RunConfig) -> str:
         "speed": f"{_steps_per_second(config, spec, lanes):,.0f} env steps/s with random actions",
         "network": config.learner.network,
         "actors": f"{config.actors.num_actors} processes with {lanes} environments each",
-        "replay": f"{config.replay.capacity:,} transitions in {config.replay.num_shards} shard(s), about "
-        f"{_replay_bytes(config, spec) / 1e6:,.0f} MB",
+        "memory": make_plan(config, spec, this_machine()).short,
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())
@@ -52,9 +53,3 @@ def _steps_per_second(config: RunConfig, spec: EnvSpec, lanes: int) -> float:
     finally:
         stepper.close()
     return steps / seconds
-
-
-def _replay_bytes(config: RunConfig, spec: EnvSpec) -> int:
-    schema = spec.block_schema(config.actors.n_step)
-    frame = sum(field.bytes_per_frame for field in schema.frame_fields)
-    return (config.replay.capacity or 0) * (frame + 64)

@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_set(check_env)
     check_env.set_defaults(run=_check_env)
 
+    plan = commands.add_parser("plan", help="say what memory a run needs, and whether it fits")
+    plan.add_argument("source", metavar="ENV_ID | module:factory | CONFIG.yaml")
+    _add_set(plan)
+    plan.set_defaults(run=_plan)
+
     presets = commands.add_parser("presets", help="list the presets, or show one")
     presets.add_argument("name", nargs="?")
     presets.set_defaults(run=_presets)
@@ -137,6 +142,18 @@ def _check_env(options: argparse.Namespace) -> int:
     from cluster.check_env import describe
 
     print(describe(_config(options.source, options.set)))
+    return EXIT_OK
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from cluster.api import prepare
+    from cluster.machine import this_machine
+    from cluster.plan import make_plan, refuse_what_cannot_fit
+
+    prepared = prepare(_config(options.source, options.set))
+    plan = make_plan(prepared.config, prepared.spec, this_machine())
+    print(plan.text)
+    refuse_what_cannot_fit(plan)
     return EXIT_OK
 
 

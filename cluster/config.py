@@ -5,7 +5,8 @@ Owns the sections that belong to no package and the checks that span sections; m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from actors.config import ActorsConfig, EnvConfig
@@ -95,20 +96,20 @@ class MetricsConfig:
 class RunSection:
     """Where and how the run runs.
 
-    actor_restarts is the budget of dead actors and evaluators that are replaced; stall_seconds is how long
+    restarts is the budget of dead actors, shards and evaluators that are replaced; stall_seconds is how long
     neither inserts nor updates may advance before the watchdog ends the run.
     """
 
     runtime: Literal["local", "cluster", "serial"] = "local"
     seed: int = 0
-    actor_restarts: int = 10
+    restarts: int = 10
     stall_seconds: float = 120.0
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"run.seed is {self.seed}; give 0 or more")
-        if self.actor_restarts < 0:
-            raise ValueError(f"run.actor_restarts is {self.actor_restarts}; give 0 or more")
+        if self.restarts < 0:
+            raise ValueError(f"run.restarts is {self.restarts}; give 0 or more")
         if not self.stall_seconds > 0:
             raise ValueError(f"run.stall_seconds is {self.stall_seconds}; it must be above 0")
 
@@ -145,7 +146,13 @@ def check(config: RunConfig) -> None:
 
 
 def _problems(config: RunConfig) -> list[str]:
-    found: list[str] = []
+    found = [
+        f"{section.name}.{item.name} is {value}; give a finite number"
+        for section in fields(config)
+        for item in fields(getattr(config, section.name))
+        if isinstance(value := getattr(getattr(config, section.name), item.name), float)
+        and not math.isfinite(value)
+    ]
     capacity, batch_size = config.replay.capacity, config.learner.batch_size
     starts, shards = config.pacing.learning_starts, config.replay.num_shards
     if capacity is not None:

@@ -25,9 +25,12 @@ from cluster.run_dir import RunDir
 from cluster.stacks import request_stack
 from cluster.totals import ShardTotals
 from learner.core import LearnReport
+from replay_service.messages import ShardStatus
+from replay_service.recovery import RecoveryReport
 
 _WAIT_SECONDS = 0.25
 _RECENT_EPISODES = 100
+_ASK_SHARDS_SECONDS = 0.5
 # Two chunks each: one in work, one waiting, so that nobody idles while the coordinator thinks.
 _CREDITS_EACH = 2
 
@@ -91,12 +94,14 @@ class Coordinator:
         self._observer = observer
         self._stop_requested = stop_requested
         self._started = started
-        self._fleet = Fleet(engine, config, spec, run_dir.logs, learner_gpus=learner_gpus)
+        self._fleet = Fleet(engine, config, spec, run_dir.logs, run_dir.replay, learner_gpus=learner_gpus)
         self._judge = Judge(config.evaluation, config.stop.target_return)
         self._chunk_steps = config.actors.steps_per_chunk or 1
         self._chunk_rows = self._chunk_steps * (config.actors.envs_per_actor or 1)
         self._chunk_updates = config.learner.updates_per_chunk or 1
         self._batch_size = config.learner.batch_size
+        # Half of a shard so small that rows leave it early: such a batch only repeats more of them.
+        self._least_rows = min(self._batch_size, (config.replay.capacity or 2) // 2)
         # The serial runtime runs each call where it is made: a second credit would only add policy lag.
         self._credits_each = 1 if config.run.runtime == "serial" else _CREDITS_EACH
         # A chunk stays outstanding until a shard confirms it, and its actor says so with its next chunk only.
@@ -113,6 +118,7 @@ class Coordinator:
         self._weights: Ref | None = None
         self._candidate_weights: Ref | None = None
         self._learned: LearnReport | None = None
+        self._skipped_updates = 0
         self._learn_weights: dict[Ref, Ref] = {}
         self._epsilon: float | None = None
         self._policy_lag: int | None = None
@@ -120,7 +126,11 @@ class Coordinator:
         self._returns: collections.deque[float] = collections.deque(maxlen=_RECENT_EPISODES)
         self._lengths: collections.deque[int] = collections.deque(maxlen=_RECENT_EPISODES)
         self._evaluated: float | None = None
+        self._longest_evaluation_seconds = 0.0
         self._restarts = 0
+        self._asked_at = time.monotonic()
+        self._warned: set[tuple[int, int]] = set()
+        self._lost_rows: dict[int, tuple[int, float]] = {}
         self._advanced = (started, 0)
         self._interval = _Interval(time.monotonic())
         self._saved_at = time.monotonic()
@@ -130,8 +140,7 @@ class Coordinator:
         """Trains until a stop condition, a signal or a failure.
 
         Raises:
-            RunFailed: a role's own code raised, a shard or the learner died, no restart was left,
-                or nothing moved.
+            RunFailed: a role's own code raised, the learner died, no restart was left, or nothing moved.
         """
         reason = None
         try:
@@ -161,17 +170,31 @@ class Coordinator:
         for depth in range(self._credits_each):
             for actor in self._fleet.actors:
                 idle = actor.pid is not None and len(actor.in_flight) <= depth
-                if idle and self._pacing.may_insert(self._ledger(), self._chunk_rows):
+                if idle and (self._refills() or self._pacing.may_insert(self._ledger(), self._chunk_rows)):
                     self._grant_rollout(actor)
         learner = self._fleet.learner
         while learner.pid is not None and len(learner.in_flight) < self._credits_each:
             updates = self._next_chunk_updates()
             if updates == 0 or not self._pacing.may_sample(self._ledger(), updates * self._batch_size):
                 break
+            if self._held_rows() < self._least_rows:
+                break
             credit = Credit("learn", learner, rows=updates * self._batch_size)
             report, weights = self._fleet.grant(credit, "learn", updates, returns=2)
             self._learn_weights[report] = weights
         self._grant_evaluation()
+
+    def _held_rows(self) -> int:
+        """Rows that can be sampled now: a shard that was lost counts again once it is back."""
+        return sum(
+            status.count
+            for status in self._totals.living()
+            if status.incarnation == self._fleet.shards[status.shard].incarnation
+        )
+
+    def _refills(self) -> bool:
+        """Whether acting must go on whatever pacing says: a lost shard left too few rows to sample."""
+        return self._held_rows() + self._fleet.outstanding("rollout") < self._least_rows
 
     def _grant_rollout(self, actor: Member) -> None:
         credit = Credit("rollout", actor, rows=self._chunk_rows)
@@ -210,6 +233,8 @@ class Coordinator:
         try:
             value = self._engine.get(ref)
         except (RoleDied, ObjectLost) as error:
+            if credit.evaluation is not None:
+                self._judge.lost(credit.evaluation)
             self._bury(credit.member, error)
             return
         except EngineError as error:
@@ -218,10 +243,19 @@ class Coordinator:
             ) from None
         if credit.kind == "presence":
             credit.member.presence = value
+            # Coming up takes its time, on a busy machine or a cluster without free CPUs.
+            self._advanced = (time.monotonic(), self._advanced[1])
         elif credit.kind == "rollout":
             self._take_rollout(credit.member, *value)
         elif credit.kind == "learn":
-            self._take_learning(ref, value)
+            self._take_learning(ref, credit, value)
+        elif credit.kind == "status":
+            self._totals.take([value])
+        elif credit.kind == "recovery":
+            self._take_recovery(credit.member, *value)
+        elif credit.kind == "replace_shard":
+            if credit.member.kind == "actor":
+                credit.member.rows_unacknowledged = value
         elif credit.evaluation is not None:
             self._take_evaluation(credit.evaluation, value, credit.weights)
 
@@ -235,11 +269,16 @@ class Coordinator:
         self._lengths.extend(report.episode_lengths)
         self._interval.actor_seconds += sum(report.seconds.values())
 
-    def _take_learning(self, ref: Ref, report: LearnReport) -> None:
+    def _take_learning(self, ref: Ref, credit: Credit, report: LearnReport) -> None:
         self._version = report.version
+        self._skipped_updates += report.skipped_updates
         self._weights = self._learn_weights.pop(ref)
-        self._learned = report
         self._totals.take(report.statuses)
+        if report.updates * self._batch_size < credit.rows:
+            # The chunk ended early because a shard was lost: find out which.
+            self._fleet.ask_shards()
+        if report.updates:
+            self._learned = report
         self._interval.update_seconds += report.seconds.get("update", 0.0)
         self._interval.wait_seconds += report.seconds.get("wait", 0.0)
 
@@ -247,6 +286,7 @@ class Coordinator:
         self, request: EvaluationRequest, report: EvaluationReport, weights: Ref | None
     ) -> None:
         self._evaluated = fmean(report.returns)
+        self._longest_evaluation_seconds = max(self._longest_evaluation_seconds, report.seconds)
         self._run_dir.write_evaluation(request, report)
         if self._judge.take(request, report) and weights is not None and self._judge.best is not None:
             best = self._judge.best
@@ -257,30 +297,61 @@ class Coordinator:
                 f"version {best.version} is the best so far: greedy return {best.score:.1f}, confirmed"
             )
 
-    def _bury(self, member: Member, error: EngineError) -> None:
-        """Replaces a dead actor or evaluator within the budget; anybody else's death ends the run."""
-        dead = next((other for other in self._fleet.members if other.handle.name == error.role), member)
-        if dead.kind in ("shard", "learner"):
+    def _take_recovery(self, shard: Member, report: RecoveryReport | None, status: ShardStatus) -> None:
+        """A replaced shard is up: everybody calls it from now on, and the user learns what is left."""
+        self._totals.take([status])
+        self._fleet.introduce(shard)
+        rows, mass = self._lost_rows.pop(shard.index, (0, 0.0))
+        if report is None:
+            self._event(
+                f"{shard.handle.name} is back and empty: {rows:,} transitions (mass {mass:.4g}) are lost"
+            )
+            return
+        torn = (
+            f"; {report.torn_bytes:,} bytes of an unfinished record were cut off" if report.torn_bytes else ""
+        )
+        self._event(
+            f"{shard.handle.name} is back with {status.count:,} transitions (mass {status.mass:.4g}) "
+            f"from its journal{torn}"
+        )
+        for damaged in report.damaged:
+            self._event(
+                f"warning: {shard.handle.name}, journal segment {damaged.name}: {damaged.reason}; skipped "
+                f"{damaged.skipped_records:,} records and {damaged.skipped_bytes:,} bytes"
+            )
+
+    def _bury(self, dead: Member, error: EngineError) -> None:
+        """Replaces a dead actor, shard or evaluator within the budget; the learner's death ends the run."""
+        if dead.kind == "learner":
             raise RunFailed(
                 f"{dead.handle.name} (process {dead.pid}) died: {error.message.splitlines()[0]} "
                 f"What was learned up to version {self._version} is in {self._run_dir.path}."
             )
-        if self._restarts >= self._config.run.actor_restarts:
+        if self._restarts >= self._config.run.restarts:
             raise RunFailed(
-                f"{dead.handle.name} died, and run.actor_restarts = {self._config.run.actor_restarts} "
+                f"{dead.handle.name} died, and run.restarts = {self._config.run.restarts} "
                 f"replacements were used up: {error.message}"
             )
         self._restarts += 1
+        held = ""
+        if dead.kind == "shard":
+            last = [status for status in self._totals.living() if status.shard == dead.index]
+            rows, mass = self._lost_rows[dead.index] = (last[0].count, last[0].mass) if last else (0, 0.0)
+            held = f" with {rows:,} transitions (mass {mass:.4g})"
         fresh = self._fleet.replace(dead)
         self._event(
-            f"{dead.handle.name} (process {dead.pid}) died; replaced by incarnation {fresh.incarnation}, "
-            f"{self._config.run.actor_restarts - self._restarts} replacements left"
+            f"{dead.handle.name} (process {dead.pid}) died{held}; replaced by incarnation "
+            f"{fresh.incarnation}, {self._config.run.restarts - self._restarts} replacements left"
         )
 
     # -- figures -------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         now = time.monotonic()
+        if now - self._asked_at >= _ASK_SHARDS_SECONDS:
+            self._asked_at = now
+            self._fleet.ask_shards()
+            self._warn_of_journals()
         if now - self._interval.started >= self._config.metrics.every_seconds:
             self._snapshot(now)
         if now - self._saved_at >= self._config.checkpoint.weights_every_seconds:
@@ -303,7 +374,8 @@ class Coordinator:
             inserted_transitions_total=ledger.inserted,
             sampled_transitions_total=ledger.sampled,
             updates_total=self._version,
-            actor_restarts_total=self._restarts,
+            skipped_updates_total=self._skipped_updates,
+            restarts_total=self._restarts,
             env_steps_per_second=(self._totals.env_steps - interval.env_steps) / seconds,
             updates_per_second=(self._version - interval.updates) / seconds,
             samples_per_insert=self._pacing.achieved(ledger),
@@ -317,6 +389,8 @@ class Coordinator:
             q_mean=learned.q_mean if learned else None,
             td_error_mean=learned.td_error_mean if learned else None,
             grad_norm_mean=learned.grad_norm_mean if learned else None,
+            grad_norm_clipped_mean=learned.grad_norm_clipped_mean if learned else None,
+            target_gap=learned.target_gap if learned else None,
             learning_rate=learned.learning_rate if learned else None,
             policy_lag_updates=self._policy_lag,
             sample_age_updates=learned.policy_lag_mean if learned else None,
@@ -331,6 +405,17 @@ class Coordinator:
         self._observer.figures(snapshot)
         return snapshot
 
+    def _warn_of_journals(self) -> None:
+        """Says once of each shard that its journal does not follow any more."""
+        for status in self._totals.living():
+            shard = (status.shard, status.incarnation)
+            if status.journal_error is not None and shard not in self._warned:
+                self._warned.add(shard)
+                self._event(
+                    f"warning: shard {status.shard} goes on in memory only, its journal is incomplete: "
+                    f"{status.journal_error}"
+                )
+
     def _event(self, text: str) -> None:
         run_seconds = time.monotonic() - self._started
         self._run_dir.write_event(text, run_seconds)
@@ -339,6 +424,8 @@ class Coordinator:
     def _fail_stalled(self) -> None:
         waiting = [
             f"  {member.handle.name} (process {member.pid}): {len(member.in_flight)} calls in flight"
+            if member.presence
+            else f"  {member.handle.name}: has not come up; are there free CPUs for it?"
             for member in self._fleet.members
         ]
         # Every role answers SIGUSR1 by writing its stack to the log folder; it works while the role hangs.
@@ -385,15 +472,22 @@ class Coordinator:
 
     def _evaluate_last(self) -> None:
         """Gives the last version its chance to be the best, once the learner has come to rest."""
-        self._until(lambda: not self._fleet.learner.in_flight)
-        self._until(lambda: not self._fleet.evaluator.in_flight)
-        while self._grant_evaluation(due=True):
-            self._until(lambda: not self._fleet.evaluator.in_flight)
+        patience_seconds = max(self._config.run.stall_seconds, 10 * self._longest_evaluation_seconds)
+        deadline = time.monotonic() + patience_seconds
+        rested = self._wait_for(lambda: not self._fleet.learner.in_flight, deadline)
+        rested = rested and self._wait_for(lambda: not self._fleet.evaluator.in_flight, deadline)
+        while rested and self._grant_evaluation(due=True):
+            deadline = time.monotonic() + patience_seconds
+            rested = self._wait_for(lambda: not self._fleet.evaluator.in_flight, deadline)
+        if not rested and self._stop_requested() is None:
+            self._event(f"the last evaluation did not end within {patience_seconds:g} s and is left out")
 
-    def _until(self, done: Callable[[], bool]) -> None:
-        while not done() and self._stop_requested() is None:
+    def _wait_for(self, done: Callable[[], bool], deadline: float) -> bool:
+        """Handles completions until done() or the deadline or a request to stop; whether it was done()."""
+        while not done() and self._stop_requested() is None and time.monotonic() < deadline:
             for ref in self._engine.wait(list(self._fleet.credits), _WAIT_SECONDS):
                 self._complete(ref)
+        return done()
 
     def _save_latest(self) -> None:
         self._saved_at = time.monotonic()

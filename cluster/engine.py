@@ -84,7 +84,7 @@ class Engine(Calls, Protocol):
         """Starts role(*args) and returns at once; a failing constructor shows at the first get."""
 
     def kill(self, handle: Handle) -> None:
-        """Ends a role now; calls in flight raise RoleDied."""
+        """Ends a role: calls in flight raise RoleDied, one made right after may still be answered."""
 
     def close(self) -> None:
         """Ends every role and whatever the engine started; safe to call twice."""

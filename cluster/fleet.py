@@ -25,7 +25,7 @@ RoleKind = Literal["shard", "learner", "actor", "evaluator"]
 class Credit:
     """A call in flight: what was granted to whom. rows is in transitions; weights belong to an evaluation."""
 
-    kind: Literal["presence", "rollout", "learn", "evaluate"]
+    kind: Literal["presence", "rollout", "learn", "evaluate", "status", "recovery", "replace_shard"]
     member: Member
     rows: int = 0
     evaluation: EvaluationRequest | None = None
@@ -54,19 +54,24 @@ class Fleet:
     """Spawns every role of a run at once; a role's constructor runs while the others' do."""
 
     def __init__(
-        self, engine: Engine, config: RunConfig, spec: EnvSpec, logs: Path, *, learner_gpus: float
+        self,
+        engine: Engine,
+        config: RunConfig,
+        spec: EnvSpec,
+        logs: Path,
+        replay: Path,
+        *,
+        learner_gpus: float,
     ) -> None:
         self._engine = engine
         self._config = config
         self._spec = spec
         self._logs = logs
+        self._replay = replay
         self.credits: dict[Ref, Credit] = {}
-        capacities = shard_capacities(config.replay.capacity or 0, config.replay.num_shards)
+        self._capacities = shard_capacities(config.replay.capacity or 0, config.replay.num_shards)
         # The learner is spawned first after the shards that it talks to: it has the slowest imports.
-        self.shards = [
-            self._spawn("shard", index, 0, ShardRole, index, capacity)
-            for index, capacity in enumerate(capacities)
-        ]
+        self.shards = [self._spawn_shard(index, 0) for index in range(config.replay.num_shards)]
         threads = learner_threads(available_cores(), busy_processes=(config.actors.num_actors or 1))
         handles = [shard.handle for shard in self.shards]
         self.learner = self._spawn(
@@ -95,20 +100,43 @@ class Fleet:
         return credit
 
     def replace(self, dead: Member) -> Member:
-        """Refunds the dead actor's or evaluator's credits and spawns its next incarnation."""
+        """Refunds the dead role's credits and spawns its next incarnation; not for the learner.
+
+        A new shard is to be introduced to the others once it is up.
+        """
         for ref in dead.in_flight:
             self.credits.pop(ref, None)
         incarnation = dead.incarnation + 1
         if dead.kind == "actor":
             self.actors[dead.index] = self._spawn_actor(dead.index, incarnation)
             return self.actors[dead.index]
+        if dead.kind == "shard":
+            shard = self.shards[dead.index] = self._spawn_shard(dead.index, incarnation)
+            self.grant(Credit("recovery", shard), "recovery")
+            return shard
         self.evaluator = self._spawn("evaluator", 0, incarnation, EvaluatorRole)
         return self.evaluator
+
+    def introduce(self, shard: Member) -> None:
+        """Has everybody who calls shards call this one under its number from now on."""
+        for member in (self.learner, *self.actors):
+            self.grant(Credit("replace_shard", member), "replace_shard", shard.index, shard.handle)
+
+    def ask_shards(self) -> None:
+        """Asks every shard that is up for its status, unless it was asked already; one that is dead shows."""
+        for shard in self.shards:
+            if shard.pid is not None and not shard.in_flight:
+                self.grant(Credit("status", shard), "status")
 
     def outstanding(self, kind: Literal["rollout", "learn"]) -> int:
         """Rows granted and not yet reported, or (rollout) reported and not yet confirmed by a shard."""
         granted = sum(credit.rows for credit in self.credits.values() if credit.kind == kind)
         return granted + (sum(actor.rows_unacknowledged for actor in self.actors) if kind == "rollout" else 0)
+
+    def _spawn_shard(self, index: int, incarnation: int) -> Member:
+        return self._spawn(
+            "shard", index, incarnation, ShardRole, index, incarnation, self._capacities[index]
+        )
 
     def _spawn_actor(self, index: int, incarnation: int) -> Member:
         shards = [shard.handle for shard in self.shards]
@@ -120,7 +148,7 @@ class Fleet:
         self, kind: RoleKind, index: int, incarnation: int, role: type, *args: object, gpus: float = 0.0
     ) -> Member:
         name = kind if kind in ("learner", "evaluator") else f"{kind} {index}"
-        context = RoleContext(name, self._config, self._spec, self._logs)
+        context = RoleContext(name, self._config, self._spec, self._logs, self._replay)
         handle = self._engine.spawn(name, role, context, *args, need=Need(cpus=1.0, gpus=gpus))
         member = Member(kind, index, incarnation, handle)
         self.grant(Credit("presence", member), "presence")

@@ -56,6 +56,11 @@ class Judge:
             return self._request(version, confirms=False)
         return None
 
+    def lost(self, request: EvaluationRequest) -> None:
+        """The evaluation will not be reported: its evaluator died. It is asked for again."""
+        if not request.confirms:
+            self._last_version = -1
+
     def wants(self, version: int) -> bool:
         """Whether this version waits for its second evaluation, so that its weights must be kept."""
         return self._candidate is not None and self._candidate[0] == version

@@ -1,4 +1,4 @@
-"""The command line: qfleet train | eval | check-env | presets, also `python -m cluster.main`.
+"""The command line: qfleet train | eval | check-env | plan | presets, also `python -m cluster.main`.
 
 Owns arguments, exit status and what is printed; everything else is cluster.api's.
 """

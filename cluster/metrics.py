@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any, Literal
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from cluster.config import ConfigError
@@ -33,7 +36,8 @@ class Snapshot:
     inserted_transitions_total: int = _figure("counter", "Transitions inserted into replay")
     sampled_transitions_total: int = _figure("counter", "Transitions consumed by the learner")
     updates_total: int = _figure("counter", "Optimiser steps")
-    actor_restarts_total: int = _figure("counter", "Dead actors and evaluators replaced")
+    skipped_updates_total: int = _figure("counter", "Updates left out: loss or gradient was not finite")
+    restarts_total: int = _figure("counter", "Dead actors, shards and evaluators replaced")
     env_steps_per_second: float = _figure("gauge", "Environment steps a second, over the last interval")
     updates_per_second: float = _figure("gauge", "Optimiser steps a second, over the last interval")
     samples_per_insert: float = _figure("gauge", "Sampled over inserted transitions since learning started")
@@ -47,6 +51,10 @@ class Snapshot:
     q_mean: float | None = _figure("gauge", "Mean Q-value of the actions taken, newest learning chunk")
     td_error_mean: float | None = _figure("gauge", "Mean absolute TD error, newest learning chunk")
     grad_norm_mean: float | None = _figure("gauge", "Mean gradient norm before clipping, newest chunk")
+    grad_norm_clipped_mean: float | None = _figure("gauge", "The same after clipping")
+    target_gap: float | None = _figure(
+        "gauge", "Mean difference of online and target weights, before the newest copy"
+    )
     learning_rate: float | None = _figure("gauge", "Learning rate of the newest update")
     policy_lag_updates: int | None = _figure(
         "gauge", "Learner version less the newest rollout's acting version"
@@ -94,6 +102,13 @@ class SnapshotCollector(Collector):
                 yield family(f"qfleet_{item.name}", item.metadata["help"], value=known[item.name])
 
 
+class _SilentHandler(WSGIRequestHandler):
+    """Writes no access log: the terminal belongs to the run."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
 class MetricsServer:
     """Serves /metrics on host:port from a thread; port 0 takes a free one.
 
@@ -104,13 +119,18 @@ class MetricsServer:
         registry = CollectorRegistry()
         registry.register(SnapshotCollector(newest))
         try:
-            self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+            self._server = make_server(
+                host, port, make_wsgi_app(registry), ThreadingWSGIServer, handler_class=_SilentHandler
+            )
         except OSError as error:
             raise ConfigError(
                 f"metrics.host is {host} and metrics.port {port}: {error.strerror}; "
                 "give an address of this machine, and port 0 for a free one"
             ) from error
         self.url = f"http://{host}:{self._server.server_port}/metrics"
+        # The poll interval is how long close() may wait.
+        self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Stops listening."""

@@ -5,21 +5,22 @@ Owns wiring only; imports each package inside the role that needs it, so that ac
 
 from __future__ import annotations
 
-import collections
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
 from cluster.config import RunConfig
-from cluster.engine import Calls, Handle, Ref
+from cluster.engine import Calls, Handle
 from cluster.presence import Presence, presence
 from cluster.resolve import network_spec
+from cluster.shard_calls import EngineTransport, RoundRobinSink
 from cluster.stacks import answer_stack_requests
+from learner.config import acts_in_numpy
 from learner.core import LearnReport
-from replay_service.block import TransitionBlock
-from replay_service.codec import encode
+from replay_service.durability import SealReply
 from replay_service.messages import (
     InsertReply,
     PriorityUpdate,
@@ -27,17 +28,22 @@ from replay_service.messages import (
     SampleRequest,
     ShardStatus,
 )
+from replay_service.recovery import RecoveryReport
 from replay_service.shard import ReplayShard
 
 
 @dataclass(frozen=True)
 class RoleContext:
-    """What every role of a run is told: its name, the resolved config, its environment, the log folder."""
+    """What every role of a run is told: its name, the resolved config, its environment, and folders.
+
+    replay: the folder under which shards keep their journals.
+    """
 
     name: str
     config: RunConfig
     spec: EnvSpec
     logs: Path
+    replay: Path
 
 
 class Role:
@@ -67,16 +73,17 @@ class Seeds:
 class ShardRole(Role):
     """One replay shard."""
 
-    def __init__(self, context: RoleContext, shard: int, capacity: int) -> None:
+    def __init__(self, context: RoleContext, shard: int, incarnation: int, capacity: int) -> None:
         super().__init__(context)
         config = context.config
         self._shard = ReplayShard(
             config.replay,
             context.spec.block_schema(config.actors.n_step),
             shard=shard,
-            incarnation=0,
+            incarnation=incarnation,
             capacity=capacity,
-            seed=Seeds(config.run.seed).stream("shard", shard, 0),
+            seed=Seeds(config.run.seed).stream("shard", shard, incarnation),
+            folder=context.replay / f"shard-{shard}",
         )
 
     def insert(self, encoded: np.ndarray) -> InsertReply:
@@ -91,77 +98,13 @@ class ShardRole(Role):
         """See ReplayShard.status."""
         return self._shard.status()
 
+    def recovery(self) -> tuple[RecoveryReport | None, ShardStatus]:
+        """What this shard found in its journal when it began, if it keeps one; and how it stands."""
+        return self._shard.recovery, self._shard.status()
 
-class RoundRobinSink:
-    """Pushes an actor's blocks to the shards in turn, a bounded number in flight.
-
-    Each (writer, shard) is a stream of its own, so every shard sees sequences 0, 1, 2, …
-    """
-
-    def __init__(
-        self, calls: Calls, shards: list[Handle], writer: int, incarnation: int, pushes_in_flight: int
-    ) -> None:
-        self._calls = calls
-        self._shards = shards
-        self._writer = writer
-        self._incarnation = incarnation
-        self._limit = pushes_in_flight
-        self._pushed = 0
-        self._statuses: dict[int, ShardStatus] = {}
-        self._in_flight: collections.deque[tuple[Ref, int]] = collections.deque()
-
-    @property
-    def rows_unacknowledged(self) -> int:
-        """Rows pushed whose insertion no shard has confirmed yet."""
-        return sum(rows for _, rows in self._in_flight)
-
-    def push(self, block: TransitionBlock) -> None:
-        """Sends the block; first waits for the oldest push while too many are in flight."""
-        while len(self._in_flight) >= self._limit:
-            self._acknowledge(self._in_flight.popleft()[0])
-        round_, turn = divmod(self._pushed, len(self._shards))
-        shard = self._shards[(self._writer + turn) % len(self._shards)]
-        block = replace(block, writer=self._writer, incarnation=self._incarnation, sequence=round_)
-        (ref,) = self._calls.call(shard, "insert", encode(block))
-        self._in_flight.append((ref, block.num_rows))
-        self._pushed += 1
-
-    def statuses(self) -> tuple[ShardStatus, ...]:
-        """The newest status of each shard, after taking in what has been acknowledged by now."""
-        while self._in_flight and self._calls.wait([self._in_flight[0][0]], 0.0):
-            self._acknowledge(self._in_flight.popleft()[0])
-        return tuple(self._statuses.values())
-
-    def _acknowledge(self, ref: Ref) -> None:
-        reply: InsertReply = self._calls.get(ref)
-        self._statuses[reply.status.shard] = reply.status
-
-
-class EngineTransport:
-    """replay_service.sampler.ShardTransport over an engine."""
-
-    def __init__(self, calls: Calls, shards: list[Handle]) -> None:
-        self._calls = calls
-        self._shards = shards
-
-    @property
-    def num_shards(self) -> int:
-        """S."""
-        return len(self._shards)
-
-    def exchange(self, shard: int, update: PriorityUpdate | None, request: SampleRequest) -> Ref:
-        """Starts the exchange with one shard."""
-        return self._calls.call(self._shards[shard], "exchange", update, request)[0]
-
-    def collect(self, ticket: Ref) -> SampleReply:
-        """Waits for its reply."""
-        reply: SampleReply = self._calls.get(ticket)
-        return reply
-
-    def status(self, shard: int) -> ShardStatus:
-        """Asks a shard for its status and waits."""
-        status: ShardStatus = self._calls.get(self._calls.call(self._shards[shard], "status")[0])
-        return status
+    def seal_slice(self, into: Path) -> SealReply:
+        """See ReplayShard.seal_slice."""
+        return self._shard.seal_slice(into)
 
 
 class ActorRole(Role):
@@ -175,15 +118,18 @@ class ActorRole(Role):
         super().__init__(context)
         config = context.config
         self._sink = RoundRobinSink(calls, shards, actor, incarnation, config.actors.pushes_in_flight)
+        seed = Seeds(config.run.seed).stream("actor", actor, incarnation)
+        # EnvActor spawns the children 0 and 1 of its seed.
+        noise = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 2))
         self._actor = EnvActor(
             config.env,
             config.actors,
-            policy=make_policy(config, context.spec),
+            policy=make_policy(config, context.spec, noise),
             sink=self._sink,
             actor=actor,
             incarnation=incarnation,
             num_actors=config.actors.num_actors or 1,
-            seed=Seeds(config.run.seed).stream("actor", actor, incarnation),
+            seed=seed,
         )
 
     def rollout(
@@ -193,11 +139,17 @@ class ActorRole(Role):
         report = self._actor.rollout(steps, version, weights, global_env_steps)
         return report, self._sink.rows_unacknowledged
 
+    def replace_shard(self, shard: int, handle: Handle) -> int:
+        """See RoundRobinSink.replace_shard; returns the rows whose insertion is not confirmed yet."""
+        self._sink.replace_shard(shard, handle)
+        return self._sink.rows_unacknowledged
+
 
 class LearnerRole(Role):
     """The learner with its sampler."""
 
     def __init__(self, context: RoleContext, calls: Calls, shards: list[Handle], threads: int) -> None:
+        from learner.health import append_skipped
         from learner.loop import Learner
         from replay_service.sampler import ReplaySampler
 
@@ -205,9 +157,10 @@ class LearnerRole(Role):
         config = context.config
         stream = Seeds(config.run.seed).stream("learner", 0, 0)
         torch_seed, sampler_seed = stream.spawn(2)
-        sampler = ReplaySampler(
+        self._transport = EngineTransport(calls, shards)
+        self._sampler = ReplaySampler(
             config.replay,
-            EngineTransport(calls, shards),
+            self._transport,
             batch_size=config.learner.batch_size,
             minibatches_per_request=config.replay.minibatches_per_request or 1,
             prefetch_requests=config.replay.prefetch_requests,
@@ -216,14 +169,20 @@ class LearnerRole(Role):
         self._learner = Learner(
             config.learner,
             network_spec(context.spec),
-            sampler,
+            self._sampler,
             seed=int(torch_seed.generate_state(1)[0]),
             threads=threads,
+            record_skipped=partial(append_skipped, context.logs / f"{context.name}.skipped.jsonl"),
         )
 
     def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:
         """One chunk of updates, and the flat weights after it."""
         return self._learner.learn(updates)
+
+    def replace_shard(self, shard: int, handle: Handle) -> None:
+        """Samples from another shard under this number from now on."""
+        self._transport.replace_shard(shard, handle)
+        self._sampler.shard_replaced(shard)
 
     def weights(self) -> tuple[int, np.ndarray]:
         """Version and flat weights as they stand."""
@@ -250,15 +209,18 @@ class EvaluatorRole(Role):
         )
 
 
-def make_policy(config: RunConfig, spec: EnvSpec) -> Policy:
-    """The acting policy: numpy where the network is small, torch (imported here) for everything else."""
+def make_policy(config: RunConfig, spec: EnvSpec, noise: np.random.SeedSequence | None = None) -> Policy:
+    """The acting policy: numpy where the network is small, torch (imported here) for everything else.
+
+    noise: what noisy networks explore with; None acts by their mean weights.
+    """
     from actors.policy import MlpPolicy, TablePolicy
 
+    if not acts_in_numpy(config.learner):
+        from learner.torch_policy import TorchPolicy
+
+        return TorchPolicy(network_spec(spec), config.learner, threads=1, noise=noise)
     if config.learner.network == "table":
         return TablePolicy(spec.num_states or 0, spec.num_actions)
-    if config.learner.network == "mlp":
-        shape = network_spec(spec).observation_shape
-        return MlpPolicy((int(np.prod(shape)), *config.learner.hidden_sizes, spec.num_actions))
-    from learner.torch_policy import TorchPolicy
-
-    return TorchPolicy(network_spec(spec), config.learner, threads=1)
+    shape = network_spec(spec).observation_shape
+    return MlpPolicy((int(np.prod(shape)), *config.learner.hidden_sizes, spec.num_actions))

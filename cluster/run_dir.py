@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,11 @@ class RunDir:
     def logs(self) -> Path:
         """Where events and stacks go."""
         return self.path / "logs"
+
+    @property
+    def replay(self) -> Path:
+        """Where shards keep their journals; made by the first that does."""
+        return self.path / "replay"
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, spec: EnvSpec) -> RunDir:
@@ -140,7 +145,7 @@ def _provenance(spec: EnvSpec) -> dict[str, Any]:
         "command": sys.argv,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "cores": available_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

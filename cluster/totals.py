@@ -5,7 +5,7 @@ Owns only the sums; imports no engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from replay_service.messages import ShardStatus
 
@@ -27,17 +27,29 @@ class ShardTotals:
     @property
     def inserted_rows(self) -> int:
         """Transitions inserted over all shards and incarnations."""
-        return sum(status.inserted_rows_total for status in self._newest.values())
+        return self._sum(lambda status: (status.earlier_rows_total, status.inserted_rows_total))
 
     @property
     def env_steps(self) -> int:
         """Environment steps that the inserted blocks account for."""
-        return sum(status.env_steps_total for status in self._newest.values())
+        return self._sum(lambda status: (status.earlier_env_steps_total, status.env_steps_total))
 
     def living(self) -> tuple[ShardStatus, ...]:
         """The newest incarnation of each shard, by shard."""
         newest = {shard: self._newest[shard, incarnation] for shard, incarnation in sorted(self._newest)}
         return tuple(newest.values())
+
+    def _sum(self, earlier_and_own: Callable[[ShardStatus], tuple[int, int]]) -> int:
+        """Over incarnations of a shard, each adds its own total to what the ones before it are known to have.
+
+        A journal knows more of them than their last status said, and less where there is none or a disk was
+        full: the greater of both is what counts.
+        """
+        sums: dict[int, int] = {}
+        for shard, incarnation in sorted(self._newest):
+            earlier, own = earlier_and_own(self._newest[shard, incarnation])
+            sums[shard] = max(sums.get(shard, 0), earlier) + own
+        return sum(sums.values())
 
 
 def _age(status: ShardStatus) -> tuple[int, int, int]:

@@ -32,18 +32,19 @@ class View(Observer, Protocol):
 
 @dataclass(frozen=True)
 class Headline:
-    """What the view says of the run itself."""
+    """What the view says of the run itself; plan is Plan.short."""
 
     env_id: str
     runtime: str
     run_dir: Path
     metrics_url: str
+    plan: str
 
     @property
     def text(self) -> str:
-        """Where to look, in two lines."""
+        """Where to look, in two lines, and what the run will need."""
         where = f"{self.run_dir}, metrics at {self.metrics_url}"
-        return f"{self.env_id} on the {self.runtime} runtime, starting\n{where}"
+        return f"{self.env_id} on the {self.runtime} runtime, starting\n{where}\n{self.plan}"
 
 
 def make_view(headline: Headline, stop: StopConfig, stream: TextIO | None = None) -> View:
@@ -178,7 +179,7 @@ class LiveView:
                 "policy lag",
                 f"{_figure(snapshot.policy_lag_updates, 0)} updates",
             ),
-            ("restarts", str(snapshot.actor_restarts_total), "bound by", bottleneck(snapshot)),
+            ("restarts", str(snapshot.restarts_total), "bound by", bottleneck(snapshot)),
         )
         for row in rows:
             table.add_row(*row)

@@ -49,6 +49,11 @@ class BlockSchema:
         """
         return self.stack + 1 if self.n_step == 1 else 2 * self.stack
 
+    @property
+    def span(self) -> int:
+        """Frames from the first of an observation to a row's next frame, both counted, at most."""
+        return self.stack + self.n_step
+
 
 @dataclass(frozen=True, eq=False)
 class TransitionBlock:

@@ -45,12 +45,18 @@ class FrameStore:
         self.next_frame += len(new)
         return first
 
-    def gather(self, frame: np.ndarray, offset: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(
+        self, frame: np.ndarray, offset: np.ndarray, out: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
         """Copies of the frames `frame[:, None] + offset`: name -> [M, W, *shape].
 
-        frame: [M] int64 absolute numbers; offset: [M, W] int64, smaller than num_frames in size.
-        The caller vouches that all are still held.
+        frame: [M] int64 absolute numbers; offset: [M, W] int64, smaller than num_frames in size; out: arrays
+        to copy into instead of new ones, contiguous. The caller vouches that all frames are still held.
         """
         # Reduced once a row; the offsets then leave the ring by less than one turn, which take's wrap folds.
         positions = (frame % self.num_frames)[:, None] + offset
-        return {name: ring.take(positions, axis=0, mode="wrap") for name, ring in self._frames.items()}
+        # Wrap also spares a copy: into an `out` that may fail half-way, as with "raise", take writes last.
+        return {
+            name: ring.take(positions, axis=0, out=None if out is None else out[name], mode="wrap")
+            for name, ring in self._frames.items()
+        }

@@ -1,6 +1,6 @@
 """What travels between a shard and its callers: typed requests in, typed replies out.
 
-Owns no behaviour; must not import anything but numpy.
+Owns no behaviour; must not import anything but numpy and `window_slots`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from replay_service.window_slots import SlotPlace
+
 
 @dataclass(frozen=True)
 class ShardStatus:
@@ -17,6 +19,8 @@ class ShardStatus:
 
     mass is the sum of p^alpha over stored items (the count where sampling is uniform),
     min_priority the smallest p^alpha stored (inf when empty). Totals count since this incarnation began.
+    earlier_*: what earlier incarnations took in by the journal's account, 0 without one. journal_error: why
+    the journal does not follow (the disk is full); None while it does, or where there is none.
     """
 
     shard: int
@@ -30,6 +34,9 @@ class ShardStatus:
     sampled_rows_total: int
     late_priorities_total: int
     stored_bytes: int
+    earlier_rows_total: int = 0
+    earlier_env_steps_total: int = 0
+    journal_error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,13 @@ class PriorityUpdate:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """counts[k] rows are wanted of this shard for the k-th minibatch; each is stratified by itself."""
+    """counts[k] rows are wanted of this shard for the k-th minibatch; each is stratified by itself.
+
+    slot: where the windows go, for a shard that can reach it.
+    """
 
     counts: tuple[int, ...]
+    slot: SlotPlace | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +71,7 @@ class SampleReply:
     """M = sum(counts) rows, minibatch after minibatch.
 
     Attributes:
-        windows: field name -> [M, W, *shape] (W = schema.window).
+        windows: field name -> [M, W, *shape] (W = schema.window); empty where they are in the request's slot.
         action [M] int32, reward [M] float32, discount [M] float32, policy_version [M] int64.
         keys: [M] int64 item ids of this shard.
         probability: [M] float64, p_i / P_shard, the chance of each single draw within this shard.
@@ -89,6 +100,8 @@ class Minibatch:
         action [B] int32, reward [B] float32, discount [B] float32, policy_version [B] int64.
         weight: [B] float32 importance weights (N * q_i)^-beta, divided by their maximum over the batch.
         index: position of this minibatch, to hand back with its TD errors.
+        keys: [B] int64, shard after shard; rows_per_shard: [S] int64, how many are of each. None where the
+            source has no shards.
     """
 
     windows: Mapping[str, np.ndarray]
@@ -98,3 +111,5 @@ class Minibatch:
     policy_version: np.ndarray
     weight: np.ndarray
     index: int
+    keys: np.ndarray | None = None
+    rows_per_shard: np.ndarray | None = None

@@ -17,10 +17,15 @@ from replay_service.config import ReplayConfig
 from replay_service.messages import Minibatch, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
 from replay_service.shard import EmptyShardError, ReplayShard
 from replay_service.sharding import allocate, draw_probability, importance_exponent, importance_weights
+from replay_service.window_slots import MIN_SLOT_BYTES, SlotPlace, SlotPool, WindowArray, WindowSlot
 
 Ticket = TypeVar("Ticket")
 
 ROW_FIELDS = ("action", "reward", "discount", "policy_version", "keys", "probability")
+
+
+class ShardLostError(RuntimeError):
+    """A shard does not answer: its process is gone, or its reply."""
 
 
 class ShardTransport(Protocol[Ticket]):
@@ -34,10 +39,10 @@ class ShardTransport(Protocol[Ticket]):
         """Starts ReplayShard.exchange and returns at once."""
 
     def collect(self, ticket: Ticket) -> SampleReply:
-        """Waits for the reply; raises what the shard raised. A ticket is collected once."""
+        """Waits for the reply, once; raises ShardLostError, or what the shard raised."""
 
     def status(self, shard: int) -> ShardStatus:
-        """Waits for ReplayShard.status."""
+        """Waits for ReplayShard.status; raises ShardLostError, or what the shard raised."""
 
 
 class LocalTransport:
@@ -66,11 +71,17 @@ class LocalTransport:
 
 @dataclass(frozen=True, eq=False)
 class _Request(Generic[Ticket]):
-    """One request to every shard: its tickets [S], and the shares [S] that made its counts [K, S]."""
+    """One request to every shard: its tickets [S], and the shares [S] that made its counts [K, S].
 
-    tickets: tuple[Ticket, ...]
+    A lost shard has no ticket and no share.
+
+    slot: where the shards of this host put the windows, if windows are large.
+    """
+
+    tickets: tuple[Ticket | None, ...]
     shares: np.ndarray
     counts: np.ndarray
+    slot: WindowSlot | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +100,9 @@ class ReplaySampler(Generic[Ticket]):
     shard, also for 0 rows: that carries the priorities and brings back the mass.
 
     The replies of a request are copied into one staging buffer, reused by the next: the arrays are writable,
-    contiguous over shards, and valid until the next minibatch is asked for.
+    contiguous over shards, and valid until the next minibatch is asked for. Large windows are staged in a
+    slot, each request in flight having its own: shards of this host write there themselves, and only what
+    others send is copied.
     """
 
     def __init__(
@@ -111,11 +124,15 @@ class ReplaySampler(Generic[Ticket]):
         self._prioritised = config.sampling == "prioritised"
         self._seconds_waiting = 0.0
         self._statuses: dict[int, ShardStatus] = {}
+        self._lost: set[int] = set()
         self._in_flight: deque[_Request[Ticket]] = deque()
         self._current: _Request[Ticket] | None = None
         self._position = 0
         self._rows: dict[str, np.ndarray] = {}
         self._windows: dict[str, np.ndarray] = {}
+        self._own_windows: dict[str, np.ndarray] = {}
+        self._window_arrays: tuple[WindowArray, ...] = ()
+        self._slots: SlotPool | None = None
         self._next_index = 0
         self._handed_out: dict[int, _Drawn] = {}
         self._returned: list[list[PriorityUpdate]] = [[] for _ in range(transport.num_shards)]
@@ -132,20 +149,30 @@ class ReplaySampler(Generic[Ticket]):
     def refresh(self) -> None:
         """Forgets all that was drawn, is in flight or was not sent yet, and asks every shard for its status.
 
-        For a cut, and after a shard was replaced. The first minibatch does it by itself.
+        For a cut. The first minibatch does it by itself.
         """
+        self._retire_current()
         self._in_flight.clear()
-        self._current = None
         self._handed_out.clear()
         for returned in self._returned:
             returned.clear()
-        for shard in range(self._transport.num_shards):
-            self._statuses[shard] = self._transport.status(shard)
+        self._ask_statuses()
+
+    def shard_replaced(self, shard: int) -> None:
+        """The transport calls another shard under this number from now on; it may hold anything."""
+        # Tickets of the shard that is gone would make this one look lost.
+        self._in_flight.clear()
+        self._returned[shard].clear()
+        self._lost.discard(shard)
+        self._ask_status(shard)
 
     def next_minibatch(self, update: int) -> Minibatch:
         """The next minibatch; `update` (updates done so far) sets the importance exponent. May wait.
 
-        Raises EmptyShardError when no shard is known to hold rows, and what a shard raised.
+        A shard that is lost is left out at once, and what was asked of it and the others together is asked
+        again of the others.
+
+        Raises EmptyShardError when no shard that is left holds rows, and what a shard raised.
         """
         if self._current is None or self._position == self._minibatches_per_request:
             self._advance()
@@ -172,6 +199,8 @@ class ReplaySampler(Generic[Ticket]):
             policy_version=rows["policy_version"],
             weight=weight,
             index=self._next_index,
+            keys=rows["keys"],
+            rows_per_shard=counts,
         )
         self._next_index += 1
         return minibatch
@@ -191,31 +220,36 @@ class ReplaySampler(Generic[Ticket]):
             raise ValueError(f"minibatch {index} is not waiting for TD errors")
         borders = np.cumsum(drawn.counts)[:-1]
         copied = td_errors.astype(np.float32)
-        for returned, keys, errors in zip(
-            self._returned, np.split(drawn.keys, borders), np.split(copied, borders), strict=True
-        ):
-            if len(keys):
+        parts = zip(self._returned, np.split(drawn.keys, borders), np.split(copied, borders), strict=True)
+        for shard, (returned, keys, errors) in enumerate(parts):
+            if len(keys) and shard not in self._lost:
                 returned.append(PriorityUpdate(keys, errors))
 
     def flush(self) -> None:
         """Sends the priorities still held back and waits until the shards have them."""
         nothing = SampleRequest(())
-        tickets = [
-            self._transport.exchange(shard, update, nothing)
-            for shard in range(self._transport.num_shards)
-            if (update := self._take_update(shard)) is not None
-        ]
-        for ticket in tickets:
-            self._collect(ticket)
+        tickets = tuple(
+            None if update is None else self._transport.exchange(shard, update, nothing)
+            for shard, update in enumerate(map(self._take_update, range(self._transport.num_shards)))
+        )
+        self._collect_all(tickets)
 
     def _advance(self) -> None:
         """Makes the oldest request in flight the current one and fills up what is in flight."""
         if not self._statuses:
             self.refresh()
-        if not self._in_flight:
-            self._in_flight.append(self._request())
-        request = self._in_flight.popleft()
-        replies = [self._collect(ticket) for ticket in request.tickets]
+        self._retire_current()
+        while True:
+            if not self._in_flight:
+                self._in_flight.append(self._request())
+            request = self._in_flight.popleft()
+            replies = self._collect_all(request.tickets)
+            if replies is not None:
+                break
+            # What else is in flight was split over the lost shard, too.
+            self._in_flight.clear()
+        if not self._rows:
+            self._prepare(next(reply for reply in replies if reply is not None))
         # Before the copying, so that the shards work meanwhile.
         while len(self._in_flight) < self._prefetch_requests:
             self._in_flight.append(self._request())
@@ -223,20 +257,67 @@ class ReplaySampler(Generic[Ticket]):
         self._current = request
         self._position = 0
 
+    def _retire_current(self) -> None:
+        """Nobody reads the current request's minibatches any more, and all its shards have replied."""
+        if self._current is not None and self._current.slot is not None and self._slots is not None:
+            self._slots.give_back(self._current.slot)
+        self._current = None
+
     def _request(self) -> _Request[Ticket]:
         """Asks all shards for K minibatches, split by the masses known now."""
         num_shards = self._transport.num_shards
-        masses = np.array([self._statuses[shard].mass for shard in range(num_shards)])
+        masses = self._masses()
+        if not masses.any():
+            # Nobody was asked since, so what is known may be old.
+            self._ask_statuses()
+            masses = self._masses()
         if not masses.any():
             raise EmptyShardError("a minibatch was asked for, but no shard is known to hold rows")
         counts = allocate(masses, self._batch_size, self._minibatches_per_request, self._rng.random())
-        tickets = tuple(
-            self._transport.exchange(
-                shard, self._take_update(shard), SampleRequest(tuple(counts[:, shard].tolist()))
+        slot = self._slots.take() if self._slots is not None else None
+        starts = _starts(counts)
+        requests = [
+            SampleRequest(
+                tuple(counts[:, shard].tolist()),
+                None if slot is None else SlotPlace(slot.address, tuple(starts[:, shard].tolist())),
             )
             for shard in range(num_shards)
+        ]
+        tickets = tuple(
+            None
+            if shard in self._lost
+            else self._transport.exchange(shard, self._take_update(shard), request)
+            for shard, request in enumerate(requests)
         )
-        return _Request(tickets, masses / masses.sum(), counts)
+        return _Request(tickets, masses / masses.sum(), counts, slot)
+
+    def _masses(self) -> np.ndarray:
+        """The masses [S] known now; 0 for a lost shard."""
+        shards = range(self._transport.num_shards)
+        return np.array([0.0 if shard in self._lost else self._statuses[shard].mass for shard in shards])
+
+    def _ask_statuses(self) -> None:
+        for shard in range(self._transport.num_shards):
+            if shard not in self._lost:
+                self._ask_status(shard)
+
+    def _ask_status(self, shard: int) -> None:
+        """Notes the shard's status, or that it is lost: then its priorities have nowhere to go."""
+        try:
+            self._statuses[shard] = self._transport.status(shard)
+        except ShardLostError:
+            self._lost.add(shard)
+            self._returned[shard].clear()
+
+    def _collect_all(self, tickets: Sequence[Ticket | None]) -> list[SampleReply | None] | None:
+        """The replies, None where there was no ticket; or None if one did not come: its shard may be lost."""
+        replies: list[SampleReply | None] = []
+        for shard, ticket in enumerate(tickets):
+            try:
+                replies.append(None if ticket is None else self._collect(ticket))
+            except ShardLostError:
+                self._ask_status(shard)
+        return replies if len(replies) == len(tickets) else None
 
     def _take_update(self, shard: int) -> PriorityUpdate | None:
         """All priorities given back for a shard and not sent yet, oldest first."""
@@ -257,18 +338,30 @@ class ReplaySampler(Generic[Ticket]):
         self._statuses[reply.status.shard] = reply.status
         return reply
 
-    def _stage(self, request: _Request[Ticket], replies: Sequence[SampleReply]) -> None:
-        """Copies the replies into the staging buffer [K, B, ...], ordered by minibatch, then by shard."""
+    def _prepare(self, reply: SampleReply) -> None:
+        """Makes the staging buffers, once the first reply has shown dtypes and shapes."""
         shape = (self._minibatches_per_request, self._batch_size)
-        if not self._rows:
-            first = replies[0]
-            for name in ROW_FIELDS:
-                self._rows[name] = np.empty(shape, getattr(first, name).dtype)
-            for name, window in first.windows.items():
-                self._windows[name] = np.empty(shape + window.shape[1:], window.dtype)
-        # Where each shard's rows begin in each minibatch.
-        starts = np.cumsum(request.counts, axis=1) - request.counts
+        self._rows = {name: np.empty(shape, getattr(reply, name).dtype) for name in ROW_FIELDS}
+        self._window_arrays = tuple(
+            WindowArray(name, window.dtype.str, shape + window.shape[1:])
+            for name, window in reply.windows.items()
+        )
+        if sum(array.num_bytes for array in self._window_arrays) >= MIN_SLOT_BYTES:
+            self._slots = SlotPool(self._window_arrays)
+
+    def _stage(self, request: _Request[Ticket], replies: Sequence[SampleReply | None]) -> None:
+        """Copies the replies into the staging buffer [K, B, ...], ordered by minibatch, then by shard."""
+        if request.slot is not None:
+            self._windows = request.slot.windows
+            self._own_windows = {}
+        else:
+            if not self._own_windows:
+                self._own_windows = {a.name: np.empty(a.shape, a.dtype) for a in self._window_arrays}
+            self._windows = self._own_windows
+        starts = _starts(request.counts)
         for shard, reply in enumerate(replies):
+            if reply is None:
+                continue
             if reply.counts != tuple(request.counts[:, shard]):
                 raise RuntimeError(f"shard {shard} drew {reply.counts}, not {request.counts[:, shard]}")
             targets = [(self._rows[name], getattr(reply, name)) for name in ROW_FIELDS]
@@ -279,3 +372,9 @@ class ReplaySampler(Generic[Ticket]):
                 start = starts[k, shard]
                 for target, source in targets:
                     target[k, start : start + count] = source[begin:end]
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Where each shard's rows begin in each minibatch, [K, S], for counts [K, S]."""
+    starts: np.ndarray = np.cumsum(counts, axis=1) - counts
+    return starts

@@ -38,6 +38,9 @@ class Selector(Protocol):
     def set_priorities(self, keys: np.ndarray, td_errors: np.ndarray) -> None:
         """New absolute TD errors [M] of keys [M], all held; of a key given twice the last one stays."""
 
+    def td_errors(self, first_key: int, end_key: int) -> np.ndarray:
+        """Absolute TD errors [M] float32 of the held keys [first_key, end_key), to give back at a restart."""
+
     def draw(self, counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A sample of each of K sizes: keys [M] int64, and each key's chance [M] float64 in one draw.
 
@@ -80,6 +83,10 @@ class UniformSelector:
 
     def set_priorities(self, keys: np.ndarray, td_errors: np.ndarray) -> None:
         """Does nothing: there are no priorities."""
+
+    def td_errors(self, first_key: int, end_key: int) -> np.ndarray:
+        """Zeros: none is remembered."""
+        return np.zeros(end_key - first_key, np.float32)
 
     def draw(self, counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """See Selector.
@@ -137,6 +144,15 @@ class PrioritisedSelector:
     def set_priorities(self, keys: np.ndarray, td_errors: np.ndarray) -> None:
         """See Selector. Raises ValueError for a TD error that is NaN, infinite or negative."""
         self._tree.set(keys % self._capacity, self._priorities(td_errors))
+
+    def td_errors(self, first_key: int, end_key: int) -> np.ndarray:
+        """See Selector. The float32 TD errors that were given, bit for bit; zeros where exponent is 0."""
+        if self._exponent == 0.0:
+            return np.zeros(end_key - first_key, np.float32)
+        priorities = self._tree.get(np.arange(first_key, end_key) % self._capacity)
+        td_errors: np.ndarray = priorities ** (1.0 / self._exponent) - self._epsilon
+        np.maximum(td_errors, 0.0, out=td_errors)
+        return td_errors.astype(np.float32)
 
     def draw(self, counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """See Selector."""

@@ -5,14 +5,20 @@ Owns the order of operations and the counters; must not import ray or anything o
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from replay_service.block import BlockSchema, TransitionBlock
 from replay_service.codec import decode
 from replay_service.config import ReplayConfig
+from replay_service.durability import Durability, SealReply
+from replay_service.journal import SEGMENT_BYTES, Delivered, Journal
 from replay_service.messages import InsertReply, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
+from replay_service.recovery import FoundJournal, RecoveryReport
 from replay_service.selectors import PrioritisedSelector, Selector, UniformSelector
 from replay_service.transition_store import TransitionStore, frame_capacity
+from replay_service.window_slots import SlotMapper
 
 KEYS_PER_INCARNATION = 1 << 40
 
@@ -45,13 +51,25 @@ class ReplayShard:
         incarnation: int,
         capacity: int,
         seed: np.random.SeedSequence,
+        folder: Path | None = None,
     ) -> None:
+        """folder: where the journal is, if config.persist asks for one; what it holds is recovered first.
+
+        Raises ValueError where there is no folder then, or its journal has keys of this incarnation; OSError.
+        """
         first_key = incarnation * KEYS_PER_INCARNATION
+        found: FoundJournal | None = None
+        if config.persist != "none":
+            if folder is None:
+                raise ValueError(f"replay.persist is {config.persist}, but the shard was given no folder")
+            found = FoundJournal(folder)
+            first_key = found.first_key(first_key, capacity)
         self._schema = schema
         self._shard = shard
         self._incarnation = incarnation
         self._rng = np.random.default_rng(seed)
-        self._store = TransitionStore(schema, capacity, frame_capacity(schema, capacity), first_key)
+        num_frames = frame_capacity(schema, capacity)
+        self._store = TransitionStore(schema, capacity, num_frames, first_key, config.compression)
         self._selector: Selector
         if config.sampling == "uniform":
             self._selector = UniformSelector(capacity, first_key)
@@ -59,6 +77,7 @@ class ReplayShard:
             self._selector = PrioritisedSelector(
                 capacity, first_key, exponent=config.priority_exponent, epsilon=config.priority_epsilon
             )
+        self._slots = SlotMapper()
         # Writer -> its incarnation and the sequence number due next.
         self._writers: dict[int, tuple[int, int]] = {}
         self._inserted_rows_total = 0
@@ -66,23 +85,42 @@ class ReplayShard:
         self._evicted_rows_total = 0
         self._sampled_rows_total = 0
         self._late_priorities_total = 0
+        self._heard: set[int] = set()
+        self._earlier_rows_total = 0
+        self._earlier_env_steps_total = 0
+        self.recovery: RecoveryReport | None = None
+        self._durability: Durability | None = None
+        if found is not None and folder is not None:
+            journal = Journal(
+                folder, number=found.next_number, next_key=first_key, segment_bytes=SEGMENT_BYTES
+            )
+            earlier, self.recovery = found.replay(schema, self._store, self._selector, journal)
+            journal.next_key = self._store.next_key
+            self._writers = dict(earlier.writers)
+            self._earlier_rows_total = earlier.inserted_rows_total
+            self._earlier_env_steps_total = earlier.env_steps_total
+            self._durability = Durability(config, journal, self._store, self._selector, self._delivered)
 
     def insert(self, encoded: np.ndarray) -> InsertReply:
         """Stores an encoded block ([bytes] uint8) unless it is held already or its writer was replaced.
 
-        A writer's sequence starts at 0 with each of its incarnations. A new shard knows no writer, so when a
-        shard is replaced its writers begin a new incarnation.
+        A writer's sequence starts at 0 with each of its incarnations. Where this shard replaces another, the
+        first push of each writer may be ahead of what is known: the pushes between died with the other.
 
         Raises BlockError (malformed, or of another schema), CapacityError (too large) and SequenceGapError;
-        in each case nothing was changed.
+        in each case nothing was changed. Raises JournalFullError where a full disk shall stop the run.
         """
         block = decode(encoded, expected_schema=self._schema)
-        if not self._is_due(block):
+        is_due = self._is_due(block)
+        self._heard.add(block.writer)
+        if not is_due:
             return InsertReply(accepted=False, status=self.status())
         oldest_key = self._store.oldest_key
         first_key = self._store.insert(block)
         self._selector.insert(first_key, block.priority)
         self._selector.evict_before(self._store.oldest_key)
+        if self._durability is not None:
+            self._durability.inserted(encoded, first_key)
         self._writers[block.writer] = (block.incarnation, block.sequence + 1)
         self._inserted_rows_total += block.num_rows
         self._env_steps_total += block.env_steps
@@ -103,7 +141,8 @@ class ReplayShard:
             keys, probability = self._selector.draw(request.counts, self._rng)
         else:
             keys, probability = np.empty(0, np.int64), np.empty(0)
-        rows = self._store.gather(keys)
+        parts = self._slots.parts(request.slot, request.counts) if request.slot is not None else None
+        rows = self._store.gather(keys, parts)
         self._sampled_rows_total += num_rows
         return SampleReply(
             status=self.status(),
@@ -140,6 +179,34 @@ class ReplayShard:
             sampled_rows_total=self._sampled_rows_total,
             late_priorities_total=self._late_priorities_total,
             stored_bytes=self._store.stored_bytes + self._selector.nbytes,
+            earlier_rows_total=self._earlier_rows_total,
+            earlier_env_steps_total=self._earlier_env_steps_total,
+            journal_error=None if self._durability is None else self._durability.error,
+        )
+
+    def seal_slice(self, into: Path) -> SealReply:
+        """A slice, below 50 ms, of making all that is held durable; ask again until the reply is done.
+
+        Inserts and draws may come between slices. Only what is new since the last cut is written; the files
+        of the cut are linked into folder `into`, which then is the owner of a cut that never changes.
+
+        Raises RuntimeError where nothing is to be persisted, JournalFullError where a full disk shall stop
+        the run, OSError for a disk that fails otherwise.
+        """
+        if self._durability is None:
+            raise RuntimeError("replay.persist is none: there is no journal to seal")
+        return self._durability.seal_slice(into)
+
+    def close(self) -> None:
+        """Closes the journal's files, if there are any."""
+        if self._durability is not None:
+            self._durability.close()
+
+    def _delivered(self) -> Delivered:
+        return Delivered(
+            dict(self._writers),
+            self._earlier_rows_total + self._inserted_rows_total,
+            self._earlier_env_steps_total + self._env_steps_total,
         )
 
     def _is_due(self, block: TransitionBlock) -> bool:
@@ -149,12 +216,12 @@ class ReplayShard:
             due = 0
         elif block.incarnation < incarnation:
             return False
-        if block.sequence > due:
+        if block.sequence > due and (self._incarnation == 0 or block.writer in self._heard):
             raise SequenceGapError(
                 f"writer {block.writer} (incarnation {block.incarnation}) sent push {block.sequence} "
                 f"to shard {self._shard}, which waits for push {due}"
             )
-        return block.sequence == due
+        return block.sequence >= due
 
     def _set_priorities(self, update: PriorityUpdate) -> None:
         keys, td_errors = update.keys, update.td_errors

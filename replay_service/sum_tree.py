@@ -61,6 +61,10 @@ class SumTree:
             self._block_minimum[block] = leaves.min(where=leaves > 0.0, initial=math.inf)
             self._block_minimum_stale[block] = False
 
+    def get(self, slots: np.ndarray) -> np.ndarray:
+        """The priorities [M] float64 of slots [M], 0 for one that holds nothing."""
+        return self._leaves.take(slots)
+
     def set(self, slots: np.ndarray, priorities: np.ndarray) -> None:
         """Sets slots [M] int64 to priorities [M]; of a slot given twice the last value stays.
 

@@ -1,16 +1,19 @@
 """The transitions of one shard: rows in a ring over item ids, frames in a ring beside it.
 
-Owns rows, frames and early eviction; must not import anything but numpy, `block` and `frame_store`.
+Owns rows and early eviction; must not import anything but numpy, `block`, `config` and the frame stores.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from replay_service.block import BlockSchema, TransitionBlock
+from replay_service.compressed_frame_store import CompressedFrameStore
+from replay_service.config import Compression
 from replay_service.frame_store import FrameStore
 
 SMALL_FRAME_BYTES = 1024
@@ -60,13 +63,25 @@ def frame_capacity(schema: BlockSchema, capacity: int) -> int:
 class TransitionStore:
     """The newest rows; the row with key k lies at k % capacity. Held are keys in [oldest_key, next_key)."""
 
-    def __init__(self, schema: BlockSchema, capacity: int, num_frames: int, first_key: int) -> None:
+    def __init__(
+        self,
+        schema: BlockSchema,
+        capacity: int,
+        num_frames: int,
+        first_key: int,
+        compression: Compression = "none",
+    ) -> None:
         self.capacity = capacity
         self.oldest_key = first_key
         self.next_key = first_key
         self._first_key = first_key
         self._rows = np.empty(capacity, ROW)
-        self._frames = FrameStore(schema.frame_fields, num_frames)
+        self._frames: FrameStore | CompressedFrameStore
+        if compression == "lz4":
+            self._frames = CompressedFrameStore(schema.frame_fields, num_frames, schema.span)
+        else:
+            self._frames = FrameStore(schema.frame_fields, num_frames)
+        self._schema = schema
         self._stack = schema.stack
         self._one_step = schema.n_step == 1
         # (key after a block's last row, its first frame), oldest first: bounds the search for early eviction.
@@ -115,10 +130,12 @@ class TransitionStore:
             self._blocks.append((self.next_key, first_frame))
         return first_key
 
-    def gather(self, keys: np.ndarray) -> Rows:
+    def gather(self, keys: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]] | None = None) -> Rows:
         """Copies of the rows with keys [M] int64, all of them held.
 
         A stack is the `stack` frames that end in the row's frame, clamped at the row's first frame.
+        The windows go into `parts`, if given, one after the other (name -> [m, W, *shape], the m add up to
+        M), and Rows has none.
         """
         rows = self._rows.take(keys % self.capacity)
         stack = np.arange(1 - self._stack, 1)
@@ -132,12 +149,60 @@ class TransitionStore:
             )
         offset = np.maximum(offset, -rows["history"].astype(np.int64)[:, None])
         return Rows(
-            windows=self._frames.gather(rows["obs_frame"], offset),
+            windows=self._gather_windows(rows["obs_frame"], offset, parts),
             action=rows["action"].copy(),
             reward=rows["reward"].copy(),
             discount=rows["discount"].copy(),
             policy_version=rows["policy_version"].copy(),
         )
+
+    def _gather_windows(
+        self, frame: np.ndarray, offset: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]] | None
+    ) -> dict[str, np.ndarray]:
+        if parts is None:
+            return self._frames.gather(frame, offset)
+        end = 0
+        for part in parts:
+            begin, end = end, end + len(next(iter(part.values())))
+            self._frames.gather(frame[begin:end], offset[begin:end], part)
+        return {}
+
+    def rebuild(self, key: int) -> tuple[int, TransitionBlock]:
+        """The held rows from `key` to the end of their block, as a block; and the key after them.
+
+        What a shard does not keep is 0: who sent it, env_steps, one_step_reward, end and priority.
+        """
+        place = next(i for i, (end_key, _) in enumerate(self._blocks) if end_key > key)
+        end_key = self._blocks[place][0]
+        is_last = place + 1 == len(self._blocks)
+        end_frame = self._frames.next_frame if is_last else self._blocks[place + 1][1]
+        rows = self._rows[np.arange(key, end_key) % self.capacity]
+        lowest = rows["obs_frame"] - rows["history"]
+        # Frames below are not needed by these rows, and may be gone.
+        first_frame = int(lowest.min())
+        frames = self._frames.gather(
+            np.arange(first_frame, end_frame), np.zeros((end_frame - first_frame, 1), np.int64)
+        )
+        obs_frame = (rows["obs_frame"] - first_frame).astype(np.int32)
+        block = TransitionBlock(
+            schema=self._schema,
+            writer=0,
+            incarnation=0,
+            sequence=0,
+            env_steps=0,
+            frames={name: array[:, 0] for name, array in frames.items()},
+            action=rows["action"],
+            reward=rows["reward"],
+            discount=rows["discount"],
+            one_step_reward=np.zeros(len(rows), np.float32),
+            end=np.zeros(len(rows), np.uint8),
+            policy_version=rows["policy_version"],
+            obs_frame=obs_frame,
+            next_frame=obs_frame + rows["next_offset"],
+            first_frame=(lowest - first_frame).astype(np.int32),
+            priority=np.zeros(len(rows), np.float32),
+        )
+        return end_key, block
 
     def _evict_for(self, block: TransitionBlock) -> None:
         """Moves oldest_key up until the block's rows fit and no row needs a frame about to be overwritten."""

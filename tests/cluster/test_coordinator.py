@@ -105,6 +105,8 @@ class ScriptedEngine:
     def play(self, call: Call) -> Any:
         if call.method == "presence":
             return Presence(0, "", "")
+        if call.method == "status":
+            return self.status()[0]
         if call.method == "rollout":
             return self.rollout(call.role, *call.args)
         if call.method == "learn":
@@ -156,7 +158,7 @@ class ScriptedEngine:
         return self.ratio * rows + 2 * (self.config.learner.updates_per_chunk or 0) * BATCH
 
     def status(self) -> tuple[ShardStatus, ...]:
-        return (ShardStatus(0, 0, 9, 1.0, 1.0, self.inserted, self.inserted, 0, 0, 0, 9),)
+        return (ShardStatus(0, 0, self.inserted, 1.0, 1.0, self.inserted, self.inserted, 0, 0, 0, 9),)
 
     def kill(self, handle: Handle) -> None:
         raise AssertionError("the coordinator kills nobody")
@@ -168,7 +170,7 @@ class ScriptedEngine:
 class Notes:
     """A run directory that only remembers."""
 
-    path = logs = Path("nowhere")
+    path = logs = replay = Path("nowhere")
 
     def __init__(self) -> None:
         self.evaluations: list[Any] = []
@@ -266,9 +268,9 @@ def test_every_order_of_events_comes_to_the_end(
 
 @pytest.mark.parametrize("budget", [0, 1, 3])
 def test_the_budget_of_replacements_is_kept(budget: int) -> None:
-    config = config_of(f"run.actor_restarts={budget}", "stop.updates=2000")
+    config = config_of(f"run.restarts={budget}", "stop.updates=2000")
     engine, recorder = ScriptedEngine(config, random.Random(1), deaths=50), Recorder()
-    with pytest.raises(RunFailed, match=rf"died, and run.actor_restarts = {budget}"):
+    with pytest.raises(RunFailed, match=rf"died, and run.restarts = {budget}"):
         run(engine, Notes(), recorder)
     assert engine.deaths_left == 50 - budget - 1
     assert len([text for text in recorder.events if "died; replaced" in text]) == budget

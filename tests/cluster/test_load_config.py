@@ -49,7 +49,7 @@ from cluster.load_config import dump_config, load_config, parse_config, preset_f
         ("metrics.every_seconds=0", ["metrics.every_seconds is 0.0"]),
         ("metrics.port=70000", ["metrics.port is 70000", "65535"]),
         ("run.seed=-1", ["run.seed is -1", "0 or more"]),
-        ("run.actor_restarts=-1", ["run.actor_restarts is -1"]),
+        ("run.restarts=-1", ["run.restarts is -1"]),
         ("run.stall_seconds=0", ["run.stall_seconds is 0.0"]),
         # A malformed override.
         ("learner.batch_size", ["--set learner.batch_size", "section.name=value"]),

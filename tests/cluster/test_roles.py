@@ -17,8 +17,9 @@ from cluster.engine import Need, RoleError
 from cluster.load_config import load_config
 from cluster.presence import presence
 from cluster.resolve import network_spec, resolve
-from cluster.roles import RoundRobinSink, Seeds, make_policy
+from cluster.roles import Seeds, make_policy
 from cluster.serial_engine import SerialEngine
+from cluster.shard_calls import RoundRobinSink
 from learner.networks import build_network
 from learner.update import UpdateStep
 from replay_service.block import TransitionBlock
@@ -145,6 +146,35 @@ def test_blocks_go_to_the_shards_in_turn_numbered_for_each() -> None:
     assert statuses == {1: 6, 2: 4, 0: 4}
     came = {index: handle.target.role.came for index, handle in enumerate(shelves)}
     assert came == {index: [(4, 2, round_) for round_ in range(3 if index == 1 else 2)] for index in range(3)}
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_what_a_lost_shard_did_not_confirm_goes_to_the_next(num_shards: int) -> None:
+    engine = SerialEngine()
+    shelves = [engine.spawn(f"shard {index}", Shelf, index, need=Need()) for index in range(num_shards)]
+    sink = RoundRobinSink(engine.calls, shelves, writer=0, incarnation=0, pushes_in_flight=2)
+    for _ in range(2 * num_shards):
+        sink.push(block_of_two_rows())
+    sink.statuses()
+    engine.kill(shelves[0])
+    for _ in range(6):
+        sink.push(block_of_two_rows())
+        sink.statuses()
+    # With another shard left only the push that found out is kept; without, all are, and nobody waited.
+    kept = 1 if num_shards == 2 else 6
+    assert sink.rows_unacknowledged == 2 * kept
+    fresh = engine.spawn("shard 0", Shelf, 0, need=Need())
+    sink.replace_shard(0, fresh)
+    sink.push(block_of_two_rows())
+    sink.statuses()
+    assert sink.rows_unacknowledged == 0
+    came = [sequence for _, _, sequence in fresh.target.role.came]
+    assert came[:kept] == list(range(2, 2 + kept))
+    if num_shards == 2:
+        others = [sequence for _, _, sequence in shelves[1].target.role.came]
+        assert others == list(range(len(others)))
+        # Eleven pushes, two of which had been confirmed by the shard that died.
+        assert len(came) + len(others) == 9
 
 
 def test_a_push_that_failed_shows_at_the_next_ones() -> None:

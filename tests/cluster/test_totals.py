@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,3 +69,19 @@ def test_totals_never_go_backwards_and_do_not_depend_on_the_order(history: list[
     backwards.take(reversed(history))
     assert (backwards.inserted_rows, backwards.env_steps) == shown
     assert backwards.living() == totals.living()
+
+
+def test_what_a_journal_brings_back_is_counted_once() -> None:
+    totals = ShardTotals()
+    totals.take([status(0, 90)])
+    # The journal knows 10 rows more than the last status said.
+    back = replace(status(0, 0, incarnation=1), earlier_rows_total=100, earlier_env_steps_total=200)
+    totals.take([back])
+    assert (totals.inserted_rows, totals.env_steps) == (100, 200)
+    totals.take([replace(back, inserted_rows_total=5, env_steps_total=10)])
+    assert (totals.inserted_rows, totals.env_steps) == (105, 210)
+    # Here it ends before what was shown already, as after a full disk: nothing goes backwards.
+    totals.take([replace(status(0, 0, incarnation=2), earlier_rows_total=60, earlier_env_steps_total=120)])
+    assert (totals.inserted_rows, totals.env_steps) == (105, 210)
+    totals.take([replace(status(0, 3, incarnation=2), earlier_rows_total=60, earlier_env_steps_total=120)])
+    assert (totals.inserted_rows, totals.env_steps) == (108, 216)

@@ -37,10 +37,10 @@ MIDDLE = replace(
     loss=0.12345,
     q_mean=9.87,
     policy_lag_updates=64,
-    actor_restarts_total=2,
+    restarts_total=2,
     learner_update_share=0.9,
 )
-HEADLINE = Headline("CartPole-v1", "local", Path("runs/x"), "http://127.0.0.1:9/metrics")
+HEADLINE = Headline("CartPole-v1", "local", Path("runs/x"), "http://127.0.0.1:9/metrics", "replay 1 MB")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from replay_service.block import BlockSchema, FrameField, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
 from replay_service.messages import PriorityUpdate, SampleReply, SampleRequest, ShardStatus
-from replay_service.sampler import LocalTransport, ReplaySampler
+from replay_service.sampler import LocalTransport, ReplaySampler, ShardLostError
 from replay_service.shard import EmptyShardError, ReplayShard
 from replay_service.sharding import importance_weights
 
@@ -349,3 +349,86 @@ def test_seconds_waiting_counts_collecting_only(
     for update in range(4):
         sampler.next_minibatch(update)
     assert sampler.seconds_waiting == 12.0
+
+
+class _MortalTransport(_RecordingTransport):
+    """Shards in `dead` answer nobody, whatever was asked of them before."""
+
+    def __init__(self, shards: list[ReplayShard]) -> None:
+        super().__init__(shards)
+        self.dead: set[int] = set()
+
+    def collect(self, ticket: SampleReply) -> SampleReply:
+        if ticket.status.shard in self.dead:
+            raise ShardLostError("killed by the test")
+        return super().collect(ticket)
+
+    def status(self, shard: int) -> ShardStatus:
+        if shard in self.dead:
+            raise ShardLostError("killed by the test")
+        return super().status(shard)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_lost_shard_is_left_out_at_once(
+    three_shards: list[ReplayShard], shard_of: Callable[..., ReplayShard], prefetch: int
+) -> None:
+    transport = _MortalTransport(three_shards)
+    sampler = _sampler(transport, minibatches=1, prefetch=prefetch)
+    before = sampler.next_minibatch(0)
+    assert (before.reward >= 2000).any()
+    transport.dead.add(2)
+    masses = np.array([shard.status().mass for shard in three_shards[:2]])
+    transport.collected.clear()
+    minibatch = sampler.next_minibatch(0)
+    assert (minibatch.reward < 2000).all()
+    q = np.concatenate(
+        [masses[r.status.shard] / masses.sum() * r.probability for r in transport.collected[-2:]]
+    )
+    np.testing.assert_allclose(minibatch.weight, importance_weights(q, 0.5), rtol=1e-6)
+    # Priorities of its rows have nowhere to go; the others' leave with the next request.
+    sampler.give_back(before.index, np.ones(8, np.float32))
+    sent = len(transport.sent)
+    for update in range(4):
+        assert (sampler.next_minibatch(update).reward < 2000).all()
+    assert 2 not in {shard for shard, _, _ in transport.sent[sent:]}
+    sampler.flush()
+    # Another shard in its place: it counts from the next request on.
+    transport.dead.clear()
+    three_shards[2] = shard_of(np.full(20, 100.0), shard=2)
+    transport._shards = tuple(three_shards)
+    sampler.shard_replaced(2)
+    assert (sampler.next_minibatch(0).reward >= 2000).sum() >= 7
+
+
+def test_with_no_shard_left_there_is_no_minibatch_until_one_has_rows(
+    shard_of: Callable[..., ReplayShard],
+) -> None:
+    shards = [shard_of(np.ones(20))]
+    transport = _MortalTransport(shards)
+    sampler = _sampler(transport, prefetch=2)
+    sampler.next_minibatch(0)
+    transport.dead.add(0)
+    for update in (1, 2):
+        sampler.next_minibatch(update)
+    for _ in range(2):
+        with pytest.raises(EmptyShardError, match="no shard is known to hold rows"):
+            sampler.next_minibatch(3)
+    transport.dead.clear()
+    sampler.shard_replaced(0)
+    assert sampler.next_minibatch(3).index == 3
+
+
+def test_a_reply_that_is_lost_is_no_lost_shard(three_shards: list[ReplayShard]) -> None:
+    transport = _MortalTransport(three_shards)
+    sampler = _sampler(transport, minibatches=1)
+    sampler.next_minibatch(0)
+    collect, failures = transport.collect, iter([True])
+
+    def lose_one(ticket: SampleReply) -> SampleReply:
+        if ticket.status.shard == 2 and next(failures, False):
+            raise ShardLostError("its node's memory is gone")
+        return collect(ticket)
+
+    transport.collect = lose_one  # type: ignore[method-assign]
+    assert (sampler.next_minibatch(0).reward >= 2000).any()

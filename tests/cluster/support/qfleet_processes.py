@@ -118,6 +118,10 @@ class LocalRun:
         (found,) = self._roles(role)
         return found.pid
 
+    def pids_of(self, role: str) -> list[int]:
+        """The processes of this class that live."""
+        return [process.pid for process in self._roles(role)]
+
     def is_up(self, role: str) -> bool:
         """Whether exactly one process of this class lives."""
         return len(self._roles(role)) == 1

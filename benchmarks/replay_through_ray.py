@@ -1,0 +1,169 @@
+"""A shard in a process of its own, as in a run: a writer and a sampler at once, and what windows cost.
+
+Run as `python -m benchmarks.replay_through_ray --peer-python PATH`, the interpreter of an environment that
+has dm-reverb; without it the peer is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from unittest.mock import patch
+
+import numpy as np
+
+from actors.core import EnvSpec
+from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG, full_shard, peer, print_paired, random_block
+from cluster.config import RunConfig
+from cluster.engine import Calls, Handle, Need
+from cluster.ray_engine import RayEngine
+from cluster.roles import RoleContext, ShardRole
+from cluster.shard_calls import EngineTransport, RoundRobinSink
+from replay_service import sampler as sampler_module
+from replay_service.block import BlockSchema
+from replay_service.messages import SampleRequest
+from replay_service.sampler import ReplaySampler
+
+CARTPOLE_CAPACITY = 1_000_000
+ATARI_CAPACITY = 20_000
+BATCH = 512
+MINIBATCHES = 16
+SECONDS = 4.0
+REPEATS = 60
+
+
+class Writer:
+    """Pushes blocks of 512 rows as an actor does: several in flight."""
+
+    def __init__(self, calls: Calls, shard: Handle, schema: BlockSchema) -> None:
+        self._block = random_block(schema, 512)
+        self._sink = RoundRobinSink(calls, [shard], writer=0, incarnation=0, pushes_in_flight=4)
+
+    def push(self, blocks: int) -> int:
+        """Returns the rows pushed."""
+        for _ in range(blocks):
+            self._sink.push(self._block)
+        return blocks * self._block.num_rows
+
+
+def spawn(engine: RayEngine, schema: BlockSchema, capacity: int, folder: Path) -> tuple[Handle, Handle]:
+    """A full shard, and its writer."""
+    (field,) = schema.frame_fields
+    spec = EnvSpec(field.shape, field.dtype, None, 2, schema.stack, "sync", "next_step", None, None)
+    config = RunConfig(replay=replace(CONFIG, capacity=capacity))
+    context = RoleContext("shard 0", config, spec, logs=folder, replay=folder)
+    shard = engine.spawn("shard 0", ShardRole, context, 0, 0, capacity, need=Need())
+    writer = engine.spawn("writer", Writer, engine.calls, shard, schema, need=Need())
+    engine.get(engine.call(writer, "push", capacity // 512 + 1)[0])
+    return shard, writer
+
+
+def sampler_of(engine: RayEngine, shard: Handle, minibatches: int, prefetch: int) -> ReplaySampler[object]:
+    return ReplaySampler(
+        CONFIG,
+        EngineTransport(engine.calls, [shard]),
+        batch_size=BATCH,
+        minibatches_per_request=minibatches,
+        prefetch_requests=prefetch,
+        rng=np.random.default_rng(0),
+    )
+
+
+class Traffic:
+    """Loops of insert 64, sample 512, update 512: rows are pushed by the writer's process meanwhile."""
+
+    def __init__(self, engine: RayEngine, shard: Handle, writer: Handle) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._sampler = sampler_of(engine, shard, MINIBATCHES, prefetch=2)
+
+    def rate(self) -> float:
+        """Loops a second; each has its 64 rows inserted, in blocks of 512."""
+        loops = 0
+        pushing = self._engine.call(self._writer, "push", 1)[0]
+        began = perf_counter()
+        while perf_counter() - began < SECONDS:
+            for _ in range(BATCH // 64):
+                minibatch = self._sampler.next_minibatch(loops)
+                self._sampler.give_back(minibatch.index, np.abs(minibatch.reward))
+                loops += 1
+            self._engine.get(pushing)
+            pushing = self._engine.call(self._writer, "push", 1)[0]
+        self._engine.get(pushing)
+        return loops / (perf_counter() - began)
+
+
+def windows_milliseconds(sampler: ReplaySampler[object]) -> float:
+    began = perf_counter()
+    minibatch = sampler.next_minibatch(0)
+    took = (perf_counter() - began) * 1e3
+    sampler.give_back(minibatch.index, np.abs(minibatch.reward))
+    return took
+
+
+def print_windows(engine: RayEngine, shard: Handle) -> None:
+    """One Atari request at a time, by reply and by slot, beside the same in one process."""
+    local = full_shard(ATARI, ATARI_CAPACITY)
+    print(
+        f"\n{'Atari rows':>10s} {'bytes':>12s} {'in process':>10s} {'by reply':>14s} {'by slot':>14s}   (ms)"
+    )
+    for batch in (2, 4, 8, 32, 128, BATCH):
+        samplers = []
+        for min_slot_bytes in (1 << 60, 0):
+            with patch.object(sampler_module, "MIN_SLOT_BYTES", min_slot_bytes):
+                sampler = ReplaySampler(
+                    CONFIG,
+                    EngineTransport(engine.calls, [shard]),
+                    batch_size=batch,
+                    minibatches_per_request=1,
+                    prefetch_requests=0,
+                    rng=np.random.default_rng(0),
+                )
+                for _ in range(5):
+                    windows_milliseconds(sampler)
+            samplers.append(sampler)
+        in_process, reply, slot = [], [], []
+        for _ in range(REPEATS):
+            reply.append(windows_milliseconds(samplers[0]))
+            slot.append(windows_milliseconds(samplers[1]))
+            began = perf_counter()
+            local.exchange(None, SampleRequest((batch,)))
+            in_process.append((perf_counter() - began) * 1e3)
+        bare, by_reply, by_slot = map(median, (in_process, reply, slot))
+        print(
+            f"{batch:10d} {batch * ATARI.window * 7_056:12,d} {bare:10.2f}"
+            f" {by_reply:6.2f} ({by_reply / bare:4.1f}x) {by_slot:6.2f} ({by_slot / bare:4.1f}x)",
+            flush=True,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer-python", type=Path)
+    peer_python: Path | None = parser.parse_args(arguments).peer_python
+    engine = RayEngine(private=True)
+    try:
+        engine.start()
+        with tempfile.TemporaryDirectory() as folder:
+            shard, writer = spawn(engine, CARTPOLE, CARTPOLE_CAPACITY, Path(folder))
+            traffic = Traffic(engine, shard, writer)
+            traffic.rate()
+            print(f"{'CartPole, 1M held, writer and sampler at once':48s}   (medians of pairs in turns)")
+            print(f"{'sampled transitions/s':40s} {BATCH * traffic.rate():12,.0f}", flush=True)
+            with peer(peer_python, "dm-reverb", "cartpole") as other:
+                print_paired("loops/s", traffic.rate, other, "dm-reverb", pairs=5)
+            engine.kill(writer)
+            engine.kill(shard)
+            shard, writer = spawn(engine, ATARI, ATARI_CAPACITY, Path(folder))
+            print_windows(engine, shard)
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()
