@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple
 NATURE_CNN_SMALLEST_IMAGE = 36
 """Pixels on a side below which the three convolutions of the Nature CNN leave nothing."""
 
+NETWORKS = ("auto", "mlp", "nature_cnn", "impala_cnn", "table")
+"""What `learner.network` may name, besides an import path."""
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -31,14 +34,28 @@ class NetworkSpec:
 class LearnerConfig:
     """How Q is fitted.
 
-    loss "squared" is mean (y - Q)^2; "huber" is quadratic below huber_delta. The target network is
-    copied every target_update_updates, or follows by target_polyak (new share a update) where that is given.
-    max_grad_norm None switches clipping off.
+    network is one of NETWORKS, or an import path "package.module:factory": a callable (spec, config) that
+    returns a torch module [B, *observation_shape] -> [B, A] ([B, A, num_atoms] for a distributional head).
+    hidden_sizes are those of the MLP. layer_norm normalises before each ReLU.
+
+    head says what is learned of each action's return: "q" its mean, "c51" its distribution over num_atoms
+    fixed values in value_range, "qr" num_atoms of its quantiles. dueling, noisy and double go with each head.
+
+    loss (for head q) "squared" is mean (y - Q)^2; "huber" is quadratic below huber_delta, which is also the
+    kappa of head qr. The target network is copied every target_update_updates, or follows by target_polyak
+    (new share a update) where that is given. max_grad_norm None switches clipping off.
     learning_rate falls linearly to learning_rate_end over learning_rate_decay_updates where that is given.
+    An update whose loss or gradient is not finite is skipped; max_skipped_updates of them end the run.
     """
 
-    network: Literal["auto", "mlp", "nature_cnn", "table"] = "auto"
+    network: str = "auto"
     hidden_sizes: tuple[int, ...] = (128, 128)
+    layer_norm: bool = False
+    head: Literal["q", "c51", "qr"] = "q"
+    num_atoms: int = 51
+    value_range: tuple[float, float] = (-10.0, 10.0)
+    dueling: bool = False
+    noisy: bool = False
     loss: Literal["squared", "huber"] = "squared"
     huber_delta: float = 1.0
     double: bool = False
@@ -48,6 +65,7 @@ class LearnerConfig:
     learning_rate_decay_updates: int | None = None
     adam_epsilon: float = 1e-8
     max_grad_norm: float | None = 10.0
+    max_skipped_updates: int = 10
     batch_size: int = 64
     target_update_updates: int = 200
     target_polyak: float | None = None
@@ -55,6 +73,16 @@ class LearnerConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.network not in NETWORKS and not is_import_path(self.network):
+            raise ValueError(
+                f"learner.network is {self.network!r}: give one of {', '.join(NETWORKS)}, "
+                "or an import path package.module:factory"
+            )
+        if self.num_atoms < 2:
+            raise ValueError(f"learner.num_atoms is {self.num_atoms}; a distribution needs at least 2")
+        low, high = self.value_range
+        if not low < high:
+            raise ValueError(f"learner.value_range is [{low:g}, {high:g}]; give the lower value first")
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ValueError(
                 f"learner.hidden_sizes is {list(self.hidden_sizes)}; give one or more sizes of at least 1"
@@ -76,6 +104,7 @@ class LearnerConfig:
             raise ValueError(f"learner.target_polyak is {self.target_polyak}; it lies in (0, 1], or null")
         for name in (
             "batch_size",
+            "max_skipped_updates",
             "target_update_updates",
             "updates_per_chunk",
             "learning_rate_decay_updates",
@@ -116,31 +145,53 @@ def image_shape(spec: NetworkSpec) -> ImageShape | None:
             return None
 
 
-def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> Literal["mlp", "nature_cnn", "table"]:
+def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
     """The network that config.network names; "auto" is a table for Discrete observations, the Nature CNN for
     uint8 images of at least 36 x 36, else an MLP. Raises ValueError where the named one does not fit."""
     image = image_shape(spec)
     large_enough = image is not None and min(image.height, image.width) >= NATURE_CNN_SMALLEST_IMAGE
     discrete = spec.num_states is not None
+    seen = f"these are {spec.observation_dtype} {list(spec.observation_shape)} (stack {spec.stack})"
     if discrete and spec.stack > 1:
         raise ValueError(f"Discrete observations cannot be stacked, but env.stack is {spec.stack}; give 1")
-    match config.network:
-        case "auto":
-            return "table" if discrete else "nature_cnn" if large_enough else "mlp"
-        case "table" if not discrete:
-            raise ValueError(
-                "learner.network is table, which needs Discrete observations; "
-                f"these are {spec.observation_dtype} {list(spec.observation_shape)}"
-            )
-        case "nature_cnn" if not large_enough:
-            raise ValueError(
-                "learner.network is nature_cnn, which needs uint8 images of at least "
-                f"{NATURE_CNN_SMALLEST_IMAGE} x {NATURE_CNN_SMALLEST_IMAGE} pixels; "
-                f"these are {spec.observation_dtype} {list(spec.observation_shape)} (stack {spec.stack})"
-            )
-        case "mlp" if discrete:
-            raise ValueError(
-                "learner.network is mlp, but Discrete observations have no magnitude; give table"
-            )
-        case named:
-            return named
+    network = config.network
+    if network == "auto":
+        network = "table" if discrete else "nature_cnn" if large_enough else "mlp"
+    if network == "table" and not discrete:
+        raise ValueError(f"learner.network is table, which needs Discrete observations; {seen}")
+    if network == "nature_cnn" and not large_enough:
+        raise ValueError(
+            "learner.network is nature_cnn, which needs uint8 images of at least "
+            f"{NATURE_CNN_SMALLEST_IMAGE} x {NATURE_CNN_SMALLEST_IMAGE} pixels; {seen}"
+        )
+    if network == "impala_cnn" and image is None:
+        raise ValueError(f"learner.network is impala_cnn, which needs uint8 images; {seen}")
+    if network == "mlp" and discrete:
+        raise ValueError("learner.network is mlp, but Discrete observations have no magnitude; give table")
+    switches = [name for name in ("dueling", "noisy", "layer_norm") if getattr(config, name)]
+    if switches and (network == "table" or is_import_path(network)):
+        raise ValueError(
+            f"learner.{switches[0]} is true, which needs layers of ours; learner.network is {network}"
+        )
+    return network
+
+
+def is_import_path(network: str) -> bool:
+    """Whether it has the form package.module:factory."""
+    module, colon, factory = network.partition(":")
+    return bool(colon) and factory.isidentifier() and all(map(str.isidentifier, module.split(".")))
+
+
+def is_plain(config: LearnerConfig) -> bool:
+    """Whether the network ends in one Q-value for each action, with nothing but linear layers and ReLU."""
+    return config.head == "q" and not (config.dueling or config.noisy or config.layer_norm)
+
+
+def acts_in_numpy(config: LearnerConfig) -> bool:
+    """Whether actors need no torch: plain MLPs and plain tables. config.network is resolved."""
+    return config.network in ("mlp", "table") and is_plain(config)
+
+
+def output_shape(spec: NetworkSpec, config: LearnerConfig) -> tuple[int, ...]:
+    """What a network gives for one observation: [A], or [A, num_atoms] for a distributional head."""
+    return (spec.num_actions,) if config.head == "q" else (spec.num_actions, config.num_atoms)

@@ -15,14 +15,17 @@ from replay_service.messages import Minibatch, ShardStatus
 
 
 class DivergedError(RuntimeError):
-    """Learning produced NaN or infinity: no weights of this chunk may be used."""
+    """Learning produced NaN or infinity as often as learner.max_skipped_updates allows."""
 
 
 class MinibatchSource(Protocol):
     """Where minibatches come from (replay_service.sampler.ReplaySampler in a run; a list in tests)."""
 
     def next_minibatch(self, update: int) -> Minibatch:
-        """The next minibatch; `update` anneals the importance exponent. May wait for data."""
+        """The next minibatch; `update` anneals the importance exponent. May wait for data.
+
+        Raises EmptyShardError where replay holds no rows: a shard was lost.
+        """
 
     def give_back(self, index: int, td_errors: np.ndarray) -> None:
         """Absolute TD errors [B] of the minibatch with this index, to become its priorities."""
@@ -33,10 +36,14 @@ class MinibatchSource(Protocol):
 
 @dataclass(frozen=True)
 class LearnReport:
-    """Counters of one chunk of updates; means are over the chunk's updates.
+    """Counters of one chunk of updates; means are over the chunk's updates, NaN if there were none.
 
-    version equals the total number of updates applied. seconds is time by phase:
-    "wait" (for data), "update", "other".
+    version equals the total number of updates applied; samples counts those of skipped updates too.
+    seconds is time by phase: "wait" (for data), "update", "other".
+
+    grad_norm_mean is from before clipping, grad_norm_clipped_mean from after. target_gap is the mean
+    |online - target| over the weights, just before the target network's newest copy; where it follows each
+    update, at the chunk's end. skipped_updates were not applied, because loss or gradient was not finite.
     """
 
     version: int
@@ -51,13 +58,17 @@ class LearnReport:
     learning_rate: float
     seconds: Mapping[str, float]
     statuses: tuple[ShardStatus, ...]
+    grad_norm_clipped_mean: float = 0.0
+    target_gap: float = 0.0
+    skipped_updates: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class LearnerState:
     """All that a learner needs to go on bit for bit after `version` updates.
 
-    tensors: name -> [P] float32 copies: "online", "target", and for Adam "exp_avg" and "exp_avg_sq".
+    tensors: name -> [P] float32 copies: "online", "target", and for Adam "exp_avg" and "exp_avg_sq"; for
+    noisy networks also "noise", the random generator's state as uint8.
     """
 
     version: int

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from learner.noisy import redraw_noise
+
 
 class FlatNetwork:
     """Parameters and gradients of a network as views into two contiguous vectors.
 
     One vector makes each whole-network operation (optimiser step, clipping, target copy, broadcast) one call.
     `forward` then `backward` is the only way to a gradient; what is backpropagated is the slope of the loss
-    with respect to the Q-values, so that nothing can flow through a target.
+    with respect to the outputs, so that nothing can flow through a target. Outputs are [B, A], or [B, A, N]
+    where each action has a distribution.
 
     Attributes:
         weights: [P] float32, in the order of network.parameters().
@@ -34,6 +37,10 @@ class FlatNetwork:
             # Autograd accumulates into a gradient that is there already, in place: into the vector.
             parameter.grad = gradient
 
+    def redraw_noise(self, generator: torch.Generator) -> None:
+        """New noise for noisy layers, from a generator on the CPU. Before the first call there is none."""
+        redraw_noise(self._network, generator)
+
     def views(self, vector: Tensor) -> list[Tensor]:
         """The pieces of a vector [P], each in the shape of its parameter and sharing the vector's memory."""
         pieces = torch.split(vector, [shape.numel() for shape in self._shapes])
@@ -41,21 +48,21 @@ class FlatNetwork:
 
     @torch.no_grad()
     def evaluate(self, observations: Tensor) -> Tensor:
-        """[B, *shape] -> Q-values [B, A], with nothing kept for `backward`."""
-        q: Tensor = self._network(observations)
-        return q
+        """[B, *shape] -> outputs, with nothing kept for `backward`."""
+        outputs: Tensor = self._network(observations)
+        return outputs
 
     def forward(self, obs_tm1: Tensor) -> Tensor:
-        """[B, *shape] -> Q-values [B, A], detached; keeps what `backward` needs."""
+        """[B, *shape] -> outputs, detached; keeps what `backward` needs."""
         with torch.enable_grad():
-            self._q_tm1: Tensor = self._network(obs_tm1)
-        return torch.detach(self._q_tm1)
+            self._outputs: Tensor = self._network(obs_tm1)
+        return torch.detach(self._outputs)
 
     def forward_pair(self, obs_tm1: Tensor, obs_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Two [B, *shape] -> Q-values [B, A] of each; keeps what `backward` needs of the first."""
+        """Two [B, *shape] -> outputs of each; keeps what `backward` needs of the first."""
         return self.forward(obs_tm1), self.evaluate(obs_t)
 
     def backward(self, slope: Tensor) -> None:
-        """Fills `gradient` from slope [B, A], the loss's derivative by the last forward pass's Q-values."""
+        """Fills `gradient` from the loss's derivative by the last forward pass's outputs, in their shape."""
         self.gradient.zero_()
-        torch.autograd.backward(self._q_tm1, slope)
+        torch.autograd.backward(self._outputs, slope)

@@ -6,14 +6,20 @@ Owns the chunk and its report; must not import any transport or Ray.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
 import torch
 
+from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import DivergedError, LearnerState, LearnReport, MinibatchSource
-from learner.update import UpdateStep, to_batch
+from learner.health import SkippedBatch, skipped_batch
+from learner.update import SkippedUpdate, UpdateMeans, UpdateStep
+from replay_service.shard import EmptyShardError
+
+_NO_MEANS = UpdateMeans(*[math.nan] * 7)
 
 
 class Learner:
@@ -21,13 +27,21 @@ class Learner:
 
     The same seed and the same minibatches give bit-identical weights on a CPU.
     The number of threads is set for the whole process, as torch knows no other way.
+    `record_skipped` is told of every batch whose update was not applied.
 
     Raises:
         ValueError: the network or the device does not fit, or threads is below 1.
     """
 
     def __init__(
-        self, config: LearnerConfig, spec: NetworkSpec, source: MinibatchSource, *, seed: int, threads: int
+        self,
+        config: LearnerConfig,
+        spec: NetworkSpec,
+        source: MinibatchSource,
+        *,
+        seed: int,
+        threads: int,
+        record_skipped: Callable[[SkippedBatch], None] | None = None,
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads is {threads}; give at least 1")
@@ -35,39 +49,50 @@ class Learner:
         self._stack = spec.stack
         self._source = source
         self._step = UpdateStep(spec, config, seed=seed)
+        self._record_skipped = record_skipped
+        self._max_skipped = config.max_skipped_updates
+        self._skipped_total = 0
 
     def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:
         """Applies `updates` updates; returns the report and a fresh copy of the weights [P] float32.
 
+        Fewer, and the report says how many, where replay runs out of rows because a shard was lost. A
+        minibatch whose loss or gradient is not finite changes nothing and keeps its old priorities; another
+        is drawn in its place.
+
         Raises:
             ValueError: updates is below 1.
-            DivergedError: a TD error, a loss or a gradient was NaN or infinite.
+            DivergedError: learner.max_skipped_updates updates were skipped since this learner began.
         """
         if updates < 1:
             raise ValueError(f"updates is {updates}; a chunk has at least 1")
+        skipped_before = self._skipped_total
         samples = 0
         lag_sum = wait_seconds = update_seconds = learning_rate = 0.0
         began = perf_counter()
-        for _ in range(updates):
+        first_version = self._step.version
+        while self._step.version < first_version + updates:
             version = self._step.version
             asked = perf_counter()
-            minibatch = self._source.next_minibatch(version)
+            try:
+                minibatch = self._source.next_minibatch(version)
+            except EmptyShardError:
+                break
             drawn = perf_counter()
             learning_rate = self._step.learning_rate()
-            td_errors = self._step(to_batch(minibatch, self._stack, self._step.device))
+            outcome = self._step(to_batch(minibatch, self._stack, self._step.device))
             updated = perf_counter()
-            # Here and not at the chunk's end: a priority that is not finite must never reach a shard.
-            _require_finite(f"at update {version}, largest TD error", float(td_errors.max()))
-            self._source.give_back(minibatch.index, td_errors)
             wait_seconds += drawn - asked
             update_seconds += updated - drawn
-            samples += len(td_errors)
-            lag_sum += version - float(minibatch.policy_version.mean())
-        means = self._step.take_means()
+            samples += len(minibatch.action)
+            if isinstance(outcome, SkippedUpdate):
+                self._skip(skipped_batch(minibatch, version, outcome))
+                continue
+            self._source.give_back(minibatch.index, outcome)
+            lag_sum += version - int(minibatch.policy_version.sum()) / len(outcome)
+        updates = self._step.version - first_version
+        means = self._step.take_means() if updates else _NO_MEANS
         weights = self._step.weights()
-        # The norm as well: a gradient that is infinite spoils the weights while its own loss is still finite.
-        chunk = f"updates {self._step.version - updates} to {self._step.version}"
-        _require_finite(f"over {chunk}, mean loss and mean gradient norm", means.loss, means.grad_norm)
         other_seconds = perf_counter() - began - wait_seconds - update_seconds
         report = LearnReport(
             version=self._step.version,
@@ -78,10 +103,13 @@ class Learner:
             target_mean=means.target,
             td_error_mean=means.td_error,
             grad_norm_mean=means.grad_norm,
-            policy_lag_mean=lag_sum / updates,
+            policy_lag_mean=lag_sum / updates if updates else math.nan,
             learning_rate=learning_rate,
             seconds={"wait": wait_seconds, "update": update_seconds, "other": other_seconds},
             statuses=self._source.statuses(),
+            grad_norm_clipped_mean=means.grad_norm_clipped,
+            target_gap=means.target_gap,
+            skipped_updates=self._skipped_total - skipped_before,
         )
         return report, weights
 
@@ -97,10 +125,15 @@ class Learner:
         """Goes on from a state. Raises ValueError where it is of another network or optimiser."""
         self._step.restore(state)
 
-
-def _require_finite(what: str, *figures: float) -> None:
-    if not all(map(math.isfinite, figures)):
-        raise DivergedError(
-            f"learning diverged: {what} {', '.join(f'{figure:g}' for figure in figures)}. "
-            "Lower learner.learning_rate, give learner.max_grad_norm, or check the rewards"
-        )
+    def _skip(self, batch: SkippedBatch) -> None:
+        """Records and counts a skipped update; raises DivergedError where it is one too many."""
+        self._skipped_total += 1
+        if self._record_skipped is not None:
+            self._record_skipped(batch)
+        if self._skipped_total >= self._max_skipped:
+            raise DivergedError(
+                f"learning diverged: {self._skipped_total} updates were skipped, as many as "
+                f"learner.max_skipped_updates allows; the last at version {batch.version}: "
+                f"loss {batch.loss:g}, gradient norm {batch.grad_norm:g}. "
+                "Lower learner.learning_rate, give learner.max_grad_norm, or check rewards and observations"
+            )

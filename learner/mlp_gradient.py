@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from learner.flat import FlatNetwork
-from learner.networks import Mlp, features
+from learner.networks import Mlp
+from learner.torsos import features
 
 
 class FlatMlp(FlatNetwork):

@@ -1,47 +1,63 @@
-"""The networks that map observations to Q-values.
+"""The networks that map observations to Q-values, or to distributions of returns.
 
-Owns architectures and how observations enter them; must not import the replay service or the learning loop.
+Owns architectures; must not import the replay service or the learning loop.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.config import ImageShape, LearnerConfig, NetworkSpec, image_shape, resolve_network
+from learner.config import (
+    LearnerConfig,
+    NetworkSpec,
+    image_shape,
+    is_import_path,
+    is_plain,
+    output_shape,
+    resolve_network,
+)
+from learner.noisy import NoisyLinear
+from learner.torsos import DenseTorso, ImpalaTorso, NatureTorso, dense, features
+
+NATURE_HIDDEN, IMPALA_HIDDEN = 512, 256
+"""Width of the layer between the convolutions and the outputs, as in the papers."""
 
 
 def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
-    """A freshly initialised network [B, *observation_shape] -> Q-values [B, A] float32.
+    """A freshly initialised network [B, *observation_shape] -> [B, *output_shape(spec, config)] float32.
 
-    parameters() come layer by layer, weight [out, in] then bias: an MLP's flat vector is W1, b1, W2, b2, …;
-    a table's is [S, A], row by row, all zero at first. Draws from torch's global generator.
+    parameters() come layer by layer, weight [out, in] then bias: a plain MLP's flat vector is W1, b1, W2, b2,
+    …; a table's is [S, A], row by row, all zero at first. Draws from torch's global generator.
 
     Raises:
-        ValueError: the network that config names does not fit the observations.
+        ValueError: the network that config names does not fit the observations, or cannot be had.
     """
-    match resolve_network(spec, config):
-        case "table":
-            assert spec.num_states is not None, "resolve_network gives a table to Discrete observations only"
-            table = nn.Embedding(spec.num_states, spec.num_actions)
-            nn.init.zeros_(table.weight)
-            return table
-        case "nature_cnn":
-            image = image_shape(spec)
-            assert image is not None, "resolve_network gives the Nature CNN to images only"
-            return NatureCnn(image, spec.num_actions)
-        case "mlp":
-            return Mlp((math.prod(spec.observation_shape), *config.hidden_sizes, spec.num_actions))
-
-
-def features(observations: Tensor) -> Tensor:
-    """[B, *shape] of any dtype -> [B, D] float32, row-major; uint8 is divided by 255."""
-    flat = observations.reshape(len(observations), -1)
-    return flat.float().div_(255.0) if flat.dtype == torch.uint8 else flat.float()
+    network = resolve_network(spec, config)
+    outputs = output_shape(spec, config)
+    image = image_shape(spec)
+    if is_import_path(network):
+        return custom_network(network, spec, config)
+    if network == "table":
+        assert spec.num_states is not None, "resolve_network gives a table to Discrete observations only"
+        table = nn.Embedding(spec.num_states, math.prod(outputs))
+        nn.init.zeros_(table.weight)
+        return table if config.head == "q" else nn.Sequential(table, nn.Unflatten(1, outputs))
+    if network == "mlp":
+        *below, last = (math.prod(spec.observation_shape), *config.hidden_sizes)
+        if is_plain(config):
+            return Mlp((*below, last, spec.num_actions))
+        return TorsoAndStreams(DenseTorso(below, config.layer_norm), last, outputs, config)
+    assert image is not None, "resolve_network gives convolutions to images only"
+    if network == "nature_cnn":
+        return TorsoAndStreams(NatureTorso(image, config.layer_norm), NATURE_HIDDEN, outputs, config)
+    return TorsoAndStreams(ImpalaTorso(image, config.layer_norm), IMPALA_HIDDEN, outputs, config)
 
 
 class Mlp(nn.Module):
@@ -60,37 +76,87 @@ class Mlp(nn.Module):
         return q
 
 
-class NatureCnn(nn.Module):
-    """The convolutional network of Mnih et al. 2015, doi:10.1038/nature14236, "Model architecture".
+class TorsoAndStreams(nn.Module):
+    """A torso, one hidden layer and the outputs; a dueling network has a second such stream for the value.
 
-    Observations are uint8 [B, H, W], [B, H, W, C] or [B, C, H, W], with a stack axis after B where frames
-    are stacked: all of them become [B, channels, H, W] in [0, 1].
+    Where config.noisy, the layers above the torso are noisy ones: the fully connected layers of an image
+    network, the last hidden layer and the outputs of an MLP.
     """
 
-    def __init__(self, image: ImageShape, num_actions: int) -> None:
+    def __init__(
+        self,
+        torso: DenseTorso | NatureTorso | ImpalaTorso,
+        hidden: int,
+        outputs: tuple[int, ...],
+        config: LearnerConfig,
+    ) -> None:
         super().__init__()
-        self._image = image
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(image.channels, 32, kernel_size=8, stride=4),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, kernel_size=4, stride=2),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, kernel_size=3, stride=1),
-            nn.ReLU(),
-            nn.Flatten(),
-        )
-        pixels = [(((side - 8) // 4 + 1) - 4) // 2 - 1 for side in (image.height, image.width)]
-        self.head = nn.Sequential(
-            nn.Linear(64 * math.prod(pixels), 512), nn.ReLU(), nn.Linear(512, num_actions)
-        )
+        linear = NoisyLinear if config.noisy else nn.Linear
+
+        def stream(shape: tuple[int, ...]) -> nn.Sequential:
+            layers = dense(torso.num_features, hidden, config.layer_norm, linear)
+            return nn.Sequential(*layers, linear(hidden, math.prod(shape)), nn.Unflatten(1, shape))
+
+        self.torso = torso
+        self.advantage = stream(outputs)
+        self.value = stream((1, *outputs[1:])) if config.dueling else None
 
     def forward(self, observations: Tensor) -> Tensor:
-        """[B, *shape] uint8 -> [B, A]."""
-        if self._image.channels_last:
-            observations = observations.movedim(-1, -3)
-        channels, height, width, _ = self._image
-        images = observations.reshape(len(observations), channels, height, width)
-        # Channels last in memory: about 1.2 times as many updates a second on a CPU.
-        images = images.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
-        q: Tensor = self.head(self.convolutions(images))
-        return q
+        """[B, *shape] -> [B, *outputs]."""
+        hidden = self.torso(observations)
+        advantage: Tensor = self.advantage(hidden)
+        return advantage if self.value is None else dueling(self.value(hidden), advantage)
+
+
+def dueling(value: Tensor, advantage: Tensor) -> Tensor:
+    """Q(s, a) = V(s) + A(s, a) - mean over a' of A(s, a') (Wang et al. 2016, arXiv:1511.06581, equation 9).
+
+    For distributions the same holds for each atom's logit (Hessel et al. 2018, arXiv:1710.02298) or quantile.
+
+    Args:
+        value: [B, 1] or [B, 1, N].
+        advantage: [B, A] or [B, A, N].
+
+    Returns:
+        In the shape of advantage.
+
+    Raises:
+        ValueError: shapes do not agree.
+    """
+    batch_size, _, *atoms = advantage.shape
+    if tuple(value.shape) != (batch_size, 1, *atoms):
+        raise ValueError(f"value has shape {list(value.shape)}, expected {[batch_size, 1, *atoms]}")
+    return value + advantage - advantage.mean(dim=1, keepdim=True)
+
+
+def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
+    """What the factory at package.module:factory makes of (spec, config).
+
+    Raises:
+        ValueError: there is no such factory, it makes no module, the module's outputs have another shape, or
+            it holds buffers: only parameters travel to the actors.
+    """
+    module, _, name = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"learner.network is {path}: {error}") from error
+    network = factory(spec, config)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"learner.network is {path}, which gives {type(network).__name__}, not a nn.Module")
+    buffers = network.state_dict().keys() - dict(network.named_parameters()).keys()
+    if buffers:
+        raise ValueError(
+            f"learner.network is {path}, which holds buffers ({', '.join(sorted(buffers))}): only parameters "
+            "travel to the actors, so use layer norm, not batch norm"
+        )
+    dtype = torch.from_numpy(np.empty(0, spec.observation_dtype)).dtype
+    with torch.no_grad():
+        outputs = network(torch.zeros(2, *spec.observation_shape, dtype=dtype))
+    expected = (2, *output_shape(spec, config))
+    if tuple(outputs.shape) != expected:
+        raise ValueError(
+            f"learner.network is {path}, which gives {list(outputs.shape)} for 2 observations, "
+            f"expected {list(expected)}"
+        )
+    return network

@@ -49,12 +49,14 @@ class FlatOptimiser:
         else:
             self._optimiser = torch.optim.SGD([self._parameter], fused=True)
 
-    def step(self, update: int) -> Tensor:
-        """Clips the gradient and applies it to the weights; returns its norm from before, a scalar."""
-        norm = clip_(self._gradient, self._config.max_grad_norm)
+    def clip(self) -> Tensor:
+        """Clips the gradient; returns its norm from before, a scalar."""
+        return clip_(self._gradient, self._config.max_grad_norm)
+
+    def step(self, update: int) -> None:
+        """Applies the gradient, as it is, to the weights."""
         self._optimiser.param_groups[0]["lr"] = learning_rate(self._config, update)
         self._optimiser.step()
-        return norm
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments, name -> [P] (not copies); nothing for SGD."""

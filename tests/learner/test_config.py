@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from learner.config import LearnerConfig, NetworkSpec, image_shape, resolve_network
+from learner.config import LearnerConfig, NetworkSpec, acts_in_numpy, image_shape, resolve_network
 
 CARTPOLE = NetworkSpec((4,), "float32", None, 2, stack=1)
 TAXI = NetworkSpec((), "int64", 500, 6, stack=1)
@@ -59,3 +59,40 @@ def test_image_axes(shape: tuple[int, ...], stack: int, expected: object) -> Non
 def test_a_network_that_does_not_fit_is_refused(network: Any, spec: NetworkSpec, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         resolve_network(spec, LearnerConfig(network=network))
+
+
+@pytest.mark.parametrize("network", ["lstm", "package:", ":factory", "package.:factory", "a:b:c", "a b:c"])
+def test_a_network_that_is_no_name_and_no_path_is_refused(network: str) -> None:
+    with pytest.raises(ValueError, match=r"learner.network is .*package\.module:factory"):
+        LearnerConfig(network=network)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"num_atoms": 1}, "learner.num_atoms is 1"),
+        ({"value_range": (1.0, 1.0)}, r"learner.value_range is \[1, 1\]"),
+        ({"max_skipped_updates": 0}, "learner.max_skipped_updates is 0"),
+    ],
+)
+def test_settings_of_the_family_are_checked(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        LearnerConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"network": "mlp", "double": True}, True),
+        ({"network": "table"}, True),
+        ({"network": "nature_cnn"}, False),
+        ({"network": "my.networks:make"}, False),
+        ({"network": "table", "head": "qr"}, False),
+        ({"network": "mlp", "head": "c51"}, False),
+        ({"network": "mlp", "dueling": True}, False),
+        ({"network": "mlp", "noisy": True}, False),
+        ({"network": "mlp", "layer_norm": True}, False),
+    ],
+)
+def test_only_plain_mlps_and_tables_act_in_numpy(settings: dict[str, Any], expected: bool) -> None:
+    assert acts_in_numpy(LearnerConfig(**settings)) == expected

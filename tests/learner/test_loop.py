@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import DivergedError
+from learner.health import SkippedBatch
 from learner.loop import Learner
+from learner.update import SkippedUpdate
 from replay_service.messages import Minibatch
+from replay_service.shard import EmptyShardError
 
 MinibatchMaker = Callable[..., Minibatch]
 
 VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
 IMAGES = NetworkSpec((2, 36, 36), "uint8", None, 3, stack=2)
+SWITCHES: list[dict[str, Any]] = [{}, {"head": "qr", "double": True, "dueling": True}]
 
 
 @pytest.fixture
@@ -87,11 +92,11 @@ def test_the_global_generator_is_left_alone(list_source: Any) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize("switches", [{}, {"optimiser": "sgd"}, {"head": "c51", "noisy": True}], ids=str)
 def test_a_restored_learner_goes_on_bit_for_bit(
-    optimiser: Any, list_source: Any, vector_minibatches: list[Minibatch]
+    switches: dict[str, Any], list_source: Any, vector_minibatches: list[Minibatch]
 ) -> None:
-    config = LearnerConfig(optimiser=optimiser, target_update_updates=3, learning_rate_decay_updates=20)
+    config = LearnerConfig(target_update_updates=3, learning_rate_decay_updates=20, **switches)
     first = Learner(config, VECTOR, list_source(vector_minibatches), seed=0, threads=1)
     first.learn(5)  # between two target copies, so that online and target differ
     state = first.state()
@@ -107,33 +112,87 @@ def test_a_restored_learner_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("reward", [np.nan, np.inf])
-def test_divergence_is_an_error(reward: float, list_source: Any, random_minibatch: MinibatchMaker) -> None:
-    good = random_minibatch(VECTOR, 16)
-    bad = replace(good, reward=np.full(16, reward, np.float32))
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_a_bad_update_changes_nothing_and_the_next_goes_on_as_if_it_had_not_been(
+    reward: float,
+    optimiser: Any,
+    switches: dict[str, Any],
+    list_source: Any,
+    vector_minibatches: list[Minibatch],
+) -> None:
+    # A polyak target, so that following by mistake would show at once.
+    config = LearnerConfig(optimiser=optimiser, target_polyak=0.1, **switches)
+    bad = replace(vector_minibatches[1], reward=np.full(16, reward, np.float32))
+    source = list_source([vector_minibatches[0], bad])
+    learner = Learner(config, VECTOR, source, seed=0, threads=1)
+    learner.learn(1)
+    before = learner.state()
+    outcome = learner._step(to_batch(bad, 1, torch.device("cpu")))
+    assert isinstance(outcome, SkippedUpdate)
+    after = learner.state()
+    assert after.version == before.version
+    assert all(after.tensors[name].tobytes() == array.tobytes() for name, array in before.tensors.items())
+
+    records: list[SkippedBatch] = []
+    source = list_source([vector_minibatches[0], bad, vector_minibatches[2]])
+    learner = Learner(config, VECTOR, source, seed=0, threads=1, record_skipped=records.append)
+    report, weights = learner.learn(2)
+    clean_source = list_source([vector_minibatches[0], vector_minibatches[2]])
+    clean, expected = Learner(config, VECTOR, clean_source, seed=0, threads=1).learn(2)
+    assert weights.tobytes() == expected.tobytes()
+    assert (report.version, report.updates, report.skipped_updates, report.samples) == (2, 2, 1, 48)
+    assert (clean.skipped_updates, report.loss_mean) == (0, clean.loss_mean)
+    assert [index for index, _ in source.given_back] == [0, 2]  # the shards never hear of the bad one
+    assert [(record.version, record.arrays["reward"].not_finite) for record in records] == [(1, 16)]
+
+
+def test_too_many_bad_updates_end_learning(list_source: Any, vector_minibatches: list[Minibatch]) -> None:
+    good, bad = vector_minibatches[0], replace(vector_minibatches[1], reward=np.full(16, np.nan, np.float32))
     source = list_source([good, bad])
-    with pytest.raises(DivergedError, match="at update 1, largest TD error"):
-        Learner(LearnerConfig(), VECTOR, source, seed=0, threads=1).learn(2)
-    assert len(source.given_back) == 1  # the shards never hear of it
+    learner = Learner(LearnerConfig(max_skipped_updates=3), VECTOR, source, seed=0, threads=1)
+    assert learner.learn(3)[0].skipped_updates == 2
+    with pytest.raises(DivergedError, match=r"3 updates were skipped.* at version 3: loss nan"):
+        learner.learn(1)
 
 
-def test_an_infinite_loss_of_finite_gradient_is_divergence(
+def test_an_infinite_loss_of_finite_gradient_is_skipped(
     list_source: Any, table_minibatch: MinibatchMaker
 ) -> None:
     # (2e19)^2 overflows float32; the slopes, 2.5e18 each, do not.
     minibatch = table_minibatch([(state, 0, 2e19, 0.0, 0) for state in range(16)])
     spec = NetworkSpec((), "int64", 16, 1, stack=1)
-    with pytest.raises(DivergedError, match=r"mean loss and mean gradient norm inf, 1e\+19"):
-        Learner(LearnerConfig(), spec, list_source([minibatch]), seed=0, threads=1).learn(1)
+    config = LearnerConfig(max_skipped_updates=1)
+    with pytest.raises(DivergedError, match=r"loss inf, gradient norm 1e\+19"):
+        Learner(config, spec, list_source([minibatch]), seed=0, threads=1).learn(1)
 
 
-def test_an_infinite_gradient_of_finite_loss_is_divergence(
+def test_an_infinite_gradient_of_finite_loss_is_skipped(
     list_source: Any, random_minibatch: MinibatchMaker
 ) -> None:
     minibatch = random_minibatch(VECTOR, 16)
     huge = replace(minibatch, windows={"observation": minibatch.windows["observation"] * np.float32(1e25)})
-    learner = Learner(LearnerConfig(loss="huber"), VECTOR, list_source([huge]), seed=0, threads=1)
-    with pytest.raises(DivergedError, match=r"mean loss and mean gradient norm \d.*, inf"):
-        learner.learn(1)
+    config = LearnerConfig(loss="huber", max_skipped_updates=1)
+    with pytest.raises(DivergedError, match=r"loss \d.*, gradient norm inf"):
+        Learner(config, VECTOR, list_source([huge]), seed=0, threads=1).learn(1)
+
+
+def test_norms_before_and_after_clipping_and_the_target_gap(
+    list_source: Any, table_minibatch: MinibatchMaker
+) -> None:
+    # Slopes -2 td / B = -3 and -4, then a tenth: norms 5 and 0.5, of which a limit of 1 leaves 1 and 0.5.
+    rows = [[(0, 0, scale * 3.0, 0.0, 0), (1, 0, scale * 4.0, 0.0, 0)] for scale in (1.0, 0.1)]
+    spec = NetworkSpec((), "int64", 2, 1, stack=1)
+    source = list_source([table_minibatch(pair) for pair in rows])
+    config = LearnerConfig(optimiser="sgd", learning_rate=1e-6, max_grad_norm=1.0)
+    report, _ = Learner(config, spec, source, seed=0, threads=1).learn(2)
+    assert report.grad_norm_mean == pytest.approx(2.75, rel=1e-4)
+    assert report.grad_norm_clipped_mean == pytest.approx(0.75, rel=1e-4)
+    assert report.target_gap == 0.0  # no copy yet
+
+    config = LearnerConfig(optimiser="sgd", learning_rate=1.0, max_grad_norm=1.0, target_update_updates=1)
+    report, _ = Learner(config, spec, list_source(source.minibatches), seed=0, threads=1).learn(1)
+    assert report.target_gap == pytest.approx(0.7)  # the step 0.6, 0.8, from before the copy
 
 
 @pytest.mark.parametrize("stack", [1, 3])
@@ -169,3 +228,26 @@ def test_threads_are_set_and_checked(list_source: Any) -> None:
 def test_an_empty_chunk_is_refused(list_source: Any) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Learner(LearnerConfig(), VECTOR, list_source([]), seed=0, threads=1).learn(0)
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_a_chunk_ends_early_when_replay_runs_out(
+    list_source: Any, vector_minibatches: list[Minibatch], monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    source = list_source(vector_minibatches)
+    learner = Learner(LearnerConfig(), VECTOR, source, seed=0, threads=1)
+    draw = source.next_minibatch
+
+    def draw_while_there_is(update: int) -> Minibatch:
+        if update >= done:
+            raise EmptyShardError("the only shard was lost")
+        return draw(update)
+
+    monkeypatch.setattr(source, "next_minibatch", draw_while_there_is)
+    report, weights = learner.learn(4)
+    assert (report.version, report.updates, report.samples) == (done, done, 16 * done)
+    assert np.isfinite(report.loss_mean) == (done > 0)
+    np.testing.assert_array_equal(weights, learner.weights()[1])
+    # Its state lives on.
+    monkeypatch.setattr(source, "next_minibatch", draw)
+    assert learner.learn(1)[0].version == done + 1

@@ -49,3 +49,38 @@ def test_it_takes_read_only_weights() -> None:
 def test_wrong_weights_are_refused(weights: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"takes float32 \[21\]"):
         TorchPolicy(SPECS["table"], LearnerConfig(), threads=1).load(weights)
+
+
+def test_distributions_act_on_their_means() -> None:
+    spec = NetworkSpec((), "int64", 1, 2, stack=1)
+    # Logits of returns -1, 0, 1: action 0 likeliest at 1 but of mean 0, action 1 of mean 1/2.
+    logits = np.log(np.array([[0.45, 0.1, 0.45], [0.0625, 0.375, 0.5625]], np.float32)).ravel()
+    config = LearnerConfig(head="c51", num_atoms=3, value_range=(-1.0, 1.0))
+    policy = TorchPolicy(spec, config, threads=1)
+    policy.load(logits)
+    np.testing.assert_allclose(policy.q_values(np.array([0])), [[0.0, 0.5]], atol=1e-6)
+    policy = TorchPolicy(spec, LearnerConfig(head="qr", num_atoms=3), threads=1)
+    policy.load(np.array([9, -3, 0, 1, 1, 1], np.float32))
+    np.testing.assert_allclose(policy.q_values(np.array([0])), [[2.0, 1.0]])
+
+
+def test_noise_is_drawn_at_each_load_by_its_seed_and_only_where_asked_for() -> None:
+    spec, config = SPECS["mlp"], LearnerConfig(noisy=True, hidden_sizes=(8, 8))
+    weights = UpdateStep(spec, config, seed=0).weights()
+    observations = np.ones((2, 4), np.float32)
+
+    def two_loads(noise: np.random.SeedSequence | None) -> list[np.ndarray]:
+        policy = TorchPolicy(spec, config, threads=1, noise=noise)
+        played = []
+        for _ in range(2):
+            policy.load(weights)
+            played.append(policy.q_values(observations))
+            np.testing.assert_array_equal(policy.q_values(observations), played[-1])
+        return played
+
+    quiet = two_loads(None)
+    np.testing.assert_array_equal(quiet[0], quiet[1])
+    first = two_loads(np.random.SeedSequence(1))
+    np.testing.assert_array_equal(first, two_loads(np.random.SeedSequence(1)))
+    distinct = [quiet[0], *first, *two_loads(np.random.SeedSequence(2))]
+    assert len({played.tobytes() for played in distinct}) == 5

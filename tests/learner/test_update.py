@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.nn.utils import vector_to_parameters
 
+from learner.batch import observations, to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState
 from learner.losses import td_loss
 from learner.networks import build_network
 from learner.targets import double_q_target, q_learning_target, tabular_backup
-from learner.update import UpdateStep, observations, resolve_device, to_batch
+from learner.update import UpdateStep, resolve_device
 from replay_service.messages import Minibatch
 
 MinibatchMaker = Callable[..., Minibatch]
