@@ -5,11 +5,9 @@ Owns pacing, weight versions, restarts, evaluation and the end of a run; must no
 
 from __future__ import annotations
 
-import collections
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +15,7 @@ import numpy as np
 from actors.core import EnvSpec, EvaluationReport, RolloutReport
 from cluster.config import RunConfig
 from cluster.engine import Engine, EngineError, ObjectLost, Ref, RoleDied
+from cluster.figures import Figures
 from cluster.fleet import Credit, Fleet, Member
 from cluster.judge import EvaluationRequest, Judge
 from cluster.metrics import Snapshot
@@ -29,7 +28,6 @@ from replay_service.messages import ShardStatus
 from replay_service.recovery import RecoveryReport
 
 _WAIT_SECONDS = 0.25
-_RECENT_EPISODES = 100
 _ASK_SHARDS_SECONDS = 0.5
 # Two chunks each: one in work, one waiting, so that nobody idles while the coordinator thinks.
 _CREDITS_EACH = 2
@@ -59,18 +57,6 @@ class Outcome:
     best_return_mean: float | None
     final: Snapshot
     restarts: int
-
-
-@dataclass
-class _Interval:
-    """What happened since the last snapshot, for rates and shares."""
-
-    started: float
-    env_steps: int = 0
-    updates: int = 0
-    update_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    actor_seconds: float = 0.0
 
 
 class Coordinator:
@@ -114,25 +100,14 @@ class Coordinator:
             slack_samples(config.pacing.samples_per_insert, rollout_rows, learn_rows),
         )
         self._totals = ShardTotals()
-        self._version = 0
         self._weights: Ref | None = None
         self._candidate_weights: Ref | None = None
-        self._learned: LearnReport | None = None
-        self._skipped_updates = 0
         self._learn_weights: dict[Ref, Ref] = {}
-        self._epsilon: float | None = None
-        self._policy_lag: int | None = None
-        self._episodes = 0
-        self._returns: collections.deque[float] = collections.deque(maxlen=_RECENT_EPISODES)
-        self._lengths: collections.deque[int] = collections.deque(maxlen=_RECENT_EPISODES)
-        self._evaluated: float | None = None
-        self._longest_evaluation_seconds = 0.0
-        self._restarts = 0
+        self._figures = Figures(started, time.monotonic(), len(self._fleet.actors))
         self._asked_at = time.monotonic()
         self._warned: set[tuple[int, int]] = set()
         self._lost_rows: dict[int, tuple[int, float]] = {}
         self._advanced = (started, 0)
-        self._interval = _Interval(time.monotonic())
         self._saved_at = time.monotonic()
         self.newest: Snapshot | None = None
 
@@ -156,13 +131,11 @@ class Coordinator:
             self._event(f"failed: {failure}")
             raise
 
-    # -- granting ------------------------------------------------------------------------------------
-
     def _ledger(self) -> Ledger:
         return Ledger(
             inserted=self._totals.inserted_rows,
             inserting=self._fleet.outstanding("rollout"),
-            sampled=self._version * self._batch_size,
+            sampled=self._figures.version * self._batch_size,
             sampling=self._fleet.outstanding("learn"),
         )
 
@@ -199,7 +172,7 @@ class Coordinator:
     def _grant_rollout(self, actor: Member) -> None:
         credit = Credit("rollout", actor, rows=self._chunk_rows)
         self._fleet.grant(
-            credit, "rollout", self._chunk_steps, self._version, self._weights, self._totals.env_steps
+            credit, "rollout", self._chunk_steps, self._figures.version, self._weights, self._totals.env_steps
         )
 
     def _next_chunk_updates(self) -> int:
@@ -207,7 +180,7 @@ class Coordinator:
         limit = self._config.stop.updates
         if limit is None:
             return self._chunk_updates
-        granted = self._version + self._fleet.outstanding("learn") // self._batch_size
+        granted = self._figures.version + self._fleet.outstanding("learn") // self._batch_size
         return max(0, min(self._chunk_updates, limit - granted))
 
     def _grant_evaluation(self, *, due: bool = False) -> bool:
@@ -215,7 +188,7 @@ class Coordinator:
         evaluator = self._fleet.evaluator
         if evaluator.pid is None or evaluator.in_flight or self._weights is None:
             return False
-        request = self._judge.next_request(self._version, due=due)
+        request = self._judge.next_request(self._figures.version, due=due)
         if request is None:
             return False
         weights = self._candidate_weights if request.confirms else self._weights
@@ -223,8 +196,6 @@ class Coordinator:
         credit = Credit("evaluate", evaluator, evaluation=request, weights=weights)
         self._fleet.grant(credit, "evaluate", request.version, weights, request.seed_domain, request.episodes)
         return True
-
-    # -- completions ---------------------------------------------------------------------------------
 
     def _complete(self, ref: Ref) -> None:
         credit = self._fleet.settle(ref)
@@ -262,31 +233,20 @@ class Coordinator:
     def _take_rollout(self, actor: Member, report: RolloutReport, rows_unacknowledged: int) -> None:
         actor.rows_unacknowledged = rows_unacknowledged
         self._totals.take(report.statuses)
-        self._epsilon = report.epsilon
-        self._policy_lag = self._version - report.version
-        self._episodes += len(report.episode_returns)
-        self._returns.extend(report.episode_returns)
-        self._lengths.extend(report.episode_lengths)
-        self._interval.actor_seconds += sum(report.seconds.values())
+        self._figures.take_rollout(report)
 
     def _take_learning(self, ref: Ref, credit: Credit, report: LearnReport) -> None:
-        self._version = report.version
-        self._skipped_updates += report.skipped_updates
+        self._figures.take_learning(report)
         self._weights = self._learn_weights.pop(ref)
         self._totals.take(report.statuses)
         if report.updates * self._batch_size < credit.rows:
             # The chunk ended early because a shard was lost: find out which.
             self._fleet.ask_shards()
-        if report.updates:
-            self._learned = report
-        self._interval.update_seconds += report.seconds.get("update", 0.0)
-        self._interval.wait_seconds += report.seconds.get("wait", 0.0)
 
     def _take_evaluation(
         self, request: EvaluationRequest, report: EvaluationReport, weights: Ref | None
     ) -> None:
-        self._evaluated = fmean(report.returns)
-        self._longest_evaluation_seconds = max(self._longest_evaluation_seconds, report.seconds)
+        self._figures.take_evaluation(report)
         self._run_dir.write_evaluation(request, report)
         if self._judge.take(request, report) and weights is not None and self._judge.best is not None:
             best = self._judge.best
@@ -325,14 +285,14 @@ class Coordinator:
         if dead.kind == "learner":
             raise RunFailed(
                 f"{dead.handle.name} (process {dead.pid}) died: {error.message.splitlines()[0]} "
-                f"What was learned up to version {self._version} is in {self._run_dir.path}."
+                f"What was learned up to version {self._figures.version} is in {self._run_dir.path}."
             )
-        if self._restarts >= self._config.run.restarts:
+        if self._figures.restarts >= self._config.run.restarts:
             raise RunFailed(
                 f"{dead.handle.name} died, and run.restarts = {self._config.run.restarts} "
                 f"replacements were used up: {error.message}"
             )
-        self._restarts += 1
+        self._figures.restarts += 1
         held = ""
         if dead.kind == "shard":
             last = [status for status in self._totals.living() if status.shard == dead.index]
@@ -341,10 +301,8 @@ class Coordinator:
         fresh = self._fleet.replace(dead)
         self._event(
             f"{dead.handle.name} (process {dead.pid}) died{held}; replaced by incarnation "
-            f"{fresh.incarnation}, {self._config.run.restarts - self._restarts} replacements left"
+            f"{fresh.incarnation}, {self._config.run.restarts - self._figures.restarts} replacements left"
         )
-
-    # -- figures -------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -352,55 +310,25 @@ class Coordinator:
             self._asked_at = now
             self._fleet.ask_shards()
             self._warn_of_journals()
-        if now - self._interval.started >= self._config.metrics.every_seconds:
+        if self._figures.interval_seconds(now) >= self._config.metrics.every_seconds:
             self._snapshot(now)
         if now - self._saved_at >= self._config.checkpoint.weights_every_seconds:
             self._save_latest()
-        moved = self._totals.inserted_rows + self._version
+        moved = self._totals.inserted_rows + self._figures.version
         if moved != self._advanced[1]:
             self._advanced = (now, moved)
         elif now - self._advanced[0] > self._config.run.stall_seconds:
             self._fail_stalled()
 
     def _snapshot(self, now: float) -> Snapshot:
-        interval, seconds = self._interval, max(now - self._interval.started, 1e-9)
-        ledger, learned = self._ledger(), self._learned
-        statuses = self._totals.living()
-        best = self._judge.best
-        self.newest = snapshot = Snapshot(
-            run_seconds=now - self._started,
-            env_steps_total=self._totals.env_steps,
-            episodes_total=self._episodes,
-            inserted_transitions_total=ledger.inserted,
-            sampled_transitions_total=ledger.sampled,
-            updates_total=self._version,
-            skipped_updates_total=self._skipped_updates,
-            restarts_total=self._restarts,
-            env_steps_per_second=(self._totals.env_steps - interval.env_steps) / seconds,
-            updates_per_second=(self._version - interval.updates) / seconds,
-            samples_per_insert=self._pacing.achieved(ledger),
-            samples_per_insert_target=self._pacing.samples_per_insert,
-            epsilon=self._epsilon,
-            train_return_mean=fmean(self._returns) if self._returns else None,
-            train_length_mean=fmean(self._lengths) if self._lengths else None,
-            evaluation_return_mean=self._evaluated,
-            best_return_mean=best.score if best else None,
-            loss=learned.loss_mean if learned else None,
-            q_mean=learned.q_mean if learned else None,
-            td_error_mean=learned.td_error_mean if learned else None,
-            grad_norm_mean=learned.grad_norm_mean if learned else None,
-            grad_norm_clipped_mean=learned.grad_norm_clipped_mean if learned else None,
-            target_gap=learned.target_gap if learned else None,
-            learning_rate=learned.learning_rate if learned else None,
-            policy_lag_updates=self._policy_lag,
-            sample_age_updates=learned.policy_lag_mean if learned else None,
-            learner_update_share=interval.update_seconds / seconds,
-            learner_wait_share=interval.wait_seconds / seconds,
-            actor_busy_share=interval.actor_seconds / seconds / len(self._fleet.actors),
-            replay_transitions=sum(status.count for status in statuses),
-            replay_bytes=sum(status.stored_bytes for status in statuses),
+        self.newest = snapshot = self._figures.snapshot(
+            now,
+            self._ledger(),
+            self._pacing,
+            self._totals.env_steps,
+            self._totals.living(),
+            self._judge.best,
         )
-        self._interval = _Interval(now, self._totals.env_steps, self._version)
         self._run_dir.write_snapshot(snapshot)
         self._observer.figures(snapshot)
         return snapshot
@@ -437,8 +365,6 @@ class Coordinator:
             + f"\nThe stacks of the roles on this machine are in {self._run_dir.path / 'logs'}."
         )
 
-    # -- the end -------------------------------------------------------------------------------------
-
     def _reason_to_stop(self) -> str | None:
         stop = self._config.stop
         asked = self._stop_requested()
@@ -448,7 +374,7 @@ class Coordinator:
             return f"the target return {stop.target_return:g} was reached and confirmed"
         if stop.env_steps is not None and self._totals.env_steps >= stop.env_steps:
             return f"stop.env_steps = {stop.env_steps} reached"
-        if stop.updates is not None and self._version >= stop.updates:
+        if stop.updates is not None and self._figures.version >= stop.updates:
             return f"stop.updates = {stop.updates} reached"
         if stop.seconds is not None and time.monotonic() - self._started >= stop.seconds:
             return f"stop.seconds = {stop.seconds:g} reached"
@@ -467,12 +393,12 @@ class Coordinator:
             best_version=best.version if best else None,
             best_return_mean=best.score if best else None,
             final=final,
-            restarts=self._restarts,
+            restarts=self._figures.restarts,
         )
 
     def _evaluate_last(self) -> None:
         """Gives the last version its chance to be the best, once the learner has come to rest."""
-        patience_seconds = max(self._config.run.stall_seconds, 10 * self._longest_evaluation_seconds)
+        patience_seconds = max(self._config.run.stall_seconds, 10 * self._figures.longest_evaluation_seconds)
         deadline = time.monotonic() + patience_seconds
         rested = self._wait_for(lambda: not self._fleet.learner.in_flight, deadline)
         rested = rested and self._wait_for(lambda: not self._fleet.evaluator.in_flight, deadline)
@@ -493,4 +419,4 @@ class Coordinator:
         self._saved_at = time.monotonic()
         if self._weights is not None:
             flat: np.ndarray = self._engine.get(self._weights)
-            self._run_dir.write_weights("latest", flat, {"version": str(self._version)})
+            self._run_dir.write_weights("latest", flat, {"version": str(self._figures.version)})
