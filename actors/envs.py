@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs import registration as gym_registration
 from gymnasium.envs.registration import EnvSpec as Registration
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import FlattenObservation, TimeLimit
@@ -116,8 +118,21 @@ def _explained(config: EnvConfig) -> Iterator[None]:
             f"{config.id} cannot be imported: {error}. Install what is missing into this environment, "
             "or put your module's folder on PYTHONPATH"
         ) from error
+    except gym.error.Error as error:
+        raise EnvError(f"no environment {config.id!r}: {error}") from error
     except TypeError as error:
+        if not _is_of_the_call(error):
+            raise
         raise EnvError(f"{config.id} cannot be made with env.kwargs {config.kwargs}: {error}") from error
+
+
+def _is_of_the_call(error: TypeError) -> bool:
+    """Whether the environment's own code never ran: its arguments did not fit."""
+    root: BaseException = error
+    while root.__cause__ is not None:  # gym.make raises another one from the first
+        root = root.__cause__
+    frames = [frame.filename for frame in traceback.extract_tb(root.__traceback__)]
+    return frames[-1] in (__file__, gym_registration.__file__)
 
 
 def _native_obstacle(config: EnvConfig, source: _Source) -> str | None:

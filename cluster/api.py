@@ -100,7 +100,8 @@ def train(config: RunConfig, run_dir: Path | None = None, *, view: Callable[...,
         observer = stack.enter_context(view(headline, config.stop))
         engine, learner_gpus = _start_engine(config, stack)
         signals.reinstall()
-        directory = stack.enter_context(closing(RunDir.create(run_dir, config, prepared.spec)))
+        stack.callback(signals.ignore)
+        directory = stack.enter_context(closing(RunDir.create(run_dir.absolute(), config, prepared.spec)))
         coordinator = Coordinator(
             engine,
             config,
@@ -136,6 +137,8 @@ def _start_engine(config: RunConfig, stack: ExitStack) -> tuple[Engine, float]:
     try:
         engine.start()
     except OSError as error:
-        raise ConfigError(f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')}: {error}") from error
+        if config.run.runtime == "local":
+            raise
+        raise ConfigError(f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']}: {error}") from error
     wants_gpu = config.learner.device != "cpu" and engine.gpus >= 1.0
     return engine, 1.0 if wants_gpu else 0.0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.load_config import dump_config, load_config, preset_for_env, preset_paths
+from cluster.signals import Interrupted
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -28,6 +29,8 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print(f"qfleet: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except Interrupted as interrupted:
+        return 128 + interrupted.signal
     except KeyboardInterrupt:
         return 130
     return status

@@ -6,7 +6,8 @@ Owns the sections that belong to no package and the checks that span sections; m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Literal
 
 from actors.config import ActorsConfig, EnvConfig
@@ -147,12 +148,20 @@ def check(config: RunConfig) -> None:
 
 def _problems(config: RunConfig) -> list[str]:
     found = [
-        f"{section.name}.{item.name} is {value}; give a finite number"
-        for section in fields(config)
-        for item in fields(getattr(config, section.name))
-        if isinstance(value := getattr(getattr(config, section.name), item.name), float)
-        and not math.isfinite(value)
+        f"{name} is {value}; give a finite number"
+        for name, value in _floats(config, "")
+        if not math.isfinite(value)
     ]
+    if config.replay.persist == "checkpoint":
+        found.append(
+            "replay.persist is checkpoint, but runs do not take checkpoints yet; give none or continuous"
+        )
+    limit = config.stop.env_steps
+    if limit is not None and limit <= config.pacing.learning_starts:
+        found.append(
+            f"stop.env_steps is {limit}, not above pacing.learning_starts = {config.pacing.learning_starts}: "
+            "the run would end before it learns; raise stop.env_steps or lower learning_starts"
+        )
     capacity, batch_size = config.replay.capacity, config.learner.batch_size
     starts, shards = config.pacing.learning_starts, config.replay.num_shards
     if capacity is not None:
@@ -202,3 +211,15 @@ def _block_rows(config: RunConfig) -> int | None:
     if actors.steps_per_chunk is None or actors.envs_per_actor is None:
         return None
     return (actors.steps_per_chunk + actors.n_step) * actors.envs_per_actor
+
+
+def _floats(value: object, name: str) -> Iterator[tuple[str, float]]:
+    """Every float below a config, with its full name."""
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _floats(part, name)
+    elif is_dataclass(value):
+        for item in fields(value):
+            yield from _floats(getattr(value, item.name), f"{name}.{item.name}".lstrip("."))

@@ -5,10 +5,11 @@ Owns pacing, weight versions, restarts, evaluation and the end of a run; must no
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol
 
 import numpy as np
 
@@ -20,12 +21,15 @@ from cluster.fleet import Credit, Fleet, Member
 from cluster.judge import EvaluationRequest, Judge
 from cluster.metrics import Snapshot
 from cluster.pacing import Ledger, Pacing, slack_samples
+from cluster.presence import require_same_root
 from cluster.run_dir import RunDir
 from cluster.stacks import request_stack
 from cluster.totals import ShardTotals
 from learner.core import LearnReport
 from replay_service.messages import ShardStatus
 from replay_service.recovery import RecoveryReport
+
+_Written = ParamSpec("_Written")
 
 _WAIT_SECONDS = 0.25
 _ASK_SHARDS_SECONDS = 0.5
@@ -109,6 +113,7 @@ class Coordinator:
         self._lost_rows: dict[int, tuple[int, float]] = {}
         self._advanced = (started, 0)
         self._saved_at = time.monotonic()
+        self._unrecorded = False
         self.newest: Snapshot | None = None
 
     def run(self) -> Outcome:
@@ -121,15 +126,17 @@ class Coordinator:
         try:
             while reason is None:
                 self._grant()
-                for ref in self._engine.wait(list(self._fleet.credits), _WAIT_SECONDS):
+                ready = self._engine.wait(list(self._fleet.credits), _WAIT_SECONDS)
+                for ref in ready:
                     self._complete(ref)
-                self._tick()
+                self._tick(idle=not ready)
                 reason = self._reason_to_stop()
             return self._finish(reason)
-        except RunFailed as failure:
-            self._save_latest()
-            self._event(f"failed: {failure}")
-            raise
+        except (RunFailed, EngineError) as error:
+            self._event(f"failed: {error}")
+            with contextlib.suppress(EngineError):  # the weights may have died with the learner's machine
+                self._save_latest()
+            raise RunFailed(str(error)) from None
 
     def _ledger(self) -> Ledger:
         return Ledger(
@@ -213,6 +220,10 @@ class Coordinator:
                 f"{error.message}\n{error.role} raised the error above; the run has ended."
             ) from None
         if credit.kind == "presence":
+            try:
+                require_same_root(value)
+            except ImportError as error:
+                raise RunFailed(f"{credit.member.handle.name}: {error}") from None
             credit.member.presence = value
             # Coming up takes its time, on a busy machine or a cluster without free CPUs.
             self._advanced = (time.monotonic(), self._advanced[1])
@@ -224,6 +235,9 @@ class Coordinator:
             self._totals.take([value])
         elif credit.kind == "recovery":
             self._take_recovery(credit.member, *value)
+        elif credit.kind == "unconfirmed":
+            credit.member.rows_unacknowledged, statuses = value
+            self._totals.take(statuses)
         elif credit.kind == "replace_shard":
             if credit.member.kind == "actor":
                 credit.member.rows_unacknowledged = value
@@ -247,12 +261,12 @@ class Coordinator:
         self, request: EvaluationRequest, report: EvaluationReport, weights: Ref | None
     ) -> None:
         self._figures.take_evaluation(report)
-        self._run_dir.write_evaluation(request, report)
+        self._record(self._run_dir.write_evaluation, request, report)
         if self._judge.take(request, report) and weights is not None and self._judge.best is not None:
             best = self._judge.best
             flat: np.ndarray = self._engine.get(weights)
             facts = {"version": str(best.version), "return_mean": f"{best.score:.6g}"}
-            self._run_dir.write_weights("best", flat, facts)
+            self._record(self._run_dir.write_weights, "best", flat, facts)
             self._event(
                 f"version {best.version} is the best so far: greedy return {best.score:.1f}, confirmed"
             )
@@ -304,11 +318,12 @@ class Coordinator:
             f"{fresh.incarnation}, {self._config.run.restarts - self._figures.restarts} replacements left"
         )
 
-    def _tick(self) -> None:
+    def _tick(self, *, idle: bool) -> None:
         now = time.monotonic()
         if now - self._asked_at >= _ASK_SHARDS_SECONDS:
             self._asked_at = now
             self._fleet.ask_shards()
+            self._fleet.ask_idle_actors()
             self._warn_of_journals()
         if self._figures.interval_seconds(now) >= self._config.metrics.every_seconds:
             self._snapshot(now)
@@ -317,7 +332,7 @@ class Coordinator:
         moved = self._totals.inserted_rows + self._figures.version
         if moved != self._advanced[1]:
             self._advanced = (now, moved)
-        elif now - self._advanced[0] > self._config.run.stall_seconds:
+        elif idle and now - self._advanced[0] > self._config.run.stall_seconds:
             self._fail_stalled()
 
     def _snapshot(self, now: float) -> Snapshot:
@@ -329,7 +344,7 @@ class Coordinator:
             self._totals.living(),
             self._judge.best,
         )
-        self._run_dir.write_snapshot(snapshot)
+        self._record(self._run_dir.write_snapshot, snapshot)
         self._observer.figures(snapshot)
         return snapshot
 
@@ -346,7 +361,7 @@ class Coordinator:
 
     def _event(self, text: str) -> None:
         run_seconds = time.monotonic() - self._started
-        self._run_dir.write_event(text, run_seconds)
+        self._record(self._run_dir.write_event, text, run_seconds)
         self._observer.event(text, run_seconds)
 
     def _fail_stalled(self) -> None:
@@ -383,9 +398,11 @@ class Coordinator:
     def _finish(self, reason: str) -> Outcome:
         if self._stop_requested() is None and not self._judge.solved:
             self._evaluate_last()
-        self._save_latest()
+        saved = self._save_latest()
         final = self._snapshot(time.monotonic())
         best = self._judge.best
+        if not saved:
+            raise RunFailed(f"{reason}, but the newest weights could not be written to {self._run_dir.path}")
         self._event(f"end: {reason}")
         return Outcome(
             reason=reason,
@@ -415,8 +432,27 @@ class Coordinator:
                 self._complete(ref)
         return done()
 
-    def _save_latest(self) -> None:
+    def _save_latest(self) -> bool:
+        """Whether the newest weights, if there are any, are in the run directory."""
         self._saved_at = time.monotonic()
-        if self._weights is not None:
-            flat: np.ndarray = self._engine.get(self._weights)
-            self._run_dir.write_weights("latest", flat, {"version": str(self._figures.version)})
+        if self._weights is None:
+            return True
+        flat: np.ndarray = self._engine.get(self._weights)
+        facts = {"version": str(self._figures.version)}
+        return self._record(self._run_dir.write_weights, "latest", flat, facts)
+
+    def _record(
+        self, write: Callable[_Written, None], *args: _Written.args, **kwargs: _Written.kwargs
+    ) -> bool:
+        """Writes to the run directory; where that fails (a full disk) says so once and training goes on."""
+        try:
+            write(*args, **kwargs)
+        except OSError as error:
+            if not self._unrecorded:
+                self._unrecorded = True
+                text = (
+                    f"warning: {self._run_dir.path} cannot be written ({error}); training goes on unrecorded"
+                )
+                self._observer.event(text, time.monotonic() - self._started)
+            return False
+        return True

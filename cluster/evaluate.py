@@ -1,6 +1,6 @@
 """What a run learned, played again: a policy to call, and evaluations of it.
 
-Owns reading weights back into a policy; executes nothing that it reads but the environment's factory.
+Owns reading weights back into a policy; of what it reads only factories that the config names are executed.
 """
 
 from __future__ import annotations

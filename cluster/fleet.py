@@ -25,7 +25,9 @@ RoleKind = Literal["shard", "learner", "actor", "evaluator"]
 class Credit:
     """A call in flight: what was granted to whom. rows is in transitions; weights belong to an evaluation."""
 
-    kind: Literal["presence", "rollout", "learn", "evaluate", "status", "recovery", "replace_shard"]
+    kind: Literal[
+        "presence", "rollout", "learn", "evaluate", "status", "recovery", "replace_shard", "unconfirmed"
+    ]
     member: Member
     rows: int = 0
     evaluation: EvaluationRequest | None = None
@@ -104,6 +106,8 @@ class Fleet:
 
         A new shard is to be introduced to the others once it is up.
         """
+        # It may only have been out of reach: two of them must never write one journal.
+        self._engine.kill(dead.handle)
         for ref in dead.in_flight:
             self.credits.pop(ref, None)
         incarnation = dead.incarnation + 1
@@ -127,6 +131,15 @@ class Fleet:
         for shard in self.shards:
             if shard.pid is not None and not shard.in_flight:
                 self.grant(Credit("status", shard), "status")
+
+    def ask_idle_actors(self) -> None:
+        """Asks actors that have nothing to do, yet unconfirmed rows, how many are left.
+
+        Only an actor can tell, and pacing may not grant it another chunk before it has.
+        """
+        for actor in self.actors:
+            if actor.rows_unacknowledged and not actor.in_flight:
+                self.grant(Credit("unconfirmed", actor), "unconfirmed")
 
     def outstanding(self, kind: Literal["rollout", "learn"]) -> int:
         """Rows granted and not yet reported, or (rollout) reported and not yet confirmed by a shard."""

@@ -61,10 +61,6 @@ class Judge:
         if not request.confirms:
             self._last_version = -1
 
-    def wants(self, version: int) -> bool:
-        """Whether this version waits for its second evaluation, so that its weights must be kept."""
-        return self._candidate is not None and self._candidate[0] == version
-
     def take(self, request: EvaluationRequest, report: EvaluationReport) -> bool:
         """Takes a result; True if its version is now the best."""
         mean = fmean(report.returns)

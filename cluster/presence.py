@@ -37,3 +37,10 @@ def presence() -> Presence:
             "a folder of the same name shadows one of them: rename it or start from another folder"
         )
     return Presence(os.getpid(), platform.node(), roots.pop())
+
+
+def require_same_root(other: Presence) -> None:
+    """Raises ImportError where a process of this machine runs other code than this one does."""
+    own = presence()
+    if other.host == own.host and other.root != own.root:
+        raise ImportError(f"process {other.pid} runs the code of {other.root}, this one that of {own.root}")

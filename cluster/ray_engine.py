@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ class RayCalls:
     def wait(self, refs: Sequence[Ref], timeout_seconds: float) -> list[Ref]:
         """See Calls.wait."""
         pending = list(refs)
+        if not pending:
+            time.sleep(timeout_seconds)  # ray.wait would return at once, and the caller spin
+            return []
         ready, _ = ray.wait(pending, num_returns=1, timeout=timeout_seconds, fetch_local=False)
         if ready and len(pending) > 1:
             ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0, fetch_local=False)
@@ -71,6 +75,9 @@ class RayCalls:
             raise kind(self._name(ref), str(error)) from None
         except (ray_exceptions.ObjectLostError, ray_exceptions.NodeDiedError) as error:
             raise ObjectLost(self._name(ref), str(error)) from None
+        except ray_exceptions.RayError as error:
+            kind = RoleDied if isinstance(error, ray_exceptions.WorkerCrashedError) else RoleError
+            raise kind(self._name(ref), f"{type(error).__name__}: {error}") from None
 
     def put(self, value: Any) -> Ref:
         """See Calls.put."""
@@ -137,13 +144,15 @@ class RayEngine(RayCalls):
 
     def close(self) -> None:
         """Ends every role and, where Ray is private, Ray and its folder."""
-        if ray.is_initialized():
-            for handle in self._handles:
-                self.kill(handle)
-            self._handles.clear()
-            ray.shutdown()
-        if self._temp_dir is not None:
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
+        try:
+            if ray.is_initialized():
+                for handle in self._handles:
+                    self.kill(handle)
+                self._handles.clear()
+                ray.shutdown()
+        finally:
+            if self._temp_dir is not None:
+                shutil.rmtree(self._temp_dir, ignore_errors=True)
 
 
 def _require_listener(address: str) -> None:

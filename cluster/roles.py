@@ -139,6 +139,11 @@ class ActorRole(Role):
         report = self._actor.rollout(steps, version, weights, global_env_steps)
         return report, self._sink.rows_unacknowledged
 
+    def unconfirmed(self) -> tuple[int, tuple[ShardStatus, ...]]:
+        """The rows whose insertion is not confirmed yet, and what shards said when they confirmed others."""
+        statuses = self._sink.statuses()
+        return self._sink.rows_unacknowledged, statuses
+
     def replace_shard(self, shard: int, handle: Handle) -> int:
         """See RoundRobinSink.replace_shard; returns the rows whose insertion is not confirmed yet."""
         self._sink.replace_shard(shard, handle)
@@ -183,10 +188,6 @@ class LearnerRole(Role):
         """Samples from another shard under this number from now on."""
         self._transport.replace_shard(shard, handle)
         self._sampler.shard_replaced(shard)
-
-    def weights(self) -> tuple[int, np.ndarray]:
-        """Version and flat weights as they stand."""
-        return self._learner.weights()
 
 
 class EvaluatorRole(Role):

@@ -5,6 +5,7 @@ Owns file names and formats; reading it executes nothing. Must not import torch 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -95,14 +96,15 @@ class RunDir:
 
     def close(self) -> None:
         """Closes the line files."""
-        self._metrics.close()
-        self._evaluations.close()
+        for file in (self._metrics, self._evaluations):
+            with contextlib.suppress(OSError):  # a full disk, of which the run was told when it wrote
+                file.close()
 
 
 def refuse_unusable(path: Path) -> None:
     """Raises ConfigError if `path` is a file, a folder with something in it, or cannot be written."""
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(nearest, os.W_OK):
+    nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
+    if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"run directory {path}: {nearest} cannot be written; choose another with --run-dir")
     if path.is_dir() and not any(path.iterdir()):
         return
@@ -127,16 +129,23 @@ def read_weights(path: Path) -> tuple[WeightsName, np.ndarray, Mapping[str, str]
     for name in names:
         file = path / "weights" / f"{name}.safetensors"
         if file.is_file():
-            flat, facts = load_weights(file)
+            try:
+                flat, facts = load_weights(file)
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{file}: cannot be read: {error}") from error
             return name, flat, facts
     raise ConfigError(f"{path}: holds no weights yet; a run writes them when its first update is done")
 
 
 def read_spec(path: Path) -> EnvSpec:
-    """What the run's environment was like."""
-    facts = json.loads((path / "provenance.json").read_text(encoding="utf-8"))["environment"]
-    facts["observation_shape"] = tuple(facts["observation_shape"])
-    return EnvSpec(**facts)
+    """What the run's environment was like. Raises ConfigError where the run does not say."""
+    file = path / "provenance.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))["environment"]
+        facts["observation_shape"] = tuple(facts["observation_shape"])
+        return EnvSpec(**facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: does not say what the run's environment was like: {error!r}") from error
 
 
 def _provenance(spec: EnvSpec) -> dict[str, Any]:

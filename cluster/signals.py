@@ -11,8 +11,16 @@ from types import FrameType, TracebackType
 from typing import Self
 
 
+class Interrupted(KeyboardInterrupt):
+    """A second signal: the run ends without saving. signal: which one."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
 class StopSignals:
-    """Within the block, the first SIGINT or SIGTERM asks for a stop, the second interrupts at once.
+    """Within the block, the first SIGINT or SIGTERM asks for a stop, the second raises Interrupted.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
@@ -39,11 +47,16 @@ class StopSignals:
             signal.signal(signal.SIGINT, self._handle)
             signal.signal(signal.SIGTERM, self._handle)
 
+    def ignore(self) -> None:
+        """From now on signals change nothing: everything is being closed, which takes a second or two."""
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+
     def request(self) -> str | None:
         """The reason to stop, or None."""
         return None if self.received is None else f"stopped by {self.received.name}"
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(signal.Signals(number))
         self.received = signal.Signals(number)

@@ -16,8 +16,10 @@ from cluster.presence import Presence
 
 
 def answer_stack_requests(logs: Path, name: str) -> None:
-    """Registers this process; without the folder (a role on another machine) it does nothing."""
-    if logs.is_dir():
+    """Registers this process; without the folder (a role on another machine) requests are ignored."""
+    if not logs.is_dir():
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    else:
         # Left open on purpose: the handler writes to this very file while the process hangs.
         file = (logs / f"{name.replace(' ', '-')}.stacks").open("a", encoding="utf-8")
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)

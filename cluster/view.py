@@ -110,7 +110,7 @@ class LiveView:
 
         self._live = Live(refresh_per_second=4, transient=False)
         self._live.__enter__()
-        self._live.console.print(self._headline.text, highlight=False)
+        self._live.console.print(self._headline.text, highlight=False, markup=False)
         return self
 
     def __exit__(
@@ -127,17 +127,19 @@ class LiveView:
     def event(self, text: str, run_seconds: float) -> None:
         """Prints the event above the panel."""
         if self._live is not None:
-            self._live.console.print(f"{run_seconds:7.1f} s  {text}", highlight=False)
+            self._live.console.print(f"{run_seconds:7.1f} s  {text}", highlight=False, markup=False)
 
     def _table(self, snapshot: Snapshot) -> Table:
         from rich import box
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
+        run_time = _duration(snapshot.run_seconds)
         share, eta = progress(snapshot, self._stop)
         table = Table(
-            title=f"{self._headline.env_id} · {self._headline.runtime} · {_duration(snapshot.run_seconds)}",
-            caption=f"{self._headline.run_dir}",
+            title=Text(f"{self._headline.env_id} · {self._headline.runtime} · {run_time}"),
+            caption=Text(str(self._headline.run_dir)),
             box=box.ROUNDED,
             show_header=False,
             width=78,

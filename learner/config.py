@@ -5,6 +5,7 @@ Owns names, defaults and single-value checks; must not import torch, so that a d
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -83,6 +84,8 @@ class LearnerConfig:
         low, high = self.value_range
         if not low < high:
             raise ValueError(f"learner.value_range is [{low:g}, {high:g}]; give the lower value first")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"learner.device is {self.device}; give auto, cpu, cuda or cuda:N")
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ValueError(
                 f"learner.hidden_sizes is {list(self.hidden_sizes)}; give one or more sizes of at least 1"

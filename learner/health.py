@@ -88,6 +88,7 @@ def summary(array: np.ndarray) -> Figures:
 def append_skipped(path: Path, batch: SkippedBatch) -> None:
     """Adds one line of JSON; numbers that JSON has no word for are written as "nan", "inf" and "-inf"."""
     line = asdict(batch) | {"arrays": {name: figures._asdict() for name, figures in batch.arrays.items()}}
+    path.parent.mkdir(parents=True, exist_ok=True)  # this may be another machine than the run directory's
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_plain(line)) + "\n")
 

@@ -43,10 +43,14 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappin
     # safetensors takes the bytes as they lie in memory, which would scramble a strided view.
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(safetensors.numpy.save(contiguous, dict(metadata)))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            file.write(safetensors.numpy.save(contiguous, dict(metadata)))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # a full disk needs the room
+        raise
     partial.replace(path)
     # The rename itself is durable only once the folder is synced.
     folder = os.open(path.parent, os.O_RDONLY)

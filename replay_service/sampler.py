@@ -149,7 +149,7 @@ class ReplaySampler(Generic[Ticket]):
     def refresh(self) -> None:
         """Forgets all that was drawn, is in flight or was not sent yet, and asks every shard for its status.
 
-        For a cut. The first minibatch does it by itself.
+        For a cut. The first minibatch asks by itself.
         """
         self._retire_current()
         self._in_flight.clear()
@@ -236,8 +236,8 @@ class ReplaySampler(Generic[Ticket]):
 
     def _advance(self) -> None:
         """Makes the oldest request in flight the current one and fills up what is in flight."""
-        if not self._statuses:
-            self.refresh()
+        for shard in set(range(self._transport.num_shards)) - self._statuses.keys() - self._lost:
+            self._ask_status(shard)
         self._retire_current()
         while True:
             if not self._in_flight:

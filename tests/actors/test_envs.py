@@ -144,6 +144,7 @@ def test_a_factory_gets_a_time_limit(module: ModuleType) -> None:
     ("config", "message"),
     [
         (EnvConfig("CartPol-v1"), r"no environment 'CartPol-v1': did you mean CartPole-v1"),
+        (EnvConfig("Cart Pole-v1"), "no environment 'Cart Pole-v1'"),
         (EnvConfig("CartPole-v7"), r"did you mean CartPole-v[01] or CartPole-v[01]"),
         (EnvConfig("Qwxzk/Qwxzk-v0"), r"is the package that registers it installed\?.*package:id"),
         (EnvConfig("no_such_package:make"), "No module named 'no_such_package'.*PYTHONPATH"),
@@ -168,6 +169,15 @@ def test_a_factory_gets_a_time_limit(module: ModuleType) -> None:
 def test_errors_name_the_cure(config: EnvConfig, message: str) -> None:
     with pytest.raises(EnvError, match=message):
         probe(config)
+
+
+def test_a_bug_inside_an_environment_keeps_its_traceback(registered: dict[str, Registration]) -> None:
+    def entry_point() -> gym.Env[Any, Any]:
+        return len(3)  # type: ignore[arg-type, return-value]
+
+    gym.register("Buggy-v0", entry_point)
+    with pytest.raises(TypeError, match="has no len"):
+        probe(EnvConfig("Buggy-v0"))
 
 
 def test_a_missing_dependency_is_named(registered: dict[str, Registration]) -> None:

@@ -77,7 +77,7 @@ class ScriptedEngine:
 
     def wait(self, refs: list[Ref], timeout_seconds: float) -> list[Ref]:
         calls: list[Call] = list(refs)  # type: ignore[arg-type]
-        training = any(call.method in ("rollout", "learn", "presence") for call in calls)
+        training = any(call.method in ("rollout", "learn", "presence", "unconfirmed") for call in calls)
         assert training or self.updates == self.config.stop.updates, "everybody waits for somebody"
         mortal = [call for call in calls if call.role.name.startswith(("actor", "evaluator"))]
         if self.deaths_left and mortal and self.chance.random() < 0.05:
@@ -107,6 +107,9 @@ class ScriptedEngine:
             return Presence(0, "", "")
         if call.method == "status":
             return self.status()[0]
+        if call.method == "unconfirmed":
+            call.role.unacknowledged.clear()
+            return 0, self.status()
         if call.method == "rollout":
             return self.rollout(call.role, *call.args)
         if call.method == "learn":
@@ -161,7 +164,7 @@ class ScriptedEngine:
         return (ShardStatus(0, 0, self.inserted, 1.0, 1.0, self.inserted, self.inserted, 0, 0, 0, 9),)
 
     def kill(self, handle: Handle) -> None:
-        raise AssertionError("the coordinator kills nobody")
+        assert handle.target.dead, "the coordinator kills only what it replaces"
 
     def close(self) -> None:
         raise AssertionError("the coordinator closes nothing")

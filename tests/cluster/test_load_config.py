@@ -26,6 +26,7 @@ from cluster.load_config import dump_config, load_config, parse_config, preset_f
         ("learner.batch_size=1.5", ["learner.batch_size is 1.5", "expected int"]),
         ("learner.batch_size=null", ["learner.batch_size is None", "expected int"]),
         ("learner.batch_size=true", ["learner.batch_size is True", "expected int"]),
+        ("learner.device=gpu", ["learner.device is gpu", "cuda:N"]),
         ("learner.hidden_sizes=[1, a]", ["learner.hidden_sizes[1]", "expected int"]),
         ("env.kwargs=[1]", ["env.kwargs is [1]", "expected object"]),
         ("env.kwargs={1: 2}", ["env.kwargs", "expected str"]),
@@ -74,6 +75,14 @@ def test_a_bad_setting_is_named_with_its_cure(override: str, facts: list[str]) -
                 "learner.batch_size = 64",
                 "raise the capacity or lower the batch size",
             ],
+        ),
+        (["actors.epsilon_ladder.alpha=.nan"], ["actors.epsilon_ladder.alpha is nan", "finite"]),
+        (["learner.learning_rate=.inf"], ["learner.learning_rate is inf", "finite"]),
+        (["stop.target_return=.nan"], ["stop.target_return is nan", "finite"]),
+        (["replay.persist=checkpoint"], ["replay.persist is checkpoint", "none or continuous"]),
+        (
+            ["stop.env_steps=1000", "pacing.learning_starts=1000"],
+            ["stop.env_steps is 1000", "pacing.learning_starts = 1000", "end before it learns"],
         ),
         (
             ["replay.capacity=500", "pacing.learning_starts=501"],

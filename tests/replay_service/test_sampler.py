@@ -432,3 +432,10 @@ def test_a_reply_that_is_lost_is_no_lost_shard(three_shards: list[ReplayShard]) 
 
     transport.collect = lose_one  # type: ignore[method-assign]
     assert (sampler.next_minibatch(0).reward >= 2000).any()
+
+
+def test_a_shard_may_be_replaced_before_the_first_minibatch(three_shards: list[ReplayShard]) -> None:
+    sampler = _sampler(_MortalTransport(three_shards))
+    sampler.shard_replaced(1)
+    assert len(sampler.next_minibatch(0).reward) == 8
+    assert [status.shard for status in sampler.statuses()] == [0, 1, 2]
