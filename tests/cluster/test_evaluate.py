@@ -8,7 +8,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from qfleet_serial import SMALL, train_serial
+from qfleet_serial import RECALL, SMALL, train_serial
 
 from actors.adapter import Adapter
 from actors.core import EnvSpec
@@ -159,19 +159,7 @@ def test_a_stack_begins_with_the_first_frame_and_is_emptied_by_reset() -> None:
 def test_a_stacked_policy_of_a_run_plays_perfectly_once_trained(tmp_path: Path) -> None:
     from qfleet_test_envs import Recall
 
-    overrides = [
-        *SMALL,
-        "env.id=qfleet_test_envs:Recall",
-        "env.stack=3",
-        "actors.epsilon_decay_env_steps=2000",
-        "learner.learning_rate=5e-3",
-        "learner.target_update_updates=20",
-        "evaluation.episodes=40",
-        "evaluation.every_updates=200",
-        "stop.updates=1500",
-        "stop.target_return=1.0",
-    ]
-    assert train_serial(tmp_path / "run", overrides).outcome.solved
+    assert train_serial(tmp_path / "run", RECALL).outcome.solved
     policy = load_policy(str(tmp_path / "run"))
     for seed in range(10):
         env = Recall()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from qfleet_processes import run_qfleet
-from qfleet_serial import SMALL, Recorder, train_serial
+from qfleet_serial import RECALL, SMALL, Recorder, train_serial
 
 from actors.rollout import EnvActor
 from cluster.config import ConfigError
@@ -221,19 +221,7 @@ def test_observations_that_become_nan_end_the_run(tmp_path: Path) -> None:
 
 def test_a_stack_of_frames_is_learned_from(tmp_path: Path) -> None:
     # The sign that decides the reward was shown two frames ago: without the stack the best return is 0.5.
-    overrides = [
-        *SMALL,
-        "env.id=qfleet_test_envs:Recall",
-        "env.stack=3",
-        "actors.epsilon_decay_env_steps=2000",
-        "learner.learning_rate=5e-3",
-        "learner.target_update_updates=20",
-        "evaluation.episodes=40",
-        "evaluation.every_updates=200",
-        "stop.updates=1500",
-        "stop.target_return=1.0",
-    ]
-    result = train_serial(tmp_path / "run", overrides)
+    result = train_serial(tmp_path / "run", RECALL)
     assert result.outcome.solved
     assert result.outcome.best_return_mean == 1.0
 

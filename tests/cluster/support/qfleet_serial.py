@@ -26,6 +26,20 @@ SMALL = (
 )
 """A run of about a second."""
 
+RECALL = (
+    *SMALL,
+    "env.id=qfleet_test_envs:Recall",
+    "env.stack=3",
+    "actors.epsilon_decay_env_steps=2000",
+    "learner.learning_rate=5e-3",
+    "learner.target_update_updates=20",
+    "evaluation.episodes=40",
+    "evaluation.every_updates=200",
+    "stop.updates=1500",
+    "stop.target_return=1.0",
+)
+"""A run that solves Recall, whose reward depends on a frame two steps ago, by a stack of three."""
+
 
 @dataclass
 class Recorder:
