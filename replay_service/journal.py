@@ -12,7 +12,7 @@ import re
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ BLOCK = b"BLCK"  # a push, as it came on the wire
 ROWS = b"ROWS"  # rows written from memory, as a block that no writer sent
 PRIORITIES = b"PRIO"  # absolute TD errors of consecutive keys, <f4
 DELIVERY = b"DLVR"  # who delivered what so far
+KEYS = b"KEYS"  # under which keys the records that follow know the rows before
 
 _MAGIC = b"QFTJ"
 _VERSION = 1
@@ -34,9 +35,10 @@ _FILE = struct.Struct("<4sI")
 # Kind, first key, payload bytes, CRC-32 of the payload; then the CRC-32 of these four.
 _FACTS = struct.Struct("<4sQQI")
 _HEAD_BYTES = _FACTS.size + 4
+_KEY_RUN = struct.Struct("<qqq")
 # A block carries its own checksum; the record's one covers the bytes that the block's does not.
 _BLOCK_PREFIX_BYTES = 12
-_KINDS = (BLOCK, ROWS, PRIORITIES, DELIVERY)
+_KINDS = (BLOCK, ROWS, PRIORITIES, DELIVERY, KEYS)
 _NAME = re.compile(r"(\d{8})-(\d+)\.qfj")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -59,6 +61,15 @@ class Delivered:
     writers: Mapping[int, tuple[int, int]]
     inserted_rows_total: int
     env_steps_total: int
+
+
+@dataclass(frozen=True)
+class KeyRun:
+    """Consecutive rows that recovery gave other keys: from `old` on before, from `new` on since."""
+
+    old: int
+    new: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,7 @@ class Journal:
         self._number = number
         self._segment_bytes = segment_bytes
         self._files: list[_File] = []
+        self._renamed: Sequence[KeyRun] = ()
         self._descriptor: int | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._sealing = False
@@ -133,6 +145,10 @@ class Journal:
     def adopt(self, segment: Segment, first_key: int, end_key: int) -> None:
         """Counts an older segment, whose rows have the keys [first_key, end_key) now, among the journal's."""
         self._files.append(_File(segment.path, first_key, end_key, segment.good_bytes))
+
+    def rename(self, runs: Sequence[KeyRun]) -> None:
+        """The next segment begins by saying which keys the rows before it have now."""
+        self._renamed = tuple(runs)
 
     def append(
         self,
@@ -206,6 +222,10 @@ class Journal:
             self._files.append(_File(path, first_key, first_key, 0))
             prefix = _FILE.pack(_MAGIC, _VERSION)
             self._write(prefix + _head(DELIVERY, first_key, payload), payload)
+            if self._renamed:
+                renamed = _pack_key_runs(self._renamed)
+                self._write(_head(KEYS, first_key, renamed), renamed)
+                self._renamed = ()
         except (OSError, JournalFullError) as error:
             if self._descriptor is not None:
                 self.close_segment()
@@ -298,6 +318,16 @@ def unpack_delivery(payload: np.ndarray) -> Delivered:
     raise JournalError("a delivery record does not hold writers and totals")
 
 
+def unpack_key_runs(payload: np.ndarray) -> tuple[KeyRun, ...]:
+    """The runs that a KEYS record [bytes] uint8 holds. Raises JournalError."""
+    if len(payload) % _KEY_RUN.size:
+        raise JournalError(f"keys of {len(payload)} bytes are no triples of int64")
+    runs = tuple(KeyRun(*numbers) for numbers in _KEY_RUN.iter_unpack(payload.data))
+    if not all(run.old >= 0 and run.new >= 0 and run.rows > 0 for run in runs):
+        raise JournalError("a run of keys is negative or empty")
+    return runs
+
+
 def unpack_priorities(payload: np.ndarray) -> np.ndarray:
     """The absolute TD errors [M] float32 of a PRIORITIES record [bytes] uint8. Raises JournalError."""
     if len(payload) % 4:
@@ -320,6 +350,10 @@ def _pack(delivered: Delivered) -> np.ndarray:
         "env_steps_total": delivered.env_steps_total,
     }
     return np.frombuffer(msgpack.packb(state), np.uint8)
+
+
+def _pack_key_runs(runs: Sequence[KeyRun]) -> np.ndarray:
+    return np.frombuffer(b"".join(_KEY_RUN.pack(run.old, run.new, run.rows) for run in runs), np.uint8)
 
 
 def _head(kind: bytes, first_key: int, payload: np.ndarray) -> bytes:

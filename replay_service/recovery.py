@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,16 +18,19 @@ from replay_service.codec import BlockError, decode
 from replay_service.journal import (
     BLOCK,
     DELIVERY,
+    KEYS,
     PRIORITIES,
     ROWS,
     Delivered,
     Journal,
     JournalError,
+    KeyRun,
     Record,
     Segment,
     read_segment,
     segment_paths,
     unpack_delivery,
+    unpack_key_runs,
     unpack_priorities,
 )
 from replay_service.selectors import Selector
@@ -58,15 +62,6 @@ class _Damage:
     reasons: list[str] = field(default_factory=list)
     skipped_records: int = 0
     skipped_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Consecutive keys of a record: from `old` on in the journal, from `new` on in the store."""
-
-    old: int
-    new: int
-    rows: int
 
 
 class FoundJournal:
@@ -121,7 +116,7 @@ class FoundJournal:
         A row has the priority of the last cut that covers it, else the one it was inserted with.
         """
         delivered = Delivered({}, 0, 0)
-        runs: deque[_Run] = deque()
+        runs: deque[KeyRun] = deque()
         num_records = 0
         for segment in self._segments:
             begin_key = store.next_key
@@ -131,6 +126,8 @@ class FoundJournal:
                         raise JournalError("a record's checksum differs")
                     if record.kind == DELIVERY:
                         delivered = unpack_delivery(record.payload)
+                    elif record.kind == KEYS:
+                        runs = _renamed(runs, unpack_key_runs(record.payload))
                     elif record.kind == PRIORITIES:
                         _set_priorities(record, runs, store, selector)
                     else:
@@ -139,6 +136,7 @@ class FoundJournal:
                 except (JournalError, BlockError, CapacityError) as error:
                     self._skip(segment, str(error), num_records=1)
             journal.adopt(segment, begin_key, store.next_key)
+        journal.rename(runs)
         damaged = tuple(
             DamagedSegment(name, "; ".join(damage.reasons), damage.skipped_records, damage.skipped_bytes)
             for name, damage in sorted(self._damage.items())
@@ -156,7 +154,7 @@ class FoundJournal:
 def _insert(
     record: Record,
     delivered: Delivered,
-    runs: deque[_Run],
+    runs: deque[KeyRun],
     schema: BlockSchema,
     store: TransitionStore,
     selector: Selector,
@@ -166,8 +164,12 @@ def _insert(
     first_key = store.insert(block)
     selector.insert(first_key, block.priority)
     selector.evict_before(store.oldest_key)
-    runs.append(_Run(record.first_key, first_key, block.num_rows))
-    while runs[0].new + runs[0].rows < store.oldest_key:
+    num_rows = block.num_rows
+    if runs and (runs[-1].old - record.first_key == runs[-1].new - first_key == -runs[-1].rows):
+        num_rows += runs.pop().rows
+    end = block.num_rows - num_rows
+    runs.append(KeyRun(record.first_key + end, first_key + end, num_rows))
+    while runs[0].new + runs[0].rows <= store.oldest_key:
         runs.popleft()
     if record.kind == ROWS:
         return delivered
@@ -178,7 +180,20 @@ def _insert(
     )
 
 
-def _set_priorities(record: Record, runs: deque[_Run], store: TransitionStore, selector: Selector) -> None:
+def _renamed(runs: deque[KeyRun], renames: Sequence[KeyRun]) -> deque[KeyRun]:
+    """The runs by the keys that the journal uses from here on; rows that it lost meanwhile are left out."""
+    renamed: deque[KeyRun] = deque()
+    for rename in renames:
+        for run in runs:
+            begin = max(run.old, rename.old)
+            end = min(run.old + run.rows, rename.old + rename.rows)
+            if begin < end:
+                old, new = rename.new + begin - rename.old, run.new + begin - run.old
+                renamed.append(KeyRun(old, new, end - begin))
+    return renamed
+
+
+def _set_priorities(record: Record, runs: deque[KeyRun], store: TransitionStore, selector: Selector) -> None:
     td_errors = unpack_priorities(record.payload)
     first, end = record.first_key, record.first_key + len(td_errors)
     for run in reversed(runs):

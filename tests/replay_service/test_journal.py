@@ -176,6 +176,27 @@ def test_priorities_come_from_the_last_cut(tmp_path: Path, random_block: BlockMa
     assert_same(cut, contents(make_shard(tmp_path / "cut", 1)))
 
 
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("capacity", [60, 1000])
+def test_priorities_outlive_any_number_of_lives(
+    tmp_path: Path, random_block: BlockMaker, capacity: int
+) -> None:
+    """Each life gives the rows other keys, under which its cut writes their priorities."""
+    rng = np.random.default_rng(6)
+    held: dict[str, np.ndarray] | None = None
+    for life in range(4):
+        shard = make_shard(tmp_path / "journal", life, capacity)
+        if held is not None:
+            assert_same(held, contents(shard))
+        insert(shard, random_block, range(8 * life, 8 * life + 8))
+        keys = np.arange(shard._store.oldest_key, shard._store.next_key)
+        shard.update_priorities(PriorityUpdate(keys, rng.random(len(keys), np.float32)))
+        seal(shard, tmp_path / f"cut-{life}")
+        held = contents(shard)
+    assert held is not None
+    assert_same(held, contents(make_shard(tmp_path / "cut-3", 9, capacity)))
+
+
 @pytest.mark.parametrize("sampling", ["uniform", "prioritised"])
 def test_a_checkpoint_writes_what_is_new(tmp_path: Path, random_block: BlockMaker, sampling: str) -> None:
     config = dataclasses.replace(CONFIG, persist="checkpoint", sampling=sampling)
