@@ -11,34 +11,34 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation
 
 from actors.config import EnvConfig
 from actors.core import EnvSpec
 from actors.discretize import DiscretizedActions
 from actors.envs import make_lane
+from actors.observations import FrameMaker, Part, parts_of
+from replay_service.block import FrameField
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """raw_space: the observations to flatten, if they must be; table: raw actions [A, *shape], if binned."""
+    """table: raw actions [A, *shape], if binned; first_action: the environment's own number of action 0."""
 
-    spec: EnvSpec
-    raw_space: spaces.Space[Any] | None
-    table: np.ndarray | None
-    first_state: int
-    first_action: int
+    maker: FrameMaker
+    table: np.ndarray | None = None
+    first_action: int = 0
 
-    def frame(self, observation: Any) -> np.ndarray:
-        """The frame [*observation_shape] of an observation. Raises ValueError on another shape."""
-        if self.raw_space is not None:
-            observation = spaces.flatten(self.raw_space, observation)
-        frame = np.asarray(observation)
-        if frame.shape != self.spec.observation_shape:
-            raise ValueError(
-                f"the observation has shape {frame.shape}; this policy takes {self.spec.observation_shape}"
-            )
-        return (frame - self.first_state if self.first_state else frame).astype(self.spec.observation_dtype)
+    @property
+    def spec(self) -> EnvSpec:
+        """Of the environment."""
+        return self.maker.spec
+
+    def frame(self, observation: Any, action_mask: Any = None) -> np.ndarray:
+        """The frame [1, *shape], or record [1], of an observation and the mask [A] of its actions.
+
+        Raises ValueError on another shape, and on a mask that is missing or not wanted.
+        """
+        return self.maker.of_one(observation, action_mask)
 
     def action(self, index: int) -> Any:
         """The environment's own action with number index, 0 … A - 1."""
@@ -49,22 +49,23 @@ def make_adapter(config: EnvConfig, spec: EnvSpec) -> Adapter:
     """The adapter of config's environment. Raises EnvError as actors.envs.probe does."""
     if spec.backend == "native":
         # Native forms are only taken where no wrapper is needed.
-        return Adapter(spec, None, None, 0, 0)
+        return plain_adapter(spec)
     env = make_lane(config)
     try:
-        space, actions = env.observation_space, env.action_space
-        raw_space = table = None
+        parts, actions = parts_of(env.observation_space), env.action_space
+        table = None
         layer: gym.Env[Any, Any] = env
         while isinstance(layer, gym.Wrapper):
-            if isinstance(layer, FlattenObservation):
-                raw_space = layer.env.observation_space
             if isinstance(layer, DiscretizedActions):
                 table = layer.table
             layer = layer.env
     finally:
         env.close()
-    return Adapter(spec, raw_space, table, _start(space), 0 if table is not None else _start(actions))
+    first_action = int(actions.start) if table is None and isinstance(actions, spaces.Discrete) else 0
+    return Adapter(FrameMaker(parts, spec), table, first_action)
 
 
-def _start(space: spaces.Space[Any]) -> int:
-    return int(space.start) if isinstance(space, spaces.Discrete) else 0
+def plain_adapter(spec: EnvSpec) -> Adapter:
+    """For an environment whose observations are one array as the spec has it and whose actions begin at 0."""
+    field = FrameField("", spec.observation_dtype, spec.observation_shape)
+    return Adapter(FrameMaker((Part((), field, spec.observation_shape),), spec))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from actors.core import frame_dtype
 from actors.nstep import NStepRows, n_step_rows
 from actors.stepper import Step
 from replay_service.block import BlockSchema, TransitionBlock
@@ -33,14 +34,18 @@ class BlockBuilder:
         writer: int,
         incarnation: int,
     ) -> None:
-        """schema has one frame field; writer and incarnation go into every block, with sequence 0."""
-        (self._field,) = schema.frame_fields
+        """Frames are of frame_dtype(schema.frame_fields), see actors.core, whatever their fields.
+
+        writer and incarnation go into every block, with sequence 0. Q-values of actions that a frame does
+        not allow are -inf.
+        """
         self._schema = schema
+        dtype = frame_dtype(schema.frame_fields)
         self._gamma = gamma
         self._writer = writer
         self._incarnation = incarnation
         lanes = (0, num_lanes)
-        self._frames = np.zeros((1, num_lanes, *self._field.shape), dtype=self._field.dtype)
+        self._frames = np.zeros((1, num_lanes), dtype)
         self._steps: dict[str, np.ndarray] = {
             "action": np.zeros(lanes, np.int32),
             "reward": np.zeros(lanes, np.float64),
@@ -58,7 +63,7 @@ class BlockBuilder:
         self._final_step = np.zeros(0, np.int64)
         self._final_lane = np.zeros(0, np.int64)
         self._final_value = np.zeros(0, np.float32)
-        self._final_frames = np.zeros((0, *self._field.shape), dtype=self._field.dtype)
+        self._final_frames = np.zeros(0, dtype)
         self._new_finals: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def reset(self, frames: np.ndarray) -> None:
@@ -93,6 +98,8 @@ class BlockBuilder:
         real = steps["real"][t]
         np.logical_not(step.fake, out=real)
         steps["pending"][t] = real
+        if step.broken is not None:
+            self._drop_open_rows(step.broken.nonzero()[0])
         self._frames[t + 1] = step.frames
         if len(step.final_lanes):
             self._new_finals.append((t, step.final_lanes, step.final_frames))
@@ -131,6 +138,18 @@ class BlockBuilder:
         if block is not None:
             self._env_steps = 0
         return block
+
+    def _drop_open_rows(self, lanes: np.ndarray) -> None:
+        """Drops the rows that would need the step being added, at which an episode broke off in lanes [K].
+
+        Those are of the last n - 1 steps, as far back as the last end.
+        """
+        t = self._length
+        for lane in lanes:
+            for before in range(t - 1, max(t - self._schema.n_step, -1), -1):
+                if self._steps["terminated"][before, lane] or self._steps["truncated"][before, lane]:
+                    break
+                self._steps["pending"][before, lane] = False
 
     def _take_finals(self, values: np.ndarray) -> None:
         """Joins the final frames of this chunk, with their values, to those carried over."""
@@ -188,7 +207,7 @@ class BlockBuilder:
             incarnation=self._incarnation,
             sequence=0,
             env_steps=self._env_steps,
-            frames={self._field.name: self._gather(position, width, needed)},
+            frames=self._fields(self._gather(position, width, needed)),
             action=action,
             reward=reward.astype(np.float32),
             discount=discount.astype(np.float32),
@@ -223,12 +242,19 @@ class BlockBuilder:
         at_final = position[self._final_step, self._final_lane] + 1
         source[self._final_lane * width + at_final] = num_frames * num_lanes + np.arange(len(at_final))
         source = source[needed]
-        dense = self._frames[:num_frames].reshape(num_frames * num_lanes, *self._field.shape)
+        dense = self._frames[:num_frames].reshape(num_frames * num_lanes, *self._frames.shape[2:])
         gathered: np.ndarray = dense.take(source, axis=0, mode="clip")
         if len(at_final):
             is_final = source >= len(dense)
             gathered[is_final] = self._final_frames[source[is_final] - len(dense)]
         return gathered
+
+    def _fields(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+        """Frames [F, *shape] as a block has them; of records, views."""
+        if frames.dtype.names is None:
+            (field,) = self._schema.frame_fields
+            return {field.name: frames}
+        return {field.name: frames[field.name] for field in self._schema.frame_fields}
 
     def _carry(self) -> None:
         """Moves what later rows need to the front: the last n steps and stack - 1 steps of context."""

@@ -14,12 +14,14 @@ class EnvConfig:
     """id is a Gymnasium id or an import path "package.module:factory" (a callable that returns an Env).
 
     discretize K turns each dimension of a Box action space into K bins and flattens MultiDiscrete.
-    stack frames make an observation. None means: chosen from the environment.
+    stack frames make an observation. action_mask: info["action_mask"] says which actions may be taken.
+    None means: chosen from the environment.
     """
 
     id: str = "CartPole-v1"
     kwargs: dict[str, Any] = field(default_factory=dict)
     stack: int | None = None
+    action_mask: bool | None = None
     discretize: int | None = None
     max_episode_steps: int | None = None
     backend: Literal["auto", "native", "sync", "async"] = "auto"
@@ -56,9 +58,21 @@ class ActorsConfig:
     epsilon falls linearly from epsilon_start to epsilon_end over epsilon_decay_env_steps *global*
     environment steps, unless epsilon_ladder is given. discount is gamma; rows sum n_step rewards.
     steps_per_chunk is the vector steps of one rollout chunk; a chunk's rows are pushed as one block.
+    A cluster must have room for min_actors before a run begins (null: for num_actors); the others follow.
+
+    An environment that misbehaves is made anew, at most env_restarts times in a run. An actor is replaced
+    where a chunk takes longer than chunk_deadline_seconds, or its process and those that it started hold more
+    than memory_limit_bytes; each counts as one such restart. Null: a deadline far above the longest chunk so
+    far, and a limit only while the machine runs out of memory.
+
+    Two changes of what rows teach; reported and evaluated returns stay raw and episodes whole:
+    reward_clip c makes each reward r min(max(r, -c), c) (Mnih et al. 2013, arXiv:1312.5602, 5: c = 1).
+    life_loss_ends_episode gives rows discount 0 where info["lives"] falls, as at a true end (Mnih et al.
+    2015, doi:10.1038/nature14236, "Training details"; Machado et al. 2018, arXiv:1709.06009, 4.1 advise not).
     """
 
     num_actors: int | None = None
+    min_actors: int | None = None
     envs_per_actor: int | None = None
     steps_per_chunk: int | None = None
     epsilon_start: float = 1.0
@@ -67,10 +81,15 @@ class ActorsConfig:
     epsilon_ladder: LadderConfig | None = None
     n_step: int = 1
     discount: float = 0.99
+    reward_clip: float | None = None
+    life_loss_ends_episode: bool = False
     pushes_in_flight: int = 2
+    env_restarts: int = 10
+    chunk_deadline_seconds: float | None = None
+    memory_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_actors", "envs_per_actor", "steps_per_chunk"):
+        for name in ("num_actors", "min_actors", "envs_per_actor", "steps_per_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"actors.{name} is {value}; give at least 1")
@@ -86,5 +105,13 @@ class ActorsConfig:
             raise ValueError(f"actors.n_step is {self.n_step}; give 1 to 64")
         if not 0.0 <= self.discount <= 1.0:
             raise ValueError(f"actors.discount is {self.discount}; gamma lies in [0, 1]")
+        if self.reward_clip is not None and not self.reward_clip > 0.0:
+            raise ValueError(f"actors.reward_clip is {self.reward_clip}; above 0, or null for raw rewards")
         if self.pushes_in_flight < 1:
             raise ValueError(f"actors.pushes_in_flight is {self.pushes_in_flight}; give at least 1")
+        if self.env_restarts < 0:
+            raise ValueError(f"actors.env_restarts is {self.env_restarts}; give 0 or more")
+        for name in ("chunk_deadline_seconds", "memory_limit_bytes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"actors.{name} is {value}; it must be above 0, or null")

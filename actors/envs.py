@@ -10,6 +10,8 @@ import importlib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -18,22 +20,25 @@ from gymnasium import spaces
 from gymnasium.envs import registration as gym_registration
 from gymnasium.envs.registration import EnvSpec as Registration
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.wrappers import FlattenObservation, TimeLimit
+from gymnasium.wrappers import TimeLimit
 
+from actors import atari, minatar
 from actors.config import EnvConfig
 from actors.core import EnvSpec
 from actors.discretize import DiscretizedActions
 from actors.errors import EnvError
-from actors.stepper import SeedForm, VectorStepper
+from actors.guard import GuardedLane
+from actors.observations import masks_of, parts_of
+from actors.stepper import VectorStepper
+from replay_service.block import ACTION_MASK
 
-__all__ = ["EnvError", "lane_seeds", "make_lane", "make_vector", "probe"]
+__all__ = ["EnvError", "lane_seeds", "make_atari", "make_lane", "make_user_env", "make_vector", "probe"]
 
 _AnyEnv = gym.Env[Any, Any]
 _AnyVectorEnv = VectorEnv[Any, Any, Any]
+_EXTRAS = {"ALE/": "atari", minatar.NAMESPACE: "minatar"}
+"""Whose ids begin so, by the extra of this project that installs them."""
 _Source = Registration | Callable[..., _AnyEnv]
-
-_ATARI_VECTOR = "ale_py.vector_env:AtariVectorEnv"
-_ATARI_STACK = 4
 
 
 def probe(config: EnvConfig) -> EnvSpec:
@@ -46,8 +51,8 @@ def probe(config: EnvConfig) -> EnvSpec:
     return stepper.spec
 
 
-def make_vector(config: EnvConfig, num_envs: int) -> VectorStepper:
-    """num_envs lanes of an environment; reset it before the first step.
+def make_vector(config: EnvConfig, num_envs: int, threads: int = 1) -> VectorStepper:
+    """num_envs lanes of an environment; reset it before the first step. ALE steps them with so many threads.
 
     Backend "auto" takes the environment's registered vector form where that plays the same game (see
     `_native_obstacle`), else lanes stepped one after the other. "async" gives each lane a process.
@@ -59,23 +64,56 @@ def make_vector(config: EnvConfig, num_envs: int) -> VectorStepper:
             obstacle = _native_obstacle(config, source)
             if obstacle is None:
                 assert isinstance(source, Registration)
-                env, obstacle = _make_native(config, source, num_envs)
+                env, obstacle = _make_native(config, source, num_envs, threads)
                 if env is not None:
-                    return VectorStepper(env, _spec(config, source, env, "native"), _native_seed_form(source))
+                    spec = _spec(config, source, env, "native")
+                    remake = partial(_remade_native, config, source, num_envs, threads)
+                    if not _is_atari(source):
+                        return VectorStepper(env, spec, "int", name=config.id, remake=remake)
+                    limit = spec.max_episode_steps
+                    return VectorStepper(env, spec, "array", step_limit=limit, name=config.id, remake=remake)
             if config.backend == "native":
                 raise EnvError(f"{config.id} {obstacle}; set env.backend=sync")
+        if isinstance(source, Registration) and _is_atari(source):
+            raise EnvError(
+                f"{config.id} is played by ALE's vector environment only, set env.backend=native: single "
+                "ones give raw colour frames without preprocessing, which is another game"
+            )
         backend = "async" if config.backend == "async" else "sync"
-        env = _make_lanes(config, source, num_envs, backend)
-        return VectorStepper(env, _spec(config, source, env, backend), "list")
+        remake = partial(_make_lanes, config, source, num_envs, backend)
+        env = remake()
+        spec = _spec(config, source, env, backend)
+        return VectorStepper(env, spec, "list", name=config.id, guarded=True, remake=remake)
 
 
 def make_lane(config: EnvConfig) -> gym.Env[Any, Any]:
-    """One environment with Discrete actions and Box or Discrete observations, as every lane is.
+    """One environment with Discrete actions, as every lane is.
 
     Raises EnvError, whose message names the cure.
     """
     with _explained(config):
         return _make_lane(config, _find(config.id))
+
+
+def make_user_env(config: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
+    """One environment with its own spaces, as its user makes it; kwargs go beside env.kwargs.
+
+    Raises EnvError, whose message names the cure.
+    """
+    with _explained(config):
+        return _make_user_env(config, _find(config.id), {**config.kwargs, **kwargs})
+
+
+def make_atari(config: EnvConfig, **kwargs: Any) -> VectorEnv[Any, Any, Any] | None:
+    """One lane of the registered Atari vector environment, kwargs over env.kwargs; None for other games.
+
+    Raises EnvError, whose message names the cure.
+    """
+    with _explained(config):
+        source = _find(config.id)
+        if not isinstance(source, Registration) or not _is_atari(source):
+            return None
+        return _make_native(replace(config, kwargs={**config.kwargs, **kwargs}), source, 1, threads=1)[0]
 
 
 def lane_seeds(seed: np.random.SeedSequence, num_seeds: int) -> np.ndarray:
@@ -89,6 +127,8 @@ def _find(env_id: str) -> _Source:
     if not colon:
         if env_id.startswith("ALE/"):
             importlib.import_module("ale_py")  # registers them
+        if env_id.startswith(minatar.NAMESPACE):
+            minatar.register()
         return gym.spec(env_id)
     module = importlib.import_module(module_name)
     if name in gym.registry:
@@ -114,10 +154,11 @@ def _explained(config: EnvConfig) -> Iterator[None]:
             "package:id, a factory package.module:factory"
         ) from error
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        raise EnvError(
-            f"{config.id} cannot be imported: {error}. Install what is missing into this environment, "
-            "or put your module's folder on PYTHONPATH"
-        ) from error
+        extra = next((name for start, name in _EXTRAS.items() if config.id.startswith(start)), None)
+        cure = "Install what is missing into this environment, or put your module's folder on PYTHONPATH"
+        if extra is not None:
+            cure = f"Install it: pip install '.[{extra}]' in the checkout"
+        raise EnvError(f"{config.id} cannot be imported: {error}. {cure}") from error
     except gym.error.Error as error:
         raise EnvError(f"no environment {config.id!r}: {error}") from error
     except TypeError as error:
@@ -144,31 +185,23 @@ def _native_obstacle(config: EnvConfig, source: _Source) -> str | None:
         return "has a native vector environment with wrong dynamics"
     if source.additional_wrappers:
         return "is registered with wrappers, which its native vector environment lacks"
-    if config.max_episode_steps is not None and source.max_episode_steps is None:
-        if source.vector_entry_point == _ATARI_VECTOR:
-            # The fallback would play another game: raw colour frames without preprocessing.
-            raise EnvError(
-                f"{config.id} limits episodes by frames; set env.kwargs.max_num_frames_per_episode "
-                "instead of env.max_episode_steps"
-            )
+    if config.max_episode_steps is not None and source.max_episode_steps is None and not _is_atari(source):
         return "has a native vector environment without a time limit"
     return None
 
 
 def _make_native(
-    config: EnvConfig, source: Registration, num_envs: int
+    config: EnvConfig, source: Registration, num_envs: int, threads: int
 ) -> tuple[_AnyVectorEnv | None, str | None]:
     """The registered vector environment, or None and why its spaces keep it from being used as it is."""
     kwargs = dict(config.kwargs)
-    if source.vector_entry_point == _ATARI_VECTOR:
-        kwargs.setdefault("stack_num", 1)  # frames are stored once and stacked when sampled
-    if config.max_episode_steps is not None:
+    if _is_atari(source):
+        kwargs = atari.vector_kwargs(config, threads)
+    elif config.max_episode_steps is not None:
         kwargs["max_episode_steps"] = config.max_episode_steps
     env: _AnyVectorEnv = gym.make_vec(source, num_envs, "vector_entry_point", **kwargs)
     if not isinstance(env.single_action_space, spaces.Discrete):
         obstacle = f"has actions {env.single_action_space}, which need a wrapper"
-    elif not isinstance(env.single_observation_space, spaces.Box | spaces.Discrete):
-        obstacle = "has observations that must be flattened, which needs a wrapper"
     elif "autoreset_mode" not in env.metadata:
         obstacle = "has a native vector environment that does not say how it resets"
     else:
@@ -177,8 +210,14 @@ def _make_native(
     return None, obstacle
 
 
-def _native_seed_form(source: Registration) -> SeedForm:
-    return "array" if source.vector_entry_point == _ATARI_VECTOR else "int"
+def _remade_native(config: EnvConfig, source: Registration, num_envs: int, threads: int) -> _AnyVectorEnv:
+    env, _ = _make_native(config, source, num_envs, threads)
+    assert env is not None, "it could be used before"
+    return env
+
+
+def _is_atari(source: Registration) -> bool:
+    return source.vector_entry_point == atari.VECTOR_ENTRY_POINT
 
 
 def _make_lanes(config: EnvConfig, source: _Source, num_envs: int, backend: str) -> _AnyVectorEnv:
@@ -187,68 +226,83 @@ def _make_lanes(config: EnvConfig, source: _Source, num_envs: int, backend: str)
     """
 
     def make_lane() -> _AnyEnv:
-        return _make_lane(config, source)
+        return GuardedLane(partial(_make_lane, config, source))
 
     if backend == "async" and num_envs > 1:
         return AsyncVectorEnv([make_lane] * num_envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
     return SyncVectorEnv([make_lane] * num_envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
-def _make_lane(config: EnvConfig, source: _Source) -> _AnyEnv:
-    """One environment with Discrete actions and Box or Discrete observations."""
+def _make_user_env(config: EnvConfig, source: _Source, kwargs: dict[str, Any]) -> _AnyEnv:
+    """One environment with its own spaces."""
     if isinstance(source, Registration):
         # The checker looks at every step; `qfleet check-env` is the place for that.
-        env = gym.make(
-            source, max_episode_steps=config.max_episode_steps, disable_env_checker=True, **config.kwargs
-        )
-    else:
-        env = source(**config.kwargs)
-        if not isinstance(env, gym.Env):
-            raise EnvError(f"{config.id} returned a {type(env).__name__}; a factory returns a gymnasium.Env")
-        if config.max_episode_steps is not None:
-            env = TimeLimit(env, config.max_episode_steps)
-    if not isinstance(env.action_space, spaces.Discrete):
-        try:
+        env = gym.make(source, max_episode_steps=config.max_episode_steps, disable_env_checker=True, **kwargs)
+        return minatar.FreshStart(env) if source.id.startswith(minatar.NAMESPACE) else env
+    env = source(**kwargs)
+    if not isinstance(env, gym.Env):
+        raise EnvError(f"{config.id} returned a {type(env).__name__}; a factory returns a gymnasium.Env")
+    return env if config.max_episode_steps is None else TimeLimit(env, config.max_episode_steps)
+
+
+def _make_lane(config: EnvConfig, source: _Source) -> _AnyEnv:
+    """One environment with Discrete actions and observations that fit frames."""
+    env = _make_user_env(config, source, config.kwargs)
+    try:
+        parts_of(env.observation_space)
+        if not isinstance(env.action_space, spaces.Discrete):
             env = DiscretizedActions(env, config.discretize)
-        except EnvError as error:
-            env.close()
-            raise EnvError(f"{config.id} has {error}") from None
-    if not isinstance(env.observation_space, spaces.Box | spaces.Discrete):
-        if not env.observation_space.is_np_flattenable:
-            raise EnvError(
-                f"{config.id} has observations {env.observation_space}, which have no fixed size; wrap the "
-                "environment so that it gives Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple ones"
-            )
-        env = FlattenObservation(env)
+    except EnvError as error:
+        env.close()
+        raise EnvError(f"{config.id} has {error}") from None
     return env
 
 
 def _spec(config: EnvConfig, source: _Source, env: _AnyVectorEnv, backend: str) -> EnvSpec:
     registration = source if isinstance(source, Registration) else None
     space = env.single_observation_space
-    shape = space.shape
-    assert shape is not None
+    try:
+        fields = tuple(part.field for part in parts_of(space))
+    except EnvError as error:
+        env.close()
+        raise EnvError(f"{config.id} has {error}") from None
+    shape, dtype = (fields[0].shape, fields[0].dtype) if len(fields) == 1 else ((), "|V")
     assert isinstance(env.single_action_space, spaces.Discrete)
+    num_actions = int(env.single_action_space.n)
     default_stack = 1
-    atari = registration is not None and registration.vector_entry_point == _ATARI_VECTOR
-    if backend == "native" and atari and "stack_num" not in config.kwargs:
-        shape = shape[1:]  # its own stack of one
-        default_stack = _ATARI_STACK
-    if isinstance(space, spaces.Discrete):
-        dtype = "<i8"
-    else:
-        dtype = "|u1" if space.dtype == np.uint8 else "<f4"
     limit = config.max_episode_steps
     if limit is None and registration:
         limit = registration.max_episode_steps
+    if registration is not None and _is_atari(registration):
+        limit = atari.step_limit(config)
+        if "stack_num" not in config.kwargs:
+            shape = shape[1:]  # its own stack of one
+            default_stack = atari.STACK
     return EnvSpec(
-        observation_shape=tuple(shape),
+        observation_shape=shape,
         observation_dtype=dtype,
         num_states=int(space.n) if isinstance(space, spaces.Discrete) else None,
-        num_actions=int(env.single_action_space.n),
+        num_actions=num_actions,
         stack=config.stack or default_stack,
         backend=backend,
         autoreset_mode=AutoresetMode(env.metadata["autoreset_mode"]).value,
         max_episode_steps=limit,
         reward_threshold=registration.reward_threshold if registration else None,
+        parts=fields if len(fields) > 1 else (),
+        action_mask=_gives_masks(config, env, num_actions),
     )
+
+
+def _gives_masks(config: EnvConfig, env: _AnyVectorEnv, num_actions: int) -> bool:
+    """Whether info["action_mask"] is to be respected; where the settings leave it open, a reset tells."""
+    if config.action_mask is not None:
+        return config.action_mask
+    _, info = env.reset(seed=0)
+    if ACTION_MASK not in info:
+        return False
+    try:
+        masks_of(info, env.num_envs, num_actions)
+    except EnvError as error:
+        env.close()
+        raise EnvError(f"{config.id}: {error}") from None
+    return True

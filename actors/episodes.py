@@ -15,20 +15,24 @@ class EpisodeLedger:
 
     def __init__(self, num_lanes: int) -> None:
         self._returns = np.zeros(num_lanes)
-        self._lengths = np.zeros(num_lanes, np.int64)
+        # Lengths by when episodes began, so that a step costs one addition to one number.
+        self._steps = 0
+        self._began = np.zeros(num_lanes, np.int64)
         self._ended_returns: list[float] = []
         self._ended_lengths: list[int] = []
 
-    def add(self, step: Step) -> None:
-        """Counts one vector step."""
+    def add(self, step: Step) -> bool:
+        """Counts one vector step; True if an episode begins with what it brought."""
         self._returns += step.reward
-        self._lengths += 1
+        self._steps += 1
         if np.count_nonzero(step.ended):
             self._ended_returns += self._returns[step.ended].tolist()
-            self._ended_lengths += self._lengths[step.ended].tolist()
-        if np.count_nonzero(step.starts):
-            self._returns[step.starts] = 0.0
-            self._lengths[step.starts] = 0
+            self._ended_lengths += (self._steps - self._began[step.ended]).tolist()
+        if not np.count_nonzero(step.starts):
+            return False
+        self._returns[step.starts] = 0.0
+        self._began[step.starts] = self._steps
+        return True
 
     def take_ended(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """Undiscounted returns and lengths (env steps) of the episodes that ended since the last call."""

@@ -5,14 +5,18 @@ Owns which episode is played with which seed; must not know of exploration, rows
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from actors.config import EnvConfig
 from actors.core import EvaluationReport, Policy
 from actors.envs import lane_seeds, make_vector
+from actors.errors import EnvFailed
 from actors.frame_stack import FrameStack
+from actors.observations import masked, split
 from actors.stepper import VectorStepper
 
 
@@ -21,42 +25,71 @@ class Evaluator:
 
     Episodes are played in rounds of L lanes: every round resets all lanes with the seeds of its episodes, and
     lane i plays the i-th of them. So what is reported depends on the weights, the domain and the number of
-    episodes alone, never on what was played before or which lane was faster. A backend that takes one seed
-    for all lanes gets that of the round's first episode.
+    episodes alone, never on what was played before or which lane was faster. An episode that broke off
+    because its environment misbehaved is left out, and a further one is played instead. A backend that takes
+    one seed for all lanes gets that of the round's first episode.
     """
 
     def __init__(
-        self, env: EnvConfig, *, seed: int, max_lanes: int = 100, max_episode_steps: int = 27_000
+        self,
+        env: EnvConfig,
+        *,
+        seed: int,
+        max_lanes: int = 100,
+        max_episode_steps: int = 27_000,
+        discount: float = 1.0,
+        reward_clip: float | None = None,
     ) -> None:
         """seed: the run's, below which domains lie. An episode that reaches max_episode_steps is cut off:
         a greedy policy may walk in circles for ever where the environment has no limit of its own.
+        discount and reward_clip: the learner's, for what is compared with its Q-values.
         """
         self._env = env
         self._seed = seed
         self._max_lanes = max_lanes
         self._max_episode_steps = max_episode_steps
+        self._discount = discount
+        self._reward_clip = reward_clip
+        self._ended_at = perf_counter()
         self._stepper: VectorStepper | None = None
 
     def evaluate(self, policy: Policy, *, version: int, seed_domain: int, episodes: int) -> EvaluationReport:
         """`episodes` episodes of the weights that policy holds, the i-th with the domain's i-th seed.
 
-        Raises ValueError where episodes < 1, and EnvError.
+        Raises ValueError where episodes < 1, EnvError, and EnvFailed where environments fail again and again.
         """
         if episodes < 1:
             raise ValueError(f"{episodes} evaluation episodes; give at least 1")
         began = perf_counter()
         stepper = self._lanes(min(episodes, self._max_lanes))
-        num_rounds = -(-episodes // stepper.num_envs)
         domain = np.random.SeedSequence(self._seed, spawn_key=(seed_domain,))
-        seeds = lane_seeds(domain, num_rounds * stepper.num_envs).reshape(num_rounds, stepper.num_envs)
-        returns: list[float] = []
-        lengths: list[int] = []
-        for round_seeds in seeds:
-            count = min(stepper.num_envs, episodes - len(returns))
-            round_returns, round_lengths = self._play(stepper, policy, round_seeds, count)
-            returns += round_returns.tolist()
-            lengths += round_lengths.tolist()
-        return EvaluationReport(version, seed_domain, tuple(returns), tuple(lengths), perf_counter() - began)
+        rounds: list[_Round] = []
+        played = 0
+        while played < episodes:
+            if len(rounds) > 2 * -(-episodes // stepper.num_envs):
+                raise EnvFailed(
+                    f"{stepper.take_restarts()[-1].story}\nMost episodes of an evaluation broke off."
+                )
+            first = len(rounds) * stepper.num_envs
+            round_seeds = lane_seeds(domain, first + stepper.num_envs)[first:]
+            count = min(stepper.num_envs, episodes - played)
+            rounds.append(self._play(stepper, policy, round_seeds, count))
+            played += len(rounds[-1].returns)
+        idle_seconds = began - self._ended_at
+        self._ended_at = perf_counter()
+        return EvaluationReport(
+            version,
+            seed_domain,
+            returns=_joined([part.returns for part in rounds]),
+            lengths=_joined([part.lengths for part in rounds]),
+            seconds=self._ended_at - began,
+            start_values=_joined([part.start_values for part in rounds]),
+            discounted_returns=_joined([part.discounted_returns for part in rounds]),
+            truncated=_joined([part.truncated for part in rounds]),
+            action_counts=tuple(np.sum([part.action_counts for part in rounds], axis=0).tolist()),
+            idle_seconds=idle_seconds,
+            env_restarts=stepper.take_restarts(),
+        )
 
     def close(self) -> None:
         """Closes the environments."""
@@ -70,25 +103,88 @@ class Evaluator:
             self._stepper = make_vector(self._env, num_lanes)
         return self._stepper
 
-    def _play(
-        self, stepper: VectorStepper, policy: Policy, seeds: np.ndarray, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns and lengths [count] of the first episode of the first `count` lanes."""
+    def _play(self, stepper: VectorStepper, policy: Policy, seeds: np.ndarray, count: int) -> _Round:
+        """The first episode of the first `count` lanes, less those that broke off."""
         frames = stepper.reset(seeds)
         stack = FrameStack(stepper.spec.stack, frames)
-        returns = np.zeros(stepper.num_envs)
+        start_values = None
+        rewards: list[np.ndarray] = []
+        actions: list[np.ndarray] = []
         lengths = np.zeros(stepper.num_envs, np.int64)
+        truncated = np.ones(stepper.num_envs, np.bool_)  # of those still playing at the limit
         playing = np.arange(stepper.num_envs) < count
+        whole = playing.copy()
         for _ in range(self._max_episode_steps):
-            step = stepper.step(policy.q_values(stack.observations).argmax(axis=1))
-            returns += np.where(playing, step.reward, 0.0)
+            observations, allowed = split(stack.observations)
+            q = masked(policy.q_values(observations), allowed)
+            if start_values is None:
+                start_values = q.max(axis=1)
+            actions.append(q.argmax(axis=1))
+            step = stepper.step(actions[-1])
+            # A copy, because an environment may write its next rewards into the same array.
+            rewards.append(np.array(step.reward, np.float64))
             lengths += playing
             if np.count_nonzero(step.ended):
+                truncated[playing & step.terminated] = False
                 playing &= ~step.ended
-                if not playing.any():
-                    break
+            if step.broken is not None:
+                whole &= ~(step.broken & playing)
+                playing &= ~step.broken
+            if np.count_nonzero(playing) == 0:
+                break
             stack.push(step.frames, step.starts)
-        return returns[:count], lengths[:count]
+        assert start_values is not None
+        return _summary(
+            np.array(rewards)[:, whole],
+            np.array(actions)[:, whole],
+            lengths[whole],
+            self._discount,
+            self._reward_clip,
+            start_values=start_values[whole],
+            truncated=truncated[whole],
+            num_actions=stepper.spec.num_actions,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Round:
+    """Episodes [N] of one round; action_counts [A] over all of them."""
+
+    returns: np.ndarray
+    discounted_returns: np.ndarray
+    lengths: np.ndarray
+    start_values: np.ndarray
+    truncated: np.ndarray
+    action_counts: np.ndarray
+
+
+def _summary(
+    rewards: np.ndarray,
+    actions: np.ndarray,
+    lengths: np.ndarray,
+    discount: float,
+    reward_clip: float | None,
+    *,
+    start_values: np.ndarray,
+    truncated: np.ndarray,
+    num_actions: int,
+) -> _Round:
+    """Of rewards [T, N] and actions [T, N], lane i counts for its first lengths[i] steps."""
+    played = np.arange(len(rewards))[:, None] < lengths
+    rewards = np.where(played, rewards, 0.0)
+    learned = rewards if reward_clip is None else rewards.clip(-reward_clip, reward_clip)
+    return _Round(
+        returns=rewards.sum(axis=0),
+        discounted_returns=discount ** np.arange(len(rewards)) @ learned,
+        lengths=lengths,
+        start_values=start_values,
+        truncated=truncated,
+        action_counts=np.bincount(actions[played], minlength=num_actions),
+    )
+
+
+def _joined(parts: list[np.ndarray]) -> tuple[Any, ...]:
+    return tuple(np.concatenate(parts).tolist())
 
 
 def evaluate(

@@ -9,7 +9,10 @@ import numpy as np
 
 
 class FrameStack:
-    """The last `stack` frames of N lanes; an episode's first frame stands for those before it."""
+    """The last `stack` frames of N lanes; an episode's first frame stands for those before it.
+
+    Where frames are records, *shape is empty: a stack holds all their fields.
+    """
 
     def __init__(self, stack: int, frames: np.ndarray) -> None:
         """frames [N, *shape] begin an episode in every lane."""

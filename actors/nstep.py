@@ -47,7 +47,8 @@ def n_step_rows(
     """Rows of up to n_step steps (Sutton and Barto 2018, equation 7.1, as reward and discount).
 
     reward [T, N] float; terminated, truncated, real [T, N] bool. real is False where a step was only an
-    autoreset; it must follow an end, so that no row runs into it. A truncated row keeps its discount:
+    autoreset; it must follow an end, so that no row runs into it (where it does not, because an episode broke
+    off, the rows that run into it are meaningless). A truncated row keeps its discount:
     it bootstraps from the true last observation.
     """
     num_steps = len(reward)

@@ -10,22 +10,34 @@ from itertools import pairwise
 
 import numpy as np
 
+# Of learner.normalisation, whose numbers acting must repeat.
+NORMALISED_LIMIT = np.float32(10.0)
+
 
 class MlpPolicy:
     """Fully connected layers with ReLU between them.
 
-    Flat weights: for each layer W [out, in] row by row, then b [out]. Observations are flattened;
-    uint8 ones are divided by 255.
+    Flat weights: for each layer W [out, in] row by row, then b [out]; then, of normalised observations, the
+    mean and the inverse deviation of each value of a frame. Observations are flattened; uint8 ones are
+    divided by 255.
     """
 
-    def __init__(self, layer_sizes: Sequence[int]) -> None:
-        """layer_sizes: inputs, hidden layers, actions. Raises ValueError on fewer than two or one below 1."""
+    def __init__(self, layer_sizes: Sequence[int], normalised: int = 0) -> None:
+        """layer_sizes: inputs, hidden layers, actions; normalised: the values of a frame, 0 if they stay raw.
+
+        Raises ValueError on fewer than two sizes or one below 1, and where inputs are no whole frames.
+        """
         self._sizes = tuple(layer_sizes)
         if len(self._sizes) < 2 or min(self._sizes) < 1:
             raise ValueError(
                 f"layer sizes {self._sizes}: give inputs, hidden layers and actions, each at least 1"
             )
-        self.num_weights = sum(inputs * outputs + outputs for inputs, outputs in pairwise(self._sizes))
+        if normalised and self._sizes[0] % normalised:
+            raise ValueError(f"{self._sizes[0]} inputs are no stack of frames of {normalised} values")
+        self._normalised = normalised
+        self._moments: tuple[np.ndarray, np.ndarray] | None = None
+        parameters = sum(inputs * outputs + outputs for inputs, outputs in pairwise(self._sizes))
+        self.num_weights = parameters + 2 * normalised
         self._layers: list[tuple[np.ndarray, np.ndarray]] = []
         self._buffers: list[np.ndarray] = []
 
@@ -41,6 +53,10 @@ class MlpPolicy:
             offset += outputs
             # [in, out] in memory: the product of a small batch is faster than with a transposed view.
             self._layers.append((weight.T.astype(np.float32, order="C"), bias.astype(np.float32)))
+        if self._normalised:
+            stack = self._sizes[0] // self._normalised
+            mean, inverse = flat_weights[offset:].reshape(2, self._normalised)
+            self._moments = np.tile(mean, stack), np.tile(inverse, stack)
 
     def q_values(self, observations: np.ndarray) -> np.ndarray:
         """[N, *obs] -> [N, A] float32. Raises ValueError on a wrong observation size or before `load`."""
@@ -54,6 +70,10 @@ class MlpPolicy:
             hidden = np.divide(hidden, np.float32(255), dtype=np.float32)
         else:
             hidden = hidden.astype(np.float32, copy=False)
+        if self._moments is not None:
+            # As learner.normalisation does, operation by operation: the same bits on both sides.
+            mean, inverse = self._moments
+            hidden = np.clip((hidden - mean) * inverse, -NORMALISED_LIMIT, NORMALISED_LIMIT)
         if not self._buffers or len(self._buffers[0]) != num_lanes:
             self._buffers = [np.empty((num_lanes, size), np.float32) for size in self._sizes[1:-1]]
         for (weight, bias), buffer in zip(self._layers[:-1], self._buffers, strict=True):

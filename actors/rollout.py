@@ -16,6 +16,8 @@ from actors.envs import lane_seeds, make_vector
 from actors.episodes import EpisodeLedger
 from actors.exploration import epsilon_greedy, ladder_epsilons, linear_epsilon
 from actors.frame_stack import FrameStack
+from actors.observations import masked, split
+from replay_service.block import TransitionBlock
 
 
 class EnvActor:
@@ -32,8 +34,10 @@ class EnvActor:
         incarnation: int,
         num_actors: int,
         seed: np.random.SeedSequence,
+        env_threads: int = 1,
     ) -> None:
-        """actor counts from 0 to num_actors - 1; config.envs_per_actor must be set.
+        """actor counts from 0 to num_actors - 1; config.envs_per_actor must be set. env_threads: see
+        make_vector.
 
         Raises ValueError where it is not, and EnvError.
         """
@@ -46,11 +50,9 @@ class EnvActor:
         self._incarnation = incarnation
         self._num_lanes = config.envs_per_actor
         self._ladder: np.ndarray | None = None
-        if config.epsilon_ladder is not None:
-            ladder = ladder_epsilons(config.epsilon_ladder, num_actors * self._num_lanes)
-            self._ladder = ladder[actor * self._num_lanes : (actor + 1) * self._num_lanes]
+        self.take_place(actor, num_actors)
         self._loaded = False
-        self._stepper = make_vector(env, self._num_lanes)
+        self._stepper = make_vector(env, self._num_lanes, env_threads)
         self.spec = self._stepper.spec
         self._builder = BlockBuilder(
             self.spec.block_schema(config.n_step),
@@ -74,6 +76,15 @@ class EnvActor:
         self._episodes = EpisodeLedger(self._num_lanes)
         self._global_env_steps = 0
         self._env_steps_since = 0
+        # Which lanes show the first observation of an episode; None: none does.
+        self._begin: np.ndarray | None = np.ones(self._num_lanes, np.bool_)
+        self._ended_at = perf_counter()
+
+    def take_place(self, rank: int, num_actors: int) -> None:
+        """From now on this is the rank-th of so many actors, over all of whose lanes the ladder is spread."""
+        if self._config.epsilon_ladder is not None:
+            ladder = ladder_epsilons(self._config.epsilon_ladder, num_actors * self._num_lanes)
+            self._ladder = ladder[rank * self._num_lanes : (rank + 1) * self._num_lanes]
 
     def rollout(
         self, steps: int, version: int, flat_weights: np.ndarray | None, global_env_steps: int
@@ -82,26 +93,35 @@ class EnvActor:
 
         flat_weights belong to `version`; None keeps those loaded. Before the first weights every action is
         uniformly random. global_env_steps counts all actors' env steps and decides epsilon for the chunk.
+
+        Raises EnvFailed where an environment fails again just after it was made anew.
         """
+        called = perf_counter()
         if flat_weights is not None:
             self._policy.load(flat_weights)
             self._loaded = True
         epsilon = self._epsilon(global_env_steps)
         no_q = np.zeros((self._num_lanes, self.spec.num_actions), np.float32)
         finals: list[np.ndarray] = []
+        start_values: list[float] = []
         num_fake = 0
-        act_seconds = env_seconds = build_seconds = 0.0
+        env_seconds = build_seconds = 0.0
         self._builder.reserve(steps)
 
         now = perf_counter()
+        act_seconds = now - called  # acting begins with the weights
         for _ in range(steps):
-            q = self._policy.q_values(self._stack.observations) if self._loaded else no_q
-            actions = epsilon_greedy(q, epsilon, self._rng)
+            observations, allowed = split(self._stack.observations)
+            q = masked(self._policy.q_values(observations) if self._loaded else no_q, allowed)
+            actions = epsilon_greedy(q, epsilon, self._rng, allowed)
             acted = perf_counter()
             step = self._stepper.step(actions)
             stepped = perf_counter()
-            self._builder.add(actions, q, step, version)
-            self._episodes.add(step)
+            learned = step.as_learned(self._config.reward_clip, self._config.life_loss_ends_episode)
+            self._builder.add(actions, q, learned, version)
+            if self._begin is not None and self._loaded:
+                start_values += q[self._begin].max(axis=1).tolist()
+            self._begin = step.starts if self._episodes.add(step) else None
             if len(step.final_lanes):
                 finals.append(self._stack.followed_by(step.final_frames, step.final_lanes))
             self._stack.push(step.frames, step.starts)
@@ -121,6 +141,9 @@ class EnvActor:
         env_steps = steps * self._num_lanes - num_fake
         self._env_steps_since += env_steps
         returns, lengths = self._episodes.take_ended()
+        idle_seconds = called - self._ended_at
+        action_counts, reward_abs_sum, reward_abs_max = _summary(block, self.spec.num_actions)
+        self._ended_at = perf_counter()
         return RolloutReport(
             actor=self._actor,
             incarnation=self._incarnation,
@@ -135,8 +158,14 @@ class EnvActor:
                 "env": env_seconds,
                 "build": build_seconds + built - acted,
                 "push": pushed - built,
+                "idle": idle_seconds,
             },
             statuses=self._sink.statuses(),
+            start_values=tuple(start_values),
+            action_counts=action_counts,
+            reward_abs_sum=reward_abs_sum,
+            reward_abs_max=reward_abs_max,
+            env_restarts=self._stepper.take_restarts(),
         )
 
     def close(self) -> None:
@@ -160,8 +189,18 @@ class EnvActor:
         count = sum(map(len, finals))
         if not count or not self._loaded:
             return np.zeros(count, np.float32)
-        values: np.ndarray = self._policy.q_values(np.concatenate(finals)).max(axis=1)
+        observations, allowed = split(np.concatenate(finals))
+        values: np.ndarray = masked(self._policy.q_values(observations), allowed).max(axis=1)
         return values
+
+
+def _summary(block: TransitionBlock | None, num_actions: int) -> tuple[tuple[int, ...], float, float]:
+    """How often each action was taken [A], and sum and maximum of the absolute rewards, of a block's rows."""
+    if block is None:
+        return (0,) * num_actions, 0.0, 0.0
+    rewards = np.abs(block.one_step_reward)
+    counts = np.bincount(block.action, minlength=num_actions).tolist()
+    return tuple(counts), float(rewards.sum()), float(rewards.max())
 
 
 def _child(seed: np.random.SeedSequence, index: int) -> np.random.SeedSequence:

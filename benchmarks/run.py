@@ -6,12 +6,16 @@ import importlib
 
 BENCHMARKS = (
     "update_step",
+    "learner_through_ray",
     "local_learner",
     "threads",
+    "actor_speed",
     "priority_structures",
     "replay_in_process",
     "replay_memory",
     "replay_through_ray",
+    "metrics_cost",
+    "scale",
 )
 
 

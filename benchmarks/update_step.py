@@ -1,16 +1,17 @@
 """Updates a second of the learner against a bare PyTorch loop, both on one thread, data in memory.
 
 Run as `python benchmarks/update_step.py`. Each pair of runs gives a ratio, so that a machine that slows down
-slows both; the medians over the pairs are printed. The bare loop is the textbook's: nn.Sequential, a frozen
-target, mean squared error, gradients clipped at 10, torch.optim.Adam as it comes, and tensors at hand. The
-learner's side is the whole of `Learner.learn`: numpy minibatches in, TD errors and a report out.
+slows both; the medians over the pairs are printed. The bare loop is the textbook's: nn.Sequential, images as
+they come (channels first), a frozen target, mean squared error, gradients clipped at 10, torch.optim.Adam as
+it comes, and tensors at hand. The learner's side is the whole of `Learner.learn`: numpy minibatches in, TD
+errors and a report out.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from statistics import median
 from time import perf_counter
 
@@ -20,7 +21,6 @@ from torch import nn
 
 from learner.config import LearnerConfig, NetworkSpec
 from learner.loop import Learner
-from learner.networks import build_network
 from replay_service.messages import Minibatch, ShardStatus
 
 PAIRS = 7
@@ -80,11 +80,33 @@ def random_minibatch(case: Case, rng: np.random.Generator) -> Minibatch:
     )
 
 
+class Scaled(nn.Module):
+    """Bytes as numbers from 0 to 1."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float() / 255.0
+
+
+def textbook_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Sequential:
+    """The learner's architecture, written as the papers' readers do."""
+    if spec.observation_dtype != "uint8":
+        sizes = (*spec.observation_shape, *config.hidden_sizes)
+        hidden = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+        return nn.Sequential(*hidden, nn.Linear(sizes[-1], spec.num_actions))
+    return nn.Sequential(
+        Scaled(),
+        *(nn.Conv2d(spec.stack, 32, 8, 4), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 4, 2), nn.ReLU()),
+        *(nn.Conv2d(64, 64, 3, 1), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(3_136, 512), nn.ReLU(), nn.Linear(512, spec.num_actions)),
+    )
+
+
 class BareLoop:
     """What a reader of the PyTorch tutorial would write."""
 
     def __init__(self, case: Case, minibatches: list[Minibatch]) -> None:
-        network = build_network(case.spec, case.config)
+        network = textbook_network(case.spec, case.config)
         self.online, self.target = network, copy.deepcopy(network)
         self.optimiser = torch.optim.Adam(self.online.parameters(), lr=case.config.learning_rate)
         stack = case.spec.stack

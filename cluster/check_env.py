@@ -11,10 +11,13 @@ import numpy as np
 
 from actors.core import EnvSpec
 from actors.envs import make_vector
+from actors.exploration import epsilon_greedy
+from actors.observations import masked, split
 from cluster.api import prepare
 from cluster.config import RunConfig
 from cluster.machine import this_machine
 from cluster.plan import make_plan
+from cluster.threads import available_cores, env_threads
 
 _MEASURED_SECONDS = 1.0
 
@@ -24,11 +27,11 @@ def describe(config: RunConfig) -> str:
     prepared = prepare(config)
     spec, config = prepared.spec, prepared.config
     lanes = config.actors.envs_per_actor or 1
-    states = f", {spec.num_states} states" if spec.num_states is not None else ""
+    masked_by = ", masked by info['action_mask']" if spec.action_mask else ""
     lines = {
         "environment": config.env.id,
-        "observation": f"{spec.observation_dtype} {list(spec.observation_shape)}{states}, stack {spec.stack}",
-        "actions": str(spec.num_actions),
+        "observation": _observation(spec),
+        "actions": f"{spec.num_actions}{masked_by}",
         "backend": f"{spec.backend}, autoreset {spec.autoreset_mode}",
         "episode limit": str(spec.max_episode_steps or "none"),
         "solved at return": "not stated" if spec.reward_threshold is None else f"{spec.reward_threshold:g}",
@@ -41,14 +44,26 @@ def describe(config: RunConfig) -> str:
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())
 
 
+def _observation(spec: EnvSpec) -> str:
+    if spec.parts:
+        arrays = ", ".join(f"{part.name} {part.dtype} {list(part.shape)}" for part in spec.parts)
+    else:
+        states = f", {spec.num_states} states" if spec.num_states is not None else ""
+        arrays = f"{spec.observation_dtype} {list(spec.observation_shape)}{states}"
+    return f"{arrays}, stack {spec.stack}"
+
+
 def _steps_per_second(config: RunConfig, spec: EnvSpec, lanes: int) -> float:
-    stepper = make_vector(config.env, lanes)
+    stepper = make_vector(config.env, lanes, env_threads(available_cores(), config.actors.num_actors or 1))
     rng = np.random.default_rng(0)
     try:
-        stepper.reset(np.arange(lanes))
+        frames = stepper.reset(np.arange(lanes))
+        no_q = np.zeros((lanes, spec.num_actions), np.float32)
         steps, started = 0, time.monotonic()
         while (seconds := time.monotonic() - started) < _MEASURED_SECONDS:
-            stepper.step(rng.integers(spec.num_actions, size=lanes))
+            _, allowed = split(frames)
+            actions = epsilon_greedy(masked(no_q, allowed), 1.0, rng, allowed)
+            frames = stepper.step(actions).frames
             steps += lanes
     finally:
         stepper.close()

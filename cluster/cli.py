@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
-from cluster.config import RunConfig
-from cluster.load_config import dump_config, load_config, preset_for_env, preset_paths
+from cluster.config import ConfigError, RunConfig
+from cluster.load_config import SHARED_PRESETS, dump_config, load_config, preset_for_env, preset_paths
+from cluster.logs import last_words, log_path
+from cluster.scores import beside_human, reference
 from cluster.signals import Interrupted
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
+_LAST_WORDS = 20
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -44,13 +50,29 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "source",
         nargs="?",
-        default="CartPole-v1",
         metavar="ENV_ID | module:factory | CONFIG.yaml",
-        help="default: %(default)s",
+        help="default: CartPole-v1, or the run that is resumed",
     )
-    train.add_argument("--runtime", choices=("local", "cluster", "serial"), help="default: local")
+    train.add_argument(
+        "--runtime",
+        choices=("local", "cluster", "serial"),
+        help="default: cluster where RAY_ADDRESS is set, else local",
+    )
     train.add_argument("--run-dir", type=Path, help="default: runs/ENV-TIME")
     train.add_argument("--seed", type=int, help="default: 0")
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const="must",
+        choices=("must", "auto"),
+        default="never",
+        help="go on with the run in --run-dir from its newest good checkpoint; auto: if there is one",
+    )
+    train.add_argument(
+        "--metrics-addr",
+        metavar="HOST:PORT",
+        help="where /metrics is served; default: a free port of 127.0.0.1, which port 0 means, too",
+    )
     _add_set(train)
     train.set_defaults(run=_train)
 
@@ -60,6 +82,34 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object with every return")
     evaluate.set_defaults(run=_eval)
+
+    status = commands.add_parser("status", help="say how a run stands, also one elsewhere")
+    status.add_argument("run_dir", type=Path, nargs="?", help="default: the newest below runs/")
+    status.add_argument(
+        "--address", metavar="HOST:PORT", help="of the run's metrics, where its folder is out of reach"
+    )
+    status.add_argument("--watch", action="store_true", help="look again every second, until the run ends")
+    status.set_defaults(run=_status)
+
+    report = commands.add_parser("report", help="write one HTML page about one run or several")
+    report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    report.add_argument("--out", type=Path, help="default: report.html in the first RUN_DIR")
+    report.add_argument("--png", type=Path, metavar="DIR", help="write each chart as a PNG, too")
+    report.set_defaults(run=_report)
+
+    export = commands.add_parser("export", help="write what a run learned for other programs")
+    export.add_argument("run_dir", type=Path)
+    export.add_argument("--format", choices=("onnx", "safetensors"), required=True)
+    export.add_argument("--which", choices=("best", "latest"), help="default: best, else latest")
+    export.add_argument("--out", type=Path, help="default: RUN_DIR/policy.FORMAT")
+    export.set_defaults(run=_export)
+
+    video = commands.add_parser("video", help="film greedy episodes of a run as a GIF")
+    video.add_argument("run_dir", type=Path)
+    video.add_argument("--episodes", type=int, default=1, help="default: %(default)s")
+    video.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    video.add_argument("--out", type=Path, help="default: RUN_DIR/video.gif")
+    video.set_defaults(run=_video)
 
     check_env = commands.add_parser("check-env", help="say how an environment would be run")
     check_env.add_argument("source", metavar="ENV_ID | module:factory | CONFIG.yaml")
@@ -88,39 +138,82 @@ def _config(source: str, overrides: Sequence[str]) -> RunConfig:
     if source.endswith((".yaml", ".yml")):
         return load_config(Path(source), overrides)
     preset = preset_for_env(source)
-    if preset is not None:
-        return load_config(preset, overrides)
-    return load_config(None, [f"env.id={json.dumps(source)}", *overrides])
+    config = load_config(preset, [f"env.id={json.dumps(source)}", *overrides])
+    if preset is not None and preset.stem in SHARED_PRESETS:
+        print(f"settings of the preset {preset.stem} (qfleet presets {preset.stem} shows them)")
+    return config
+
+
+def _address(text: str | None) -> tuple[str | None, str | None]:
+    """HOST:PORT in its two parts; ConfigError for anything else. The config checks the port's range."""
+    if text is None:
+        return None, None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--metrics-addr is {text}; give HOST:PORT, for instance 127.0.0.1:9401")
+    return host, port
 
 
 def _train(options: argparse.Namespace) -> int:
     from cluster.api import train
     from cluster.coordinator import RunFailed
 
-    flags = {"run.runtime": options.runtime, "run.seed": options.seed}
+    host, port = _address(options.metrics_addr)
+    flags = {
+        "run.runtime": options.runtime,
+        "run.seed": options.seed,
+        "metrics.host": host,
+        "metrics.port": port,
+    }
     given = [f"{name}={value}" for name, value in flags.items() if value is not None]
-    config = _config(options.source, [*options.set, *given])
+    config = _train_config(options, given)
     try:
-        result = train(config, options.run_dir)
+        result = train(config, options.run_dir, resume=options.resume)
     except RunFailed as failure:
+        if failure.role and failure.logs:
+            said = last_words(failure.logs, failure.role, _LAST_WORDS)
+            if said:
+                where = log_path(failure.logs, failure.role)
+                print(f"the last lines of {where}:", file=sys.stderr)
+                print(*(f"  {line}" for line in said), sep="\n", file=sys.stderr)
         print(f"{failure}", file=sys.stderr)
         return EXIT_ERROR
     outcome = result.outcome
     best = (
         "no version was evaluated"
         if outcome.best_return_mean is None
-        else (f"best version {outcome.best_version}: greedy return {outcome.best_return_mean:.1f}, confirmed")
+        else (
+            f"best version {outcome.best_version}: greedy return {outcome.best_return_mean:.1f}, confirmed"
+            + beside_human(config.env.id, outcome.best_return_mean)
+        )
     )
     print(f"{outcome.reason} after {result.seconds:.1f} s; {best}")
     print(f"evaluate it: qfleet eval {result.run_dir} --episodes 100")
     return EXIT_OK if result.signal is None else 128 + result.signal
 
 
+def _train_config(options: argparse.Namespace, flags: Sequence[str]) -> RunConfig:
+    """What to train: the source that was named, or the very config of the run that is resumed."""
+    from cluster.run_dir import holds_run, read_config
+
+    overrides = [*options.set, *flags]
+    if options.resume != "never" and options.run_dir is None:
+        raise ConfigError("--resume goes on with a certain run: name its folder by --run-dir")
+    if options.resume == "must" or (options.resume == "auto" and holds_run(options.run_dir)):
+        read_config(options.run_dir)
+        if options.source is None:
+            return load_config(options.run_dir / "config.yaml", overrides)
+    return _config(options.source or "CartPole-v1", overrides)
+
+
 def _eval(options: argparse.Namespace) -> int:
     from cluster.evaluate import evaluate_run
+    from cluster.run_dir import read_config
 
     played = evaluate_run(options.run_dir, options.episodes, options.seed)
     mean, std = statistics.fmean(played.returns), statistics.pstdev(played.returns)
+    env_id = read_config(options.run_dir).env.id
+    scores = reference(env_id)
     if options.json:
         line = {
             "weights": played.weights,
@@ -131,13 +224,64 @@ def _eval(options: argparse.Namespace) -> int:
             "std": std,
             "returns": played.returns,
         }
+        if scores is not None:
+            line |= {"human_normalised": scores.normalised(mean), **asdict(scores)}
         print(json.dumps(line))
     else:
         low, high = min(played.returns), max(played.returns)
         print(
             f"{played.weights} weights, version {played.version}: mean return {mean:.2f}, std {std:.2f} "
             f"over {len(played.returns)} greedy episodes (min {low:g}, max {high:g})"
+            + beside_human(env_id, mean)
         )
+    return EXIT_OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from cluster.status import newest_run, show, status_of_address, status_of_directory
+
+    if options.address is not None and options.run_dir is not None:
+        raise ConfigError("give a run directory or --address, not both")
+    if options.address is not None:
+        look = partial(status_of_address, options.address)
+    else:
+        look = partial(status_of_directory, options.run_dir or newest_run())
+    show(look, watch=options.watch)
+    return EXIT_OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cluster.report import write_report
+
+    for path in write_report(options.run_dirs, options.out, options.png):
+        print(path)
+    return EXIT_OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cluster.export import ExportError, export_run
+
+    try:
+        exported = export_run(options.run_dir, options.format, options.which, options.out)
+    except ExportError as error:
+        print(f"qfleet: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    checked = (
+        ""
+        if exported.max_abs_difference is None
+        else f"; on {exported.observations} recorded observations its Q-values differ from the policy's "
+        f"by at most {exported.max_abs_difference:.2g}"
+    )
+    print(f"{exported.path}: {exported.weights} weights, version {exported.version}{checked}")
+    return EXIT_OK
+
+
+def _video(options: argparse.Namespace) -> int:
+    from cluster.video import film_run
+
+    video = film_run(options.run_dir, options.episodes, options.seed, options.out)
+    returns = ", ".join(f"{one:g}" for one in video.returns)
+    print(f"{video.path}: {video.seconds:.0f} s, returns {returns}")
     return EXIT_OK
 
 
@@ -149,12 +293,14 @@ def _check_env(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from cluster.api import prepare
+    from cluster.api import ask_for_placement, prepare
     from cluster.machine import this_machine
     from cluster.plan import make_plan, refuse_what_cannot_fit
 
     prepared = prepare(_config(options.source, options.set))
     plan = make_plan(prepared.config, prepared.spec, this_machine())
+    if prepared.config.run.runtime == "cluster" and "RAY_ADDRESS" in os.environ:
+        plan = replace(plan, placement=ask_for_placement(prepared, plan))
     print(plan.text)
     refuse_what_cannot_fit(plan)
     return EXIT_OK

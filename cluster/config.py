@@ -67,11 +67,27 @@ class StopConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often the newest weights are written to the run directory."""
+    """A checkpoint is taken every every_seconds, every every_updates, on a signal and at the end.
 
+    It holds everything that a run needs to go on, replay included, so replay.persist decides whether there
+    are any. The newest `keep` stay, and the best one. Only every_updates counts in the serial runtime, which
+    goes on from its own checkpoint, so that a run that was interrupted there ends bit for bit the same.
+
+    weights_every_seconds: how often the newest weights alone are written to the run directory.
+    """
+
+    every_seconds: float | None = 300.0
+    every_updates: int | None = None
+    keep: int = 2
     weights_every_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        for name in ("every_seconds", "every_updates"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"checkpoint.{name} is {value}; it must be above 0")
+        if self.keep < 1:
+            raise ValueError(f"checkpoint.keep is {self.keep}; give at least 1")
         if not self.weights_every_seconds > 0:
             raise ValueError(
                 f"checkpoint.weights_every_seconds is {self.weights_every_seconds}; it must be above 0"
@@ -80,11 +96,15 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """metrics.jsonl gets a line every every_seconds; http://host:port/metrics serves (port 0: a free one)."""
+    """metrics.jsonl gets a line every every_seconds; http://host:port/metrics serves (port 0: a free one).
+
+    tensorboard: whether TensorBoard's event files are written too (needs the extra of that name).
+    """
 
     every_seconds: float = 1.0
     host: str = "127.0.0.1"
     port: int = 0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if not self.every_seconds > 0:
@@ -98,19 +118,31 @@ class RunSection:
     """Where and how the run runs.
 
     restarts is the budget of dead actors, shards and evaluators that are replaced; stall_seconds is how long
-    neither inserts nor updates may advance before the watchdog ends the run.
+    neither inserts nor updates may advance before the watchdog ends the run. A shard that does not answer for
+    frozen_seconds is killed and replaced like a dead one; learners and evaluators have longer, by what their
+    work is known to take (see cluster.patience). Runtime auto is cluster where
+    RAY_ADDRESS is set, as in every Ray job, else local. A cluster that has too little room is given
+    wait_for_cluster_seconds to get it.
     """
 
-    runtime: Literal["local", "cluster", "serial"] = "local"
+    runtime: Literal["auto", "local", "cluster", "serial"] = "auto"
     seed: int = 0
     restarts: int = 10
     stall_seconds: float = 120.0
+    frozen_seconds: float = 30.0
+    wait_for_cluster_seconds: float = 300.0
 
     def __post_init__(self) -> None:
+        if self.wait_for_cluster_seconds < 0:
+            raise ValueError(
+                f"run.wait_for_cluster_seconds is {self.wait_for_cluster_seconds}; give 0 or more"
+            )
         if self.seed < 0:
             raise ValueError(f"run.seed is {self.seed}; give 0 or more")
         if self.restarts < 0:
             raise ValueError(f"run.restarts is {self.restarts}; give 0 or more")
+        if not self.frozen_seconds > 0:
+            raise ValueError(f"run.frozen_seconds is {self.frozen_seconds}; it must be above 0")
         if not self.stall_seconds > 0:
             raise ValueError(f"run.stall_seconds is {self.stall_seconds}; it must be above 0")
 
@@ -152,10 +184,6 @@ def _problems(config: RunConfig) -> list[str]:
         for name, value in _floats(config, "")
         if not math.isfinite(value)
     ]
-    if config.replay.persist == "checkpoint":
-        found.append(
-            "replay.persist is checkpoint, but runs do not take checkpoints yet; give none or continuous"
-        )
     limit = config.stop.env_steps
     if limit is not None and limit <= config.pacing.learning_starts:
         found.append(
@@ -191,6 +219,12 @@ def _problems(config: RunConfig) -> list[str]:
         found.append(
             f"pacing.learning_starts is {starts}, below learner.batch_size = {batch_size}: "
             "the first batch would repeat the same few transitions; raise learning_starts"
+        )
+    least, most = config.actors.min_actors, config.actors.num_actors
+    if least is not None and most is not None and least > most:
+        found.append(
+            f"actors.min_actors is {least}, above actors.num_actors = {most}: "
+            "the run begins with at least min_actors and never has more than num_actors"
         )
     if config.actors.epsilon_end > config.actors.epsilon_start:
         found.append(

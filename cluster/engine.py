@@ -15,10 +15,11 @@ Ref = NewType("Ref", object)
 
 @dataclass(frozen=True)
 class Need:
-    """Resources that a role claims where the runtime schedules by resources."""
+    """Resources that a role claims where the runtime schedules by them; memory is reserved, not limited."""
 
     cpus: float = 1.0
     gpus: float = 0.0
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class EngineError(Exception):
 
 class RoleDied(EngineError):  # noqa: N818 - an event that is retried, not only an error
     """The role's process is gone; a new one may be spawned in its place."""
+
+
+class RoleOutOfMemory(RoleDied):
+    """The runtime ended the role because its machine ran out of memory."""
 
 
 class ObjectLost(EngineError):  # noqa: N818
@@ -82,6 +87,12 @@ class Engine(Calls, Protocol):
 
     def spawn(self, name: str, role: type, *args: Any, need: Need) -> Handle:
         """Starts role(*args) and returns at once; a failing constructor shows at the first get."""
+
+    def machine_of(self, handle: Handle) -> str:
+        """Which machine a role that is up is on; empty for the coordinator's own."""
+
+    def machines_leaving(self) -> frozenset[str]:
+        """The machines that are about to go: drained, or told that they will be preempted."""
 
     def kill(self, handle: Handle) -> None:
         """Ends a role: calls in flight raise RoleDied, one made right after may still be answered."""

@@ -15,6 +15,7 @@ from actors.adapter import Adapter, make_adapter
 from actors.core import EnvSpec, Policy
 from actors.evaluation import evaluate
 from actors.frame_stack import FrameStack
+from actors.observations import masked, split
 from cluster.config import ConfigError, RunConfig
 from cluster.roles import make_policy
 from cluster.run_dir import read_config, read_spec, read_weights
@@ -36,7 +37,8 @@ class Played:
 class GreedyPolicy:
     """A callable from one environment's observation to its action, both as the environment has them.
 
-    Call reset() when an episode begins: the stack of frames, where there is one, begins with it.
+    Call reset() when an episode begins: the stack of frames, where there is one, begins with it. Where the
+    environment gives info["action_mask"], give it beside each observation.
     """
 
     def __init__(self, policy: Policy, adapter: Adapter) -> None:
@@ -44,14 +46,19 @@ class GreedyPolicy:
         self._adapter = adapter
         self._stack: FrameStack | None = None
 
-    def __call__(self, observation: Any) -> Any:
-        """The greedy action. Raises ValueError on a wrong observation shape."""
-        frame = self._adapter.frame(observation)[None]
+    def __call__(self, observation: Any, action_mask: Any = None) -> Any:
+        """The greedy action among those that action_mask [A] allows.
+
+        Raises ValueError on a wrong observation shape, and on a mask that is missing or not wanted.
+        """
+        frame = self._adapter.frame(observation, action_mask)
         if self._stack is None:
             self._stack = FrameStack(self._adapter.spec.stack, frame)
         else:
             self._stack.push(frame, np.zeros(1, np.bool_))
-        return self._adapter.action(int(self._policy.q_values(self._stack.observations).argmax()))
+        observations, allowed = split(self._stack.observations)
+        q = masked(self._policy.q_values(observations), allowed)
+        return self._adapter.action(int(q.argmax()))
 
     def reset(self) -> None:
         """Begins an episode."""

@@ -6,18 +6,41 @@ Owns counters, recent episodes and the rates of the newest interval; pure, impor
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from actors.core import EvaluationReport, RolloutReport
+from cluster.accounts import Accounts, Checkpointed, FleetFigures, RestartCause
 from cluster.judge import Best
 from cluster.metrics import Snapshot
 from cluster.pacing import Ledger, Pacing
+from cluster.totals import ShardTotals
+from cluster.usage import MachineUsage
 from learner.core import LearnReport
-from replay_service.messages import ShardStatus
+from replay_service.messages import ProcessUsage
 
 _RECENT_EPISODES = 100
+_FEWEST_FIRST_EPISODES = 10
+
+
+@dataclass(frozen=True)
+class FiguresState:
+    """What a run that is resumed goes on counting from. version: the learner's newest.
+
+    updates counts every update applied, also those that were lost with a learner; sampled_rows what they
+    consumed.
+    """
+
+    version: int = 0
+    updates: int = 0
+    sampled_rows: int = 0
+    skipped_updates: int = 0
+    restarts: int = 0
+    episodes: int = 0
+    returns: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
+    first_returns: tuple[float, ...] = ()
+    evaluation_return_mean: float | None = None
 
 
 @dataclass
@@ -33,24 +56,62 @@ class _Interval:
 
 
 class Figures:
-    """Takes every report once; version is the learner's newest, as of the last one taken."""
+    """Takes every report once; version is the learner's newest, as of the last one taken.
 
-    def __init__(self, started: float, now: float, num_actors: int) -> None:
-        """started: when the run began, and now, both on the monotonic clock."""
-        self.version = 0
-        self.restarts = 0
+    updates counts all that were applied: after a learner was lost it is ahead of its successor's version.
+    """
+
+    def __init__(
+        self,
+        started: float,
+        now: float,
+        num_actors: int,
+        state: FiguresState | None = None,
+        *,
+        accounts: Accounts,
+    ) -> None:
+        """started: when the run began, and now, both on the monotonic clock. state: where to go on from.
+
+        accounts: what is kept beside; in the serial runtime over all the lives of a run.
+        """
+        state = state or FiguresState()
+        self.version = state.version
+        self.updates = state.updates
+        self.sampled_rows = state.sampled_rows
+        self.restarts = state.restarts
         self.longest_evaluation_seconds = 0.0
         self._run_started = started
         self._num_actors = num_actors
         self._interval = _Interval(now)
         self._learned: LearnReport | None = None
-        self._skipped_updates = 0
+        self._skipped_updates = state.skipped_updates
         self._epsilon: float | None = None
         self._policy_lag: int | None = None
-        self._episodes = 0
-        self._returns: collections.deque[float] = collections.deque(maxlen=_RECENT_EPISODES)
-        self._lengths: collections.deque[int] = collections.deque(maxlen=_RECENT_EPISODES)
-        self._evaluated: float | None = None
+        self._episodes = state.episodes
+        self._returns: collections.deque[float] = collections.deque(state.returns, _RECENT_EPISODES)
+        self._lengths: collections.deque[int] = collections.deque(state.lengths, _RECENT_EPISODES)
+        self._first_returns = state.first_returns
+        self._evaluated = state.evaluation_return_mean
+        self._accounts = accounts
+
+    def state(self) -> FiguresState:
+        """For a cut."""
+        return FiguresState(
+            version=self.version,
+            updates=self.updates,
+            sampled_rows=self.sampled_rows,
+            skipped_updates=self._skipped_updates,
+            restarts=self.restarts,
+            episodes=self._episodes,
+            returns=tuple(self._returns),
+            lengths=tuple(self._lengths),
+            first_returns=self._first_returns,
+            evaluation_return_mean=self._evaluated,
+        )
+
+    def resumed(self, now: float, env_steps: int) -> None:
+        """The run goes on from here: what was counted before is no rate of this interval."""
+        self._interval = _Interval(now, env_steps, self.updates)
 
     def take_rollout(self, report: RolloutReport) -> None:
         """A chunk of acting."""
@@ -58,22 +119,43 @@ class Figures:
         self._policy_lag = self.version - report.version
         self._episodes += len(report.episode_returns)
         self._returns.extend(report.episode_returns)
+        # Of what nobody had learned yet; a few at least, where episodes last longer than that.
+        if len(self._first_returns) < (_RECENT_EPISODES if self.version == 0 else _FEWEST_FIRST_EPISODES):
+            self._first_returns = (*self._first_returns, *report.episode_returns)[:_RECENT_EPISODES]
         self._lengths.extend(report.episode_lengths)
-        self._interval.actor_seconds += sum(report.seconds.values())
+        self._interval.actor_seconds += sum(report.seconds.values()) - report.seconds.get("idle", 0.0)
+        self._accounts.take_rollout(report, self._policy_lag)
 
-    def take_learning(self, report: LearnReport) -> None:
+    def take_learning(self, report: LearnReport, batch_size: int) -> None:
         """A chunk of updates; one cut short before its first update has no means to show."""
         self.version = report.version
+        self.updates += report.updates
+        self.sampled_rows += report.updates * batch_size
         self._skipped_updates += report.skipped_updates
         if report.updates:
             self._learned = report
         self._interval.update_seconds += report.seconds.get("update", 0.0)
         self._interval.wait_seconds += report.seconds.get("wait", 0.0)
+        self._accounts.take_learning(report)
 
     def take_evaluation(self, report: EvaluationReport) -> None:
         """One evaluation, of either kind."""
         self._evaluated = fmean(report.returns)
         self.longest_evaluation_seconds = max(self.longest_evaluation_seconds, report.seconds)
+        self._accounts.take_evaluation(report)
+
+    def take_restart(self, role: str, cause: RestartCause) -> None:
+        """A dead role was replaced."""
+        self.restarts += 1
+        self._accounts.take_restart(role, cause)
+
+    def take_checkpoint(self, checkpointed: Checkpointed) -> None:
+        """A checkpoint is complete on disk."""
+        self._accounts.take_checkpoint(checkpointed)
+
+    def take_wait(self, seconds: float, of_seconds: float) -> None:
+        """Of so many seconds the coordinator waited for completions."""
+        self._accounts.take_wait(seconds, of_seconds)
 
     def interval_seconds(self, now: float) -> float:
         """Seconds since the last snapshot."""
@@ -84,25 +166,29 @@ class Figures:
         now: float,
         ledger: Ledger,
         pacing: Pacing,
-        env_steps: int,
-        statuses: Sequence[ShardStatus],
+        totals: ShardTotals,
         best: Best | None,
+        fleet: FleetFigures,
+        usage: tuple[ProcessUsage, MachineUsage] | None,
     ) -> Snapshot:
-        """All figures at `now`; rates and shares are of the time since the last snapshot, and begin anew."""
+        """All figures at `now`; rates and shares are of the time since the last snapshot, and begin anew.
+
+        usage: of the coordinator's process and machine, where it was read.
+        """
         interval, seconds = self._interval, max(self.interval_seconds(now), 1e-9)
-        self._interval = _Interval(now, env_steps, self.version)
-        learned = self._learned
-        return Snapshot(
+        self._interval = _Interval(now, totals.env_steps, self.updates)
+        learned, statuses, env_steps = self._learned, totals.living(), totals.env_steps
+        snapshot = Snapshot(
             run_seconds=now - self._run_started,
             env_steps_total=env_steps,
             episodes_total=self._episodes,
             inserted_transitions_total=ledger.inserted,
             sampled_transitions_total=ledger.sampled,
-            updates_total=self.version,
+            updates_total=self.updates,
             skipped_updates_total=self._skipped_updates,
             restarts_total=self.restarts,
             env_steps_per_second=(env_steps - interval.env_steps) / seconds,
-            updates_per_second=(self.version - interval.updates) / seconds,
+            updates_per_second=(self.updates - interval.updates) / seconds,
             samples_per_insert=pacing.achieved(ledger),
             samples_per_insert_target=pacing.samples_per_insert,
             epsilon=self._epsilon,
@@ -124,4 +210,14 @@ class Figures:
             actor_busy_share=interval.actor_seconds / seconds / self._num_actors,
             replay_transitions=sum(status.count for status in statuses),
             replay_bytes=sum(status.stored_bytes for status in statuses),
+            first_return_mean=fmean(self._first_returns) if self._first_returns else None,
+        )
+        return self._accounts.complete(
+            snapshot,
+            now,
+            version=self.version,
+            best=best,
+            totals=totals,
+            fleet=fleet,
+            usage=usage,
         )

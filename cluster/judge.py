@@ -5,8 +5,8 @@ Owns the two-evaluation rule; pure, imports no engine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
 
 from actors.core import EvaluationReport
 from cluster.config import EvaluationConfig
@@ -24,11 +24,23 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Best:
-    """A version confirmed by a second evaluation: score is the mean of that one, screened of the first."""
+    """A version confirmed by a second evaluation: score is the mean of that one, screened of the first.
+
+    std: of the second one's returns; None where it is not known any more.
+    """
 
     version: int
     screened: float
     score: float
+    std: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class JudgeState:
+    """What a run that is resumed goes on judging from. A version that waited for its confirmation is not."""
+
+    last_version: int = -1
+    best: Best | None = None
 
 
 class Judge:
@@ -37,13 +49,20 @@ class Judge:
     Only the second mean counts as its score: the highest of many first means is biased upwards.
     """
 
-    def __init__(self, config: EvaluationConfig, target_return: float | None) -> None:
+    def __init__(
+        self, config: EvaluationConfig, target_return: float | None, state: JudgeState | None = None
+    ) -> None:
+        state = state or JudgeState()
         self._config = config
         self._target_return = target_return
         self._candidate: tuple[int, float] | None = None
-        self._last_version = -1
-        self.best: Best | None = None
+        self._last_version = state.last_version
+        self.best = state.best
         self.solved = False
+
+    def state(self) -> JudgeState:
+        """For a cut."""
+        return JudgeState(self._last_version, self.best)
 
     def next_request(self, version: int, *, due: bool = False) -> EvaluationRequest | None:
         """What to evaluate now that `version` is the newest; `due` does not wait for every_updates."""
@@ -59,7 +78,11 @@ class Judge:
     def lost(self, request: EvaluationRequest) -> None:
         """The evaluation will not be reported: its evaluator died. It is asked for again."""
         if not request.confirms:
-            self._last_version = -1
+            self._last_version = max(-1, request.version - self._config.every_updates)
+
+    def withdraw(self) -> None:
+        """The weights that waited for their confirmation are lost, and with them the candidate."""
+        self._candidate = None
 
     def take(self, request: EvaluationRequest, report: EvaluationReport) -> bool:
         """Takes a result; True if its version is now the best."""
@@ -74,7 +97,7 @@ class Judge:
         passed = self._passes(screened) and self._passes(mean)
         if self.best is not None and mean <= self.best.score and not passed:
             return False
-        self.best = Best(request.version, screened, mean)
+        self.best = Best(request.version, screened, mean, pstdev(report.returns))
         self.solved = self.solved or passed
         return True
 

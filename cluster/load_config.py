@@ -17,6 +17,9 @@ import yaml
 
 from cluster.config import ConfigError, RunConfig
 
+_FAMILIES = {"ALE/": "atari", "MinAtar/": "minatar"}
+"""How ids begin whose environments share a preset."""
+SHARED_PRESETS = frozenset(_FAMILIES.values())
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -53,9 +56,11 @@ def preset_paths() -> dict[str, Path]:
 
 
 def preset_for_env(env_id: str) -> Path | None:
-    """The preset that is named after this environment id's game, if its env.id is this very id."""
-    candidates = [path for path in preset_paths().values() if _env_id(path) == env_id]
-    return min(candidates, key=lambda path: len(path.stem), default=None)
+    """The preset for this environment: one with this very env.id, else that of all ids that begin alike."""
+    presets = preset_paths()
+    candidates = [path for path in presets.values() if _env_id(path) == env_id]
+    family = next((name for start, name in _FAMILIES.items() if env_id.startswith(start)), None)
+    return min(candidates, key=lambda path: len(path.stem), default=presets[family] if family else None)
 
 
 def _env_id(path: Path) -> str | None:

@@ -6,29 +6,59 @@ Owns names, units and help texts of the figures; must not import torch, ray or g
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from threading import Thread
 from typing import Any, Literal
 from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from cluster.config import ConfigError
+from replay_service.histogram import BOUNDS, Histogram
 
-Kind = Literal["counter", "gauge"]
+Kind = Literal["counter", "gauge", "histogram", "text"]
+
+ByLabel = Mapping[str, float]
+"""A value for each of a label's few values: a role, a shard, min | mean | max."""
+ByLabels = Mapping[str, ByLabel]
+"""The same for two labels."""
 
 
 def _figure(kind: Kind, text: str) -> Any:
-    return field(metadata={"kind": kind, "help": text})
+    return field(metadata={"kind": kind, "help": text, "labels": ()})
+
+
+def _later(kind: Kind, text: str, *labels: str) -> Any:
+    """A figure that is None until it is known; one with labels maps their values to its own."""
+    return field(default=None, metadata={"kind": kind, "help": text, "labels": labels})
+
+
+def _text(default: Any) -> Any:
+    """Words: in metrics.jsonl and on the screen, but nothing that Prometheus could count."""
+    return field(default=default, metadata={"kind": "text", "help": "", "labels": ()})
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The figures of a run at one moment. None: not known yet. Field names are the exported names."""
+    """The figures of a run at one moment. None: not known yet. Field names are the exported names.
+
+    However many actors there are, the number of figures stays the same: over actors there are sums, or
+    min, mean and max. Only those labelled by shard grow, by at most ten for each.
+    """
 
     run_seconds: float = _figure("gauge", "Seconds since the run began")
     env_steps_total: int = _figure("counter", "Environment steps stored by the shards")
@@ -66,40 +96,187 @@ class Snapshot:
     replay_transitions: int = _figure("gauge", "Transitions held in replay")
     replay_bytes: int = _figure("gauge", "Bytes held in replay")
 
+    # Is it learning?
+    weights_version: int | None = _later("gauge", "Version of the newest weights")
+    loss_max: float | None = _later("gauge", "Largest loss of a minibatch, newest learning chunk")
+    q_min: float | None = _later("gauge", "Smallest Q-value of an action taken, newest chunk")
+    q_max: float | None = _later("gauge", "Largest Q-value of an action taken, newest chunk")
+    discount: float | None = _later("gauge", "The discount gamma")
+    reward_abs_mean: float | None = _later("gauge", "Mean absolute reward of a step, over the last interval")
+    reward_abs_max: float | None = _later("gauge", "Largest absolute reward of a step since the run began")
+    action_entropy_ratio: float | None = _later(
+        "gauge", "Entropy of the actions taken over its maximum, over the last interval"
+    )
+    start_value_mean: float | None = _later("gauge", "Mean max Q where the last 100 training episodes began")
+    evaluations_total: int | None = _later("counter", "Evaluations played, confirmations included")
+    evaluation_version: int | None = _later("gauge", "Version of the weights in the newest evaluation")
+    evaluation_episodes: int | None = _later("gauge", "Episodes of the newest evaluation")
+    evaluation_return_std: float | None = _later(
+        "gauge", "Standard deviation of returns in the newest evaluation"
+    )
+    evaluation_start_value_mean: float | None = _later(
+        "gauge", "Mean max Q where the newest evaluation's episodes began"
+    )
+    evaluation_discounted_return_mean: float | None = _later(
+        "gauge", "What that value foretells: their mean discounted return, rewards as learned from"
+    )
+    evaluation_start_value_error_std: float | None = _later(
+        "gauge", "Standard deviation of value less discounted return over those episodes"
+    )
+    evaluation_cut_discount_mean: float | None = _later(
+        "gauge", "Mean over those episodes of gamma^length where one was truncated, else 0"
+    )
+    evaluation_truncated_ratio: float | None = _later("gauge", "Share of those episodes that were truncated")
+    evaluation_action_entropy_ratio: float | None = _later(
+        "gauge", "Entropy of the newest evaluation's greedy actions over its maximum"
+    )
+    best_version: int | None = _later("gauge", "Version of the best weights")
+    best_return_std: float | None = _later("gauge", "Standard deviation of returns when it was confirmed")
+    first_return_mean: float | None = _later(
+        "gauge", "Mean return of the first training episodes, up to 100 from before learning began"
+    )
 
-def figures(snapshot: Snapshot) -> dict[str, float]:
-    """Name -> value of what is known: one line of metrics.jsonl."""
-    values = dataclasses.asdict(snapshot)
-    return {name: value for name, value in values.items() if value is not None}
+    # Where does time go?
+    role_seconds_total: ByLabels | None = _later(
+        "counter", "Seconds that roles spent in each phase, summed over a role's processes", "role", "phase"
+    )
+    actor_env_steps_per_second: ByLabel | None = _later(
+        "gauge", "Env steps for each second of work, over the actors' newest chunks", "stat"
+    )
+    credits_in_flight: ByLabel | None = _later("gauge", "Chunks granted and not yet reported", "kind")
+    pushes_in_flight: int | None = _later("gauge", "Blocks pushed and not yet confirmed by a shard")
+    unconfirmed_transitions: int | None = _later("gauge", "Transitions in those blocks")
+    prefetched_requests: int | None = _later("gauge", "Sample requests that the learner has in flight")
+    pushed_bytes_total: int | None = _later("counter", "Encoded bytes that shards took in")
+    sampled_bytes_total: int | None = _later("counter", "Bytes of the rows that shards drew, with windows")
+
+    # Is the data fresh?
+    sample_policy_lag_updates: Histogram | None = _later(
+        "histogram", "Updates between acting and learning, of the rows in one minibatch of 16"
+    )
+    sample_age_transitions: Histogram | None = _later(
+        "histogram", "Transitions inserted since a drawn row was, of the rows in one request of 32"
+    )
+    actor_policy_lag_updates: ByLabel | None = _later(
+        "gauge", "Learner version less acting version, over the actors' newest chunks", "stat"
+    )
+    actor_epsilon: ByLabel | None = _later(
+        "gauge", "Exploration rate, over the actors' newest chunks", "stat"
+    )
+    priority_staleness_mean_updates: float | None = _later(
+        "gauge", "Mean updates between asking for a minibatch and learning from it, newest chunk"
+    )
+    priority_staleness_max_updates: int | None = _later("gauge", "The most of them")
+    drawn_transitions_total: int | None = _later(
+        "counter", "Transitions drawn by shards, prefetched included"
+    )
+    evicted_transitions_total: int | None = _later("counter", "Transitions that made room for newer ones")
+    late_priorities_total: int | None = _later("counter", "Priorities that came after their row was evicted")
+    repeated_pushes_total: int | None = _later("counter", "Pushes refused because they were held already")
+    reuse_mean: float | None = _later("gauge", "Times a transition was drawn, mean over all inserted")
+    shard_transitions: ByLabel | None = _later("gauge", "Transitions that a shard holds", "shard")
+    shard_capacity_transitions: ByLabel | None = _later("gauge", "Transitions that it can hold", "shard")
+    shard_bytes: ByLabel | None = _later("gauge", "Bytes that it holds", "shard")
+    shard_mass: ByLabel | None = _later("gauge", "Its sum of priorities p^alpha", "shard")
+    shard_priority_min: ByLabel | None = _later("gauge", "Its smallest p^alpha", "shard")
+    shard_priority_max: ByLabel | None = _later("gauge", "Its largest p^alpha, every 5 seconds", "shard")
+    shard_priority_effective_ratio: ByLabel | None = _later(
+        "gauge", "Effective sample size of its priorities over its count: 1 if all are alike", "shard"
+    )
+
+    # Is anything dying?
+    roles_wanted: ByLabel | None = _later("gauge", "Roles that the run should have", "role")
+    roles_up: ByLabel | None = _later("gauge", "Roles that have come up and were not replaced", "role")
+    role_restarts_total: ByLabels | None = _later(
+        "counter", "Roles replaced, by what was lost: process, object, frozen or memory", "role", "cause"
+    )
+    process_cpu_seconds_total: ByLabel | None = _later(
+        "counter", "CPU seconds, summed over a role's processes", "role"
+    )
+    process_resident_memory_bytes: ByLabel | None = _later(
+        "gauge", "Resident memory with what is shared, summed over a role's processes", "role"
+    )
+    machine_memory_bytes: int | None = _later("gauge", "Memory of the coordinator's machine")
+    machine_memory_available_bytes: int | None = _later("gauge", "What of it new processes may take")
+    shared_memory_bytes: int | None = _later("gauge", "Size of /dev/shm on the coordinator's machine")
+    shared_memory_used_bytes: int | None = _later("gauge", "What of it is taken")
+    checkpoints_total: int | None = _later("counter", "Checkpoints taken")
+    checkpoint_age_seconds: float | None = _later("gauge", "Seconds since the newest checkpoint was complete")
+    checkpoint_duration_seconds: float | None = _later("gauge", "Seconds that it took")
+    checkpoint_bytes: int | None = _later("gauge", "Bytes that it has on disk")
+
+    # What is wrong, and what is slow?
+    diagnosis_active: ByLabel | None = _later("gauge", "1 while this finding of diagnosis holds", "finding")
+    verdict: str | None = _text(None)
+    warnings: tuple[str, ...] = _text(())
 
 
-def bottleneck(snapshot: Snapshot) -> str:
-    """The stage that bounds the run's speed, in one word."""
-    if snapshot.updates_total == 0:
-        return "actors"
-    if snapshot.learner_update_share >= 0.6:
-        return "learner"
-    if snapshot.learner_wait_share >= 0.3:
-        return "replay"
-    return "actors" if snapshot.actor_busy_share >= 0.6 else "coordination"
+Figure = float | str | dict[str, "Figure"] | list[Any]
+
+
+def figures(snapshot: Snapshot) -> dict[str, Figure]:
+    """Name -> value of what is known: one line of metrics.jsonl.
+
+    A figure with labels is a dict by label value, one with two a dict of dicts. A histogram is
+    {"counts": [...], "sum": x}, its buckets bounded by replay_service.histogram.BOUNDS. Words stay words.
+    """
+    values = ((name, getattr(snapshot, name)) for name in _FIELDS)
+    return {name: _plain(value) for name, value in values if value is not None}
+
+
+def _plain(value: float | str | tuple[str, ...] | ByLabel | ByLabels | Histogram) -> Figure:
+    if isinstance(value, Histogram):
+        return {"counts": list(value.counts), "sum": value.sum}
+    if isinstance(value, Mapping):
+        return {label: _plain(part) for label, part in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+_BUCKETS = tuple(map(floatToGoString, (*BOUNDS, math.inf)))
+_FIELDS = {item.name: item.metadata for item in dataclasses.fields(Snapshot)}
 
 
 class SnapshotCollector(Collector):
     """Turns the newest snapshot into metric families when Prometheus asks; holds no state of its own."""
 
-    def __init__(self, newest: Callable[[], Snapshot | None]) -> None:
+    def __init__(self, newest: Callable[[], Snapshot | None], run: Mapping[str, str]) -> None:
+        """run: the labels of qfleet_run_info, which say what run this is."""
         self._newest = newest
+        self._run = dict(run)
 
     def collect(self) -> Iterator[Metric]:
-        """One family for each known figure, prefixed qfleet_."""
+        """qfleet_run_info, and one family for each known figure, prefixed qfleet_."""
+        yield InfoMetricFamily("qfleet_run", "What run this is", value=self._run)
         snapshot = self._newest()
         if snapshot is None:
             return
-        known = figures(snapshot)
-        for item in dataclasses.fields(Snapshot):
-            if item.name in known:
-                family = CounterMetricFamily if item.metadata["kind"] == "counter" else GaugeMetricFamily
-                yield family(f"qfleet_{item.name}", item.metadata["help"], value=known[item.name])
+        for name, metadata in _FIELDS.items():
+            value = getattr(snapshot, name)
+            if value is not None and metadata["kind"] != "text":
+                yield _family(f"qfleet_{name}", metadata, value)
+
+
+def _family(name: str, metadata: Mapping[str, Any], value: float | ByLabel | ByLabels | Histogram) -> Metric:
+    text, labels = metadata["help"], metadata["labels"]
+    if isinstance(value, Histogram):
+        buckets = list(zip(_BUCKETS, accumulate(value.counts), strict=True))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=value.sum)
+    family = (CounterMetricFamily if metadata["kind"] == "counter" else GaugeMetricFamily)(
+        name, text, labels=labels
+    )
+    for label_values, number in _samples(value):
+        family.add_metric(label_values, number)
+    return family
+
+
+def _samples(value: float | ByLabel | ByLabels) -> Iterator[tuple[tuple[str, ...], float]]:
+    """The label values of each sample, and its number."""
+    if not isinstance(value, Mapping):
+        yield (), value
+        return
+    for label, part in value.items():
+        for rest, number in _samples(part):
+            yield (label, *rest), number
 
 
 class _SilentHandler(WSGIRequestHandler):
@@ -109,18 +286,44 @@ class _SilentHandler(WSGIRequestHandler):
         pass
 
 
+def _with_status(others: WSGIApplication, status: Callable[[], bytes]) -> WSGIApplication:
+    """`others`, but for /status."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ.get("PATH_INFO") != "/status":
+            return others(environ, start_response)
+        document = status()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(document)))]
+        start_response("200 OK", headers)
+        return [document]
+
+    return answer
+
+
 class MetricsServer:
-    """Serves /metrics on host:port from a thread; port 0 takes a free one.
+    """Serves /metrics, and the JSON of status() on /status, from a thread; port 0 takes a free one.
 
     Raises ConfigError where the address is taken or not this machine's.
     """
 
-    def __init__(self, host: str, port: int, newest: Callable[[], Snapshot | None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        newest: Callable[[], Snapshot | None],
+        run: Mapping[str, str],
+        status: Callable[[], bytes] = lambda: b"null",
+    ) -> None:
+        """run: the labels of qfleet_run_info."""
         registry = CollectorRegistry()
-        registry.register(SnapshotCollector(newest))
+        registry.register(SnapshotCollector(newest, run))
         try:
             self._server = make_server(
-                host, port, make_wsgi_app(registry), ThreadingWSGIServer, handler_class=_SilentHandler
+                host,
+                port,
+                _with_status(make_wsgi_app(registry, disable_compression=True), status),
+                ThreadingWSGIServer,
+                handler_class=_SilentHandler,
             )
         except OSError as error:
             raise ConfigError(
@@ -128,6 +331,8 @@ class MetricsServer:
                 "give an address of this machine, and port 0 for a free one"
             ) from error
         self.url = f"http://{host}:{self._server.server_port}/metrics"
+        # Who listens on every address is scraped from this machine all the same.
+        self.target = f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{self._server.server_port}"
         # The poll interval is how long close() may wait.
         self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()

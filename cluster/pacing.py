@@ -1,10 +1,11 @@
 """Pacing: how far acting may run ahead of learning, and learning ahead of acting.
 
-Owns the two inequalities; pure arithmetic over totals and outstanding credits, imports nothing.
+Owns the two inequalities; pure arithmetic over totals and outstanding credits.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -52,6 +53,11 @@ class Pacing:
             return False
         budget = self.samples_per_insert * (ledger.inserted - self.learning_starts)
         return ledger.sampled + ledger.sampling + rows <= max(budget, 0.0)
+
+    def surplus_samples(self, ledger: Ledger) -> int:
+        """By how much learning lies further behind than acting could have come to run ahead of it."""
+        owed = self.samples_per_insert * (ledger.inserted - self.learning_starts) - ledger.sampled
+        return max(0, math.floor(owed - self.slack_samples))
 
     def achieved(self, ledger: Ledger) -> float:
         """Samples per insert so far, over the rows inserted after learning could start; 0 before."""

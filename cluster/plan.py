@@ -11,7 +11,12 @@ import numpy as np
 
 from actors.core import EnvSpec
 from cluster.config import ConfigError, RunConfig
+from cluster.engine import Need
 from cluster.machine import Machine
+from cluster.placement import Claims, Placement, room
+from cluster.resolve import network_spec
+from cluster.wording import byte_size
+from learner.config import acts_in_numpy
 from replay_service.block import ROW_FIELDS, BlockSchema
 from replay_service.compressed_frame_store import is_packed, segment_frames
 from replay_service.config import Compression
@@ -23,13 +28,15 @@ _PRIORITY_BYTES = 16
 _LZ4_SHRINKS_TO = 1 / 50
 # Memory of the processes of a run (shared pages counted once), beside what they hold of frames: measured,
 # rounded up by a sixth.
-_RAY_BYTES = 350 << 20
+_RAY_BYTES = 420 << 20
 _PROCESS_BYTES = 100 << 20
 _TORCH_BYTES = 250 << 20
 # Ray's own rule for the size of its object store.
 _OBJECT_STORE_SHARE = 0.3
 _OBJECT_STORE_MOST_BYTES = 200 * 10**9
 _OBJECT_STORE_LEAST_CAP_BYTES = 10**10
+
+_LABEL_WIDTH = len("a transition, raw")
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Plan:
         object_store_bytes: what Ray will give its object store; 0 where this process does not start Ray.
         machine: the machine that was planned for.
         on_one_machine: False where a cluster's nodes, not this machine, hold the run.
+        placement: where the roles would go on that cluster, if it was asked.
     """
 
     capacity: int
@@ -65,6 +73,7 @@ class Plan:
     object_store_bytes: int
     machine: Machine
     on_one_machine: bool
+    placement: Placement | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -101,15 +110,16 @@ class Plan:
         found = []
         if self.run_bytes > self.machine.available_bytes:
             found.append(
-                f"the run needs {_size(self.run_bytes)} of memory, {_size(self.machine.available_bytes)} of "
-                f"{_size(self.machine.memory_bytes)} are available: replay {_size(self.replay_bytes)} "
-                f"({self._per_transition}), messages {_size(self.messages_bytes)}, processes "
-                f"{_size(self.process_bytes)}; {self._memory_knobs}"
+                f"the run needs {byte_size(self.run_bytes)} of memory, "
+                f"{byte_size(self.machine.available_bytes)} of {byte_size(self.machine.memory_bytes)} are "
+                f"available: replay {byte_size(self.replay_bytes)} ({self._per_transition}), messages "
+                f"{byte_size(self.messages_bytes)}, processes {byte_size(self.process_bytes)}; "
+                f"{self._memory_knobs}"
             )
         if self.object_store_bytes and self.messages_bytes > self.object_store_bytes:
             found.append(
-                f"messages in flight need {_size(self.messages_bytes)}, Ray's object store will have "
-                f"{_size(self.object_store_bytes)}: {self._messages}; lower "
+                f"messages in flight need {byte_size(self.messages_bytes)}, Ray's object store will have "
+                f"{byte_size(self.object_store_bytes)}: {self._messages}; lower "
                 "replay.minibatches_per_request, replay.prefetch_requests, learner.batch_size, "
                 "actors.steps_per_chunk or actors.envs_per_actor"
             )
@@ -118,11 +128,18 @@ class Plan:
     @property
     def short(self) -> str:
         """One line."""
-        replay = f"replay {_size(self.replay_bytes)} ({self._per_transition}) in {self.num_shards} shard(s)"
+        replay = (
+            f"replay {byte_size(self.replay_bytes)} ({self._per_transition}) in {self.num_shards} shard(s)"
+        )
         if not self.on_one_machine:
-            return f"{replay} of {_size(self.shard_bytes)}"
-        free = _size(self.machine.available_bytes)
-        return f"{replay}; the run about {_size(self.run_bytes)} of {free} free memory"
+            return f"{replay} of {byte_size(self.shard_bytes)}"
+        free = byte_size(self.machine.available_bytes)
+        text = f"{replay}; the run about {byte_size(self.run_bytes)} of {free} free memory"
+        return (
+            f"{text}\nwarning: Ray's object store is {self._on_disk}, which is slow"
+            if self._on_disk
+            else text
+        )
 
     @property
     def text(self) -> str:
@@ -139,23 +156,27 @@ class Plan:
             "frames held once": f"{self.deduplicated_bytes:,} bytes",
             "compressed": compressed,
             "priorities": f"{self.priority_bytes} bytes",
-            "replay": f"{_size(self.replay_bytes)} for {self.capacity:,} transitions",
-            "a shard": f"{_size(self.shard_bytes)}, {self.num_shards} in all",
-            "messages": f"{_size(self.messages_bytes)} at most: {self._messages}",
-            "processes": _size(self.process_bytes),
+            "replay": f"{byte_size(self.replay_bytes)} for {self.capacity:,} transitions",
+            "a shard": f"{byte_size(self.shard_bytes)}, {self.num_shards} in all",
+            "messages": f"{byte_size(self.messages_bytes)} at most: {self._messages}",
+            "processes": byte_size(self.process_bytes),
         }
         if self.on_one_machine:
             lines["this machine"] = (
-                f"{_size(self.run_bytes)} needed, {_size(machine.available_bytes)} of "
-                f"{_size(machine.memory_bytes)} free, {machine.cores} cores"
+                f"{byte_size(self.run_bytes)} needed, {byte_size(machine.available_bytes)} of "
+                f"{byte_size(machine.memory_bytes)} free, {machine.cores} cores"
             )
             if self.object_store_bytes:
                 lines["object store"] = self._object_store
             lines["verdict"] = "does not fit" if self.problems else "fits"
+        elif self.placement is not None:
+            missing = self.placement.missing
+            lines["cluster"] = room(self.placement.machines)
+            lines["verdict"] = "waits for room" if missing else "has room"
+            lines["placement"] = self.placement.text.replace("\n", "\n" + " " * (_LABEL_WIDTH + 2))
         else:
             lines["verdict"] = "not given: the memory of the cluster's nodes is not known here"
-        width = max(map(len, lines))
-        return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())
+        return "\n".join(f"{name:{_LABEL_WIDTH}}  {text}" for name, text in lines.items())
 
     @property
     def _per_transition(self) -> str:
@@ -163,16 +184,21 @@ class Plan:
 
     @property
     def _messages(self) -> str:
-        text = f"{self.requests} requests of {_size(self.request_bytes)}"
-        return f"{text}, {self.pushes} pushes of {_size(self.push_bytes)}" if self.pushes else text
+        text = f"{self.requests} requests of {byte_size(self.request_bytes)}"
+        return f"{text}, {self.pushes} pushes of {byte_size(self.push_bytes)}" if self.pushes else text
 
     @property
     def _object_store(self) -> str:
-        text = f"{_size(self.object_store_bytes)} by Ray's rule"
+        text = f"{byte_size(self.object_store_bytes)} by Ray's rule"
+        return f"{text}, {self._on_disk}" if self._on_disk else text
+
+    @property
+    def _on_disk(self) -> str | None:
+        """What to say where shared memory is smaller than the messages: Ray then takes the disk."""
         shm_bytes = self.machine.shm_bytes
-        if shm_bytes is not None and shm_bytes < min(self.object_store_bytes, self.messages_bytes):
-            return f"{text}, on disk: /dev/shm has only {_size(shm_bytes)} (docker run --shm-size)"
-        return text
+        if shm_bytes is None or shm_bytes >= min(self.object_store_bytes, self.messages_bytes):
+            return None
+        return f"on disk: /dev/shm has only {byte_size(shm_bytes)} (docker run --shm-size)"
 
     @property
     def _memory_knobs(self) -> str:
@@ -213,10 +239,29 @@ def make_plan(config: RunConfig, spec: EnvSpec, machine: Machine) -> Plan:
         push_bytes=push_bytes,
         pushes=0 if serial else num_actors * actors.pushes_in_flight,
         # An actor also holds a chunk while it collects, builds and encodes it.
-        process_bytes=_process_bytes(config) + 3 * num_actors * push_bytes,
+        process_bytes=_process_bytes(config, spec) + 3 * num_actors * push_bytes,
         object_store_bytes=_object_store_bytes(machine) if config.run.runtime == "local" else 0,
         machine=machine,
         on_one_machine=config.run.runtime != "cluster",
+    )
+
+
+def make_claims(config: RunConfig, spec: EnvSpec, plan: Plan, learner_gpus: float) -> Claims:
+    """What each role claims of a cluster: a core, and the memory that the plan gives it."""
+    torch_to_act = 0 if acts_in_numpy(network_spec(spec), config.learner) else _TORCH_BYTES
+    shard = Need(memory_bytes=_PROCESS_BYTES + plan.shard_bytes)
+    learner = Need(gpus=learner_gpus, memory_bytes=_PROCESS_BYTES + _TORCH_BYTES + plan.request_bytes)
+    # Blocks in flight belong to the object store, whose memory Ray keeps apart.
+    actor = Need(memory_bytes=_PROCESS_BYTES + torch_to_act + 3 * plan.push_bytes)
+    num_actors = config.actors.num_actors or 1
+    return Claims(
+        core={
+            **{f"shard {index}": shard for index in range(config.replay.num_shards)},
+            "learner": learner,
+            "evaluator": Need(memory_bytes=_PROCESS_BYTES + torch_to_act),
+        },
+        actors={f"actor {index}": actor for index in range(num_actors)},
+        min_actors=config.actors.min_actors or num_actors,
     )
 
 
@@ -239,9 +284,9 @@ def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
     return deduplicated, ROW.itemsize + round(frames_per_row * held)
 
 
-def _process_bytes(config: RunConfig) -> int:
+def _process_bytes(config: RunConfig, spec: EnvSpec) -> int:
     """Ray, driver, shards, learner, actors and evaluator, without what they hold of frames."""
-    actors_have_torch = config.learner.network not in ("mlp", "table")
+    actors_have_torch = not acts_in_numpy(network_spec(spec), config.learner)
     if config.run.runtime == "serial":
         return _PROCESS_BYTES + _TORCH_BYTES
     actors = (config.actors.num_actors or 1) + 1
@@ -256,12 +301,3 @@ def _object_store_bytes(machine: Machine) -> int:
         # Below 10 GB of shared memory Ray takes the disk rather than a small store.
         cap = min(cap, max(_OBJECT_STORE_LEAST_CAP_BYTES, int(0.95 * machine.shm_bytes)))
     return min(int(_OBJECT_STORE_SHARE * machine.available_bytes), cap)
-
-
-def _size(num_bytes: int) -> str:
-    """Decimal units, about three digits."""
-    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= scale:
-            value = num_bytes / scale
-            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
-    return f"{num_bytes} bytes"

@@ -10,18 +10,25 @@ from dataclasses import replace
 from actors.core import EnvSpec
 from cluster.config import ConfigError, RunConfig
 from learner.config import LearnerConfig, NetworkSpec, resolve_network
+from replay_service.block import FrameField
 
 _IMAGE_BYTES = 1_024
 _DEFAULT_ENV_STEPS = 1_000_000
+_REQUEST_BYTES = 16 << 20
+_MOST_MINIBATCHES = 64
 _REPLAY_BYTES_AUTO = 2 << 30
 
 
-def resolve(config: RunConfig, spec: EnvSpec, cores: int) -> RunConfig:
+def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = False) -> RunConfig:
     """A config without open fields; equal input gives equal output, so the saved one repeats the run.
+
+    on_cluster: whether the runtime auto is the cluster.
 
     Raises:
         ConfigError: if the configured network does not fit the environment's observations.
     """
+    if config.run.runtime == "auto":
+        config = replace(config, run=replace(config.run, runtime="cluster" if on_cluster else "local"))
     image = _frame_bytes(spec) > _IMAGE_BYTES
     native = spec.backend == "native"
     serial = config.run.runtime == "serial"
@@ -29,8 +36,9 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int) -> RunConfig:
     actors = config.actors
     actors = replace(
         actors,
-        # The learner keeps one core for itself; cheap native environments never need more than one actor.
-        num_actors=actors.num_actors or (1 if serial or native else max(1, cores - 1)),
+        # The learner keeps one core for itself; cheap native environments never need more than one actor,
+        # but a core steps Atari no faster than it computes the network of another.
+        num_actors=actors.num_actors or (1 if serial or (native and not image) else max(1, cores - 1)),
         envs_per_actor=actors.envs_per_actor or (16 if native else 8),
         # For images long enough that the stack + n_step - 1 frames a lane repeats in each block stay below
         # 3.5 %: with the ends of episodes and the rows themselves, memory stays below 1.05 frames a row.
@@ -42,10 +50,12 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int) -> RunConfig:
         replay = replace(replay, capacity=max(config.learner.batch_size, min(100_000, room)))
     replay = replace(
         replay,
-        # About 30 ms of learning a request: enough that the cost of a call vanishes, little enough
-        # that priorities stay fresh. The serial runtime draws when it needs, so that order is fixed.
-        minibatches_per_request=replay.minibatches_per_request or (1 if serial else 2 if image else 16),
+        # Limits; within them the learner chooses by measured times. The serial runtime draws when it needs,
+        # so that order is fixed.
+        minibatches_per_request=replay.minibatches_per_request
+        or (1 if serial else _most_minibatches(config, spec)),
         prefetch_requests=0 if serial else replay.prefetch_requests,
+        persist=replay.persist or "checkpoint",
     )
     learner = config.learner
     learner = replace(
@@ -60,7 +70,7 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int) -> RunConfig:
         stop = replace(stop, target_return=spec.reward_threshold)
     return replace(
         config,
-        env=replace(config.env, stack=spec.stack),
+        env=replace(config.env, stack=spec.stack, action_mask=spec.action_mask),
         actors=actors,
         replay=replay,
         learner=learner,
@@ -68,10 +78,19 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int) -> RunConfig:
     )
 
 
+def _most_minibatches(config: RunConfig, spec: EnvSpec) -> int:
+    """As many as a message may hold, and no more than are soon learned from."""
+    window = spec.block_schema(config.actors.n_step).window
+    room = _REQUEST_BYTES // (config.learner.batch_size * window * max(1, _frame_bytes(spec)))
+    return max(1, min(_MOST_MINIBATCHES, room))
+
+
 def network_spec(spec: EnvSpec) -> NetworkSpec:
     """What the learner must know of the environment."""
-    shape = spec.observation_shape if spec.stack == 1 else (spec.stack, *spec.observation_shape)
-    return NetworkSpec(shape, spec.observation_dtype, spec.num_states, spec.num_actions, spec.stack)
+    stack = () if spec.stack == 1 else (spec.stack,)
+    parts = tuple(FrameField(part.name, part.dtype, (*stack, *part.shape)) for part in spec.parts)
+    shape = () if parts else (*stack, *spec.observation_shape)
+    return NetworkSpec(shape, spec.observation_dtype, spec.num_states, spec.num_actions, spec.stack, parts)
 
 
 def _network(spec: EnvSpec, learner: LearnerConfig) -> str:

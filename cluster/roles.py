@@ -5,6 +5,8 @@ Owns wiring only; imports each package inside the role that needs it, so that ac
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +16,20 @@ import numpy as np
 from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
 from cluster.config import RunConfig
 from cluster.engine import Calls, Handle
+from cluster.logs import ProcessLog, Speaker
 from cluster.presence import Presence, presence
 from cluster.resolve import network_spec
 from cluster.shard_calls import EngineTransport, RoundRobinSink
 from cluster.stacks import answer_stack_requests
+from cluster.threads import available_cores, env_threads
+from cluster.usage import UsageMeter
 from learner.config import acts_in_numpy
-from learner.core import LearnReport
+from learner.core import LearnerState, LearnReport
 from replay_service.durability import SealReply
 from replay_service.messages import (
     InsertReply,
     PriorityUpdate,
+    ProcessUsage,
     SampleReply,
     SampleRequest,
     ShardStatus,
@@ -36,7 +42,8 @@ from replay_service.shard import ReplayShard
 class RoleContext:
     """What every role of a run is told: its name, the resolved config, its environment, and folders.
 
-    replay: the folder under which shards keep their journals.
+    replay: the folder under which shards keep their journals. speaker: set where the role has a process to
+    itself, whose output then goes to the role's log.
     """
 
     name: str
@@ -44,18 +51,31 @@ class RoleContext:
     spec: EnvSpec
     logs: Path
     replay: Path
+    speaker: Speaker | None = None
 
 
 class Role:
-    """What all roles share: they say where they are, and answer requests for their stack."""
+    """What all roles share: their log, where they are, and answers to requests for their stack."""
 
     def __init__(self, context: RoleContext) -> None:
-        self._presence = presence()
+        self._log = ProcessLog(context.speaker, context.logs) if context.speaker else None
+        relays_log = self._log is not None and self._log.relays
+        self._presence = dataclasses.replace(presence(), relays_log=relays_log)
         answer_stack_requests(context.logs, context.name)
+        # In the serial runtime all roles share the coordinator's process, which reads its own.
+        self._meter = UsageMeter() if context.speaker else None
 
     def presence(self) -> Presence:
         """See presence."""
         return self._presence
+
+    def _usage(self) -> ProcessUsage | None:
+        """The usage of this role's own process, at most once a second."""
+        return self._meter.due() if self._meter else None
+
+    def take_log(self) -> str:
+        """Log lines that could not be written where they arose, each once."""
+        return self._log.take() if self._log else ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +116,11 @@ class ShardRole(Role):
 
     def status(self) -> ShardStatus:
         """See ReplayShard.status."""
-        return self._shard.status()
+        status = self._shard.status()
+        if status.figures is None:
+            return status
+        figures = dataclasses.replace(status.figures, process=self._usage())
+        return dataclasses.replace(status, figures=figures)
 
     def recovery(self) -> tuple[RecoveryReport | None, ShardStatus]:
         """What this shard found in its journal when it began, if it keeps one; and how it stands."""
@@ -105,6 +129,10 @@ class ShardRole(Role):
     def seal_slice(self, into: Path) -> SealReply:
         """See ReplayShard.seal_slice."""
         return self._shard.seal_slice(into)
+
+    def close(self) -> None:
+        """See ReplayShard.close."""
+        self._shard.close()
 
 
 class ActorRole(Role):
@@ -121,6 +149,9 @@ class ActorRole(Role):
         seed = Seeds(config.run.seed).stream("actor", actor, incarnation)
         # EnvActor spawns the children 0 and 1 of its seed.
         noise = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 2))
+        num_actors = config.actors.num_actors or 1
+        # Elsewhere an actor has the one core that it asked for.
+        cores = 1 if config.run.runtime == "cluster" else available_cores()
         self._actor = EnvActor(
             config.env,
             config.actors,
@@ -128,8 +159,9 @@ class ActorRole(Role):
             sink=self._sink,
             actor=actor,
             incarnation=incarnation,
-            num_actors=config.actors.num_actors or 1,
+            num_actors=num_actors,
             seed=seed,
+            env_threads=env_threads(cores, num_actors),
         )
 
     def rollout(
@@ -137,7 +169,14 @@ class ActorRole(Role):
     ) -> tuple[RolloutReport, int]:
         """One chunk; also the rows pushed whose insertion is not confirmed yet."""
         report = self._actor.rollout(steps, version, weights, global_env_steps)
+        report = dataclasses.replace(
+            report, pushes_in_flight=self._sink.pushes_in_flight, process=self._usage()
+        )
         return report, self._sink.rows_unacknowledged
+
+    def take_place(self, rank: int, num_actors: int) -> None:
+        """See EnvActor.take_place."""
+        self._actor.take_place(rank, num_actors)
 
     def unconfirmed(self) -> tuple[int, tuple[ShardStatus, ...]]:
         """The rows whose insertion is not confirmed yet, and what shards said when they confirmed others."""
@@ -153,14 +192,16 @@ class ActorRole(Role):
 class LearnerRole(Role):
     """The learner with its sampler."""
 
-    def __init__(self, context: RoleContext, calls: Calls, shards: list[Handle], threads: int) -> None:
+    def __init__(
+        self, context: RoleContext, calls: Calls, shards: list[Handle], incarnation: int, threads: int
+    ) -> None:
         from learner.health import append_skipped
         from learner.loop import Learner
         from replay_service.sampler import ReplaySampler
 
         super().__init__(context)
         config = context.config
-        stream = Seeds(config.run.seed).stream("learner", 0, 0)
+        stream = Seeds(config.run.seed).stream("learner", 0, incarnation)
         torch_seed, sampler_seed = stream.spawn(2)
         self._transport = EngineTransport(calls, shards)
         self._sampler = ReplaySampler(
@@ -170,6 +211,7 @@ class LearnerRole(Role):
             minibatches_per_request=config.replay.minibatches_per_request or 1,
             prefetch_requests=config.replay.prefetch_requests,
             rng=np.random.default_rng(sampler_seed),
+            adaptive=True,
         )
         self._learner = Learner(
             config.learner,
@@ -182,7 +224,28 @@ class LearnerRole(Role):
 
     def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:
         """One chunk of updates, and the flat weights after it."""
-        return self._learner.learn(updates)
+        report, weights = self._learner.learn(updates)
+        if report.updates:
+            seconds = report.seconds["update"] + report.seconds["other"]
+            self._sampler.adapt(seconds / report.updates)
+        report = dataclasses.replace(
+            report, prefetched_requests=self._sampler.requests_in_flight, process=self._usage()
+        )
+        return report, weights
+
+    def state(self) -> LearnerState:
+        """See Learner.state."""
+        return self._learner.state()
+
+    def start_from(self, weights: np.ndarray) -> tuple[int, np.ndarray]:
+        """Begins with weights; returns the version, 0, and them."""
+        self._learner.start_from(weights)
+        return self._learner.weights()
+
+    def restore(self, state: LearnerState) -> tuple[int, np.ndarray]:
+        """Goes on from a state; returns its version and flat weights."""
+        self._learner.restore(state)
+        return self._learner.weights()
 
     def replace_shard(self, shard: int, handle: Handle) -> None:
         """Samples from another shard under this number from now on."""
@@ -198,16 +261,23 @@ class EvaluatorRole(Role):
 
         super().__init__(context)
         self._policy = make_policy(context.config, context.spec)
-        self._evaluator = Evaluator(context.config.env, seed=context.config.run.seed)
+        acting = context.config.actors
+        self._evaluator = Evaluator(
+            context.config.env,
+            seed=context.config.run.seed,
+            discount=acting.discount,
+            reward_clip=acting.reward_clip,
+        )
 
     def evaluate(
         self, version: int, weights: np.ndarray, seed_domain: int, episodes: int
     ) -> EvaluationReport:
         """See Evaluator.evaluate."""
         self._policy.load(weights)
-        return self._evaluator.evaluate(
+        report = self._evaluator.evaluate(
             self._policy, version=version, seed_domain=seed_domain, episodes=episodes
         )
+        return dataclasses.replace(report, process=self._usage())
 
 
 def make_policy(config: RunConfig, spec: EnvSpec, noise: np.random.SeedSequence | None = None) -> Policy:
@@ -217,11 +287,13 @@ def make_policy(config: RunConfig, spec: EnvSpec, noise: np.random.SeedSequence 
     """
     from actors.policy import MlpPolicy, TablePolicy
 
-    if not acts_in_numpy(config.learner):
+    fitted = network_spec(spec)
+    if not acts_in_numpy(fitted, config.learner):
         from learner.torch_policy import TorchPolicy
 
-        return TorchPolicy(network_spec(spec), config.learner, threads=1, noise=noise)
+        return TorchPolicy(fitted, config.learner, threads=1, noise=noise)
     if config.learner.network == "table":
         return TablePolicy(spec.num_states or 0, spec.num_actions)
-    shape = network_spec(spec).observation_shape
-    return MlpPolicy((int(np.prod(shape)), *config.learner.hidden_sizes, spec.num_actions))
+    sizes = (math.prod(fitted.observation_shape), *config.learner.hidden_sizes, spec.num_actions)
+    normalised = math.prod(fitted.frame_shape) if config.learner.normalise_observations else 0
+    return MlpPolicy(sizes, normalised)

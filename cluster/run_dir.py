@@ -6,11 +6,13 @@ Owns file names and formats; reading it executes nothing. Must not import torch 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,10 +25,14 @@ from actors.core import EnvSpec, EvaluationReport
 from cluster.config import ConfigError, RunConfig
 from cluster.judge import EvaluationRequest
 from cluster.load_config import dump_config, load_config
+from cluster.logs import Level, Speaker
 from cluster.metrics import Snapshot, figures
+from cluster.tensorboard import EventFile
 from cluster.threads import available_cores
 from learner.weights import load_weights, save_weights
+from replay_service.block import FrameField
 
+RESUMES = "resumes.jsonl"
 WeightsName = Literal["best", "latest"]
 _PACKAGES = ("ray", "torch", "gymnasium", "numpy", "msgpack", "prometheus-client")
 
@@ -34,8 +40,17 @@ _PACKAGES = ("ray", "torch", "gymnasium", "numpy", "msgpack", "prometheus-client
 class RunDir:
     """A run directory that this process writes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
+        """Raises ConfigError if another process runs in this folder; OSError."""
         self.path = path
+        # Held until this process ends, however it ends.
+        self._lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ConfigError(f"run directory {path}: another process is running in it") from None
+        self._event_file = EventFile(path / "tensorboard") if tensorboard else None
         self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._evaluations = (path / "evaluations.jsonl").open("a", encoding="utf-8", buffering=1)
 
@@ -49,9 +64,20 @@ class RunDir:
         """Where shards keep their journals; made by the first that does."""
         return self.path / "replay"
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where cuts are kept; made by the first."""
+        return self.path / "checkpoints"
+
     @classmethod
-    def create(cls, path: Path, config: RunConfig, spec: EnvSpec) -> RunDir:
-        """Makes the folder with config and provenance in it.
+    def create(
+        cls,
+        path: Path,
+        config: RunConfig,
+        spec: EnvSpec,
+        initial_weights: Mapping[str, str] | None = None,
+    ) -> RunDir:
+        """Makes the folder with config and provenance in it; initial_weights: where they come from, if any.
 
         Raises:
             ConfigError: if it holds a run already, or cannot be written.
@@ -61,20 +87,57 @@ class RunDir:
             for folder in (path, path / "weights", path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
             (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-            (path / "provenance.json").write_text(json.dumps(_provenance(spec), indent=2), encoding="utf-8")
+            provenance = _provenance(spec)
+            if initial_weights is not None:
+                provenance["initial_weights"] = dict(initial_weights)
+            (path / "provenance.json").write_text(json.dumps(provenance, indent=2), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
-        return cls(path)
+        return cls(path, tensorboard=config.metrics.tensorboard)
+
+    @classmethod
+    def reopen(cls, path: Path, config: RunConfig, cut: int | None, changed: Mapping[str, Any]) -> RunDir:
+        """Goes on in a run's folder, and notes from which cut (None: from the beginning) and what changed.
+
+        Raises:
+            ConfigError: if another process runs in it, or it cannot be written.
+        """
+        note = {
+            "cut": -1 if cut is None else cut,
+            "time": time.time(),
+            "command": sys.argv,
+            "host": platform.node(),
+            "changed": changed,
+        }
+        try:
+            run_dir = cls(path, tensorboard=config.metrics.tensorboard)
+            partial = path / "config.yaml.partial"
+            partial.write_text(dump_config(config), encoding="utf-8")
+            partial.replace(path / "config.yaml")
+            with (path / RESUMES).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(note, default=str) + "\n")
+        except OSError as error:
+            raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
+        return run_dir
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
-        """Adds a line to metrics.jsonl."""
-        line = {name: _rounded(value) for name, value in figures(snapshot).items()}
-        self._metrics.write(json.dumps(line) + "\n")
+        """Adds a line to metrics.jsonl, and to the TensorBoard events if there are any."""
+        self._metrics.write(json.dumps(figures(snapshot)) + "\n")
+        if self._event_file is not None:
+            self._event_file.write(snapshot)
 
     def write_event(self, text: str, run_seconds: float) -> None:
         """Adds a line to logs/events.log: restarts, saves, the reason of the end."""
-        with (self.path / "logs" / "events.log").open("a", encoding="utf-8") as file:
-            file.write(f"{run_seconds:10.2f} {text}\n")
+        now = time.time()
+        level: Level = (
+            "ERROR"
+            if text.startswith("failed:")
+            else "WARNING"
+            if text.startswith("warning:")
+            else "INFO"
+        )
+        with events_path(self.path).open("a", encoding="utf-8") as file:
+            file.write(Speaker("coordinator", 0, now - run_seconds).lines(level, text, now))
 
     def write_evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
         """Adds a line to evaluations.jsonl, every return in it."""
@@ -95,10 +158,16 @@ class RunDir:
         save_weights(self.path / "weights" / f"{name}.safetensors", flat, facts)
 
     def close(self) -> None:
-        """Closes the line files."""
-        for file in (self._metrics, self._evaluations):
+        """Closes the files and lets another process run here."""
+        events = (self._event_file,) if self._event_file else ()
+        for file in (self._metrics, self._evaluations, *events, self._lock):
             with contextlib.suppress(OSError):  # a full disk, of which the run was told when it wrote
                 file.close()
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a run began in this folder."""
+    return (path / "config.yaml").is_file()
 
 
 def refuse_unusable(path: Path) -> None:
@@ -109,11 +178,18 @@ def refuse_unusable(path: Path) -> None:
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():
-        kind = "already holds a run" if (path / "config.yaml").exists() else "exists and is not empty"
+        kind, cure = "exists and is not empty", "move this one away"
+        if holds_run(path):
+            kind, cure = "already holds a run", "go on with this one by --resume"
         raise ConfigError(
             f"run directory {path}: {kind}, and nothing recorded is overwritten; "
-            f"choose another with --run-dir, or move this one away"
+            f"choose another with --run-dir, or {cure}"
         )
+
+
+def events_path(path: Path) -> Path:
+    """Where a run's events are, in the format of cluster.logs."""
+    return path / "logs" / "events.log"
 
 
 def read_config(path: Path) -> RunConfig:
@@ -123,9 +199,11 @@ def read_config(path: Path) -> RunConfig:
     return load_config(path / "config.yaml")
 
 
-def read_weights(path: Path) -> tuple[WeightsName, np.ndarray, Mapping[str, str]]:
-    """The best weights of a run, or the latest if none was confirmed; ConfigError if there are none."""
-    names: tuple[WeightsName, ...] = ("best", "latest")
+def read_weights(
+    path: Path, which: WeightsName | None = None
+) -> tuple[WeightsName, np.ndarray, Mapping[str, str]]:
+    """The best weights of a run, or the latest if none was confirmed; or those named. ConfigError if none."""
+    names: tuple[WeightsName, ...] = ("best", "latest") if which is None else (which,)
     for name in names:
         file = path / "weights" / f"{name}.safetensors"
         if file.is_file():
@@ -134,7 +212,19 @@ def read_weights(path: Path) -> tuple[WeightsName, np.ndarray, Mapping[str, str]
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{file}: cannot be read: {error}") from error
             return name, flat, facts
+    if which == "best":
+        raise ConfigError(f"{path}: holds no best weights: no version was confirmed; take --which latest")
     raise ConfigError(f"{path}: holds no weights yet; a run writes them when its first update is done")
+
+
+def read_provenance(path: Path) -> Mapping[str, Any]:
+    """provenance.json of a run. Raises ConfigError where there is none."""
+    file = path / "provenance.json"
+    try:
+        facts: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    return facts
 
 
 def read_spec(path: Path) -> EnvSpec:
@@ -143,6 +233,9 @@ def read_spec(path: Path) -> EnvSpec:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))["environment"]
         facts["observation_shape"] = tuple(facts["observation_shape"])
+        facts["parts"] = tuple(
+            FrameField(part["name"], part["dtype"], tuple(part["shape"])) for part in facts.get("parts", ())
+        )
         return EnvSpec(**facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file}: does not say what the run's environment was like: {error!r}") from error
@@ -169,7 +262,3 @@ def _commit() -> str | None:
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _rounded(value: float) -> float:
-    return round(value, 6) if isinstance(value, float) else value

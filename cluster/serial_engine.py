@@ -6,7 +6,8 @@ Owns ordering and error translation; must not import ray.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,10 @@ class _Target:
 class SerialEngine:
     """Deterministic: nothing overlaps, so the order of calls is the order of effects."""
 
-    def __init__(self) -> None:
+    def __init__(self, speaking_as: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
+        """speaking_as: given a role's name, entered while that role's code runs."""
         self._handles: list[Handle] = []
+        self._speaking_as = speaking_as
 
     @property
     def calls(self) -> SerialEngine:
@@ -41,7 +44,8 @@ class SerialEngine:
     def spawn(self, name: str, role: type, *args: Any, need: Need) -> Handle:
         """Builds the role now; a constructor's exception is kept for the first call, as Ray does."""
         try:
-            target = _Target(role(*args))
+            with self._speaking_as(name):
+                target = _Target(role(*args))
         except Exception:  # noqa: BLE001 - kept and raised by the first get
             target = _Target(None, RoleError(name, traceback.format_exc()))
         handle = Handle(name, target)
@@ -54,7 +58,9 @@ class SerialEngine:
         if target.failure is not None:
             return tuple(Ref(_Done(error=target.failure)) for _ in range(returns))
         try:
-            value = getattr(target.role, method)(*(self._resolve(arg) for arg in args))
+            given = [self._resolve(arg) for arg in args]
+            with self._speaking_as(handle.name):
+                value = getattr(target.role, method)(*given)
         except EngineError as error:
             return tuple(Ref(_Done(error=error)) for _ in range(returns))
         except Exception:  # noqa: BLE001 - carried to the caller as RoleError
@@ -78,6 +84,14 @@ class SerialEngine:
     def put(self, value: Any) -> Ref:
         """A Ref around the value itself."""
         return Ref(_Done(value))
+
+    def machine_of(self, handle: Handle) -> str:
+        """See Engine.machine_of: there is only one."""
+        return ""
+
+    def machines_leaving(self) -> frozenset[str]:
+        """See Engine.machines_leaving."""
+        return frozenset()
 
     def kill(self, handle: Handle) -> None:
         """Drops the role; later calls raise RoleDied."""

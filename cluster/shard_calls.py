@@ -55,6 +55,11 @@ class RoundRobinSink:
         """Rows pushed whose insertion no shard has confirmed yet."""
         return sum(push.rows for push in self._pushes)
 
+    @property
+    def pushes_in_flight(self) -> int:
+        """Blocks sent, or to be sent again, whose insertion no shard has confirmed yet."""
+        return len(self._pushes)
+
     def push(self, block: TransitionBlock) -> None:
         """Sends the block; first waits for the oldest push while too many are in flight."""
         while len(sent := self._sent()) >= self._limit:

@@ -1,6 +1,6 @@
-"""Stack dumps of roles that hang: each role answers SIGUSR1 by writing every thread's stack to a file.
+"""Roles that hang: each answers SIGUSR1 by writing every thread's stack to a file; the frozen are ended.
 
-Owns the signal and the file name; must not import ray.
+Owns the signals and the file name; must not import ray.
 """
 
 from __future__ import annotations
@@ -25,8 +25,17 @@ def answer_stack_requests(logs: Path, name: str) -> None:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 
+def end_process(presence: Presence | None) -> None:
+    """Ends the role's process at once, also one that is stopped; one on another machine is passed over."""
+    _signal(presence, signal.SIGKILL)
+
+
 def request_stack(presence: Presence | None) -> None:
     """Asks the role for its stack; one that is gone, or on another machine, is passed over."""
+    _signal(presence, signal.SIGUSR1)
+
+
+def _signal(presence: Presence | None, number: signal.Signals) -> None:
     if presence is not None and presence.host == platform.node() and presence.pid != os.getpid():
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(presence.pid, signal.SIGUSR1)
+            os.kill(presence.pid, number)

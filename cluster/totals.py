@@ -5,9 +5,25 @@ Owns only the sums; imports no engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
-from replay_service.messages import ShardStatus
+from replay_service.histogram import Histogram
+from replay_service.messages import ShardFigures, ShardStatus
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What shards did since the run began: rows, bytes, and seconds by phase."""
+
+    drawn: int
+    evicted: int
+    late_priorities: int
+    repeated_pushes: int
+    pushed_bytes: int
+    sampled_bytes: int
+    seconds: Mapping[str, float]
+    sample_age: Histogram
 
 
 class ShardTotals:
@@ -15,6 +31,7 @@ class ShardTotals:
 
     def __init__(self) -> None:
         self._newest: dict[tuple[int, int], ShardStatus] = {}
+        self._figures: dict[tuple[int, int], ShardFigures] = {}
 
     def take(self, statuses: Iterable[ShardStatus]) -> None:
         """Keeps the statuses that are newer than what is held: their counters only grow."""
@@ -23,6 +40,8 @@ class ShardTotals:
             held = self._newest.get(key)
             if held is None or _age(status) >= _age(held):
                 self._newest[key] = status
+            if status.figures is not None:
+                self._figures[key] = status.figures
 
     @property
     def inserted_rows(self) -> int:
@@ -33,6 +52,27 @@ class ShardTotals:
     def env_steps(self) -> int:
         """Environment steps that the inserted blocks account for."""
         return self._sum(lambda status: (status.earlier_env_steps_total, status.env_steps_total))
+
+    def work(self) -> ShardWork:
+        """What all incarnations did, by the newest figures of each."""
+        statuses, figures = self._newest.values(), self._figures.values()
+        return ShardWork(
+            drawn=sum(status.sampled_rows_total for status in statuses),
+            evicted=sum(status.evicted_rows_total for status in statuses),
+            late_priorities=sum(status.late_priorities_total for status in statuses),
+            repeated_pushes=sum(each.repeated_pushes for each in figures),
+            pushed_bytes=sum(each.inserted_bytes for each in figures),
+            sampled_bytes=sum(each.sampled_bytes for each in figures),
+            seconds={
+                phase: sum(each.seconds[phase] for each in figures)
+                for phase in ("insert", "sample", "update")
+            },
+            sample_age=sum((each.sample_age for each in figures), Histogram()),
+        )
+
+    def figures(self) -> dict[int, ShardFigures]:
+        """The newest of each shard's newest incarnation that has said any."""
+        return {shard: self._figures[shard, incarnation] for shard, incarnation in sorted(self._figures)}
 
     def living(self) -> tuple[ShardStatus, ...]:
         """The newest incarnation of each shard, by shard."""

@@ -1,16 +1,19 @@
 """A minibatch as the tensors that an update reads.
 
-Owns the way from frame windows to obs_tm1 and obs_t; must not import networks or the learning loop.
+Owns the way from frame windows to obs_tm1 and obs_t; must not import networks or the loop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from learner.torsos import Observations
+from replay_service.block import ACTION_MASK, OBSERVATION
 from replay_service.messages import Minibatch
 
 
@@ -18,18 +21,20 @@ from replay_service.messages import Minibatch
 class Batch:
     """B transitions as tensors on the learner's device.
 
-    obs_tm1, obs_t [B, *observation_shape]; a_tm1 [B] int64; r_t, discount_t, weight [B] float32.
+    obs_tm1, obs_t [B, *observation_shape], or dicts of parts (NetworkSpec.parts); a_tm1 [B] int64;
+    r_t, discount_t, weight [B] float32; allowed_t [B, A] bool, the actions that obs_t allows (None: all).
     """
 
-    obs_tm1: Tensor
+    obs_tm1: Observations
     a_tm1: Tensor
     r_t: Tensor
     discount_t: Tensor
-    obs_t: Tensor
+    obs_t: Observations
     weight: Tensor
+    allowed_t: Tensor | None = None
 
 
-def observations(window: np.ndarray, stack: int) -> tuple[np.ndarray, np.ndarray]:
+def observations(window: Tensor, stack: int) -> tuple[Tensor, Tensor]:
     """obs_tm1 and obs_t of frame windows [B, W, *frame], as views: the first and the last `stack` frames.
 
     Each is [B, stack, *frame], or [B, *frame] where stack is 1.
@@ -39,19 +44,45 @@ def observations(window: np.ndarray, stack: int) -> tuple[np.ndarray, np.ndarray
     return window[:, :stack], window[:, -stack:]
 
 
-def to_batch(minibatch: Minibatch, stack: int, device: torch.device) -> Batch:
-    """Tensors of a minibatch: on the CPU they share its memory, on a GPU they are copies under way."""
+def minibatch_arrays(minibatch: Minibatch) -> dict[str, np.ndarray]:
+    """What an update reads of a minibatch: its windows by field name, and its rows, by names of their own."""
+    return {
+        **minibatch.windows,
+        "action": minibatch.action,
+        "reward": minibatch.reward,
+        "discount": minibatch.discount,
+        "weight": minibatch.weight,
+    }
 
-    def place(array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
-    obs_tm1, obs_t = observations(minibatch.windows["observation"], stack)
+def batch_of(tensors: Mapping[str, Tensor], stack: int) -> Batch:
+    """A batch of the tensors of `minibatch_arrays`, whose memory it shares, wherever they are."""
+    obs_tm1: Observations
+    obs_t: Observations
+    if OBSERVATION in tensors:
+        obs_tm1, obs_t = observations(tensors[OBSERVATION], stack)
+    else:
+        prefix = f"{OBSERVATION}."
+        pairs = {
+            name.removeprefix(prefix): observations(window, stack)
+            for name, window in tensors.items()
+            if name.startswith(prefix)
+        }
+        obs_tm1 = {name: pair[0] for name, pair in pairs.items()}
+        obs_t = {name: pair[1] for name, pair in pairs.items()}
+    mask = tensors.get(ACTION_MASK)
     return Batch(
-        obs_tm1=place(obs_tm1),
-        a_tm1=place(minibatch.action).long(),
-        r_t=place(minibatch.reward),
-        discount_t=place(minibatch.discount),
-        obs_t=place(obs_t),
-        weight=place(minibatch.weight),
+        obs_tm1=obs_tm1,
+        a_tm1=tensors["action"].long(),
+        r_t=tensors["reward"],
+        discount_t=tensors["discount"],
+        obs_t=obs_t,
+        weight=tensors["weight"],
+        allowed_t=None if mask is None else mask[:, -1],
     )
+
+
+def to_batch(minibatch: Minibatch, stack: int, device: torch.device) -> Batch:
+    """Tensors of a minibatch: on the CPU they share its memory, elsewhere they are copies."""
+    arrays = minibatch_arrays(minibatch)
+    return batch_of({name: torch.from_numpy(array).to(device) for name, array in arrays.items()}, stack)

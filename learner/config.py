@@ -6,13 +6,15 @@ Owns names, defaults and single-value checks; must not import torch, so that a d
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
+
+from replay_service.block import OBSERVATION, FrameField
 
 NATURE_CNN_SMALLEST_IMAGE = 36
 """Pixels on a side below which the three convolutions of the Nature CNN leave nothing."""
 
-NETWORKS = ("auto", "mlp", "nature_cnn", "impala_cnn", "table")
+NETWORKS = ("auto", "mlp", "nature_cnn", "impala_cnn", "minatar_cnn", "table")
 """What `learner.network` may name, besides an import path."""
 
 
@@ -21,7 +23,9 @@ class NetworkSpec:
     """What a network must fit: shapes of one observation and the number of actions A.
 
     observation_shape is [*frame] where stack is 1, else [stack, *frame]; num_states is set for
-    Discrete observations, whose observation_shape is ().
+    Discrete observations, whose observation_shape is (). Where an observation consists of several arrays,
+    `parts` has name, dtype and shape (with the stack) of each; observation_shape is then (), the dtype "|V",
+    and a network takes a dict of tensors by name.
     """
 
     observation_shape: tuple[int, ...]
@@ -29,6 +33,22 @@ class NetworkSpec:
     num_states: int | None
     num_actions: int
     stack: int
+    parts: tuple[FrameField, ...] = ()
+
+    @property
+    def arrays(self) -> dict[str, NetworkSpec]:
+        """Each array of an observation as a spec of its own: the parts by name, or "observation" alone."""
+        if not self.parts:
+            return {OBSERVATION: self}
+        return {
+            part.name: replace(self, observation_shape=part.shape, observation_dtype=part.dtype, parts=())
+            for part in self.parts
+        }
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """observation_shape without the stack."""
+        return self.observation_shape[1:] if self.stack > 1 else self.observation_shape
 
 
 @dataclass(frozen=True)
@@ -37,7 +57,12 @@ class LearnerConfig:
 
     network is one of NETWORKS, or an import path "package.module:factory": a callable (spec, config) that
     returns a torch module [B, *observation_shape] -> [B, A] ([B, A, num_atoms] for a distributional head).
-    hidden_sizes are those of the MLP. layer_norm normalises before each ReLU.
+    hidden_sizes are those of the MLP. layer_norm normalises before each ReLU. Of several arrays each has an
+    encoder of its own: the convolutions that `network` names for images, the layers of the MLP below its
+    last hidden one for the rest; their outputs are joined below the last hidden layer.
+
+    normalise_observations: float observations enter networks as (x - mean) / deviation, clipped to 10
+    deviations, by running statistics of the sampled minibatches, which travel with the weights.
 
     head says what is learned of each action's return: "q" its mean, "c51" its distribution over num_atoms
     fixed values in value_range, "qr" num_atoms of its quantiles. dueling, noisy and double go with each head.
@@ -47,11 +72,17 @@ class LearnerConfig:
     (new share a update) where that is given. max_grad_norm None switches clipping off.
     learning_rate falls linearly to learning_rate_end over learning_rate_decay_updates where that is given.
     An update whose loss or gradient is not finite is skipped; max_skipped_updates of them end the run.
+    initial_weights: a run directory or a file of weights by name; online and target network begin with them.
+
+    precision "bfloat16" computes the learner's networks under autocast; weights, targets, losses and the
+    optimiser stay float32, and so does acting. compile has torch.compile make the learner's forward and
+    backward passes; where there is no compiler the run says so and goes on without.
     """
 
     network: str = "auto"
     hidden_sizes: tuple[int, ...] = (128, 128)
     layer_norm: bool = False
+    normalise_observations: bool = False
     head: Literal["q", "c51", "qr"] = "q"
     num_atoms: int = 51
     value_range: tuple[float, float] = (-10.0, 10.0)
@@ -72,6 +103,9 @@ class LearnerConfig:
     target_polyak: float | None = None
     updates_per_chunk: int | None = None
     device: str = "auto"
+    initial_weights: str | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS and not is_import_path(self.network):
@@ -118,7 +152,7 @@ class LearnerConfig:
 
 
 class ImageShape(NamedTuple):
-    """One uint8 image observation: channels counts all frames of a stack.
+    """One image observation: channels counts all frames of a stack.
 
     channels_last says how each frame lies in memory: [H, W, C], else [H, W] or [C, H, W].
     """
@@ -130,14 +164,11 @@ class ImageShape(NamedTuple):
 
 
 def image_shape(spec: NetworkSpec) -> ImageShape | None:
-    """The image that an observation is, or None where it is none (not uint8, or not 2 or 3 axes a frame).
+    """The image that an observation of one array is, or None where a frame has not 2 or 3 axes.
 
     A frame with three axes is [H, W, C] or [C, H, W], whichever makes C the smaller; [H, W, C] where both do.
     """
-    frame = spec.observation_shape[1:] if spec.stack > 1 else spec.observation_shape
-    if spec.observation_dtype not in ("uint8", "|u1"):
-        return None
-    match frame:
+    match spec.frame_shape:
         case (height, width):
             return ImageShape(spec.stack, height, width, channels_last=False)
         case (height, width, channels) if channels <= height:
@@ -149,12 +180,14 @@ def image_shape(spec: NetworkSpec) -> ImageShape | None:
 
 
 def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
-    """The network that config.network names; "auto" is a table for Discrete observations, the Nature CNN for
-    uint8 images of at least 36 x 36, else an MLP. Raises ValueError where the named one does not fit."""
-    image = image_shape(spec)
-    large_enough = image is not None and min(image.height, image.width) >= NATURE_CNN_SMALLEST_IMAGE
+    """The network that config.network names; "auto" is a table for Discrete observations, the Nature CNN
+    where there are images of at least 36 x 36, else an MLP. Raises ValueError where the named one does not
+    fit."""
+    arrays = spec.arrays.values()
+    large_enough = any(map(is_large_image, arrays))
     discrete = spec.num_states is not None
-    seen = f"these are {spec.observation_dtype} {list(spec.observation_shape)} (stack {spec.stack})"
+    shapes = ", ".join(f"{array.observation_dtype} {list(array.observation_shape)}" for array in arrays)
+    seen = f"these are {shapes} (stack {spec.stack})"
     if discrete and spec.stack > 1:
         raise ValueError(f"Discrete observations cannot be stacked, but env.stack is {spec.stack}; give 1")
     network = config.network
@@ -164,11 +197,11 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
         raise ValueError(f"learner.network is table, which needs Discrete observations; {seen}")
     if network == "nature_cnn" and not large_enough:
         raise ValueError(
-            "learner.network is nature_cnn, which needs uint8 images of at least "
+            "learner.network is nature_cnn, which needs images of at least "
             f"{NATURE_CNN_SMALLEST_IMAGE} x {NATURE_CNN_SMALLEST_IMAGE} pixels; {seen}"
         )
-    if network == "impala_cnn" and image is None:
-        raise ValueError(f"learner.network is impala_cnn, which needs uint8 images; {seen}")
+    if network in ("impala_cnn", "minatar_cnn") and all(image_shape(array) is None for array in arrays):
+        raise ValueError(f"learner.network is {network}, which needs images; {seen}")
     if network == "mlp" and discrete:
         raise ValueError("learner.network is mlp, but Discrete observations have no magnitude; give table")
     switches = [name for name in ("dueling", "noisy", "layer_norm") if getattr(config, name)]
@@ -176,7 +209,22 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
         raise ValueError(
             f"learner.{switches[0]} is true, which needs layers of ours; learner.network is {network}"
         )
+    if config.normalise_observations and not any(map(is_float, arrays)):
+        raise ValueError(
+            f"learner.normalise_observations is true, which needs float observations; {seen}; give false"
+        )
     return network
+
+
+def is_large_image(spec: NetworkSpec) -> bool:
+    """Whether an observation of one array is an image large enough for the Nature CNN."""
+    image = image_shape(spec)
+    return image is not None and min(image.height, image.width) >= NATURE_CNN_SMALLEST_IMAGE
+
+
+def is_float(spec: NetworkSpec) -> bool:
+    """Whether an observation of one array can be normalised: it holds no bytes, flags or state numbers."""
+    return spec.observation_dtype in ("<f4", "float32")
 
 
 def is_import_path(network: str) -> bool:
@@ -190,9 +238,9 @@ def is_plain(config: LearnerConfig) -> bool:
     return config.head == "q" and not (config.dueling or config.noisy or config.layer_norm)
 
 
-def acts_in_numpy(config: LearnerConfig) -> bool:
-    """Whether actors need no torch: plain MLPs and plain tables. config.network is resolved."""
-    return config.network in ("mlp", "table") and is_plain(config)
+def acts_in_numpy(spec: NetworkSpec, config: LearnerConfig) -> bool:
+    """Whether actors need no torch: plain MLPs and plain tables of one array. config.network is resolved."""
+    return config.network in ("mlp", "table") and is_plain(config) and not spec.parts
 
 
 def output_shape(spec: NetworkSpec, config: LearnerConfig) -> tuple[int, ...]:

@@ -5,13 +5,15 @@ Owns interfaces only; must not import torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from replay_service.messages import Minibatch, ShardStatus
+from replay_service.histogram import Histogram
+from replay_service.messages import Minibatch, ProcessUsage, ShardStatus
 
 
 class DivergedError(RuntimeError):
@@ -39,11 +41,16 @@ class LearnReport:
     """Counters of one chunk of updates; means are over the chunk's updates, NaN if there were none.
 
     version equals the total number of updates applied; samples counts those of skipped updates too.
-    seconds is time by phase: "wait" (for data), "update", "other".
+    seconds is time by phase: "wait" (for data), "update", "other", and "idle" since the chunk before.
 
     grad_norm_mean is from before clipping, grad_norm_clipped_mean from after. target_gap is the mean
     |online - target| over the weights, just before the target network's newest copy; where it follows each
     update, at the chunk's end. skipped_updates were not applied, because loss or gradient was not finite.
+
+    q_min and q_max are over the Q-values of the actions taken; policy_lag and its mean are the versions
+    between a row's acting and its learning, in the first update of every 16 of a chunk. priority_staleness
+    is how many updates were done between asking for a minibatch and learning from it. prefetched_requests
+    and process are filled in by whoever runs the learner.
     """
 
     version: int
@@ -61,6 +68,15 @@ class LearnReport:
     grad_norm_clipped_mean: float = 0.0
     target_gap: float = 0.0
     skipped_updates: int = 0
+    loss_max: float = math.nan
+    q_min: float = math.nan
+    q_max: float = math.nan
+    policy_lag: Histogram = field(default_factory=Histogram)
+    priority_staleness_mean: float = math.nan
+    priority_staleness_max: int = 0
+    prefetched_requests: int | None = None
+    process: ProcessUsage | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,14 @@ Owns the layout and the passes through autograd; must not import optimisers, num
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from learner.noisy import redraw_noise
+from learner.torsos import Observations
 
 
 class FlatNetwork:
@@ -27,15 +30,22 @@ class FlatNetwork:
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._network = network.to(device)
-        parameters = list(self._network.parameters())
-        self._shapes = [parameter.shape for parameter in parameters]
-        self.weights = parameters_to_vector(parameters).detach()
+        self._forward: Callable[[Observations], Tensor] = self._network
+        self._parameters = list(self._network.parameters())
+        self._shapes = [parameter.shape for parameter in self._parameters]
+        self.weights = parameters_to_vector(self._parameters).detach()
         self.gradient = torch.zeros_like(self.weights)
-        pieces = zip(parameters, self.views(self.weights), self.views(self.gradient), strict=True)
-        for parameter, weights, gradient in pieces:
+        for parameter, weights in zip(self._parameters, self.views(self.weights), strict=True):
             parameter.data = weights
-            # Autograd accumulates into a gradient that is there already, in place: into the vector.
-            parameter.grad = gradient
+
+    def compile(self) -> None:
+        """Has torch.compile make the passes, with CUDA graphs on a GPU; each compiles in its first call."""
+        mode = "reduce-overhead" if self.weights.device.type == "cuda" else None
+        self._forward = torch.compile(self._network, mode=mode, dynamic=False)
+
+    def uncompile(self) -> None:
+        """Takes `compile` back."""
+        self._forward = self._network
 
     def redraw_noise(self, generator: torch.Generator) -> None:
         """New noise for noisy layers, from a generator on the CPU. Before the first call there is none."""
@@ -47,22 +57,22 @@ class FlatNetwork:
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
     @torch.no_grad()
-    def evaluate(self, observations: Tensor) -> Tensor:
-        """[B, *shape] -> outputs, with nothing kept for `backward`."""
-        outputs: Tensor = self._network(observations)
-        return outputs
+    def evaluate(self, observations: Observations) -> Tensor:
+        """[B, *shape], or a dict of parts -> outputs, with nothing kept for `backward`."""
+        return self._forward(observations)
 
-    def forward(self, obs_tm1: Tensor) -> Tensor:
+    def forward(self, obs_tm1: Observations) -> Tensor:
         """[B, *shape] -> outputs, detached; keeps what `backward` needs."""
         with torch.enable_grad():
-            self._outputs: Tensor = self._network(obs_tm1)
+            self._outputs = self._forward(obs_tm1)
         return torch.detach(self._outputs)
 
-    def forward_pair(self, obs_tm1: Tensor, obs_t: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_pair(self, obs_tm1: Observations, obs_t: Observations) -> tuple[Tensor, Tensor]:
         """Two [B, *shape] -> outputs of each; keeps what `backward` needs of the first."""
         return self.forward(obs_tm1), self.evaluate(obs_t)
 
     def backward(self, slope: Tensor) -> None:
         """Fills `gradient` from the loss's derivative by the last forward pass's outputs, in their shape."""
-        self.gradient.zero_()
-        torch.autograd.backward(self._outputs, slope)
+        # One copy of each: accumulating into the vector would first fill it with zeros, then read it again.
+        gradients = torch.autograd.grad(self._outputs, self._parameters, slope, materialize_grads=True)
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self.gradient)

@@ -21,7 +21,7 @@ from learner.categorical import (
 from learner.config import LearnerConfig
 from learner.losses import td_loss
 from learner.quantile import quantile_huber_loss, quantile_huber_slope, quantile_target
-from learner.targets import double_q_target, q_learning_target
+from learner.targets import double_q_target, masked, q_learning_target
 
 
 class Fit(NamedTuple):
@@ -69,9 +69,9 @@ class QHead:
     def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
         """See Head."""
         if choosing is None:
-            target = q_learning_target(batch.r_t, batch.discount_t, outputs_t)
+            target = q_learning_target(batch.r_t, batch.discount_t, outputs_t, batch.allowed_t)
         else:
-            target = double_q_target(batch.r_t, batch.discount_t, choosing, outputs_t)
+            target = double_q_target(batch.r_t, batch.discount_t, choosing, outputs_t, batch.allowed_t)
         chosen = batch.a_tm1.unsqueeze(1)
         q_tm1 = outputs_tm1.gather(1, chosen).squeeze(1)
         td = target - q_tm1
@@ -97,7 +97,8 @@ class CategoricalHead:
 
     def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
         """See Head."""
-        a_t = self.values(outputs_t if choosing is None else choosing).argmax(dim=1)
+        values_t = self.values(outputs_t if choosing is None else choosing)
+        a_t = masked(values_t, batch.allowed_t).argmax(dim=1)
         probability_t = of_action(outputs_t, a_t).softmax(dim=1)
         target = categorical_target(batch.r_t, batch.discount_t, probability_t, self._atoms)
         logits_tm1 = of_action(outputs_tm1, batch.a_tm1)
@@ -124,7 +125,8 @@ class QuantileHead:
 
     def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
         """See Head."""
-        a_t = self.values(outputs_t if choosing is None else choosing).argmax(dim=1)
+        values_t = self.values(outputs_t if choosing is None else choosing)
+        a_t = masked(values_t, batch.allowed_t).argmax(dim=1)
         target = quantile_target(batch.r_t, batch.discount_t, of_action(outputs_t, a_t))
         quantiles_tm1 = of_action(outputs_tm1, batch.a_tm1)
         q_tm1, y = quantiles_tm1.mean(dim=1), target.mean(dim=1)

@@ -6,20 +6,24 @@ Owns the chunk and its report; must not import any transport or Ray.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
 import torch
 
-from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import DivergedError, LearnerState, LearnReport, MinibatchSource
 from learner.health import SkippedBatch, skipped_batch
-from learner.update import SkippedUpdate, UpdateMeans, UpdateStep
+from learner.update import QueuedUpdate, SkippedUpdate, UpdateMeans, UpdateStep
+from learner.upload import make_upload
+from replay_service.histogram import Tally
+from replay_service.messages import Minibatch
 from replay_service.shard import EmptyShardError
 
-_NO_MEANS = UpdateMeans(*[math.nan] * 7)
+_UPDATES_PER_LOOK = 16
+_NO_MEANS = UpdateMeans(*[math.nan] * 10)
 
 
 class Learner:
@@ -46,12 +50,13 @@ class Learner:
         if threads < 1:
             raise ValueError(f"threads is {threads}; give at least 1")
         torch.set_num_threads(threads)
-        self._stack = spec.stack
         self._source = source
         self._step = UpdateStep(spec, config, seed=seed)
+        self._upload = make_upload(spec.stack, self._step.device, staged=self._step.queues)
         self._record_skipped = record_skipped
         self._max_skipped = config.max_skipped_updates
         self._skipped_total = 0
+        self._ended_at = perf_counter()
 
     def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:
         """Applies `updates` updates; returns the report and a fresh copy of the weights [P] float32.
@@ -68,32 +73,58 @@ class Learner:
             raise ValueError(f"updates is {updates}; a chunk has at least 1")
         skipped_before = self._skipped_total
         samples = 0
-        lag_sum = wait_seconds = update_seconds = learning_rate = 0.0
+        wait_seconds = update_seconds = learning_rate = 0.0
+        staleness_sum = staleness_max = 0
+        lags = Tally()
         began = perf_counter()
+        idle_seconds = began - self._ended_at
         first_version = self._step.version
-        while self._step.version < first_version + updates:
-            version = self._step.version
+        ran_dry = False
+        in_work: deque[tuple[Minibatch, int, np.ndarray | SkippedUpdate | QueuedUpdate]] = deque()
+        # A device works on one update while the next minibatch is drawn, uploaded and queued: its TD errors
+        # come back an update late, and nobody waits for it. A CPU has no queue.
+        depth = 1 if self._step.queues else 0
+        while in_work or not (ran_dry or self._step.version >= first_version + updates):
+            if not ran_dry and self._step.version < first_version + updates:
+                version = self._step.version
+                asked = perf_counter()
+                try:
+                    drawn_minibatch = self._source.next_minibatch(version)
+                except EmptyShardError:
+                    ran_dry = True
+                    continue
+                drawn = perf_counter()
+                learning_rate = self._step.learning_rate()
+                batch, minibatch = self._upload(drawn_minibatch)
+                in_work.append(
+                    (minibatch, version, (self._step.queue if self._step.queues else self._step)(batch))
+                )
+                wait_seconds += drawn - asked
+                update_seconds += perf_counter() - drawn
+                samples += len(minibatch.action)
+                if len(in_work) <= depth:
+                    continue
             asked = perf_counter()
-            try:
-                minibatch = self._source.next_minibatch(version)
-            except EmptyShardError:
-                break
-            drawn = perf_counter()
-            learning_rate = self._step.learning_rate()
-            outcome = self._step(to_batch(minibatch, self._stack, self._step.device))
-            updated = perf_counter()
-            wait_seconds += drawn - asked
-            update_seconds += updated - drawn
-            samples += len(minibatch.action)
+            minibatch, version, outcome = in_work.popleft()
+            if isinstance(outcome, QueuedUpdate):
+                outcome = self._step.finish(outcome)
+                update_seconds += perf_counter() - asked
             if isinstance(outcome, SkippedUpdate):
                 self._skip(skipped_batch(minibatch, version, outcome))
                 continue
             self._source.give_back(minibatch.index, outcome)
-            lag_sum += version - int(minibatch.policy_version.sum()) / len(outcome)
+            if (version - first_version) % _UPDATES_PER_LOOK == 0:
+                lags.add(version - minibatch.policy_version)
+            if minibatch.asked_at_update is not None:
+                staleness = version - minibatch.asked_at_update
+                staleness_sum += staleness
+                staleness_max = max(staleness_max, staleness)
         updates = self._step.version - first_version
         means = self._step.take_means() if updates else _NO_MEANS
         weights = self._step.weights()
-        other_seconds = perf_counter() - began - wait_seconds - update_seconds
+        policy_lag = lags.read()
+        self._ended_at = perf_counter()
+        other_seconds = self._ended_at - began - wait_seconds - update_seconds
         report = LearnReport(
             version=self._step.version,
             updates=updates,
@@ -103,19 +134,35 @@ class Learner:
             target_mean=means.target,
             td_error_mean=means.td_error,
             grad_norm_mean=means.grad_norm,
-            policy_lag_mean=lag_sum / updates if updates else math.nan,
+            policy_lag_mean=policy_lag.sum / policy_lag.count if updates else math.nan,
             learning_rate=learning_rate,
-            seconds={"wait": wait_seconds, "update": update_seconds, "other": other_seconds},
+            seconds={
+                "wait": wait_seconds,
+                "update": update_seconds,
+                "other": other_seconds,
+                "idle": idle_seconds,
+            },
             statuses=self._source.statuses(),
             grad_norm_clipped_mean=means.grad_norm_clipped,
             target_gap=means.target_gap,
             skipped_updates=self._skipped_total - skipped_before,
+            loss_max=means.loss_max,
+            q_min=means.q_min,
+            q_max=means.q_max,
+            policy_lag=policy_lag,
+            notes=self._step.take_notes(),
+            priority_staleness_mean=staleness_sum / updates if updates else math.nan,
+            priority_staleness_max=staleness_max,
         )
         return report, weights
 
     def weights(self) -> tuple[int, np.ndarray]:
         """The version and a fresh copy of its weights [P] float32."""
         return self._step.version, self._step.weights()
+
+    def start_from(self, weights: np.ndarray) -> None:
+        """Begins with weights [P] float32 instead of random ones. Raises ValueError on another size."""
+        self._step.start_from(weights)
 
     def state(self) -> LearnerState:
         """Copies of all that later updates depend on."""

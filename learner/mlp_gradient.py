@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learner.flat import FlatNetwork
 from learner.networks import Mlp
-from learner.torsos import features
+from learner.torsos import Observations, features
 
 
 class FlatMlp(FlatNetwork):
@@ -22,17 +22,19 @@ class FlatMlp(FlatNetwork):
         self._weights, self._biases = weights[0::2], weights[1::2]
         self._weight_gradients, self._bias_gradients = gradients[0::2], gradients[1::2]
 
-    def evaluate(self, observations: Tensor) -> Tensor:
+    def evaluate(self, observations: Observations) -> Tensor:
         """[B, *shape] -> Q-values [B, A], with nothing kept for `backward`."""
         return self._last_layer(self._layer_inputs(observations))
 
-    def forward(self, obs_tm1: Tensor) -> Tensor:
+    def forward(self, obs_tm1: Observations) -> Tensor:
         """[B, *shape] -> Q-values [B, A]; keeps the inputs of each layer for `backward`."""
         self._inputs = self._layer_inputs(obs_tm1)
         return self._last_layer(self._inputs)
 
-    def forward_pair(self, obs_tm1: Tensor, obs_t: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_pair(self, obs_tm1: Observations, obs_t: Observations) -> tuple[Tensor, Tensor]:
         """Two [B, *shape] -> Q-values [B, A] of each, in one pass: fewer calls for the same arithmetic."""
+        assert isinstance(obs_tm1, Tensor)
+        assert isinstance(obs_t, Tensor)
         q_tm1, q_t = self.forward(torch.cat((obs_tm1, obs_t))).chunk(2)
         return q_tm1, q_t
 
@@ -46,8 +48,9 @@ class FlatMlp(FlatNetwork):
                 # inputs = relu(z) >= 0, so its sign is the derivative of relu at z.
                 slope = torch.mm(slope, self._weights[layer]).mul_(inputs.sign())
 
-    def _layer_inputs(self, observations: Tensor) -> list[Tensor]:
+    def _layer_inputs(self, observations: Observations) -> list[Tensor]:
         """What enters each layer: the features [B, D], then every hidden activation [B, H]."""
+        assert isinstance(observations, Tensor), "an observation of several parts gets no Mlp"
         inputs = [features(observations)]
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
             inputs.append(torch.addmm(bias, inputs[-1], weight.t()).relu_())

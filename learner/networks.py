@@ -1,6 +1,6 @@
 """The networks that map observations to Q-values, or to distributions of returns.
 
-Owns architectures; must not import the replay service or the learning loop.
+Owns architectures; must not import the learning loop, nor of the replay service more than names of fields.
 """
 
 from __future__ import annotations
@@ -19,20 +19,33 @@ from learner.config import (
     NetworkSpec,
     image_shape,
     is_import_path,
+    is_large_image,
     is_plain,
     output_shape,
     resolve_network,
 )
 from learner.noisy import NoisyLinear
-from learner.torsos import DenseTorso, ImpalaTorso, NatureTorso, dense, features
+from learner.torsos import (
+    DenseTorso,
+    Encoder,
+    ImpalaTorso,
+    JoinedTorso,
+    MinatarTorso,
+    NatureTorso,
+    Observations,
+    dense,
+    features,
+)
+from replay_service.block import OBSERVATION
 
-NATURE_HIDDEN, IMPALA_HIDDEN = 512, 256
+HIDDEN = {"nature_cnn": 512, "impala_cnn": 256, "minatar_cnn": 128}
 """Width of the layer between the convolutions and the outputs, as in the papers."""
 
 
 def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
     """A freshly initialised network [B, *observation_shape] -> [B, *output_shape(spec, config)] float32.
 
+    Of an observation of several arrays it takes a dict, part name -> [B, *shape].
     parameters() come layer by layer, weight [out, in] then bias: a plain MLP's flat vector is W1, b1, W2, b2,
     …; a table's is [S, A], row by row, all zero at first. Draws from torch's global generator.
 
@@ -41,7 +54,6 @@ def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
     """
     network = resolve_network(spec, config)
     outputs = output_shape(spec, config)
-    image = image_shape(spec)
     if is_import_path(network):
         return custom_network(network, spec, config)
     if network == "table":
@@ -49,15 +61,26 @@ def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
         table = nn.Embedding(spec.num_states, math.prod(outputs))
         nn.init.zeros_(table.weight)
         return table if config.head == "q" else nn.Sequential(table, nn.Unflatten(1, outputs))
-    if network == "mlp":
-        *below, last = (math.prod(spec.observation_shape), *config.hidden_sizes)
-        if is_plain(config):
-            return Mlp((*below, last, spec.num_actions))
-        return TorsoAndStreams(DenseTorso(below, config.layer_norm), last, outputs, config)
-    assert image is not None, "resolve_network gives convolutions to images only"
-    if network == "nature_cnn":
-        return TorsoAndStreams(NatureTorso(image, config.layer_norm), NATURE_HIDDEN, outputs, config)
-    return TorsoAndStreams(ImpalaTorso(image, config.layer_norm), IMPALA_HIDDEN, outputs, config)
+    if network == "mlp" and is_plain(config) and not spec.parts:
+        return Mlp((math.prod(spec.observation_shape), *config.hidden_sizes, spec.num_actions))
+    encoders = {name: encoder(array, network, config) for name, array in spec.arrays.items()}
+    torso = JoinedTorso(encoders) if spec.parts else encoders[OBSERVATION]
+    hidden = HIDDEN.get(network, config.hidden_sizes[-1])
+    return TorsoAndStreams(torso, hidden, outputs, config)
+
+
+def encoder(array: NetworkSpec, network: str, config: LearnerConfig) -> Encoder:
+    """What turns one array into features: the named convolutions where it is an image that they fit, else
+    the MLP's layers below its last hidden one."""
+    image = image_shape(array)
+    if network == "nature_cnn" and image is not None and is_large_image(array):
+        return NatureTorso(image, config.layer_norm)
+    if network == "minatar_cnn" and image is not None:
+        return MinatarTorso(image, config.layer_norm)
+    if network == "impala_cnn" and image is not None:
+        return ImpalaTorso(image, config.layer_norm)
+    sizes = (math.prod(array.observation_shape), *config.hidden_sizes[:-1])
+    return DenseTorso(sizes, config.layer_norm)
 
 
 class Mlp(nn.Module):
@@ -85,7 +108,7 @@ class TorsoAndStreams(nn.Module):
 
     def __init__(
         self,
-        torso: DenseTorso | NatureTorso | ImpalaTorso,
+        torso: Encoder | JoinedTorso,
         hidden: int,
         outputs: tuple[int, ...],
         config: LearnerConfig,
@@ -101,8 +124,8 @@ class TorsoAndStreams(nn.Module):
         self.advantage = stream(outputs)
         self.value = stream((1, *outputs[1:])) if config.dueling else None
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """[B, *shape] -> [B, *outputs]."""
+    def forward(self, observations: Observations) -> Tensor:
+        """[B, *shape], or a dict of parts -> [B, *outputs]."""
         hidden = self.torso(observations)
         advantage: Tensor = self.advantage(hidden)
         return advantage if self.value is None else dueling(self.value(hidden), advantage)
@@ -150,9 +173,8 @@ def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Mo
             f"learner.network is {path}, which holds buffers ({', '.join(sorted(buffers))}): only parameters "
             "travel to the actors, so use layer norm, not batch norm"
         )
-    dtype = torch.from_numpy(np.empty(0, spec.observation_dtype)).dtype
     with torch.no_grad():
-        outputs = network(torch.zeros(2, *spec.observation_shape, dtype=dtype))
+        outputs = network(zero_observations(spec, 2))
     expected = (2, *output_shape(spec, config))
     if tuple(outputs.shape) != expected:
         raise ValueError(
@@ -160,3 +182,12 @@ def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Mo
             f"expected {list(expected)}"
         )
     return network
+
+
+def zero_observations(spec: NetworkSpec, batch_size: int) -> Observations:
+    """batch_size observations as the spec has them, all zero."""
+    zeros = {
+        name: torch.from_numpy(np.zeros((batch_size, *array.observation_shape), array.observation_dtype))
+        for name, array in spec.arrays.items()
+    }
+    return zeros if spec.parts else zeros[OBSERVATION]

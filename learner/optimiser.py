@@ -53,9 +53,11 @@ class FlatOptimiser:
         """Clips the gradient; returns its norm from before, a scalar."""
         return clip_(self._gradient, self._config.max_grad_norm)
 
-    def step(self, update: int) -> None:
-        """Applies the gradient, as it is, to the weights."""
+    def step(self, update: int, skip: Tensor | None = None) -> None:
+        """Applies the gradient, as it is, to the weights; nothing changes where skip [] float32 is 1."""
         self._optimiser.param_groups[0]["lr"] = learning_rate(self._config, update)
+        # What gradient scaling uses: fused optimisers look at it on the device.
+        self._optimiser.found_inf = skip  # type: ignore[attr-defined]
         self._optimiser.step()
 
     def state(self) -> dict[str, Tensor]:

@@ -5,12 +5,15 @@ Owns the Bellman targets; must not import networks, optimisers or numpy.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from learner.shapes import require_shape, require_vector
 
 
-def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t: Tensor) -> Tensor:
+def q_learning_target(
+    r_t: Tensor, discount_t: Tensor, q_t: Tensor, allowed_t: Tensor | None = None
+) -> Tensor:
     """y = r_t + discount_t * max_a q_t(a) (Mnih et al. 2015, doi:10.1038/nature14236, algorithm 1).
 
     discount_t is gamma^n, and 0 where the episode terminated; a truncated row keeps it and so bootstraps.
@@ -19,6 +22,7 @@ def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t: Tensor) -> Tensor:
         r_t: [B], the n-step reward.
         discount_t: [B].
         q_t: [B, A], the target network's values of the next observations.
+        allowed_t: [B, A] bool, the actions that the maximum is over; None: all.
 
     Returns:
         [B].
@@ -28,10 +32,16 @@ def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t: Tensor) -> Tensor:
     """
     _require_row_shapes(r_t, discount_t)
     _require_values("q_t", q_t, len(r_t))
-    return r_t + discount_t * q_t.amax(dim=1)
+    return r_t + discount_t * masked(q_t, allowed_t).amax(dim=1)
 
 
-def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_online: Tensor, q_t_target: Tensor) -> Tensor:
+def double_q_target(
+    r_t: Tensor,
+    discount_t: Tensor,
+    q_t_online: Tensor,
+    q_t_target: Tensor,
+    allowed_t: Tensor | None = None,
+) -> Tensor:
     """y = r_t + discount_t * q_t_target(argmax_a q_t_online(a)) (van Hasselt et al. 2016, arXiv:1509.06461).
 
     Args:
@@ -39,6 +49,7 @@ def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_online: Tensor, q_t_tar
         discount_t: [B], gamma^n, 0 where the episode terminated.
         q_t_online: [B, A], chooses the action.
         q_t_target: [B, A], values it.
+        allowed_t: [B, A] bool, the actions to choose among; None: all.
 
     Returns:
         [B].
@@ -49,8 +60,20 @@ def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_online: Tensor, q_t_tar
     _require_row_shapes(r_t, discount_t)
     _require_values("q_t_online", q_t_online, len(r_t))
     require_shape("q_t_target", q_t_target, tuple(q_t_online.shape))
-    a_t = q_t_online.argmax(dim=1, keepdim=True)
+    a_t = masked(q_t_online, allowed_t).argmax(dim=1, keepdim=True)
     return r_t + discount_t * q_t_target.gather(1, a_t).squeeze(1)
+
+
+def masked(q: Tensor, allowed: Tensor | None) -> Tensor:
+    """q [B, A], lower than any other value where `allowed` [B, A] is False; q itself without a mask.
+
+    Finite, so that a row without any allowed action, whose discount is 0, gives its reward and not NaN.
+    Raises ValueError where shapes do not agree.
+    """
+    if allowed is None:
+        return q
+    require_shape("allowed", allowed, tuple(q.shape))
+    return q.masked_fill(~allowed, torch.finfo(q.dtype).min)
 
 
 def tabular_backup(

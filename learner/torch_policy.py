@@ -5,12 +5,17 @@ Owns a policy on the CPU; must not import actors, whose `Policy` it fits by its 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from learner.config import LearnerConfig, NetworkSpec
 from learner.heads import make_head
+from learner.normalisation import ObservationNormaliser
+from learner.torsos import Observations
 from learner.update import flat_network
+from replay_service.block import OBSERVATION
 
 
 class TorchPolicy:
@@ -29,25 +34,41 @@ class TorchPolicy:
     ) -> None:
         torch.set_num_threads(threads)
         cpu = torch.device("cpu")
-        self._network = flat_network(spec, config, cpu)
+        self._network = flat_network(spec, replace(config, precision="float32"), cpu)
+        self._normaliser = ObservationNormaliser(spec, cpu) if config.normalise_observations else None
+        self._part_names = tuple(part.name for part in spec.parts)
         self._head = make_head(config, cpu)
         self._noise: torch.Generator | None = None
         if noise is not None:
             self._noise = torch.Generator().manual_seed(int(noise.generate_state(1)[0]))
 
     def load(self, flat_weights: np.ndarray) -> None:
-        """Takes [P] float32 in the learner's order. Raises ValueError on a wrong size or dtype."""
-        expected = self._network.weights.shape
-        if flat_weights.shape != expected or flat_weights.dtype != np.float32:
+        """Takes [P] float32 in the learner's order, its normaliser's tail included.
+
+        Raises ValueError on a wrong size or dtype.
+        """
+        tail = torch.empty(0) if self._normaliser is None else self._normaliser.tail
+        num_weights = len(self._network.weights)
+        expected = num_weights + len(tail)
+        if flat_weights.shape != (expected,) or flat_weights.dtype != np.float32:
             raise ValueError(
                 f"weights are {flat_weights.dtype} {list(flat_weights.shape)}, "
-                f"this network takes float32 {list(expected)}"
+                f"this network takes float32 [{expected}]"
             )
-        self._network.weights.copy_(torch.tensor(flat_weights))
+        given = torch.tensor(flat_weights)
+        self._network.weights.copy_(given[:num_weights])
+        tail.copy_(given[num_weights:])
         if self._noise is not None:
             self._network.redraw_noise(self._noise)
 
     def q_values(self, observations: np.ndarray) -> np.ndarray:
-        """[N, *observation_shape] -> [N, A] float32, a fresh array."""
-        outputs = self._network.evaluate(torch.from_numpy(observations))
+        """[N, *observation_shape], or records with a field for each part -> [N, A] float32, a fresh array."""
+        inputs: Observations
+        if self._part_names:
+            inputs = {n: torch.from_numpy(observations[f"{OBSERVATION}.{n}"]) for n in self._part_names}
+        else:
+            inputs = torch.from_numpy(observations)
+        if self._normaliser is not None:
+            inputs = self._normaliser(inputs)
+        outputs = self._network.evaluate(inputs)
         return self._head.values(outputs).numpy()

@@ -6,7 +6,7 @@ Owns how observations enter a network; must not import the replay service or the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,22 +14,42 @@ from torch import Tensor, nn
 
 from learner.config import ImageShape
 
+Observations = Tensor | dict[str, Tensor]
+"""[B, *observation_shape], or part name -> [B, *shape] where an observation consists of several arrays."""
+
 
 def features(observations: Tensor) -> Tensor:
     """[B, *shape] of any dtype -> [B, D] float32, row-major; uint8 is divided by 255."""
-    flat = observations.reshape(len(observations), -1)
+    flat = observations.reshape(observations.shape[0], -1)
     return flat.float().div_(255.0) if flat.dtype == torch.uint8 else flat.float()
 
 
 def images(observations: Tensor, image: ImageShape) -> Tensor:
-    """uint8 [B, H, W], [B, H, W, C] or [B, C, H, W], with a stack axis after B where frames are stacked ->
-    [B, channels, H, W] float32 in [0, 1], channels last in memory."""
+    """[B, H, W], [B, H, W, C] or [B, C, H, W], with a stack axis after B where frames are stacked ->
+    [B, channels, H, W] float32, channels last in memory; uint8 is divided by 255."""
     if image.channels_last:
         observations = observations.movedim(-1, -3)
     channels, height, width, _ = image
-    planes = observations.reshape(len(observations), channels, height, width)
+    planes = observations.reshape(observations.shape[0], channels, height, width)
     # Channels last in memory: about 1.2 times as many updates a second on a CPU.
-    return planes.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
+    # Bytes are rearranged before they become four times as many.
+    inputs = planes.contiguous(memory_format=torch.channels_last).float()
+    return inputs.div_(255.0) if planes.dtype == torch.uint8 else inputs
+
+
+class JoinedTorso(nn.Module):
+    """An encoder for each part of an observation, their features joined in the parts' order."""
+
+    def __init__(self, encoders: Mapping[str, Encoder]) -> None:
+        super().__init__()
+        self._names = tuple(encoders)
+        self.encoders = nn.ModuleList(encoders.values())
+        self.num_features = sum(encoder.num_features for encoder in encoders.values())
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Part name -> [B, *shape] -> [B, num_features]."""
+        encoded = zip(self.encoders, self._names, strict=True)
+        return torch.cat([encoder(observations[name]) for encoder, name in encoded], dim=1)
 
 
 class DenseTorso(nn.Module):
@@ -65,7 +85,26 @@ class NatureTorso(nn.Module):
         self.num_features = 64 * math.prod(pixels)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """[B, *shape] uint8 -> [B, num_features]."""
+        """[B, *shape] -> [B, num_features]."""
+        hidden: Tensor = self.convolutions(images(observations, self._image))
+        return hidden
+
+
+class MinatarTorso(nn.Module):
+    """The one convolution of Young and Tian 2019, arXiv:1903.03176, section 4: 16 channels, 3 x 3.
+
+    It pads nothing, as there; images of fewer than 3 x 3 pixels do not fit.
+    """
+
+    def __init__(self, image: ImageShape, layer_norm: bool) -> None:
+        super().__init__()
+        self._image = image
+        convolution = nn.Conv2d(image.channels, 16, kernel_size=3)
+        self.convolutions = nn.Sequential(convolution, *image_norm(16, layer_norm), nn.ReLU(), nn.Flatten())
+        self.num_features = 16 * (image.height - 2) * (image.width - 2)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """[B, *shape] -> [B, num_features]."""
         hidden: Tensor = self.convolutions(images(observations, self._image))
         return hidden
 
@@ -93,7 +132,7 @@ class ImpalaTorso(nn.Module):
         self.num_features = 32 * height * width
 
     def forward(self, observations: Tensor) -> Tensor:
-        """[B, *shape] uint8 -> [B, num_features]."""
+        """[B, *shape] -> [B, num_features]."""
         hidden: Tensor = self.convolutions(images(observations, self._image))
         return hidden
 
@@ -113,6 +152,10 @@ class ResidualBlock(nn.Module):
         """[B, C, H, W] -> [B, C, H, W]."""
         residual: Tensor = self.layers(inputs)
         return inputs + residual
+
+
+Encoder = DenseTorso | NatureTorso | MinatarTorso | ImpalaTorso
+"""What turns one array of an observation into features."""
 
 
 def dense(

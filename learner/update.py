@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learner.batch import Batch
 from learner.config import LearnerConfig, NetworkSpec
@@ -19,13 +20,18 @@ from learner.flat import FlatNetwork
 from learner.heads import Fit, make_head
 from learner.mlp_gradient import FlatMlp
 from learner.networks import Mlp, build_network
+from learner.normalisation import ObservationNormaliser, moments_of, moments_state, restored_moments
 from learner.optimiser import FlatOptimiser, learning_rate
+from learner.torsos import Observations
+from replay_service.block import OBSERVATION
+
+_HELD_UPDATES = 64
 
 
 @dataclass(frozen=True)
 class UpdateMeans:
     """Means over the updates since the last reading, each of them a mean over its minibatch; the target gap
-    as in LearnReport."""
+    and q_min, q_max as in LearnReport."""
 
     loss: float
     q: float
@@ -34,6 +40,9 @@ class UpdateMeans:
     grad_norm: float
     grad_norm_clipped: float
     target_gap: float
+    loss_max: float
+    q_min: float
+    q_max: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +72,37 @@ def resolve_device(name: str) -> torch.device:
 def flat_network(spec: NetworkSpec, config: LearnerConfig, device: torch.device) -> FlatNetwork:
     """The configured network over one weight vector; an MLP gets its passes by hand, others use autograd."""
     network = build_network(spec, config)
+    if config.precision == "bfloat16":
+        return FlatNetwork(InBfloat16(network, device), device)
     return FlatMlp(network, device) if isinstance(network, Mlp) else FlatNetwork(network, device)
+
+
+class InBfloat16(nn.Module):
+    """A network computed under autocast to bfloat16; its weights and outputs are float32."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self._network = network
+        self._device_type = device.type
+
+    def forward(self, observations: Observations) -> Tensor:
+        """As the network."""
+        with torch.autocast(self._device_type, torch.bfloat16):
+            outputs: Tensor = self._network(observations)
+        return outputs.float()
+
+
+@dataclass(frozen=True, eq=False)
+class QueuedUpdate:
+    """An update that the device may still compute.
+
+    figures: [B + 2] float32 in the host's memory once `done` has passed (None: at once): the absolute TD
+    errors, the loss and the gradient norm.
+    """
+
+    fit: Fit
+    figures: Tensor
+    done: torch.cuda.Event | None
 
 
 class UpdateStep:
@@ -76,20 +115,33 @@ class UpdateStep:
         version: updates applied.
     """
 
-    def __init__(self, spec: NetworkSpec, config: LearnerConfig, *, seed: int) -> None:
+    def __init__(
+        self, spec: NetworkSpec, config: LearnerConfig, *, seed: int, queues: bool | None = None
+    ) -> None:
+        """queues: see the attribute; None chooses by device and configuration."""
         self.device = resolve_device(config.device)
+        if self.device.type == "cuda":
+            # Products of float32 matrices with 10 bits of mantissa, summed in float32: as exact as TD targets
+            # need, and several times as fast on GPUs that have TF32.
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._online = flat_network(spec, config, self.device)
             self._target = flat_network(spec, config, self.device)
         self._target.weights.copy_(self._online.weights)
         self._noise = torch.Generator().manual_seed(seed) if config.noisy else None
+        self._normaliser = ObservationNormaliser(spec, self.device) if config.normalise_observations else None
         self._optimiser = FlatOptimiser(self._online, config)
         self._head = make_head(config, self.device)
         self._config = config
         self._gap_at_copy = torch.zeros((), device=self.device)
         self._clear_sums()
         self.version = 0
+        # A normaliser's statistics would have to be taken back behind an update that is queued already.
+        possible = self._normaliser is None
+        self.queues = possible and (self.device.type == "cuda" if queues is None else queues)
+        self._notes = [] if not config.compile else [self._compile(spec)]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> np.ndarray | SkippedUpdate:
@@ -97,21 +149,13 @@ class UpdateStep:
 
         A SkippedUpdate means that neither weights, target nor optimiser have changed.
         """
-        if self._noise is not None:
-            self._online.redraw_noise(self._noise)
-            self._target.redraw_noise(self._noise)
-        outputs_t = self._target.evaluate(batch.obs_t)
-        choosing = None
-        if self._config.double:
-            outputs_tm1, choosing = self._online.forward_pair(batch.obs_tm1, batch.obs_t)
-        else:
-            outputs_tm1 = self._online.forward(batch.obs_tm1)
-        fit = self._head.fit(batch, outputs_tm1, outputs_t, choosing)
-        self._online.backward(fit.slope)
-        norm = self._optimiser.clip()
-        # The one point where a GPU is waited for, before the step, so that a bad gradient is left out.
+        moments_before = None if self._normaliser is None else self._normaliser.moments()
+        fit, norm = self._fit(batch)
+        # Waits for the device before the step, so that a bad gradient is left out.
         td_errors, loss, grad_norm = _read(fit.td_error, fit.loss, norm)
         if not math.isfinite(loss + grad_norm):
+            if self._normaliser is not None and moments_before is not None:
+                self._normaliser.restore(moments_before)
             return SkippedUpdate(loss, grad_norm, td_errors)
         self._optimiser.step(self.version)
         self.version += 1
@@ -119,9 +163,71 @@ class UpdateStep:
         self._add_to_sums(fit, loss, grad_norm)
         return td_errors
 
+    @torch.no_grad()
+    def queue(self, batch: Batch) -> QueuedUpdate:
+        """Starts one update and waits for nothing: where it is not finite the device itself leaves it out.
+
+        `version` counts it at once; `finish` must follow, for all in the order of their starts. A target
+        network that follows may do so once too often after an update that is then found to be left out.
+        """
+        fit, norm = self._fit(batch)
+        figures = torch.cat((fit.td_error, fit.loss.view(1), norm.view(1)))
+        self._optimiser.step(self.version, skip=(fit.loss + norm).isfinite().logical_not().float())
+        self.version += 1
+        self._follow()
+        if self.device.type == "cpu":
+            return QueuedUpdate(fit, figures, None)
+        host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+        host.copy_(figures, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+        return QueuedUpdate(fit, host, done)
+
+    def finish(self, queued: QueuedUpdate) -> np.ndarray | SkippedUpdate:
+        """Waits for an update that was queued; returns what calling would have returned."""
+        if queued.done is not None:
+            queued.done.synchronize()
+        figures = queued.figures.numpy()
+        td_errors, loss, grad_norm = figures[:-2], float(figures[-2]), float(figures[-1])
+        if not math.isfinite(loss + grad_norm):
+            self.version -= 1
+            return SkippedUpdate(loss, grad_norm, td_errors)
+        self._add_to_sums(queued.fit, loss, grad_norm)
+        return td_errors
+
+    def take_notes(self) -> tuple[str, ...]:
+        """What the run's user should know, each once."""
+        notes = tuple(self._notes)
+        self._notes.clear()
+        return notes
+
+    def _fit(self, batch: Batch) -> tuple[Fit, Tensor]:
+        """Leaves the clipped gradient of a batch in the online network; the fit, and the norm from before."""
+        if self.device.type == "cuda" and self._config.compile:
+            # What the graphs gave the update before may be overwritten.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        if self._noise is not None:
+            self._online.redraw_noise(self._noise)
+            self._target.redraw_noise(self._noise)
+        obs_tm1, obs_t = batch.obs_tm1, batch.obs_t
+        if self._normaliser is not None:
+            self._normaliser.absorb(obs_tm1)
+            obs_tm1, obs_t = self._normaliser(obs_tm1), self._normaliser(obs_t)
+        outputs_t = self._target.evaluate(obs_t)
+        choosing = None
+        if self._config.double:
+            outputs_tm1, choosing = self._online.forward_pair(obs_tm1, obs_t)
+        else:
+            outputs_tm1 = self._online.forward(obs_tm1)
+        fit = self._head.fit(batch, outputs_tm1, outputs_t, choosing)
+        self._online.backward(fit.slope)
+        return fit, self._optimiser.clip()
+
     def weights(self) -> np.ndarray:
-        """The online weights [P] float32, a fresh copy."""
-        return _copy(self._online.weights)
+        """The online weights [P] float32, a fresh copy; behind them the tail of the normaliser, if any."""
+        if self._normaliser is None:
+            return _copy(self._online.weights)
+        return _copy(torch.cat((self._online.weights, self._normaliser.tail)))
 
     def learning_rate(self) -> float:
         """The rate of the next update."""
@@ -130,11 +236,27 @@ class UpdateStep:
     def take_means(self) -> UpdateMeans:
         """Means since the last call; waits for the device. At least one update must lie between."""
         count = self._summed_updates
-        q, target, td_error = (total.mean().item() / count for total in self._sums)
+        self._fold()
+        q, target, td_error = (total.item() / count for total in self._sums)
         loss, grad_norm, grad_norm_clipped = (total / count for total in self._scalar_sums)
         gap = self._gap_at_copy if self._config.target_polyak is None else self._target_gap()
+        q_min, q_max, loss_max = self._q_min.item(), self._q_max.item(), self._loss_max
         self._clear_sums()
-        return UpdateMeans(loss, q, target, td_error, grad_norm, grad_norm_clipped, gap.item())
+        return UpdateMeans(
+            loss, q, target, td_error, grad_norm, grad_norm_clipped, gap.item(), loss_max, q_min, q_max
+        )
+
+    def start_from(self, weights: np.ndarray) -> None:
+        """Both networks take weights as `weights` gives them. Raises ValueError on another size."""
+        expected = self.weights().shape
+        if weights.shape != expected:
+            raise ValueError(f"there are {list(weights.shape)} weights, this network takes {list(expected)}")
+        given = torch.tensor(weights, device=self.device)
+        size = len(self._online.weights)
+        self._online.weights.copy_(given[:size])
+        self._target.weights.copy_(given[:size])
+        if self._normaliser is not None:
+            self._normaliser.restore(moments_of(given[size:]))
 
     def state(self) -> LearnerState:
         """Copies of all that later updates depend on."""
@@ -152,10 +274,40 @@ class UpdateStep:
         self._online.weights.copy_(tensors["online"])
         self._target.weights.copy_(tensors["target"])
         self._optimiser.restore(tensors, state.version)
+        if self._normaliser is not None:
+            self._normaliser.restore(restored_moments(tensors))
         self.version = state.version
+
+    def _compile(self, spec: NetworkSpec) -> str:
+        """Compiles both networks' passes, or leaves them as they are; a sentence about it."""
+        if isinstance(self._online, FlatMlp):
+            return "learner.compile changes nothing: the passes of a plain MLP are written by hand"
+        began = perf_counter()
+        arrays = {
+            name: torch.zeros(
+                (self._config.batch_size, *array.observation_shape),
+                dtype=torch.from_numpy(np.empty(0, array.observation_dtype)).dtype,
+                device=self.device,
+            )
+            for name, array in spec.arrays.items()
+        }
+        observations: Observations = arrays if spec.parts else arrays[OBSERVATION]
+        try:
+            for network in (self._online, self._target):
+                network.compile()
+                network.evaluate(observations)
+            self._online.backward(torch.zeros_like(self._online.forward(observations)))
+        except RuntimeError as error:  # what torch.compile raises is one
+            for network in (self._online, self._target):
+                network.uncompile()
+            reason = str(error).strip().splitlines()[0]
+            return f"warning: learner.compile is true, but torch.compile failed; going on without: {reason}"
+        return f"the learner's passes were compiled in {perf_counter() - began:.1f} s"
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"online": self._online.weights, "target": self._target.weights, **self._optimiser.state()}
+        if self._normaliser is not None:
+            tensors |= moments_state(self._normaliser.moments())
         return tensors if self._noise is None else {**tensors, "noise": self._noise.get_state()}
 
     def _follow(self) -> None:
@@ -172,16 +324,34 @@ class UpdateStep:
     def _clear_sums(self) -> None:
         self._sums: tuple[Tensor, ...] = (torch.zeros((), device=self.device),) * 3
         self._scalar_sums = (0.0, 0.0, 0.0)
+        self._loss_max = -math.inf
+        self._q_min = torch.full((), math.inf, device=self.device)
+        self._q_max = torch.full((), -math.inf, device=self.device)
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
         self._summed_updates = 0
 
     def _add_to_sums(self, fit: Fit, loss: float, grad_norm: float) -> None:
-        """Adds an update's figures; the means over B are left to the reading."""
-        self._sums = tuple(map(torch.add, self._sums, (fit.q_tm1, fit.target, fit.td_error)))
+        """Adds an update's figures; tensors are held and summed many at a time, an operation each is dear."""
+        self._held.append((fit.q_tm1, fit.target, fit.td_error))
+        if len(self._held) == _HELD_UPDATES:
+            self._fold()
         limit = self._config.max_grad_norm
         clipped = grad_norm if limit is None else min(grad_norm, limit)
         losses, norms, norms_clipped = self._scalar_sums
         self._scalar_sums = (losses + loss, norms + grad_norm, norms_clipped + clipped)
+        self._loss_max = max(self._loss_max, loss)
         self._summed_updates += 1
+
+    def _fold(self) -> None:
+        """Adds what is held to the sums."""
+        if not self._held:
+            return
+        q, target, td_error = (torch.stack(each) for each in zip(*self._held, strict=True))
+        self._held.clear()
+        means = (each.mean(dim=1).sum() for each in (q, target, td_error))
+        self._sums = tuple(map(torch.add, self._sums, means))
+        self._q_min = torch.minimum(self._q_min, q.min())
+        self._q_max = torch.maximum(self._q_max, q.max())
 
 
 def _read(td_error: Tensor, loss: Tensor, norm: Tensor) -> tuple[np.ndarray, float, float]:

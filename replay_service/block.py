@@ -14,6 +14,11 @@ import numpy as np
 TERMINATED = 1
 TRUNCATED = 2
 
+OBSERVATION = "observation"
+"""Frame field of an observation that is one array; of several, each is "observation.NAME"."""
+ACTION_MASK = "action_mask"
+"""Frame field [A] bool: the actions that may be taken on a frame, where the environment says so."""
+
 
 @dataclass(frozen=True)
 class FrameField:

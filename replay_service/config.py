@@ -22,8 +22,12 @@ class ReplayConfig:
     compression "lz4" keeps images (frame fields of single bytes) compressed: some 20 times less memory on
     Atari frames, about half the sampling throughput. Other fields are stored as they are.
 
-    persist "continuous" journals each block before it is acknowledged: all of it outlives a shard's process;
-    "checkpoint" writes to disk when a checkpoint is taken only. on_disk_full says whether the run then goes
+    The learner draws ahead: up to prefetch_requests requests in flight, of up to minibatches_per_request
+    minibatches each; how far, it chooses by measured times. 0 draws when a minibatch is needed.
+
+    persist "checkpoint" writes to disk when a checkpoint is taken; "continuous" journals each block before
+    it is acknowledged, so that all of it outlives a shard's process; "none": no checkpoints. Open (None) is
+    "none" for a shard by itself, and "checkpoint" in a run. on_disk_full says whether the run then goes
     on in memory alone, or stops.
     """
 
@@ -35,9 +39,9 @@ class ReplayConfig:
     importance_exponent_start: float = 0.4
     importance_anneal_updates: int = 100_000
     minibatches_per_request: int | None = None
-    prefetch_requests: int = 2
+    prefetch_requests: int = 4
     compression: Compression = "none"
-    persist: Literal["none", "checkpoint", "continuous"] = "none"
+    persist: Literal["none", "checkpoint", "continuous"] | None = None
     on_disk_full: Literal["continue", "stop"] = "continue"
 
     def __post_init__(self) -> None:

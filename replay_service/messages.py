@@ -1,16 +1,60 @@
 """What travels between a shard and its callers: typed requests in, typed replies out.
 
-Owns no behaviour; must not import anything but numpy and `window_slots`.
+Owns no behaviour; must not import anything but numpy, `histogram` and `window_slots`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from replay_service.histogram import Histogram
 from replay_service.window_slots import SlotPlace
+
+
+@dataclass(frozen=True)
+class ProcessUsage:
+    """What a process has used: CPU seconds since it began, and the memory that it holds now.
+
+    resident_bytes includes what it shares with others.
+    """
+
+    cpu_seconds: float
+    resident_bytes: int
+
+
+@dataclass(frozen=True)
+class PrioritySummary:
+    """Of all p^alpha held: the largest, and how evenly the mass is spread.
+
+    effective_ratio is Kish's effective sample size, (sum p)^2 / sum p^2, over the number held: 1 where all
+    are alike, 1/N where one has all the mass.
+    """
+
+    maximum: float
+    effective_ratio: float
+
+
+@dataclass(frozen=True)
+class ShardFigures:
+    """What a shard counted of its work since this incarnation began; only a reply to `status` carries it.
+
+    seconds by phase: "insert", "sample", "update" (of priorities). inserted_bytes as encoded, sampled_bytes
+    with windows. sample_age: for rows drawn, how many transitions were inserted into the whole replay since
+    they were (this shard's, times the number of shards); of one request in 32. process: filled in by whoever
+    runs the shard in a process of its own.
+    """
+
+    capacity: int
+    seconds: Mapping[str, float]
+    inserted_bytes: int
+    sampled_bytes: int
+    repeated_pushes: int
+    sample_age: Histogram
+    priorities: PrioritySummary | None
+    process: ProcessUsage | None = None
 
 
 @dataclass(frozen=True)
@@ -20,7 +64,8 @@ class ShardStatus:
     mass is the sum of p^alpha over stored items (the count where sampling is uniform),
     min_priority the smallest p^alpha stored (inf when empty). Totals count since this incarnation began.
     earlier_*: what earlier incarnations took in by the journal's account, 0 without one. journal_error: why
-    the journal does not follow (the disk is full); None while it does, or where there is none.
+    the journal does not follow (the disk is full); None while it does, or where there is none. figures: None
+    but in a reply to `status`.
     """
 
     shard: int
@@ -37,6 +82,7 @@ class ShardStatus:
     earlier_rows_total: int = 0
     earlier_env_steps_total: int = 0
     journal_error: str | None = None
+    figures: ShardFigures | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -102,6 +148,8 @@ class Minibatch:
         index: position of this minibatch, to hand back with its TD errors.
         keys: [B] int64, shard after shard; rows_per_shard: [S] int64, how many are of each. None where the
             source has no shards.
+        asked_at_update: the `update` with which it was asked of the shards: its priorities are from then.
+            None where the source does not prefetch.
     """
 
     windows: Mapping[str, np.ndarray]
@@ -113,3 +161,4 @@ class Minibatch:
     index: int
     keys: np.ndarray | None = None
     rows_per_shard: np.ndarray | None = None
+    asked_at_update: int | None = None

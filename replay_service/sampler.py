@@ -9,17 +9,23 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from replay_service.config import ReplayConfig
 from replay_service.messages import Minibatch, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
+from replay_service.prefetch import Prefetch, choose_prefetch, first_prefetch
 from replay_service.shard import EmptyShardError, ReplayShard
 from replay_service.sharding import allocate, draw_probability, importance_exponent, importance_weights
 from replay_service.window_slots import MIN_SLOT_BYTES, SlotPlace, SlotPool, WindowArray, WindowSlot
 
 Ticket = TypeVar("Ticket")
+
+_REPLIES_REMEMBERED = 9
+_WAITED_SECONDS = 2e-4
+"""Longer than it takes to look at a reply that is there."""
 
 ROW_FIELDS = ("action", "reward", "discount", "policy_version", "keys", "probability")
 
@@ -76,12 +82,15 @@ class _Request(Generic[Ticket]):
     A lost shard has no ticket and no share.
 
     slot: where the shards of this host put the windows, if windows are large.
+    asked_at_update: how many updates were done then. sent_at: on the monotonic clock.
     """
 
     tickets: tuple[Ticket | None, ...]
     shares: np.ndarray
     counts: np.ndarray
     slot: WindowSlot | None
+    asked_at_update: int
+    sent_at: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +104,10 @@ class _Drawn:
 class ReplaySampler(Generic[Ticket]):
     """Minibatches of `batch_size` rows over all shards (a learner.core.MinibatchSource).
 
-    `prefetch_requests` requests of `minibatches_per_request` minibatches each are kept in flight; 0 draws
-    only when a minibatch is asked for, which with direct calls is deterministic. Every request goes to every
-    shard, also for 0 rows: that carries the priorities and brings back the mass.
+    `prefetch_requests` requests of `minibatches_per_request` minibatches each are kept in flight; where
+    adaptive, at most so many: `adapt` chooses by measured times. 0 requests draw only when a minibatch is
+    asked for, which with direct calls is deterministic. Every request goes to every shard, also for 0 rows:
+    that carries the priorities and brings back the mass.
 
     The replies of a request are copied into one staging buffer, reused by the next: the arrays are writable,
     contiguous over shards, and valid until the next minibatch is asked for. Large windows are staged in a
@@ -114,15 +124,16 @@ class ReplaySampler(Generic[Ticket]):
         minibatches_per_request: int,
         prefetch_requests: int,
         rng: np.random.Generator,
+        adaptive: bool = False,
     ) -> None:
         self._config = config
         self._transport = transport
         self._batch_size = batch_size
-        self._minibatches_per_request = minibatches_per_request
-        self._prefetch_requests = prefetch_requests
+        self._most = Prefetch(minibatches_per_request, prefetch_requests)
+        self._prefetch = self._wanted = first_prefetch(self._most) if adaptive else self._most
+        self._reply_seconds: deque[float] = deque(maxlen=_REPLIES_REMEMBERED)
         self._rng = rng
         self._prioritised = config.sampling == "prioritised"
-        self._seconds_waiting = 0.0
         self._statuses: dict[int, ShardStatus] = {}
         self._lost: set[int] = set()
         self._in_flight: deque[_Request[Ticket]] = deque()
@@ -138,9 +149,27 @@ class ReplaySampler(Generic[Ticket]):
         self._returned: list[list[PriorityUpdate]] = [[] for _ in range(transport.num_shards)]
 
     @property
-    def seconds_waiting(self) -> float:
-        """Total seconds spent waiting for replies."""
-        return self._seconds_waiting
+    def prefetch(self) -> Prefetch:
+        """How far ahead minibatches are drawn now."""
+        return self._prefetch
+
+    def adapt(self, update_seconds: float) -> None:
+        """Chooses anew how far ahead to draw, by the seconds of one update and those that replies took.
+
+        Another number of minibatches a request begins when what is in flight was learned from.
+        """
+        replies = self._reply_seconds
+        self._wanted = choose_prefetch(
+            self._prefetch,
+            self._most,
+            update_seconds=update_seconds,
+            reply_seconds=median(replies) if replies else None,
+        )
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Requests of minibatches_per_request minibatches each that were sent and not yet collected."""
+        return len(self._in_flight)
 
     def statuses(self) -> tuple[ShardStatus, ...]:
         """The newest status of each shard heard of so far, in the order of shards."""
@@ -174,8 +203,8 @@ class ReplaySampler(Generic[Ticket]):
 
         Raises EmptyShardError when no shard that is left holds rows, and what a shard raised.
         """
-        if self._current is None or self._position == self._minibatches_per_request:
-            self._advance()
+        if self._current is None or self._position == self._prefetch.minibatches:
+            self._advance(update)
         assert self._current is not None
         k = self._position
         self._position += 1
@@ -201,6 +230,7 @@ class ReplaySampler(Generic[Ticket]):
             index=self._next_index,
             keys=rows["keys"],
             rows_per_shard=counts,
+            asked_at_update=self._current.asked_at_update,
         )
         self._next_index += 1
         return minibatch
@@ -234,16 +264,21 @@ class ReplaySampler(Generic[Ticket]):
         )
         self._collect_all(tickets)
 
-    def _advance(self) -> None:
+    def _advance(self, update: int) -> None:
         """Makes the oldest request in flight the current one and fills up what is in flight."""
         for shard in set(range(self._transport.num_shards)) - self._statuses.keys() - self._lost:
             self._ask_status(shard)
         self._retire_current()
+        self._change_prefetch()
         while True:
             if not self._in_flight:
-                self._in_flight.append(self._request())
+                self._in_flight.append(self._request(update))
             request = self._in_flight.popleft()
+            asked = time.monotonic()
             replies = self._collect_all(request.tickets)
+            collected = time.monotonic()
+            if collected - asked > _WAITED_SECONDS:  # else the reply had been there for nobody knows how long
+                self._reply_seconds.append(collected - request.sent_at)
             if replies is not None:
                 break
             # What else is in flight was split over the lost shard, too.
@@ -251,11 +286,22 @@ class ReplaySampler(Generic[Ticket]):
         if not self._rows:
             self._prepare(next(reply for reply in replies if reply is not None))
         # Before the copying, so that the shards work meanwhile.
-        while len(self._in_flight) < self._prefetch_requests:
-            self._in_flight.append(self._request())
+        if self._wanted.minibatches == self._prefetch.minibatches:
+            while len(self._in_flight) < self._prefetch.requests:
+                self._in_flight.append(self._request(update))
         self._stage(request, replies)
         self._current = request
         self._position = 0
+
+    def _change_prefetch(self) -> None:
+        """Goes over to the wanted prefetch; to other requests once none of the old ones is in flight."""
+        if self._wanted.minibatches == self._prefetch.minibatches:
+            self._prefetch = self._wanted
+        elif not self._in_flight:
+            self._prefetch = self._wanted
+            self._reply_seconds.clear()
+            # Made anew, in the new size, for the next reply.
+            self._rows, self._own_windows, self._slots = {}, {}, None
 
     def _retire_current(self) -> None:
         """Nobody reads the current request's minibatches any more, and all its shards have replied."""
@@ -263,7 +309,7 @@ class ReplaySampler(Generic[Ticket]):
             self._slots.give_back(self._current.slot)
         self._current = None
 
-    def _request(self) -> _Request[Ticket]:
+    def _request(self, update: int) -> _Request[Ticket]:
         """Asks all shards for K minibatches, split by the masses known now."""
         num_shards = self._transport.num_shards
         masses = self._masses()
@@ -273,7 +319,7 @@ class ReplaySampler(Generic[Ticket]):
             masses = self._masses()
         if not masses.any():
             raise EmptyShardError("a minibatch was asked for, but no shard is known to hold rows")
-        counts = allocate(masses, self._batch_size, self._minibatches_per_request, self._rng.random())
+        counts = allocate(masses, self._batch_size, self._prefetch.minibatches, self._rng.random())
         slot = self._slots.take() if self._slots is not None else None
         starts = _starts(counts)
         requests = [
@@ -289,7 +335,7 @@ class ReplaySampler(Generic[Ticket]):
             else self._transport.exchange(shard, self._take_update(shard), request)
             for shard, request in enumerate(requests)
         )
-        return _Request(tickets, masses / masses.sum(), counts, slot)
+        return _Request(tickets, masses / masses.sum(), counts, slot, update, time.monotonic())
 
     def _masses(self) -> np.ndarray:
         """The masses [S] known now; 0 for a lost shard."""
@@ -332,15 +378,13 @@ class ReplaySampler(Generic[Ticket]):
         return update
 
     def _collect(self, ticket: Ticket) -> SampleReply:
-        start = time.monotonic()
         reply = self._transport.collect(ticket)
-        self._seconds_waiting += time.monotonic() - start
         self._statuses[reply.status.shard] = reply.status
         return reply
 
     def _prepare(self, reply: SampleReply) -> None:
         """Makes the staging buffers, once the first reply has shown dtypes and shapes."""
-        shape = (self._minibatches_per_request, self._batch_size)
+        shape = (self._prefetch.minibatches, self._batch_size)
         self._rows = {name: np.empty(shape, getattr(reply, name).dtype) for name in ROW_FIELDS}
         self._window_arrays = tuple(
             WindowArray(name, window.dtype.str, shape + window.shape[1:])

@@ -29,6 +29,9 @@ class Selector(Protocol):
     def nbytes(self) -> int:
         """Bytes that the selector itself takes."""
 
+    def concentration(self) -> tuple[float, float]:
+        """Largest p^alpha held, and the sum of squares over all of them; goes through all of them."""
+
     def insert(self, first_key: int, td_errors: np.ndarray) -> None:
         """Keys first_key, first_key + 1, ... come in; those one capacity older are gone by that."""
 
@@ -71,6 +74,10 @@ class UniformSelector:
     def nbytes(self) -> int:
         """Nothing worth counting."""
         return 0
+
+    def concentration(self) -> tuple[float, float]:
+        """See Selector."""
+        return 1.0, self.mass
 
     def insert(self, first_key: int, td_errors: np.ndarray) -> None:
         """See Selector."""
@@ -124,6 +131,10 @@ class PrioritisedSelector:
     def nbytes(self) -> int:
         """See Selector."""
         return self._tree.nbytes
+
+    def concentration(self) -> tuple[float, float]:
+        """See Selector."""
+        return self._tree.concentration()
 
     def insert(self, first_key: int, td_errors: np.ndarray) -> None:
         """See Selector. Raises ValueError as set_priorities does."""

@@ -5,7 +5,9 @@ Owns the order of operations and the counters; must not import ray or anything o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from replay_service.journal import SEGMENT_BYTES, Delivered, Journal
 from replay_service.messages import InsertReply, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
 from replay_service.recovery import FoundJournal, RecoveryReport
 from replay_service.selectors import PrioritisedSelector, Selector, UniformSelector
+from replay_service.shard_meter import ShardMeter
 from replay_service.transition_store import TransitionStore, frame_capacity
 from replay_service.window_slots import SlotMapper
 
@@ -59,7 +62,7 @@ class ReplayShard:
         """
         first_key = incarnation * KEYS_PER_INCARNATION
         found: FoundJournal | None = None
-        if config.persist != "none":
+        if config.persist not in (None, "none"):
             if folder is None:
                 raise ValueError(f"replay.persist is {config.persist}, but the shard was given no folder")
             found = FoundJournal(folder)
@@ -78,6 +81,8 @@ class ReplayShard:
                 capacity, first_key, exponent=config.priority_exponent, epsilon=config.priority_epsilon
             )
         self._slots = SlotMapper()
+        self._capacity = capacity
+        self._meter = ShardMeter(config.num_shards, _row_bytes(schema))
         # Writer -> its incarnation and the sequence number due next.
         self._writers: dict[int, tuple[int, int]] = {}
         self._inserted_rows_total = 0
@@ -110,11 +115,13 @@ class ReplayShard:
         Raises BlockError (malformed, or of another schema), CapacityError (too large) and SequenceGapError;
         in each case nothing was changed. Raises JournalFullError where a full disk shall stop the run.
         """
+        began = perf_counter()
         block = decode(encoded, expected_schema=self._schema)
         is_due = self._is_due(block)
         self._heard.add(block.writer)
         if not is_due:
-            return InsertReply(accepted=False, status=self.status())
+            self._meter.refused()
+            return InsertReply(accepted=False, status=self._status())
         oldest_key = self._store.oldest_key
         first_key = self._store.insert(block)
         self._selector.insert(first_key, block.priority)
@@ -125,15 +132,18 @@ class ReplayShard:
         self._inserted_rows_total += block.num_rows
         self._env_steps_total += block.env_steps
         self._evicted_rows_total += self._store.oldest_key - oldest_key
-        return InsertReply(accepted=True, status=self.status())
+        self._meter.inserted(encoded.nbytes, perf_counter() - began)
+        return InsertReply(accepted=True, status=self._status())
 
     def exchange(self, update: PriorityUpdate | None, request: SampleRequest) -> SampleReply:
         """Takes priorities, then draws: one call for the learner's whole round trip.
 
         Raises EmptyShardError where rows are asked of an empty shard, and as update_priorities does.
         """
+        began = perf_counter()
         if update is not None:
             self._set_priorities(update)
+        updated = perf_counter()
         num_rows = sum(request.counts)
         if num_rows and not self._store.count:
             raise EmptyShardError(f"shard {self._shard} was asked for {num_rows} rows but holds none")
@@ -144,8 +154,9 @@ class ReplayShard:
         parts = self._slots.parts(request.slot, request.counts) if request.slot is not None else None
         rows = self._store.gather(keys, parts)
         self._sampled_rows_total += num_rows
+        self._meter.exchanged(keys, self._store.next_key - 1, updated - began, perf_counter() - updated)
         return SampleReply(
-            status=self.status(),
+            status=self._status(),
             counts=request.counts,
             windows=rows.windows,
             action=rows.action,
@@ -163,10 +174,16 @@ class ReplayShard:
         negative.
         """
         self._set_priorities(update)
-        return self.status()
+        return self._status()
 
     def status(self) -> ShardStatus:
-        """The figures of this moment."""
+        """How the shard stands, with the figures of its work."""
+        figures = self._meter.read(
+            self._selector, self._store.count, self._capacity, self._sampled_rows_total
+        )
+        return replace(self._status(), figures=figures)
+
+    def _status(self) -> ShardStatus:
         return ShardStatus(
             shard=self._shard,
             incarnation=self._incarnation,
@@ -239,3 +256,8 @@ class ReplayShard:
             keys, td_errors = keys[held], td_errors[held]
             self._late_priorities_total += len(held) - num_held
         self._selector.set_priorities(keys, td_errors)
+
+
+def _row_bytes(schema: BlockSchema) -> int:
+    """Bytes of one sampled row: its windows, and action, reward, discount, version, key and probability."""
+    return schema.window * sum(field.bytes_per_frame for field in schema.frame_fields) + 36

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -27,7 +29,7 @@ from replay_service.block import (
 from replay_service.messages import ShardStatus
 
 GAMMA = 0.5
-Script = list[list[tuple[float, bool, bool]]]
+Script = list[list[tuple[Any, ...]]]
 FrameId = tuple[int, int, int]
 """lane, episode, frame of the episode"""
 
@@ -82,7 +84,15 @@ class Row:
     priority: float
 
 
-def plain_rows(lane: int, script: Script, n_step: int, stack: int, gamma: float) -> dict[FrameId, Row]:
+def plain_rows(
+    lane: int,
+    script: Script,
+    n_step: int,
+    stack: int,
+    gamma: float,
+    reward_clip: float | None = None,
+    life_loss: bool = False,
+) -> dict[FrameId, Row]:
     """Every row of one lane's script, keyed by the frame that it starts from."""
     rows = {}
     for episode, steps in enumerate(script):
@@ -95,9 +105,14 @@ def plain_rows(lane: int, script: Script, n_step: int, stack: int, gamma: float)
 
         actions = [int(q(i).argmax()) for i in range(len(steps))]
         rewards = [steps[i][0] + actions[i] for i in range(len(steps))]
+        if reward_clip is not None:
+            rewards = [max(-reward_clip, min(reward_clip, reward)) for reward in rewards]
         for i in range(len(steps)):
-            after = min(i + n_step, len(steps))
-            _, terminated, truncated = steps[after - 1]
+            after = i + 1
+            while after < min(i + n_step, len(steps)) and not (life_loss and any(steps[after - 1][3:])):
+                after += 1
+            _, terminated, truncated, *lost = steps[after - 1]
+            terminated = terminated or (life_loss and any(lost))
             reward = sum(gamma ** (k - i) * rewards[k] for k in range(i, after))
             discount = 0.0 if terminated else gamma ** (after - i)
             error = abs(reward + discount * float(q(after).max()) - float(q(i)[actions[i]]))
@@ -154,6 +169,8 @@ def act(
     stack: int,
     chunks: list[int],
     gamma: float = GAMMA,
+    learned: dict[str, Any] | None = None,
+    **backend: Any,
 ) -> tuple[list[TransitionBlock], ScriptedPolicy, list[float]]:
     """Acts greedily in chunks, over and over, until every scripted row must have left.
 
@@ -161,9 +178,14 @@ def act(
     """
     policy, sink = ScriptedPolicy(), ListSink()
     config = ActorsConfig(
-        envs_per_actor=len(scripts), n_step=n_step, discount=gamma, epsilon_start=0.0, epsilon_end=0.0
+        envs_per_actor=len(scripts),
+        n_step=n_step,
+        discount=gamma,
+        epsilon_start=0.0,
+        epsilon_end=0.0,
+        **(learned or {}),
     )
-    with mock.patch("actors.rollout.make_vector", return_value=scripted(scripts, mode, stack)):
+    with mock.patch("actors.rollout.make_vector", return_value=scripted(scripts, mode, stack, **backend)):
         actor = EnvActor(
             EnvConfig(stack=stack),
             config,
@@ -200,8 +222,12 @@ def check(
     stack: int,
     chunks: list[int],
     gamma: float = GAMMA,
+    reward_clip: float | None = None,
+    life_loss: bool = False,
+    **backend: Any,
 ) -> None:
-    blocks, policy, returns = act(scripted, scripts, mode, n_step, stack, chunks, gamma)
+    learned = {"reward_clip": reward_clip, "life_loss_ends_episode": life_loss}
+    blocks, policy, returns = act(scripted, scripts, mode, n_step, stack, chunks, gamma, learned, **backend)
     seen: dict[FrameId, Row] = {}
     for block in blocks:
         assert (block.writer, block.incarnation, block.sequence) == (7, 2, 0)
@@ -218,7 +244,7 @@ def check(
 
     expected: dict[FrameId, Row] = {}
     for lane, script in enumerate(scripts):
-        expected |= plain_rows(lane, script, n_step, stack, gamma)
+        expected |= plain_rows(lane, script, n_step, stack, gamma, reward_clip, life_loss)
     scripted_rows = {start: row for start, row in seen.items() if start[1] < len(scripts[start[0]])}
     assert scripted_rows.keys() == expected.keys()
     for start, row in expected.items():
@@ -227,11 +253,13 @@ def check(
         assert (actual.action, actual.end) == (row.action, row.end)
         for name in ("reward", "discount", "one_step_reward", "priority"):
             assert getattr(actual, name) == pytest.approx(getattr(row, name), abs=1e-5)
-    whole = [
-        sum(row.one_step_reward for start, row in expected.items() if start[:2] == episode)
-        for episode in {start[:2] for start in expected}
-    ]
-    assert sorted(returns) == pytest.approx(sorted(whole))
+    whole: dict[tuple[int, int], float] = defaultdict(float)
+    for (lane, episode, index), row in expected.items():
+        whole[lane, episode] += scripts[lane][episode][index][0] + row.action
+    expected_returns, actual_returns = Counter(whole.values()), Counter(returns)
+    assert expected_returns <= actual_returns
+    # A step limit also ends the episodes beyond the script.
+    assert expected_returns == actual_returns or backend.get("step_limit") is not None
 
 
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
@@ -296,6 +324,107 @@ def test_any_script_in_any_mode_gives_the_rows_of_a_plain_loop(
     gamma: float,
 ) -> None:
     check(scripted, scripts, mode, n_step, stack, chunks, gamma)
+
+
+BACKENDS: list[tuple[str, AutoresetMode]] = [
+    *(("sync", mode) for mode in MODES),
+    *(("native", mode) for mode in MODES),
+]
+
+
+def generated(rng: np.random.Generator, limit: int | None) -> list[Script]:
+    """One to three lanes of up to five episodes, lives lost here and there; rewards count up through a lane.
+
+    With a limit, episodes are truncated after so many steps, and at no other time.
+    """
+    scripts = []
+    for _ in range(rng.integers(1, 4)):
+        reward, lane = -3.0, []
+        for _ in range(rng.integers(1, 6)):
+            terminated, truncated = [T, L, B][rng.integers(3)]
+            length = int(rng.integers(1, 8))
+            if limit is not None:
+                # Both at once here: a termination in the very step that would have been the last one.
+                length = limit if truncated else min(length, limit)
+                truncated = not terminated
+            lost = rng.random(length) < 0.2
+            episode: list[tuple[Any, ...]] = []
+            for i in range(length):
+                last = i == length - 1
+                episode.append((reward, terminated and last, truncated and last, bool(lost[i])))
+                reward += 0.25
+            lane.append(episode)
+        scripts.append(lane)
+    return scripts
+
+
+def check_generated(
+    scripted: Callable[..., VectorStepper],
+    seed: int,
+    backend: str,
+    mode: AutoresetMode,
+    limited: bool = False,
+) -> None:
+    rng = np.random.default_rng(seed)
+    limit = int(rng.integers(1, 8)) if limited else None
+    check(
+        scripted,
+        generated(rng, limit),
+        mode,
+        n_step=int(rng.integers(1, 6)),
+        stack=int(rng.integers(1, 5)),
+        chunks=rng.integers(1, 10, size=rng.integers(1, 4)).tolist(),
+        gamma=float(rng.choice([GAMMA, 0.0, 1.0])),
+        reward_clip=1.0 if rng.random() < 0.5 else None,
+        life_loss=bool(rng.random() < 0.5),
+        backend=backend,
+        step_limit=limit,
+    )
+
+
+@pytest.mark.parametrize(("backend", "mode"), BACKENDS)
+def test_every_backend_gives_the_rows_of_a_plain_loop(
+    scripted: Callable[..., VectorStepper], backend: str, mode: AutoresetMode
+) -> None:
+    for seed in range(60):
+        check_generated(scripted, seed, backend, mode)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_episodes_that_only_the_stepper_truncates(
+    scripted: Callable[..., VectorStepper], mode: AutoresetMode
+) -> None:
+    for seed in range(60):
+        check_generated(scripted, seed, "native", mode, limited=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lanes_in_processes_of_their_own(scripted: Callable[..., VectorStepper], mode: AutoresetMode) -> None:
+    check_generated(scripted, 1, "async", mode)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("backend", "mode"), BACKENDS)
+def test_thousands_of_scripts(
+    scripted: Callable[..., VectorStepper], backend: str, mode: AutoresetMode
+) -> None:
+    """10,200 scripts over all backends, and 3,000 that only the stepper truncates."""
+    for seed in range(1_000, 2_700):
+        check_generated(scripted, seed, backend, mode)
+    if backend == "native" and mode is not AutoresetMode.SAME_STEP:
+        for seed in range(1_000, 2_500):
+            check_generated(scripted, seed, backend, mode, limited=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mode", MODES)
+def test_hundreds_of_scripts_in_processes(
+    scripted: Callable[..., VectorStepper], mode: AutoresetMode
+) -> None:
+    for seed in range(1_000, 1_100):
+        check_generated(scripted, seed, "async", mode)
 
 
 def builder(n_step: int = 1, num_lanes: int = 1) -> BlockBuilder:

@@ -94,10 +94,11 @@ def test_continuous_actions_are_refused_with_the_cure() -> None:
         (spaces.Box(-1, 1, (2,), np.float64), (2,), "<f4"),
         (spaces.Box(-5, 5, (2, 2), np.int32), (2, 2), "<f4"),
         (spaces.Box(-1, 1, (), np.float32), (), "<f4"),
-        (spaces.MultiBinary(3), (3,), "<f4"),
-        (spaces.MultiDiscrete([2, 3]), (5,), "<f4"),
-        (spaces.Tuple([spaces.Discrete(3), spaces.Box(0, 1, (2,))]), (5,), "<f4"),
-        (spaces.Dict({"a": spaces.Box(0, 1, (2, 2)), "b": spaces.Discrete(2)}), (6,), "<f4"),
+        (spaces.Box(0, 1, (3, 8, 9), np.float16), (3, 8, 9), "<f4"),
+        (spaces.MultiBinary(3), (3,), "|b1"),
+        (spaces.MultiBinary([2, 3]), (2, 3), "|b1"),
+        (spaces.MultiDiscrete([2, 3], start=[-1, 4]), (5,), "|b1"),
+        (spaces.Dict({"only": spaces.Box(0, 255, (8, 9), np.uint8)}), (8, 9), "|u1"),
     ],
 )
 def test_observation_spaces(
@@ -114,11 +115,59 @@ def test_observation_spaces(
     assert stepper.step(np.zeros(2, np.int64)).frames.dtype == np.dtype(dtype)
 
 
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_an_observation_of_several_arrays_is_a_record(module: ModuleType, backend: Any) -> None:
+    space = spaces.Dict(
+        {
+            "where": spaces.Tuple([spaces.Discrete(3, start=5), spaces.Box(-1, 1, (2,), np.float64)]),
+            "camera": spaces.Box(0, 255, (4, 5), np.uint8),
+            "height": spaces.Box(-1, 1, ()),
+        }
+    )
+    config = EnvConfig("my_envs:make", kwargs={"observation_space": space}, backend=backend)
+    stepper = make_vector(config, 2)
+    shapes = {field.name: (field.dtype, field.shape) for field in stepper.spec.parts}
+    assert shapes == {
+        "camera": ("|u1", (4, 5)),
+        "height": ("<f4", ()),
+        "where.0": ("|b1", (3,)),
+        "where.1": ("<f4", (2,)),
+    }
+    frames = stepper.reset(np.array([1, 1]))
+    assert frames.dtype == stepper.spec.frame_dtype
+    space.seed(1)
+    sample = space.sample()
+    assert frames[0]["observation.camera"].tolist() == sample["camera"].tolist()
+    assert frames[0]["observation.height"] == sample["height"]
+    assert frames[0]["observation.where.0"].tolist() == [sample["where"][0] == 5 + i for i in range(3)]
+    assert frames[0]["observation.where.1"].tolist() == sample["where"][1].astype(np.float32).tolist()
+    if backend == "async":
+        assert (frames[1] == frames[0]).all()
+    stepper.close()
+
+
 @pytest.mark.parametrize(
-    "space", [spaces.Sequence(spaces.Discrete(2)), spaces.Graph(spaces.Discrete(2), None)]
+    ("space", "named"),
+    [
+        (spaces.Sequence(spaces.Discrete(2)), "Sequence"),
+        (spaces.Graph(spaces.Discrete(2), None), "Graph"),
+        (spaces.Text(5), "Text"),
+        (spaces.OneOf([spaces.Discrete(2), spaces.Box(0, 1, (2,))]), "OneOf"),
+        (spaces.Dict({"a": spaces.Tuple([spaces.Text(3)]), "b": spaces.Discrete(2)}), "'a.0': Text"),
+        (spaces.Dict({"a": spaces.Box(0, 1, (0,))}), "'a': Box"),
+    ],
 )
-def test_observations_without_a_fixed_size_are_refused(module: ModuleType, space: spaces.Space[Any]) -> None:
-    with pytest.raises(EnvError, match=r"my_envs:make has observations .* which have no fixed size"):
+def test_observations_without_a_fixed_size_are_refused(
+    module: ModuleType, space: spaces.Space[Any], named: str
+) -> None:
+    with pytest.raises(EnvError, match=rf"my_envs:make has observations.*{named}.* have no fixed size; wrap"):
+        probe(EnvConfig("my_envs:make", kwargs={"observation_space": space}))
+
+
+def test_observations_whose_dotted_names_collide_are_refused(module: ModuleType) -> None:
+    inner = spaces.Dict({"b": spaces.Discrete(2)})
+    space = spaces.Dict({"a": inner, "a.b": spaces.Discrete(2)})
+    with pytest.raises(EnvError, match=r"two arrays named 'a\.b'; rename a key"):
         probe(EnvConfig("my_envs:make", kwargs={"observation_space": space}))
 
 
@@ -308,24 +357,8 @@ def test_a_native_form_is_used_only_where_nothing_prevents_it(registered: dict[s
 def test_atari_is_native_and_gives_single_frames() -> None:
     pytest.importorskip("ale_py")
     spec = probe(EnvConfig("ALE/Pong-v5"))
-    assert spec == EnvSpec((84, 84), "|u1", None, 6, 4, "native", "NextStep", None, None)
+    assert spec == EnvSpec((84, 84), "|u1", None, 6, 4, "native", "NextStep", 27_000, None)
     assert probe(EnvConfig("ALE/Pong-v5", kwargs={"stack_num": 4})).observation_shape == (4, 84, 84)
-    with pytest.raises(EnvError, match=r"set env.kwargs.max_num_frames_per_episode"):
-        probe(EnvConfig("ALE/Pong-v5", max_episode_steps=10))
-
-
-def test_native_atari_truncates_and_resets() -> None:
-    """Lanes of one seed act alike; 40 frames are 10 steps, then one fake step begins the next episode."""
-    pytest.importorskip("ale_py")
-    kwargs = {"max_num_frames_per_episode": 40, "noop_max": 1, "use_fire_reset": False, "num_threads": 1}
-    stepper = make_vector(EnvConfig("ALE/Pong-v5", kwargs=kwargs), 2)
-    frames = stepper.reset(np.array([3, 3]))
-    assert frames.shape == (2, 84, 84)
-    steps = [stepper.step(np.array([2, 2])) for _ in range(22)]
-    assert [t for t, step in enumerate(steps) if step.truncated.all()] == [9, 20]
-    assert [t for t, step in enumerate(steps) if step.fake.all()] == [10, 21]
-    assert not any(step.terminated.any() for step in steps)
-    assert all(np.array_equal(step.frames[0], step.frames[1]) for step in steps)
 
 
 # Seeds

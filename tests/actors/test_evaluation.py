@@ -103,6 +103,39 @@ def test_an_episode_without_end_is_cut_off(env: EnvConfig) -> None:
     evaluator.close()
 
 
+@pytest.mark.parametrize(("clip", "reward"), [(None, 1.0), (0.5, 0.5)])
+def test_what_values_foretell_is_what_the_learner_gets(
+    env: EnvConfig, clip: float | None, reward: float
+) -> None:
+    evaluator = Evaluator(env, seed=1, max_lanes=3, max_episode_steps=7, discount=0.9, reward_clip=clip)
+    report = evaluator.evaluate(StackSum(), version=0, seed_domain=4, episodes=20)
+    evaluator.close()
+    lengths = expected(1, 4, 20)[1]
+    # Frames 0 0, 0 1, 1 2, 2 3 ...: the sum of two is even at the first step only, then never.
+    assert report.discounted_returns == (reward,) * 20
+    assert report.returns == (1.0,) * 20
+    assert report.start_values == (1.0,) * 20
+    # An episode of 8 or 9 steps is cut off at 7; one of 7 ends by itself.
+    assert report.truncated == tuple(length > 7 for length in lengths)
+    played = sum(min(length, 7) for length in lengths)
+    assert report.action_counts == (played - 20, 20)
+    assert report.idle_seconds >= 0.0
+
+
+def test_rewards_are_discounted_by_their_step(env: EnvConfig) -> None:
+    policy = MlpPolicy([2, 2])
+    policy.load(np.array([0, 0, 0, 0, 0.0, 2.0], np.float32))  # always action 1, worth 2
+    evaluator = Evaluator(env, seed=1, discount=0.5)
+    report = evaluator.evaluate(policy, version=0, seed_domain=4, episodes=20)
+    evaluator.close()
+    assert report.discounted_returns == pytest.approx([2.0 - 0.5 ** (n - 1) for n in report.lengths])
+    assert set(report.start_values) == {2.0}
+    assert not any(report.truncated)
+    # Between two evaluations an evaluator is idle.
+    assert evaluator.evaluate(policy, version=1, seed_domain=5, episodes=1).idle_seconds > 0.0
+    evaluator.close()
+
+
 def test_no_episodes_are_refused(env: EnvConfig) -> None:
     with pytest.raises(ValueError, match="0 evaluation episodes"):
         evaluate(env, StackSum(), version=0, seed_domain=0, episodes=0, seed=0)

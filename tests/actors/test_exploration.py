@@ -55,3 +55,22 @@ def test_lanes_explore_independently() -> None:
     actions = np.array([epsilon_greedy(q, 0.5, rng) for _ in range(num_draws)])
     both = float(np.mean(actions.all(axis=1)))
     assert abs(both - p) <= 5 * math.sqrt(p * (1 - p) / num_draws)
+
+
+def test_random_actions_are_uniform_among_the_allowed() -> None:
+    allowed = np.array([[True, False, True, True], [False, False, True, False]])
+    rng = np.random.default_rng(0)
+    q = np.where(allowed, 0.0, -np.inf).astype(np.float32)
+    drawn = np.array([epsilon_greedy(q, 1.0, rng, allowed) for _ in range(6_000)])
+    assert (drawn[:, 1] == 2).all()
+    counts = np.bincount(drawn[:, 0], minlength=4)
+    assert counts[1] == 0
+    # Chi-square of three equal chances, 2 degrees of freedom: above 18.4 once in 10,000 seeds.
+    assert (np.square(counts[[0, 2, 3]] - 2_000) / 2_000).sum() < 18.4
+
+
+def test_a_mask_that_allows_everything_changes_nothing() -> None:
+    q = np.random.default_rng(1).normal(size=(64, 5)).astype(np.float32)
+    plain = epsilon_greedy(q, 0.5, np.random.default_rng(2))
+    same = epsilon_greedy(q, 0.5, np.random.default_rng(2), np.ones(q.shape, np.bool_))
+    assert (plain == same).all()

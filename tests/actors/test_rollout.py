@@ -80,7 +80,7 @@ def test_a_report_counts_its_chunk() -> None:
             400 - len(report.episode_returns) - 4 <= report.env_steps <= 400 - len(report.episode_returns) + 4
         )
         assert report.episode_returns == report.episode_lengths  # CartPole rewards each step with 1
-        assert set(report.seconds) == {"act", "env", "build", "push"}
+        assert set(report.seconds) == {"act", "env", "build", "push", "idle"}
         assert all(seconds >= 0 for seconds in report.seconds.values())
     ended = sum(sum(report.episode_lengths) for report in reports)
     assert 0 < ended <= sum(report.env_steps for report in reports)
@@ -106,11 +106,46 @@ def test_returns_are_those_of_the_episodes(scripted: Callable[..., VectorStepper
         assert [n for report in reports for n in report.episode_lengths] == [2, 1]
 
 
+def test_a_report_sums_up_values_actions_and_rewards(scripted: Callable[..., VectorStepper]) -> None:
+    script = [[(1.0, False, False), (-4.0, True, False)], [(2.0, False, True)]]
+    for mode in AutoresetMode:
+        with mock.patch("actors.rollout.make_vector", return_value=scripted([script], mode)):
+            actor = EnvActor(
+                EnvConfig(),
+                ActorsConfig(envs_per_actor=1, epsilon_start=0.0, epsilon_end=0.0),
+                policy=MlpPolicy([3, 3]),
+                sink=ListSink(),
+                actor=0,
+                incarnation=0,
+                num_actors=1,
+                seed=np.random.SeedSequence(0),
+            )
+        always_action_1 = np.array([0.0] * 9 + [1.0, 5.0, 0.0], np.float32)
+        reports = [actor.rollout(1, 0, always_action_1, 0) for _ in range(5)]
+        ends = sum(len(report.episode_returns) for report in reports)
+        starts = [value for report in reports for value in report.start_values]
+        # One at the beginning, one after each end that has been followed by a step.
+        assert starts == [5.0] * len(starts)
+        assert 2 <= ends <= len(starts) <= ends + 1, mode
+        assert sum(np.array([report.action_counts for report in reports])).tolist() == [
+            0,
+            sum(report.rows_pushed for report in reports),
+            0,
+        ]
+        # The action, 1, is added to each reward: 2, -3, 3, then 1 for each row of the endless episode.
+        assert max(report.reward_abs_max for report in reports) == 3.0
+        rows = sum(report.rows_pushed for report in reports)
+        assert sum(report.reward_abs_sum for report in reports) == 2.0 + 3.0 + 3.0 + (rows - 3)
+        assert all(report.seconds["idle"] >= 0.0 for report in reports)
+
+
 def test_acts_at_random_before_the_first_weights() -> None:
     actor, sink = make_actor(ActorsConfig(envs_per_actor=8, epsilon_start=0.0, epsilon_end=0.0))
     report = actor.rollout(500, 0, None, 0)
     assert report.epsilon == 1.0
+    assert report.start_values == ()
     (block,) = sink.blocks
+    assert report.action_counts == tuple(np.bincount(block.action, minlength=2).tolist())
     mean, tolerance = float(np.mean(block.action)), 5 * 0.5 / block.num_rows**0.5
     assert abs(mean - 0.5) < tolerance
     # No Q-values are known, so the error is the reward itself.

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 from qfleet_serial import Recorder
 
 from actors.core import EnvSpec, EvaluationReport, RolloutReport
+from cluster import continuity
 from cluster.config import RunConfig
 from cluster.coordinator import Coordinator, Outcome, RunFailed
 from cluster.engine import Handle, Need, Ref, RoleDied
 from cluster.load_config import load_config
 from cluster.presence import Presence
 from cluster.resolve import resolve
-from learner.core import LearnReport
+from learner.core import LearnerState, LearnReport
 from replay_service.messages import ShardStatus
 
 SPEC = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, None)
@@ -55,8 +57,13 @@ class ScriptedEngine:
         self.config = config
         self.chance = chance
         self.deaths = self.deaths_left = deaths
+        self.mortals: tuple[str, ...] = ("actor", "evaluator", "learner")
+        self.each_once = False
+        self.machines: dict[str, str] = {}
+        self.leaving: frozenset[str] = frozenset()
         self.inserted = 0
-        self.updates = 0
+        # The learner's version, and all updates that it and those before it reported.
+        self.updates = self.work = 0
         self.victims: set[str] = set()
         self.evaluated: list[tuple[int, int]] = []
         self.weights_of_version: dict[int, Call] = {}
@@ -66,6 +73,8 @@ class ScriptedEngine:
         return self
 
     def spawn(self, name: str, role: type, *args: Any, need: Need) -> Handle:
+        if name == "learner":
+            self.updates = 0
         return Handle(name, ScriptedRole(name))
 
     def call(self, handle: Handle, method: str, *args: Any, returns: int = 1) -> tuple[Ref, ...]:
@@ -79,7 +88,9 @@ class ScriptedEngine:
         calls: list[Call] = list(refs)  # type: ignore[arg-type]
         training = any(call.method in ("rollout", "learn", "presence", "unconfirmed") for call in calls)
         assert training or self.updates == self.config.stop.updates, "everybody waits for somebody"
-        mortal = [call for call in calls if call.role.name.startswith(("actor", "evaluator"))]
+        mortal = [call for call in calls if call.role.name.startswith(self.mortals)]
+        if self.each_once:
+            mortal = [call for call in mortal if call.role.name not in self.victims]
         if self.deaths_left and mortal and self.chance.random() < 0.05:
             self.deaths_left -= 1
             victim = self.chance.choice(mortal).role
@@ -95,12 +106,18 @@ class ScriptedEngine:
 
     def get(self, ref: Ref) -> Any:
         call: Call = ref  # type: ignore[assignment]
+        if not isinstance(ref, Call):
+            return ref  # what was put
         if call.part:
             assert call.first is not None
-            return np.full(3, call.first.outcome.version, np.float32)
+            outcome = call.first.outcome
+            return np.full(3, outcome if call.method == "restore" else outcome.version, np.float32)
         if call.role.dead:
             raise RoleDied(call.role.name, "killed by the script")
         return call.outcome
+
+    def put(self, value: Any) -> Ref:
+        return Ref(value)
 
     def play(self, call: Call) -> Any:
         if call.method == "presence":
@@ -114,10 +131,17 @@ class ScriptedEngine:
             return self.rollout(call.role, *call.args)
         if call.method == "learn":
             self.updates += call.args[0]
-            assert self.updates * BATCH <= self.ratio * max(0, self.inserted - STARTS), "learning ran ahead"
+            self.work += call.args[0]
+            assert self.work * BATCH <= self.ratio * max(0, self.inserted - STARTS), "learning ran ahead"
             return LearnReport(
                 self.updates, call.args[0], 0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1e-3, {}, self.status()
             )
+        if call.method == "state":
+            return LearnerState(self.updates, {})
+        if call.method == "restore":
+            state: LearnerState = self.get(call.args[0])
+            self.updates = state.version
+            return state.version
         version, weights, domain, episodes = call.args
         # The weights are those of the version that is asked for: Call of that chunk, second part.
         assert self.get(weights)[0] == version
@@ -137,7 +161,7 @@ class ScriptedEngine:
             role.unacknowledged.pop(0)
             role.acknowledged_status = self.status()
         self.inserted += rows
-        owed = self.ratio * (self.inserted - STARTS) - self.updates * BATCH
+        owed = self.ratio * (self.inserted - STARTS) - self.work * BATCH
         assert owed <= self.most_owed, "acting ran beyond its slack"
         role.unacknowledged.append(rows)
         for _ in range(self.chance.randint(0, len(role.unacknowledged)) * (self.chance.random() < 0.5)):
@@ -163,6 +187,12 @@ class ScriptedEngine:
     def status(self) -> tuple[ShardStatus, ...]:
         return (ShardStatus(0, 0, self.inserted, 1.0, 1.0, self.inserted, self.inserted, 0, 0, 0, 9),)
 
+    def machine_of(self, handle: Handle) -> str:
+        return self.machines.get(handle.name, "")
+
+    def machines_leaving(self) -> frozenset[str]:
+        return self.leaving
+
     def kill(self, handle: Handle) -> None:
         assert handle.target.dead, "the coordinator kills only what it replaces"
 
@@ -173,7 +203,7 @@ class ScriptedEngine:
 class Notes:
     """A run directory that only remembers."""
 
-    path = logs = replay = Path("nowhere")
+    path = logs = replay = checkpoints = Path("nowhere")
 
     def __init__(self) -> None:
         self.evaluations: list[Any] = []
@@ -204,6 +234,7 @@ def config_of(*overrides: str) -> RunConfig:
         "stop.updates=150",
         "metrics.every_seconds=1000000",
         "checkpoint.weights_every_seconds=1000000",
+        "replay.persist=none",
     )
     return resolve(load_config(None, [*small, *overrides]), SPEC, cores=2)
 
@@ -221,7 +252,9 @@ def run(engine: ScriptedEngine, notes: Notes, recorder: Recorder) -> Outcome:
     )
     # The watchdog reads the real clock; nothing here takes any time.
     coordinator._advanced = (float("inf"), 0)
-    return coordinator.run()
+    outcome = coordinator.run()
+    assert isinstance(outcome, Outcome)
+    return outcome
 
 
 @settings(max_examples=80, deadline=None)
@@ -233,9 +266,17 @@ def run(engine: ScriptedEngine, notes: Notes, recorder: Recorder) -> Outcome:
     ratio=st.sampled_from([0.5, 4.0, 32.0]),
     chunk=st.integers(1, 8),
     deaths=st.integers(0, 5),
+    keep_seconds=st.sampled_from([0.0, 1e9]),
 )
 def test_every_order_of_events_comes_to_the_end(
-    seed: int, actors: int, pushes: int, steps: int, ratio: float, chunk: int, deaths: int
+    seed: int,
+    actors: int,
+    pushes: int,
+    steps: int,
+    ratio: float,
+    chunk: int,
+    deaths: int,
+    keep_seconds: float,
 ) -> None:
     config = config_of(
         f"actors.num_actors={actors}",
@@ -245,9 +286,11 @@ def test_every_order_of_events_comes_to_the_end(
         f"learner.updates_per_chunk={chunk}",
     )
     engine, notes, recorder = ScriptedEngine(config, random.Random(seed), deaths), Notes(), Recorder()
-    outcome = run(engine, notes, recorder)
+    with patch.object(continuity, "KEEP_STATE_SECONDS", keep_seconds):
+        outcome = run(engine, notes, recorder)
     assert outcome.reason == "stop.updates = 150 reached"
-    assert outcome.final.updates_total == engine.updates == 150
+    assert engine.updates == 150
+    assert outcome.final.updates_total == engine.work
     assert outcome.restarts == deaths - engine.deaths_left
     assert len([text for text in recorder.events if "died; replaced" in text]) == outcome.restarts
     assert outcome.final.inserted_transitions_total <= engine.inserted
@@ -267,6 +310,19 @@ def test_every_order_of_events_comes_to_the_end(
     # No two evaluations that were reported share their seeds.
     domains = [request.seed_domain for request in requests]
     assert len(set(domains)) == len(domains)
+
+
+@pytest.mark.parametrize(("far", "survives"), [(("a", "a", "a"), True), (("a", "b", "c"), False)])
+def test_a_machine_that_goes_costs_one_replacement(far: tuple[str, ...], survives: bool) -> None:
+    config = config_of("run.restarts=1", "actors.num_actors=3", "stop.updates=1000")
+    engine, recorder = ScriptedEngine(config, random.Random(2), deaths=3), Recorder()
+    engine.machines = {f"actor {index}": machine for index, machine in enumerate(far)}
+    engine.mortals, engine.each_once = ("actor",), True
+    if survives:
+        assert run(engine, Notes(), recorder).restarts == 3
+    else:
+        with pytest.raises(RunFailed, match=r"died, and run.restarts = 1"):
+            run(engine, Notes(), recorder)
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3])

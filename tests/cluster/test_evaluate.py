@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from qfleet_serial import RECALL, SMALL, train_serial
 
-from actors.adapter import Adapter
+from actors.adapter import plain_adapter
 from actors.core import EnvSpec
 from actors.envs import lane_seeds
 from cluster.api import load_policy
@@ -145,7 +145,7 @@ class LooksBack:
 def test_a_stack_begins_with_the_first_frame_and_is_emptied_by_reset() -> None:
     inner = LooksBack()
     spec = EnvSpec((1,), "<f4", None, 10, 3, "sync", "next_step", None, None)
-    policy = GreedyPolicy(inner, Adapter(spec, None, None, first_state=0, first_action=0))
+    policy = GreedyPolicy(inner, plain_adapter(spec))
     seen = []
     for number in (1, 2, 3, 4):
         action = policy(np.array([number], np.float32))

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from qfleet_serial import train_serial
-from qfleet_test_envs import Chain
+from qfleet_test_envs import Chain, MaskedChain
 
 from learner.weights import load_weights
 
@@ -35,11 +35,17 @@ PRIORITISED = (
 )
 
 
-def optimal_q(chance: np.ndarray, reward: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Value iteration to float64's last digits: three [S, A, S] -> [S, A]."""
+def optimal_q(
+    chance: np.ndarray, reward: np.ndarray, ends: np.ndarray, allowed: np.ndarray | None = None
+) -> np.ndarray:
+    """Value iteration to float64's last digits: three [S, A, S], and the actions allowed [S, A] -> [S, A].
+
+    A state that allows nothing is worth 0.
+    """
     q = np.zeros(chance.shape[:2])
     for _ in range(1_000):
-        q = (chance * (reward + GAMMA * ~ends * q.max(axis=1))).sum(axis=2)
+        best = q.max(axis=1) if allowed is None else np.where(allowed, q, -np.inf).max(axis=1)
+        q = (chance * (reward + GAMMA * ~ends * np.where(np.isfinite(best), best, 0.0))).sum(axis=2)
     return q
 
 
@@ -164,3 +170,38 @@ def test_a_chain_of_ones_own(tmp_path: Path, replay: tuple[str, ...]) -> None:
     )
     error = np.abs(q - optimal_q(chain.chance, chain.reward, ends))[:-1]
     assert error.max() < 0.1, error.round(3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), (*PRIORITISED, "learner.double=true")],
+    ids=["uniform", "double, three prioritised shards"],
+)
+def test_a_chain_in_which_not_everything_is_allowed(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    # 102,000 steps over 9 pairs of rewards of half the range: errors as of the chain above, and smaller.
+    chain = MaskedChain()
+    ends = np.zeros(chain.chance.shape, np.bool_)
+    ends[:, :, -1] = True
+    optimal = optimal_q(chain.chance, chain.reward, ends, chain.allowed)
+    allowed = chain.allowed[:-1]
+    assert 0 < np.count_nonzero(~allowed) < allowed.size / 2
+    # What is never tried stays 0: a target over all actions would have learned these values.
+    free = optimal_q(chain.chance, chain.reward, ends, np.zeros_like(chain.allowed))
+    assert np.abs(free - optimal)[:-1][allowed].max() > 1.0
+    q = learned_q(
+        tmp_path,
+        chain.chance.shape[:2],
+        "env.id=qfleet_test_envs:MaskedChain",
+        "actors.epsilon_start=1",
+        "actors.epsilon_end=1",
+        "replay.capacity=200000",
+        "pacing.samples_per_insert=2",
+        "learner.learning_rate=2e-2",
+        "learner.learning_rate_decay_updates=800",
+        "learner.target_update_updates=20",
+        "stop.updates=800",
+        *settings,
+    )
+    error = np.abs(q - optimal)[:-1][allowed]
+    assert error.max() < 0.1, error.round(3)
+    assert not q[:-1][~allowed].any()

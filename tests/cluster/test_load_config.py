@@ -79,7 +79,6 @@ def test_a_bad_setting_is_named_with_its_cure(override: str, facts: list[str]) -
         (["actors.epsilon_ladder.alpha=.nan"], ["actors.epsilon_ladder.alpha is nan", "finite"]),
         (["learner.learning_rate=.inf"], ["learner.learning_rate is inf", "finite"]),
         (["stop.target_return=.nan"], ["stop.target_return is nan", "finite"]),
-        (["replay.persist=checkpoint"], ["replay.persist is checkpoint", "none or continuous"]),
         (
             ["stop.env_steps=1000", "pacing.learning_starts=1000"],
             ["stop.env_steps is 1000", "pacing.learning_starts = 1000", "end before it learns"],

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
 from qfleet_processes import LocalRun
 
+from cluster.checkpoint import cut_folders, read_cut
 from learner.weights import load_weights
 
 ENDLESS = 10_000_000
@@ -143,30 +145,91 @@ def test_a_killed_shard_comes_back(local_run: LocalRun, num_shards: int, persist
     assert local_run.errors == ""
     assert local_run.has_line("stop.updates = 6000 reached")
     assert weights_version(local_run.run_dir) == 6_000
-    figures = [json.loads(line) for line in (local_run.run_dir / "metrics.jsonl").read_text().splitlines()]
-    for name in ("inserted_transitions_total", "env_steps_total", "updates_total"):
-        values = [line[name] for line in figures]
-        assert values == sorted(values), name
-    # Pacing held: neither side ran ahead while the other could not work.
-    for line in figures:
-        paced = max(0, line["inserted_transitions_total"] - 128)
-        assert line["sampled_transitions_total"] <= 4 * paced
-    assert figures[-1]["samples_per_insert"] > 3.0
+    figures = metrics_lines(local_run.run_dir)
+    assert_totals_never_go_backwards(figures)
+    assert_pacing_held(figures)
     assert figures[-1]["restarts_total"] == 1
     local_run.assert_nothing_left()
 
 
-@pytest.mark.slow  # together only: each takes seconds, all of them a minute
-def test_a_lost_learner_ends_the_run(local_run: LocalRun) -> None:
-    local_run.start(*small("CartPole-v1", "checkpoint.weights_every_seconds=0.1"))
+def test_a_killed_learner_goes_on_from_its_state_of_before(local_run: LocalRun) -> None:
+    local_run.start(*small("CartPole-v1", "replay.sampling=prioritised", updates=9_000))
     local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
     process = local_run.pid_of("LearnerRole")
     os.kill(process, signal.SIGKILL)
-    assert local_run.finish() == 1
-    assert local_run.errors.startswith(f"learner (process {process}) died")
-    assert str(local_run.run_dir) in local_run.errors
-    assert weights_version(local_run.run_dir) > 0
+    local_run.wait_for(lambda: local_run.has_line("learner goes on from version"), "the learner's return")
+    assert local_run.has_line(f"learner (process {process}) died; replaced by incarnation 1")
+    version, lost = numbers_in(local_run, r"learner goes on from version ([\d,]+); ([\d,]+) updates are lost")
+    assert version > 0
+    assert local_run.finish() == 0
+    assert weights_version(local_run.run_dir) == 9_000
+    figures = metrics_lines(local_run.run_dir)
+    assert figures[-1]["updates_total"] == 9_000 + lost
+    assert_totals_never_go_backwards(figures)
+    assert_pacing_held(figures)
     local_run.assert_nothing_left()
+
+
+@pytest.mark.parametrize("persist", ["checkpoint", pytest.param("continuous", marks=pytest.mark.slow)])
+def test_a_killed_run_is_resumed(local_run: LocalRun, persist: str) -> None:
+    arguments = small(
+        "CartPole-v1",
+        "replay.sampling=prioritised",
+        "replay.num_shards=2",
+        f"replay.persist={persist}",
+        "checkpoint.every_seconds=1",
+    )
+    local_run.start(*arguments)
+    checkpoints = local_run.run_dir / "checkpoints"
+    local_run.wait_for(lambda: (checkpoints / "cut-000002").is_dir(), "the third checkpoint")
+    local_run.send(signal.SIGKILL)
+    assert local_run.finish() == -signal.SIGKILL
+    shown = metrics_lines(local_run.run_dir)[-1]
+    # Ray ends its processes by itself once their driver is gone; the next life need not wait for that.
+    local_run.start(*arguments, "--resume", "auto")
+    local_run.wait_for(lambda: local_run.has_line("resumed from checkpoint"), "the second life")
+    number, version = numbers_in(local_run, r"resumed from checkpoint (\d+), version ([\d,]+)")
+    local_run.wait_for(lambda: local_run.updates() > version + 500, "more updates")
+    local_run.send(signal.SIGTERM)
+    assert local_run.finish() == 143
+    assert local_run.errors == ""
+    resumed = [line for line in metrics_lines(local_run.run_dir) if line["run_seconds"] > 0]
+    resumed = resumed[resumed.index(shown) + 1 :]
+    assert_totals_never_go_backwards(resumed)
+    assert_pacing_held(resumed)
+    assert resumed[0]["updates_total"] >= version
+    if persist == "continuous":
+        # All that was ever confirmed is there, also what came after the checkpoint.
+        assert resumed[-1]["inserted_transitions_total"] >= shown["inserted_transitions_total"]
+    # The signal took one more checkpoint, of the very end.
+    last = read_cut(cut_folders(checkpoints)[-1]).manifest
+    assert last.number > number
+    assert last.version == weights_version(local_run.run_dir) == resumed[-1]["updates_total"]
+    local_run.temp_folders_of_the_dead()
+    local_run.assert_nothing_left()
+
+
+def metrics_lines(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers_in(local_run: LocalRun, pattern: str) -> tuple[int, ...]:
+    found = next(filter(None, (re.search(pattern, line) for line in local_run.lines)))
+    return tuple(int(group.replace(",", "")) for group in found.groups())
+
+
+def assert_totals_never_go_backwards(figures: list[dict[str, float]]) -> None:
+    for name in ("inserted_transitions_total", "env_steps_total", "updates_total", "episodes_total"):
+        values = [line[name] for line in figures]
+        assert values == sorted(values), name
+
+
+def assert_pacing_held(figures: list[dict[str, float]]) -> None:
+    """Neither side ran ahead while the other could not work."""
+    for line in figures:
+        paced = max(0, line["inserted_transitions_total"] - 128)
+        assert line["sampled_transitions_total"] <= 4 * paced
+    assert figures[-1]["samples_per_insert"] > 3.0
 
 
 @pytest.mark.slow

@@ -45,14 +45,14 @@ def test_cartpole_by_hand() -> None:
     assert plan.priority_bytes == 0
     assert plan.replay_bytes == 640_000
     assert plan.shard_bytes == 3_334 * 64
-    # 16 minibatches of 64 windows of two frames, each with its row; two on their way, one being read.
-    assert plan.request_bytes == 16 * 64 * (2 * 16 + 32)
-    assert plan.requests == 3
+    # Up to 64 minibatches of 64 windows of two frames, each with its row; four on their way, one being read.
+    assert plan.request_bytes == 64 * 64 * (2 * 16 + 32)
+    assert plan.requests == 5
     # 32 steps of 16 lanes: 33 frames and 32 rows of 41 bytes a lane; one actor, two pushes in flight.
     assert sum(np.dtype(dtype).itemsize for _, dtype in ROW_FIELDS) == 41
     assert plan.push_bytes == 16 * (33 * 16 + 32 * 41)
     assert plan.pushes == 2
-    assert plan.messages_bytes == 3 * 65_536 + 2 * 29_440
+    assert plan.messages_bytes == 5 * 262_144 + 2 * 29_440
     assert plan.object_store_bytes == int(0.3 * 24e9)
     assert plan.problems == ()
 
@@ -66,7 +66,8 @@ def test_atari_by_hand() -> None:
     assert plan.priority_bytes == 16
     assert plan.replay_bytes == 1_000_000 * (7_338 + 32 + 16)
     assert plan.shard_bytes == plan.replay_bytes // 2
-    assert plan.request_bytes == 2 * 64 * (8 * 7_056 + 32)
+    # As many minibatches as 16 MiB hold.
+    assert plan.request_bytes == 4 * 64 * (8 * 7_056 + 32)
     # 30 x (4 + 3) steps of 16 lanes, and the stack + n_step - 1 frames more that their rows need.
     assert plan.push_bytes == 16 * (216 * 7_056 + 210 * 41)
     packed = plan_of(ATARI, *THREE_STEP, "replay.capacity=1000000", "replay.compression=lz4")
@@ -154,6 +155,8 @@ def test_ray_takes_the_disk_where_shared_memory_is_small() -> None:
     small = replace(LARGE, shm_bytes=64 << 20)
     assert plan_of(ATARI, machine=small).object_store_bytes == int(0.3 * 24e9)
     assert "/dev/shm" not in plan_of(CARTPOLE, machine=small).text
+    assert "/dev/shm" not in plan_of(CARTPOLE, machine=small).short
+    assert "warning: Ray's object store is on disk" in plan_of(ATARI, *THREE_STEP, machine=small).short
     assert "--shm-size" in plan_of(ATARI, *THREE_STEP, machine=small).text
     large = replace(LARGE, available_bytes=10**11)
     assert plan_of(ATARI, machine=large).object_store_bytes == int(0.95 * 16e9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, replace, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,12 @@ from cluster.resolve import network_spec, resolve
 VECTOR = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, 475.0)
 TABLE = EnvSpec((), "<i8", 16, 4, 1, "sync", "next_step", 100, None)
 ATARI = EnvSpec((84, 84), "|u1", None, 6, 4, "native", "next_step", 27_000, None)
-OPEN_ON_PURPOSE = {"learner.max_grad_norm", "learner.target_polyak", "learner.learning_rate_decay_updates"}
+OPEN_ON_PURPOSE = {
+    "learner.initial_weights",
+    "learner.max_grad_norm",
+    "learner.target_polyak",
+    "learner.learning_rate_decay_updates",
+}
 
 
 def open_settings(config: RunConfig) -> set[str]:
@@ -39,6 +44,11 @@ def test_everything_that_decides_the_run_is_filled_in(spec: EnvSpec, runtime: st
         "env.discretize",
         "env.max_episode_steps",
         "actors.epsilon_ladder",
+        "actors.min_actors",
+        "actors.reward_clip",
+        "actors.chunk_deadline_seconds",
+        "actors.memory_limit_bytes",
+        "checkpoint.every_updates",
         "stop.updates",
         "stop.seconds",
         "stop.target_return",
@@ -64,6 +74,7 @@ def test_the_network_follows_the_observations(spec: EnvSpec, network: str) -> No
         (TABLE, "local", 8, 7),
         (TABLE, "serial", 8, 1),
         (VECTOR, "local", 8, 1),  # native environments: one process keeps up with the learner
+        (ATARI, "local", 8, 7),  # except where each step costs a convolution
     ],
 )
 def test_the_learner_keeps_a_core(spec: EnvSpec, runtime: str, cores: int, actors: int) -> None:
@@ -87,7 +98,7 @@ def test_what_was_given_is_kept() -> None:
     )
     config = resolve(given, VECTOR, cores=2)
     assert (config.actors, config.stop) == (given.actors, given.stop)
-    assert config.replay == given.replay
+    assert config.replay == replace(given.replay, persist="checkpoint")
     assert config.learner == replace(given.learner, network="mlp")
 
 

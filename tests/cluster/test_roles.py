@@ -121,7 +121,19 @@ def block_of_two_rows(version: int = 1) -> TransitionBlock:
     from actors.stepper import Step
 
     nobody, frame = np.zeros(1, np.bool_), np.zeros(1, np.int64)
-    step = Step(frame, np.ones(1), nobody, nobody, nobody, nobody, nobody, np.zeros(0, np.int64), frame[:0])
+    step = Step(
+        frames=frame,
+        reward=np.ones(1),
+        terminated=nobody,
+        truncated=nobody,
+        ended=nobody,
+        fake=nobody,
+        starts=nobody,
+        life_lost=nobody,
+        final_lanes=np.zeros(0, np.int64),
+        final_frames=frame[:0],
+        broken=None,
+    )
     builder = BlockBuilder(SPECS["table"].block_schema(1), 1, 4, 0.9, 0, 0)
     builder.reset(frame)
     builder.reserve(3)

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from learner.config import LearnerConfig, NetworkSpec, acts_in_numpy, image_shape, resolve_network
+from replay_service.block import FrameField
 
 CARTPOLE = NetworkSpec((4,), "float32", None, 2, stack=1)
 TAXI = NetworkSpec((), "int64", 500, 6, stack=1)
 ATARI = NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4)
+DICT = NetworkSpec(
+    (),
+    "|V",
+    None,
+    3,
+    stack=2,
+    parts=(FrameField("camera", "|u1", (2, 36, 36)), FrameField("speed", "<f4", (2, 3))),
+)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +31,10 @@ ATARI = NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4)
         (NetworkSpec((4, 96, 96, 3), "uint8", None, 5, stack=4), "nature_cnn"),
         (NetworkSpec((128,), "uint8", None, 6, stack=1), "mlp"),  # Atari's memory is no image
         (NetworkSpec((7, 7, 3), "uint8", None, 7, stack=1), "mlp"),  # too small to convolve
-        (NetworkSpec((4, 84, 84), "float32", None, 6, stack=4), "mlp"),
+        (NetworkSpec((4, 84, 84), "float32", None, 6, stack=4), "nature_cnn"),
+        (NetworkSpec((4, 84), "float32", None, 6, stack=4), "mlp"),
+        (DICT, "nature_cnn"),
+        (replace(DICT, parts=DICT.parts[1:] * 2), "mlp"),
     ],
 )
 def test_auto_network(spec: NetworkSpec, network: str) -> None:
@@ -51,9 +64,10 @@ def test_image_axes(shape: tuple[int, ...], stack: int, expected: object) -> Non
     [
         ("table", CARTPOLE, "needs Discrete observations"),
         ("mlp", TAXI, "give table"),
-        ("nature_cnn", CARTPOLE, "needs uint8 images"),
+        ("nature_cnn", CARTPOLE, "needs images"),
         ("nature_cnn", NetworkSpec((4, 84, 35), "uint8", None, 6, stack=4), "at least 36 x 36"),
         ("auto", NetworkSpec((4,), "int64", 500, 6, stack=4), "cannot be stacked"),
+        ("table", DICT, r"needs Discrete observations; these are \|u1 \[2, 36, 36\], <f4 \[2, 3\]"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(network: Any, spec: NetworkSpec, complaint: str) -> None:
@@ -95,4 +109,22 @@ def test_settings_of_the_family_are_checked(settings: dict[str, Any], complaint:
     ],
 )
 def test_only_plain_mlps_and_tables_act_in_numpy(settings: dict[str, Any], expected: bool) -> None:
-    assert acts_in_numpy(LearnerConfig(**settings)) == expected
+    assert acts_in_numpy(CARTPOLE, LearnerConfig(**settings)) == expected
+
+
+def test_an_observation_of_several_arrays_acts_in_torch() -> None:
+    assert not acts_in_numpy(replace(DICT, parts=DICT.parts[1:] * 2), LearnerConfig(network="mlp"))
+
+
+def test_each_part_is_an_array_with_a_spec_of_its_own() -> None:
+    arrays = DICT.arrays
+    assert list(arrays) == ["camera", "speed"]
+    assert image_shape(arrays["camera"]) == (2, 36, 36, False)
+    assert arrays["speed"].frame_shape == (3,)
+    assert CARTPOLE.arrays == {"observation": CARTPOLE}
+
+
+@pytest.mark.parametrize("spec", [TAXI, ATARI, replace(DICT, parts=DICT.parts[:1])])
+def test_nothing_to_normalise_is_refused(spec: NetworkSpec) -> None:
+    with pytest.raises(ValueError, match=r"normalise_observations is true, which needs float observations"):
+        resolve_network(spec, LearnerConfig(normalise_observations=True))

@@ -40,9 +40,12 @@ def test_report_counts_what_was_done(list_source: Any, vector_minibatches: list[
     assert learner.weights()[0] == 5
     np.testing.assert_array_equal(weights, learner.weights()[1])
     assert report.learning_rate == pytest.approx(0.96)  # of the last update, after four others
-    lags = [version - vector_minibatches[version].policy_version for version in (2, 3, 4)]
+    lags = 2 - vector_minibatches[2].policy_version  # only the chunk's first update is looked at
     assert report.policy_lag_mean == pytest.approx(np.mean(lags))
-    assert set(report.seconds) == {"wait", "update", "other"}
+    assert (report.policy_lag.count, report.policy_lag.sum) == (16, lags.sum())
+    assert report.q_min < report.q_mean < report.q_max
+    assert report.loss_max > report.loss_mean
+    assert set(report.seconds) == {"wait", "update", "other", "idle"}
     assert min(report.seconds.values()) >= 0.0
     assert source.asked == [0, 1, 2, 3, 4]
     assert [index for index, _ in source.given_back] == [0, 1, 2, 3, 4]

@@ -205,7 +205,7 @@ def test_impala_cnn_takes_small_images_and_nothing_else() -> None:
     config = LearnerConfig(network="impala_cnn")
     small = NetworkSpec((7, 7, 3), "uint8", None, 5, stack=1)
     assert build_network(small, config)(torch.zeros(2, 7, 7, 3, dtype=torch.uint8)).shape == (2, 5)
-    with pytest.raises(ValueError, match="impala_cnn, which needs uint8 images"):
+    with pytest.raises(ValueError, match="impala_cnn, which needs images"):
         build_network(VECTOR, config)
 
 
@@ -254,3 +254,28 @@ def test_a_custom_network_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         build_network(VECTOR, LearnerConfig(network=path, **switches))
+
+
+def test_minatar_cnn_has_the_sizes_of_the_paper() -> None:
+    """Young and Tian 2019, section 4: 16 filters of 3 x 3 at stride 1, then 128 units."""
+    network = build_network(
+        NetworkSpec((10, 10, 4), "|b1", None, 6, stack=1), LearnerConfig(network="minatar_cnn")
+    )
+    shapes = [tuple(parameter.shape) for parameter in network.parameters()]
+    assert shapes == [(16, 4, 3, 3), (16,), (128, 16 * 8 * 8), (128,), (6, 128), (6,)]
+
+
+def test_flags_enter_a_network_as_zeros_and_ones() -> None:
+    spec = NetworkSpec((10, 10, 4), "|b1", None, 3, stack=1)
+    network = build_network(spec, LearnerConfig(network="minatar_cnn"))
+    flags = torch.rand(5, 10, 10, 4) < 0.3
+    channels_first = flags.permute(0, 3, 1, 2).float()
+    convolution = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    hidden = torch.relu(convolution(channels_first)).flatten(1)
+    expected = network.advantage(hidden)
+    assert torch.allclose(network(flags), expected, atol=1e-6)
+
+
+def test_minatar_cnn_takes_images_only() -> None:
+    with pytest.raises(ValueError, match="minatar_cnn, which needs images"):
+        build_network(NetworkSpec((4,), "<f4", None, 2, stack=1), LearnerConfig(network="minatar_cnn"))

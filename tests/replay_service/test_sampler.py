@@ -328,29 +328,6 @@ def test_same_seeds_same_minibatches(shard_of: Callable[..., ReplayShard]) -> No
     assert not np.array_equal(run(0), run(2))
 
 
-def test_seconds_waiting_counts_collecting_only(
-    three_shards: list[ReplayShard], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-
-    class SlowTransport(LocalTransport):
-        def collect(self, ticket: SampleReply) -> SampleReply:
-            nonlocal now
-            now += 2.0
-            return ticket
-
-        def status(self, shard: int) -> ShardStatus:
-            nonlocal now
-            now += 100.0
-            return super().status(shard)
-
-    monkeypatch.setattr(sampler_module.time, "monotonic", lambda: now)
-    sampler = _sampler(SlowTransport(three_shards), minibatches=2)
-    for update in range(4):
-        sampler.next_minibatch(update)
-    assert sampler.seconds_waiting == 12.0
-
-
 class _MortalTransport(_RecordingTransport):
     """Shards in `dead` answer nobody, whatever was asked of them before."""
 
@@ -439,3 +416,50 @@ def test_a_shard_may_be_replaced_before_the_first_minibatch(three_shards: list[R
     sampler.shard_replaced(1)
     assert len(sampler.next_minibatch(0).reward) == 8
     assert [status.shard for status in sampler.statuses()] == [0, 1, 2]
+
+
+def test_an_adaptive_sampler_goes_over_to_other_requests_without_losing_a_minibatch(
+    three_shards: list[ReplayShard],
+) -> None:
+    class Counted(LocalTransport):
+        def __init__(self, shards: list[ReplayShard]) -> None:
+            super().__init__(shards)
+            self.asked: list[int] = []
+
+        def exchange(self, shard: int, update: PriorityUpdate | None, request: SampleRequest) -> SampleReply:
+            if shard == 0:
+                self.asked.append(len(request.counts))
+            return super().exchange(shard, update, request)
+
+    transport = Counted(three_shards)
+    sampler = ReplaySampler(
+        ReplayConfig(sampling="prioritised"),
+        transport,
+        batch_size=8,
+        minibatches_per_request=32,
+        prefetch_requests=3,
+        rng=np.random.default_rng(0),
+        adaptive=True,
+    )
+    taken = []
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            minibatch = sampler.next_minibatch(len(taken))
+            assert len(minibatch.action) == 8
+            assert minibatch.rows_per_shard is not None
+            assert minibatch.rows_per_shard.sum() == 8
+            sampler.give_back(minibatch.index, np.abs(minibatch.reward))
+            taken.append(minibatch.index)
+
+    take(5)
+    assert set(transport.asked) == {4}
+    sampler.adapt(update_seconds=1e-3)  # 30 ms of learning: 30 minibatches
+    take(40)
+    assert sampler.prefetch.minibatches == 30
+    assert transport.asked[-1] == 30
+    sampler.adapt(update_seconds=1e-2)
+    take(100)
+    assert (sampler.prefetch.minibatches, transport.asked[-1]) == (3, 3)
+    assert taken == list(range(145))
+    assert set(transport.asked) == {4, 30, 3}

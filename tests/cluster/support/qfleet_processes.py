@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -96,9 +97,11 @@ class LocalRun:
         return any(text in line for line in self.lines)
 
     def updates(self) -> int:
-        """The newest number of updates in the output."""
-        shown = [part for line in self.lines for part in line.split(" | ") if part.startswith("updates ")]
-        return int(shown[-1].split()[1].replace(",", "")) if shown else 0
+        """The newest number of updates that was recorded."""
+        with suppress(FileNotFoundError):
+            whole = (self.run_dir / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
+            return int(json.loads(whole[-1])["updates_total"]) if whole else 0
+        return 0
 
     def metrics(self) -> dict[str, float]:
         """A scrape of /metrics: sample name -> value."""
@@ -164,6 +167,11 @@ class LocalRun:
         assert not list(self.temp.glob("qf-*")), "a temporary Ray folder is left"
         left = [path for path in self.shared_memory if Path(path).exists()]
         assert not left, f"shared memory is left: {left}"
+
+    def temp_folders_of_the_dead(self) -> None:
+        """Removes what a driver that was killed could not remove itself."""
+        for folder in self.temp.glob("qf-*"):
+            shutil.rmtree(folder)
 
     def destroy(self) -> None:
         """Kills what still lives and removes the temporary folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -48,6 +49,21 @@ class BrokenAfter(Corridor):
             if self.how == "nan":
                 observation = np.full_like(observation, np.nan)
         return observation, reward, terminated, truncated, info
+
+
+class Talkative(Corridor):
+    """A corridor that prints each step, warns at its beginning, and breaks after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+        warnings.warn("careful now", stacklevel=1)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        print("step", self.left)
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("said enough")
+        return super().step(action)
 
 
 def wait_for_ever() -> None:
@@ -96,3 +112,66 @@ class Recall(gym.Env[np.ndarray, int]):
         self.steps += 1
         reward = float(self.steps == 3 and (action == 1) == (self.sign > 0))
         return np.zeros(1, np.float32), reward, self.steps == 3, False, {}
+
+
+class MaskedChain(Chain):
+    """A chain in which `allowed` [S, A] says what may be done; the end allows nothing. Every reward costs.
+
+    A target that took what is not allowed, which nobody ever tries and is never learned, would take it for
+    free: its values are 0, all others below.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(1)
+        self.reward = rng.uniform(-1.0, 0.0, size=self.reward.shape)
+        self.allowed = rng.random(self.chance.shape[:2]) < 0.6
+        self.allowed[:, 0] |= ~self.allowed.any(axis=1)
+        self.allowed[-1] = False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+        state, _ = super().reset(seed=seed)
+        return state, {"action_mask": self.allowed[state].astype(np.int8)}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        assert self.allowed[self.state, action], f"action {action} is not allowed in state {self.state}"
+        state, reward, terminated, truncated, _ = super().step(action)
+        return state, reward, terminated, truncated, {"action_mask": self.allowed[state].astype(np.int8)}
+
+
+class Signals(gym.Env[dict[str, Any], int]):
+    """Shows a lamp, then a sign, then asks: action 1 if exactly one of them was on, else action 0, earns 1.
+
+    What was shown is gone a step later, and the sign is told on an awkward scale. Until asked one can only
+    wait (action 2), and then not any more.
+    """
+
+    observation_space = spaces.Dict(
+        {
+            "lamp": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+            "panel": spaces.Tuple([spaces.Box(-np.inf, np.inf, (2,), np.float64), spaces.Discrete(3)]),
+        }
+    )
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.lamp, self.sign = (bool(on) for on in self.np_random.integers(2, size=2))
+        self.steps = 0
+        return self.observation(), self.info()
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.info()["action_mask"][action], f"action {action} is not allowed in step {self.steps}"
+        reward = float(self.steps == 2 and action == (self.lamp != self.sign))
+        self.steps += 1
+        return self.observation(), reward, self.steps == 3, False, self.info()
+
+    def observation(self) -> dict[str, Any]:
+        lamp = np.full((36, 36, 1), 255 if self.lamp and self.steps == 0 else 0, np.uint8)
+        sign = (1.0 if self.sign else -1.0) if self.steps == 1 else 0.0
+        return {"lamp": lamp, "panel": (np.array([4_000.0 + 2_000.0 * sign, 0.25]), min(self.steps, 2))}
+
+    def info(self) -> dict[str, Any]:
+        if self.steps == 3:
+            return {"action_mask": np.zeros(3, np.int8)}
+        return {"action_mask": np.array([1, 1, 0] if self.steps == 2 else [0, 0, 1], np.int8)}

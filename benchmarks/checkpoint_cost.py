@@ -1,0 +1,157 @@
+"""What a checkpoint costs: its bytes and seconds by what is new in it, and what learning loses meanwhile.
+
+A shard and a learner (Nature network, prioritised, batch 32) in processes of their own, as in a run. Run as
+`python -m benchmarks.checkpoint_cost --transitions 1000000`, which needs some 8 GB of memory and disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from actors.core import EnvSpec
+from benchmarks.replay_data import ATARI, CONFIG
+from benchmarks.replay_through_ray import Writer
+from cluster.checkpoint import Checkpoints, Committed, RunState, shard_folder
+from cluster.config import RunConfig
+from cluster.engine import Need, Ref
+from cluster.figures import FiguresState
+from cluster.judge import JudgeState
+from cluster.ray_engine import RayEngine
+from cluster.roles import LearnerRole, RoleContext, ShardRole
+from learner.config import LearnerConfig
+from learner.core import LearnerState
+from replay_service.durability import SealReply
+
+UPDATES_PER_CHUNK = 8
+NO_RUN = RunState(0.0, {}, FiguresState(), JudgeState(), "")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cut that was taken while the learner went on: seconds, longest slice, updates a second meanwhile."""
+
+    committed: Committed
+    seconds: float
+    longest_slice_milliseconds: float
+    updates_per_second: float
+
+
+class Bench:
+    """One shard, its writer and a learner; the coordinator's part is played by hand."""
+
+    def __init__(self, engine: RayEngine, capacity: int, folder: Path) -> None:
+        self._engine = engine
+        (field,) = ATARI.frame_fields
+        spec = EnvSpec(field.shape, field.dtype, None, 6, ATARI.stack, "sync", "next_step", None, None)
+        config = RunConfig(
+            replay=replace(CONFIG, capacity=capacity, persist="checkpoint", minibatches_per_request=2),
+            learner=LearnerConfig(network="nature_cnn", hidden_sizes=(512,), batch_size=32),
+        )
+        context = RoleContext("bench", config, spec, logs=folder, replay=folder / "replay")
+        self._shard = engine.spawn("shard 0", ShardRole, context, 0, 0, capacity, need=Need())
+        self._writer = engine.spawn("writer", Writer, engine.calls, self._shard, ATARI, need=Need())
+        self.insert(capacity)
+        self._learner = engine.spawn(
+            "learner", LearnerRole, context, engine.calls, [self._shard], 0, 1, need=Need()
+        )
+        self._checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+        self._thread = ThreadPoolExecutor(1)
+        self._learning: list[Ref] = []
+
+    def insert(self, rows: int) -> None:
+        """Writes that many new rows."""
+        self._engine.get(self._engine.call(self._writer, "push", -(-rows // 512))[0])
+
+    def learn(self, seconds: float) -> float:
+        """Updates a second with nothing else going on."""
+        began, updates = perf_counter(), 0
+        while perf_counter() - began < seconds:
+            updates += self._step()
+        return updates / (perf_counter() - began)
+
+    def cut(self) -> Cost:
+        """Takes a cut as a run does."""
+        engine = self._engine
+        partial = self._checkpoints.begin()
+        began, updates, longest = perf_counter(), 0, 0.0
+        (state,) = engine.call(self._learner, "state")
+        reply = SealReply(done=False)
+        while not reply.done:
+            asked = perf_counter()
+            (slice_ref,) = engine.call(self._shard, "seal_slice", shard_folder(partial, 0))
+            while slice_ref not in engine.wait([slice_ref, *self._learning], 10.0):
+                updates += self._step()
+            reply = engine.get(slice_ref)
+            longest = max(longest, perf_counter() - asked)
+        learner: LearnerState = engine.get(state)
+        writing = self._thread.submit(
+            self._checkpoints.commit, partial, NO_RUN, learner, {0: reply.segments or ()}
+        )
+        while not writing.done():
+            updates += self._step()
+        seconds = perf_counter() - began
+        return Cost(writing.result(), seconds, longest * 1e3, updates / seconds)
+
+    def _step(self) -> int:
+        """Keeps two chunks in flight; updates of one that is done."""
+        while len(self._learning) < 2:
+            self._learning.append(self._engine.call(self._learner, "learn", UPDATES_PER_CHUNK, returns=2)[0])
+        done = self._engine.wait(self._learning, 0.05)
+        for ref in done:
+            self._learning.remove(ref)
+            self._engine.get(ref)
+        return UPDATES_PER_CHUNK * len(done)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--transitions", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: a temporary one")
+    options = parser.parse_args(arguments)
+    engine = RayEngine(private=True)
+    try:
+        engine.start()
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            report(Bench(engine, options.transitions, Path(folder)), options.transitions)
+    finally:
+        engine.close()
+
+
+def report(bench: Bench, transitions: int) -> None:
+    bench.learn(3.0)
+    first: Cost | None = None
+    print(f"{transitions:,} Atari transitions; updates/s alone and while a cut is taken")
+    print(f"{'new rows':>10s} {'MB':>8s} {'new MB':>8s} {'s':>6s} slice ms   alone  during  ratio")
+    for rows in (transitions, transitions // 10, transitions // 50, 0):
+        if first is not None and rows:
+            bench.insert(rows)
+        before = bench.learn(10.0)
+        cost = bench.cut()
+        alone = median((before, bench.learn(10.0)))
+        cut = cost.committed
+        print(
+            f"{rows:10,d} {cut.num_bytes / 1e6:8.1f} {cut.new_bytes / 1e6:8.1f} {cost.seconds:6.2f} "
+            f"{cost.longest_slice_milliseconds:8.1f} {alone:7.1f} {cost.updates_per_second:7.1f} "
+            f"{cost.updates_per_second / alone:6.2f}",
+            flush=True,
+        )
+        if first is None:
+            first = cost
+        elif rows:
+            share = rows / transitions
+            print(
+                f"{'':10s} against the first, for each new row: "
+                f"{cut.new_bytes / first.committed.new_bytes / share:.2f} x the bytes, "
+                f"{cost.seconds / first.seconds / share:.2f} x the seconds"
+            )
+
+
+if __name__ == "__main__":
+    main()

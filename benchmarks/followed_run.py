@@ -1,0 +1,146 @@
+"""A `qfleet train` in a process of its own, followed by what it writes, and hurt by those who test it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_SECONDS = 180.0
+_LOOK_SECONDS = 0.02
+CLASSES = {"actor": "ActorRole", "shard": "ShardRole", "learner": "LearnerRole", "evaluator": "EvaluatorRole"}
+
+Line = Mapping[str, Any]
+
+
+class FollowedRun:
+    """Starts `qfleet train ARGUMENTS`, any number of times on the same folder; killed ones leave nothing."""
+
+    def __init__(self, arguments: Sequence[str], run_dir: Path, env: Mapping[str, str] | None = None) -> None:
+        self.run_dir = run_dir
+        self.arguments = list(arguments)
+        self.env = dict(os.environ if env is None else env)
+        # Short: Ray makes Unix sockets below it, whose paths may have 107 bytes.
+        self.temp = Path(tempfile.mkdtemp(prefix="qc-", dir="/tmp"))
+        self._strangers = set(psutil.Process().children(recursive=True))
+        self._family: set[psutil.Process] = set()
+        self._read_bytes = 0
+        self._lines: list[Line] = []
+        self.driver: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str) -> None:
+        """Starts the command with `more` arguments."""
+        command = [sys.executable, "-m", "cluster.main", "train", *self.arguments, *more]
+        with (self.temp / "output").open("ab") as output:
+            self.driver = subprocess.Popen(
+                [*command, "--run-dir", str(self.run_dir)],
+                cwd=ROOT,
+                env={**self.env, "TMPDIR": str(self.temp)},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def lines(self) -> list[Line]:
+        """Every line of metrics.jsonl so far."""
+        with suppress(FileNotFoundError), (self.run_dir / "metrics.jsonl").open("rb") as file:
+            file.seek(self._read_bytes)
+            whole = file.read().rpartition(b"\n")[0]
+            if whole:
+                self._read_bytes += len(whole) + 1
+                self._lines += [json.loads(line) for line in whole.splitlines()]
+        return self._lines
+
+    def newest(self) -> Line:
+        """The newest figures. Raises LookupError before there are any."""
+        return self.lines()[-1]
+
+    def events(self) -> list[str]:
+        """Every line of the log of events so far."""
+        with suppress(FileNotFoundError):
+            return (self.run_dir / "logs" / "events.log").read_text().splitlines()
+        return []
+
+    def output(self) -> str:
+        """All that the command has said."""
+        return (self.temp / "output").read_text()
+
+    def roles(self, kind: str) -> list[int]:
+        """The processes of this kind of role that live."""
+        found = []
+        for process in self.family():
+            with suppress(psutil.Error):
+                title = " ".join(process.cmdline())
+                if title.startswith(f"ray::{CLASSES[kind]}") and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+        return sorted(found)
+
+    def family(self) -> set[psutil.Process]:
+        """Every process that was ever seen of the run, and still lives."""
+        self._family |= set(psutil.Process().children(recursive=True)) - self._strangers
+        if self.driver is not None:
+            with suppress(psutil.NoSuchProcess):
+                self._family |= set(psutil.Process(self.driver.pid).children(recursive=True))
+        self._family = {process for process in self._family if process.is_running()}
+        return self._family
+
+    def wait_for(self, fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
+        """Looks until `fact` is true, and returns it. Raises RuntimeError with the output where it never is."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with suppress(LookupError):
+                found = fact()
+                if found:
+                    return found
+            ended = self.driver is not None and self.driver.poll() is not None
+            if time.monotonic() > deadline or ended:
+                why = f"the command ended ({self.driver.returncode})" if ended and self.driver else "time is up"
+                raise RuntimeError(f"waited in vain for {what}: {why}\n{self.output()[-4000:]}")
+            time.sleep(_LOOK_SECONDS)
+
+    def finish(self, number: signal.Signals | None = None) -> int:
+        """Sends a signal to the driver, if one is given, and waits for its end; returns its exit status."""
+        assert self.driver is not None
+        self.family()
+        if number is not None:
+            self.driver.send_signal(number)
+        return self.driver.wait(PATIENCE_SECONDS)
+
+    def kill_all(self) -> None:
+        """kill -9 of the driver and all that it started, at once: what losing the machine looks like."""
+        assert self.driver is not None
+        family = self.family()
+        self.driver.kill()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.driver.wait(PATIENCE_SECONDS)
+        psutil.wait_procs(family, timeout=10)
+
+    def left(self, seconds: float = 15.0) -> list[str]:
+        """The processes that live on some time after the driver has ended, by title."""
+        _, alive = psutil.wait_procs(self.family(), timeout=seconds)
+        titles = []
+        for process in alive:
+            with suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    titles.append(" ".join(process.cmdline())[:120])
+        return titles
+
+    def close(self) -> None:
+        """Ends what still lives and removes its temporary folder."""
+        if self.driver is not None:
+            self.kill_all()
+        shutil.rmtree(self.temp, ignore_errors=True)

@@ -1,0 +1,118 @@
+"""Updates a second of the learner with prioritised replay through Ray against a bare PyTorch loop whose
+data is in memory, both on one thread, plain DQN; and the share of the learner's time spent waiting for data.
+
+Run as `python -m benchmarks.learner_through_ray`. One full shard and one learner, each in a process of its
+own; nobody acts. The two sides take turns, so that a machine that changes speed changes both; medians over
+the turns.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from actors.core import EnvSpec
+from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG
+from benchmarks.replay_through_ray import Writer
+from benchmarks.update_step import ATARI as ATARI_NETWORK
+from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
+from benchmarks.update_step import BareLoop, Case, Minibatches, updates_per_second
+from cluster.config import RunConfig
+from cluster.engine import Need
+from cluster.ray_engine import RayEngine
+from cluster.resolve import resolve
+from cluster.roles import LearnerRole, RoleContext, ShardRole
+from learner.config import LearnerConfig
+from learner.core import LearnReport
+from replay_service.block import BlockSchema
+
+TURNS = 9
+CASES = (
+    (Case("MLP 128x128, batch 64", CARTPOLE_NETWORK, LearnerConfig(batch_size=64), 800), CARTPOLE, 100_000),
+    (
+        Case(
+            "MLP 256x256, batch 256",
+            CARTPOLE_NETWORK,
+            LearnerConfig(hidden_sizes=(256, 256), batch_size=256),
+            250,
+        ),
+        CARTPOLE,
+        100_000,
+    ),
+    (Case("Nature CNN, batch 32", ATARI_NETWORK, LearnerConfig(batch_size=32), 24), ATARI, 10_000),
+)
+BARS = (1.35, 1.15, 1.5)
+MOST_WAITING = 0.05
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One side after the other, in updates a second; wait is a share of the learner's time."""
+
+    bare: float
+    ours: float
+    wait: float
+
+
+def turns_of(engine: RayEngine, case: Case, schema: BlockSchema, capacity: int, folder: Path) -> list[Turn]:
+    (field,) = schema.frame_fields
+    actions = case.spec.num_actions
+    spec = EnvSpec(field.shape, field.dtype, None, actions, schema.stack, "sync", "next_step", None, None)
+    given = RunConfig(learner=case.config, replay=replace(CONFIG, capacity=capacity))
+    config = resolve(given, spec, 2)
+    context = RoleContext("shard 0", config, spec, logs=folder, replay=folder)
+    shard = engine.spawn("shard 0", ShardRole, context, 0, 0, capacity, need=Need())
+    writer = engine.spawn("writer", Writer, engine.calls, shard, schema, need=Need())
+    engine.get(engine.call(writer, "push", capacity // 512 + 1)[0])
+    engine.kill(writer)
+    context = replace(context, name="learner")
+    learner = engine.spawn("learner", LearnerRole, context, engine.calls, [shard], 0, 1, need=Need())
+
+    def learn() -> tuple[float, float]:
+        """Updates a second and the share of waiting, by a caller's clock."""
+        began = perf_counter()
+        report_ref, _ = engine.call(learner, "learn", case.updates, returns=2)
+        report: LearnReport = engine.get(report_ref)
+        took = perf_counter() - began
+        seconds: Mapping[str, float] = report.seconds
+        return case.updates / took, seconds["wait"] / took
+
+    bare = BareLoop(case, Minibatches(case).held)
+    learn()
+    bare.learn(max(case.updates // 10, 2))
+    turns = [Turn(updates_per_second(bare, case.updates), *learn()) for _ in range(TURNS)]
+    engine.kill(learner)
+    engine.kill(shard)
+    return turns
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(
+        f"{'prioritised, through Ray':24s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s} {'bar':>5s} waiting"
+    )
+    engine = RayEngine(private=True)
+    try:
+        engine.start()
+        with tempfile.TemporaryDirectory() as folder:
+            for (case, schema, capacity), bar in zip(CASES, BARS, strict=True):
+                turns = turns_of(engine, case, schema, capacity, Path(folder))
+                bare, ours = median(t.bare for t in turns), median(t.ours for t in turns)
+                print(
+                    f"{case.name:24s} {bare:9.1f} {ours:9.1f} "
+                    f"{median(t.ours / t.bare for t in turns):6.2f} {bar:5.2f} "
+                    f"{median(t.wait for t in turns):7.1%} (at most {MOST_WAITING:.0%})",
+                    flush=True,
+                )
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""`learner.initial_weights`: what an earlier run learned, for another one to begin with.
+
+Owns finding it and refusing what does not fit; torch is imported only when a run asks for this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actors.core import EnvSpec
+from cluster.config import ConfigError, RunConfig
+from cluster.resolve import network_spec
+from cluster.run_dir import read_config, read_spec, read_weights
+from learner.weights import load_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class InitialWeights:
+    """flat: [P] float32 for this run's network. facts: where they come from, for provenance.json."""
+
+    flat: np.ndarray
+    facts: Mapping[str, str]
+
+
+def read_initial_weights(config: RunConfig, spec: EnvSpec) -> InitialWeights | None:
+    """What `learner.initial_weights` names: a run directory (its best, else latest weights) or a file that
+    `qfleet export --format safetensors` wrote. None where it names nothing.
+
+    Raises ConfigError where there is nothing to read, or where the network, the observations or the actions
+    are not this run's: with both values.
+    """
+    source = config.learner.initial_weights
+    if source is None:
+        return None
+    from learner.named_weights import flat_weights, network_facts
+
+    path = Path(source)
+    here = network_facts(network_spec(spec), config.learner)
+    named, there, facts = _of_run(path) if path.is_dir() else _of_file(path)
+    differing = [
+        f"{name} {there.get(name)} there, {here.get(name)} here"
+        for name in dict.fromkeys((*here, *there))
+        if there.get(name) != here.get(name)
+    ]
+    try:
+        flat = flat_weights(network_spec(spec), config.learner, named)
+    except ValueError as error:
+        differing.append(str(error))
+    if differing:
+        raise ConfigError(f"learner.initial_weights is {source}, which does not fit: {'; '.join(differing)}")
+    facts |= {"path": str(path.absolute()), "sha256": hashlib.sha256(flat.tobytes()).hexdigest()}
+    return InitialWeights(flat, facts)
+
+
+_Read = tuple[dict[str, np.ndarray], dict[str, object], dict[str, str]]
+
+
+def _of_run(path: Path) -> _Read:
+    """Weights by name, what gives them their meaning, and where they come from."""
+    from learner.named_weights import named_weights, network_facts
+
+    config, spec = read_config(path), read_spec(path)
+    name, flat, facts = read_weights(path)
+    try:
+        named = named_weights(network_spec(spec), config.learner, flat)
+    except ValueError as error:
+        raise ConfigError(f"learner.initial_weights is {path}: {error}") from error
+    there = network_facts(network_spec(spec), config.learner)
+    return named, there, {"weights": name, "environment": config.env.id, **facts}
+
+
+def _of_file(path: Path) -> _Read:
+    try:
+        named, metadata = load_tensors(path)
+        there = json.loads(metadata["policy"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"learner.initial_weights is {path}: give a run directory, or a file that qfleet export "
+            f"--format safetensors wrote ({error!r})"
+        ) from error
+    return (
+        named,
+        there,
+        {name: metadata[name] for name in ("weights", "environment", "version") if name in metadata},
+    )

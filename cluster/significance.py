@@ -1,0 +1,98 @@
+"""Tests of significance for what a run measures: means of episodes, and trends.
+
+Owns Student's t, Welch's comparison and Mann-Kendall's trend; pure, imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+ALPHA = 0.001
+"""The chance of a false alarm that each single comparison may have."""
+
+CRITICAL_Z = 3.0902
+"""The standard normal exceeds it with probability ALPHA."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """count values with their mean and standard deviation (of the values themselves: divided by count)."""
+
+    mean: float
+    std: float
+    count: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean. Raises ZeroDivisionError for one value, which has no spread."""
+        return self.std / math.sqrt(self.count - 1)
+
+
+def student_tail(t: float, freedom: int) -> float:
+    """P(T > t) for t >= 0 and Student's t with `freedom` degrees of freedom.
+
+    Exact for whole numbers (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
+    """
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    terms = [term] if freedom > 1 else []
+    for step in range(2 + odd, freedom - 1, 2):
+        term *= cosine * cosine * (step - 1) / step
+        terms.append(term)
+    within = sine * math.fsum(terms)
+    if odd:
+        within = 2.0 / math.pi * (angle + within)
+    return (1.0 - within) / 2.0
+
+
+@lru_cache(maxsize=512)
+def critical_t(freedom: int) -> float:
+    """The t that Student's t exceeds with probability ALPHA. Raises ValueError for less than 1 degree."""
+    if freedom < 1:
+        raise ValueError(f"{freedom} degrees of freedom; at least 1 is needed")
+    if freedom > 10_000:
+        return CRITICAL_Z
+    low, high = 0.0, 1.0 / ALPHA
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tail(middle, freedom) > ALPHA else (low, middle)
+    return high
+
+
+def least_mean(sample: Sample) -> float:
+    """What the true mean is above, but for a chance of ALPHA."""
+    return sample.mean - critical_t(sample.count - 1) * sample.error
+
+
+def least_difference(a: Sample, b: Sample) -> float:
+    """What the true mean of a exceeds that of b by, but for a chance of ALPHA; above 0: a is greater.
+
+    Welch 1947 (doi:10.1093/biomet/34.1-2.28); degrees of freedom rounded down, to the safe side.
+    """
+    parts = a.error**2, b.error**2
+    variance = sum(parts)
+    if variance == 0.0:
+        return a.mean - b.mean
+    freedom = variance**2 / (parts[0] ** 2 / (a.count - 1) + parts[1] ** 2 / (b.count - 1))
+    return a.mean - b.mean - critical_t(math.floor(freedom)) * math.sqrt(variance)
+
+
+def trend(values: Sequence[float]) -> float:
+    """Mann and Kendall's trend as a standard normal (Kendall 1975, "Rank Correlation Methods").
+
+    0 of fewer than 3 values. Ties count 0, which makes it careful.
+    """
+    count = len(values)
+    if count < 3:
+        return 0.0
+    array = np.asarray(values, np.float64)
+    rises = float(np.sign(array[None, :] - array[:, None])[np.triu_indices(count, 1)].sum())
+    deviation = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+    return math.copysign(max(0.0, abs(rises) - 1.0), rises) / deviation

@@ -1,0 +1,66 @@
+"""How figures are written for people: numbers, durations, sizes, and how far a run has come.
+
+Owns wording only; pure, imports no engine.
+"""
+
+from __future__ import annotations
+
+import math
+
+from cluster.config import StopConfig
+from cluster.metrics import Snapshot
+
+
+def progress(snapshot: Snapshot, stop: StopConfig) -> tuple[float | None, float | None]:
+    """Share of the way to the nearest limit (target return aside), and the seconds left to it.
+
+    None, None where nothing but the return ends the run; the seconds are None before anything moved.
+    """
+    shares = [
+        done / limit
+        for done, limit in (
+            (snapshot.env_steps_total, stop.env_steps),
+            (snapshot.updates_total, stop.updates),
+            (snapshot.run_seconds, stop.seconds),
+        )
+        if limit is not None
+    ]
+    if not shares:
+        return None, None
+    share = min(1.0, max(shares))
+    return share, snapshot.run_seconds * (1.0 - share) / share if share > 0.0 else None
+
+
+def figure(value: float | None, digits: int = 1) -> str:
+    """A number with thousands apart, without decimals where it is large; "-" for one that is not known."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    return count(value) if abs(value) >= 10_000 else f"{value:,.{digits}f}"
+
+
+def count(value: float) -> str:
+    """A whole number with thousands apart; from ten million on in M, G or T."""
+    if abs(value) < 10_000_000:
+        return f"{value:,.0f}"
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if abs(value) >= scale:
+            return f"{value / scale:,.2f} {unit}"
+    raise AssertionError(value)
+
+
+def duration(seconds: float) -> str:
+    """m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def byte_size(num_bytes: int) -> str:
+    """Decimal units, about three digits."""
+    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= scale:
+            value = num_bytes / scale
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{num_bytes} bytes"

@@ -1,0 +1,81 @@
+"""One flat weight vector as parameters by name, and back.
+
+Owns that mapping and what must agree between two networks; must not import the loop or any transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from learner.config import LearnerConfig, NetworkSpec
+from learner.networks import build_network
+from learner.normalisation import tail_size
+
+NORMALISER_TAIL = "observation_normaliser"
+"""[2 D] float32, where observations are normalised: means and inverse deviations of a frame's D values."""
+
+
+def seeded_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
+    """The configured network on the CPU; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return build_network(spec, config)
+
+
+def named_weights(spec: NetworkSpec, config: LearnerConfig, flat: np.ndarray) -> dict[str, np.ndarray]:
+    """Parameter name -> its part of flat [P] float32, a view in its shape; then the normaliser's tail.
+
+    Raises ValueError where the network has another number of weights.
+    """
+    shapes = _shapes(spec, config)
+    sizes = [int(np.prod(shape)) for shape in shapes.values()]
+    if flat.shape != (sum(sizes),):
+        raise ValueError(f"there are weights of shape {list(flat.shape)}; this network takes [{sum(sizes)}]")
+    pieces = np.split(flat, np.cumsum(sizes)[:-1])
+    return {name: piece.reshape(shapes[name]) for name, piece in zip(shapes, pieces, strict=True)}
+
+
+def flat_weights(spec: NetworkSpec, config: LearnerConfig, named: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The vector [P] float32 that `named_weights` splits into `named`.
+
+    Raises ValueError naming the parameters that differ, with both shapes.
+    """
+    expected = _shapes(spec, config)
+    given = {name: array.shape for name, array in named.items()}
+    differing = [
+        f"{name} is {_shape(given.get(name))} there, {_shape(expected.get(name))} here"
+        for name in dict.fromkeys((*expected, *given))
+        if given.get(name) != expected.get(name)
+    ]
+    if differing:
+        raise ValueError("; ".join(differing))
+    return np.concatenate([np.asarray(named[name], np.float32).ravel() for name in expected])
+
+
+def network_facts(spec: NetworkSpec, config: LearnerConfig) -> dict[str, object]:
+    """What gives weights their meaning, besides their shapes: JSON values by name."""
+    facts: dict[str, object] = {
+        "network": config.network,
+        "observations": {
+            name: [array.observation_dtype, list(array.observation_shape)]
+            for name, array in spec.arrays.items()
+        },
+        "states": spec.num_states,
+        "stack": spec.stack,
+        "actions": spec.num_actions,
+        "head": config.head,
+    }
+    return facts | ({"value_range": list(config.value_range)} if config.head == "c51" else {})
+
+
+def _shapes(spec: NetworkSpec, config: LearnerConfig) -> dict[str, tuple[int, ...]]:
+    network = seeded_network(spec, config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    return shapes | ({NORMALISER_TAIL: (tail_size(spec),)} if config.normalise_observations else {})
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))

@@ -1,0 +1,66 @@
+"""Counts of values in buckets of powers of two: ages, lags.
+
+Owns the buckets; must not import anything but numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BOUNDS: tuple[int, ...] = (0, *(2**power for power in range(23)))
+"""Upper bounds of all buckets but the last, which has none: 0, 1, 2, 4, ... 2^22."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """counts[i] values were at most BOUNDS[i] and above the bound before; sum is that of all values."""
+
+    counts: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
+    sum: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """Values counted."""
+        return sum(self.counts)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        """Both together."""
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        return Histogram(counts, self.sum + other.sum)
+
+    def __sub__(self, earlier: Histogram) -> Histogram:
+        """What came since an earlier reading of the same counts."""
+        counts = tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True))
+        return Histogram(counts, self.sum - earlier.sum)
+
+    def quantile(self, q: float) -> float | None:
+        """Interpolated within its bucket, as Prometheus does; None where nothing was counted."""
+        rank = q * self.count
+        if not self.count:
+            return None
+        below, lower = 0, 0.0
+        for bound, count in zip(BOUNDS, self.counts, strict=False):
+            if count and below + count >= rank:
+                return lower + (bound - lower) * (rank - below) / count
+            below, lower = below + count, float(bound)
+        return lower
+
+
+class Tally:
+    """A histogram that grows."""
+
+    def __init__(self) -> None:
+        self._bounds = np.array(BOUNDS)
+        self._counts = np.zeros(len(BOUNDS) + 1, np.int64)
+        self._sum = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Counts values [M]; negative ones as 0."""
+        self._counts += np.bincount(self._bounds.searchsorted(values), minlength=len(self._counts))
+        self._sum += float(values.sum())
+
+    def read(self) -> Histogram:
+        """All that was counted."""
+        return Histogram(tuple(self._counts.tolist()), self._sum)

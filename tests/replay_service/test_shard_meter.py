@@ -1,0 +1,92 @@
+"""What a shard says of its own work: bytes, ages of what it draws, and how even its priorities are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from replay_service.messages import PriorityUpdate, SampleRequest, ShardFigures
+from replay_service.selectors import PrioritisedSelector
+from replay_service.shard import ReplayShard
+from replay_service.shard_meter import ShardMeter
+
+ShardOf = Callable[..., ReplayShard]
+
+
+def figures_of(shard: ReplayShard) -> ShardFigures:
+    figures = shard.status().figures
+    assert figures is not None
+    return figures
+
+
+def test_ages_are_counted_in_transitions_of_the_whole_replay() -> None:
+    meter = ShardMeter(num_shards=4, row_bytes=10)
+    meter.exchanged(np.array([100, 97, 90]), 100, 0.5, 0.25)
+    for _ in range(31):  # not looked at
+        meter.exchanged(np.array([0]), 100, 0.5, 0.25)
+    meter.exchanged(np.array([99]), 100, 0.5, 0.25)
+    meter.inserted(1_000, 2.0)
+    meter.refused()
+    selector = PrioritisedSelector(8, 0, exponent=1.0, epsilon=1e-6)
+    figures = meter.read(selector, 0, 8, sampled_rows=7)
+    assert figures.sample_age.count == 4
+    assert figures.sample_age.sum == 4 * (0 + 3 + 10 + 1)
+    assert figures.seconds == {"insert": 2.0, "sample": 33 * 0.25, "update": 33 * 0.5}
+    assert (figures.inserted_bytes, figures.sampled_bytes, figures.repeated_pushes) == (1_000, 70, 1)
+    assert figures.priorities is None
+
+
+def test_only_a_status_that_was_asked_for_carries_figures(shard_of: ShardOf) -> None:
+    shard = shard_of(np.ones(16))
+    reply = shard.exchange(None, SampleRequest((4, 4)))
+    assert reply.status.figures is None
+    figures = figures_of(shard)
+    assert figures.sample_age.count == 8
+    assert figures.sampled_bytes == 8 * sum(
+        array[0].nbytes
+        for array in (
+            *reply.windows.values(),
+            reply.action,
+            reply.reward,
+            reply.discount,
+            reply.policy_version,
+            reply.keys,
+            reply.probability,
+        )
+    )
+    assert figures.inserted_bytes > 16 * (8 + 4 * 4)
+    assert all(seconds > 0.0 for phase, seconds in figures.seconds.items() if phase != "update")
+
+
+@pytest.mark.parametrize(
+    ("priorities", "maximum", "effective"),
+    [
+        ([2.0] * 8, 2.0, 1.0),
+        # One row has all the mass but for a little: as if there were one of eight.
+        ([1e6] + [1e-6] * 7, 1e6, 1 / 8),
+        # (1 + 2 + 3 + 4)^2 / (4 * 30)
+        ([1.0, 2.0, 3.0, 4.0], 4.0, 100 / 120),
+    ],
+)
+def test_how_even_priorities_are(
+    shard_of: ShardOf, priorities: list[float], maximum: float, effective: float
+) -> None:
+    summary = figures_of(shard_of(np.array(priorities))).priorities
+    assert summary is not None
+    assert summary.maximum == pytest.approx(maximum)
+    assert summary.effective_ratio == pytest.approx(effective, rel=1e-6)
+
+
+def test_uniform_sampling_is_even(shard_of: ShardOf) -> None:
+    summary = figures_of(shard_of(np.arange(1.0, 9.0), sampling="uniform")).priorities
+    assert summary is not None
+    assert (summary.maximum, summary.effective_ratio) == (1.0, 1.0)
+
+
+def test_priorities_are_gone_through_once_in_a_while_only(shard_of: ShardOf) -> None:
+    shard = shard_of(np.ones(4))
+    first = figures_of(shard).priorities
+    shard.update_priorities(PriorityUpdate(np.arange(4), np.full(4, 9.0, np.float32)))
+    assert figures_of(shard).priorities is first
