@@ -93,6 +93,10 @@ def frame_dtype(fields: tuple[FrameField, ...]) -> np.dtype[Any]:
     return np.dtype([(field.name, field.dtype, field.shape) for field in fields], align=True)
 
 
+EnvRestartCause = Literal["raise", "invalid", "hang", "memory"]
+"""What an environment did: raise, return what no frame can hold, not return, or take too much memory."""
+
+
 @dataclass(frozen=True)
 class EnvRestart:
     """An environment that misbehaved and was made anew.
@@ -101,7 +105,7 @@ class EnvRestart:
     where it raised, else what is wrong with what it returned.
     """
 
-    cause: Literal["raise", "invalid"]
+    cause: EnvRestartCause
     lane: int | None
     story: str
 

@@ -9,12 +9,13 @@ import contextlib
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from multiprocessing.connection import wait
+from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
 from actors.errors import EnvFailed
 from actors.observations import parts_of
@@ -25,7 +26,11 @@ RESTART = "qfleet_restart"
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # A row sums at most 64 of them (actors.n_step), and is stored in float32.
 _REWARD_MAX = _FLOAT32_MAX / 64
-_JOIN_SECONDS = 5.0
+_REWARD_MAX_SQUARED = _REWARD_MAX**2
+_JOIN_SECONDS = 2.0
+# Looked up for each lane and step.
+_ARRAY = np.ndarray
+_NUMBERS = (float, int, np.float64, np.float32, np.int64)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         problem = self._misfit(observation)
         return self._failed(Failure("invalid", problem)) if problem else (observation, info)
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """As Env.step. Raises EnvFailed where a new instance fails at once."""
         try:
             result = self.env.step(action)
@@ -89,13 +94,14 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
             return self._failed_step(Failure("raise", traceback.format_exc()))
         observation, reward, terminated, truncated, info = result
         kind = observation.__class__
-        fits = kind in self._numbers or (
-            kind is np.ndarray and observation.shape == self._shape and observation.dtype == self._dtype
-        )
-        if not fits:
-            problem = self._misfit(observation)
-            if problem:
-                return self._failed_step(Failure("invalid", problem))
+        if reward.__class__ in _NUMBERS and (
+            (kind is _ARRAY and observation.dtype is self._dtype and observation.shape == self._shape)
+            or kind in self._numbers
+        ):
+            return result
+        problem = self._misfit(observation)
+        if problem:
+            return self._failed_step(Failure("invalid", problem))
         try:
             return observation, float(reward), terminated, truncated, info
         except (TypeError, ValueError):
@@ -195,6 +201,17 @@ class Soundness:
         """space: of single observations."""
         leaves = [_Leaf(part.path, part.of(space)) for part in parts_of(space)]
         self._leaves = [leaf for leaf in leaves if not _is_exact(leaf.space)]
+        self._one_float32 = isinstance(space, spaces.Box) and space.dtype == np.float32
+
+    def is_plain(self, observations: Any, reward: np.ndarray) -> bool:
+        """Whether all is well at first sight, in the most common case: a quick test before `problems`."""
+        # NaN fails the comparison.
+        return (
+            self._one_float32
+            and np.count_nonzero(np.isfinite(observations)) == observations.size
+            and reward.dtype.kind == "f"
+            and float(reward.dot(reward)) <= _REWARD_MAX_SQUARED
+        )
 
     def problems(self, observations: Any, reward: np.ndarray | None = None) -> dict[int, str]:
         """Lane -> what is wrong with its observation, or its reward [N]; empty where all is well."""
@@ -206,8 +223,7 @@ class Soundness:
                     value = np.asarray(leaf.of(observations))[lane][unsound[lane]].flat[0]
                     limits = "" if isinstance(leaf.space, spaces.Box) else f", outside of {leaf.space}"
                     found[lane] = f"it returned {leaf.name} holds {value}{limits}"
-        # One product tells the common case; NaN fails every comparison.
-        if reward is not None and reward.dtype.kind == "f" and not float(reward.dot(reward)) <= _REWARD_MAX**2:
+        if reward is not None and reward.dtype.kind == "f":
             for lane in np.flatnonzero(~(np.abs(reward) <= _REWARD_MAX)).tolist():
                 found[lane] = f"it returned the reward {reward[lane]}, which float32 sums cannot hold"
         return found
@@ -229,19 +245,26 @@ def _is_exact(space: spaces.Space[Any]) -> bool:
 
 def describe_workers(env: VectorEnv[Any, Any, Any]) -> str:
     """Which worker processes of an asynchronous vector environment have ended; empty where none has."""
-    ended = [
+    if not isinstance(env, AsyncVectorEnv):
+        return ""
+    # One whose pipe has just broken takes a moment to end.
+    wait([process.sentinel for process in env.processes], _JOIN_SECONDS)
+    return "\n".join(
         f"worker process {index} ended with exit status {process.exitcode}"
-        for index, process in enumerate(getattr(env, "processes", ()))
+        for index, process in enumerate(env.processes)
         if process.exitcode is not None
-    ]
-    return "\n".join(ended)
+    )
 
 
 def discard(env: VectorEnv[Any, Any, Any]) -> None:
     """Closes a vector environment that failed, its worker processes by force: they may hang."""
-    for process in getattr(env, "processes", ()):
-        process.kill()
-        process.join(_JOIN_SECONDS)
+    if isinstance(env, AsyncVectorEnv):
+        for process, pipe in zip(env.processes, env.parent_pipes, strict=True):
+            process.kill()
+            process.join(_JOIN_SECONDS)
+            if pipe is not None:  # that of a worker whose error was reported
+                pipe.close()
+        env.closed = True
+        return
     with contextlib.suppress(Exception):  # it is broken already
         env.close()
-    env.closed = True

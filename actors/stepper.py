@@ -172,7 +172,9 @@ class VectorStepper:
             reward = np.where(fake, 0.0, reward)
             terminated = terminated & ~fake
             truncated = truncated & ~fake
-        problems = self._soundness.problems(observations, reward)
+        problems: dict[int, str] = {}
+        if not self._soundness.is_plain(observations, reward):
+            problems = self._soundness.problems(observations, reward)
         if problems and not self._guarded:
             return self._all_broken(_invalid(problems))
         broken = None

@@ -1,4 +1,4 @@
-"""Every failure of docs/failures.md, injected for real into a real run: what is lost, for how long, what is said.
+"""Every failure of docs/failures.md, injected for real: what is lost, for how long, what the run says.
 
 `python -m benchmarks.chaos --table` measures them all; the tests go through the same functions.
 """
@@ -85,9 +85,7 @@ def arguments(settings: Mapping[str, str], env: str = "CartPole-v1") -> list[str
 
 
 @contextmanager
-def small_run(
-    folder: Path, env: Mapping[str, str] | None = None, **settings: str
-) -> Iterator[FollowedRun]:
+def small_run(folder: Path, env: Mapping[str, str] | None = None, **settings: str) -> Iterator[FollowedRun]:
     """A run that learns, has been evaluated and has a checkpoint. settings: names with __ for the dot."""
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
     run = FollowedRun(arguments({**SMALL, **overrides}), folder / "run", env)
@@ -135,7 +133,7 @@ def time_until_it_moves(run: FollowedRun, kind: str, before: Line, since: float)
 
 def news(run: FollowedRun, since_events: int) -> tuple[str, ...]:
     """The events of the run from there on but for its routine, without their times."""
-    texts = [re.sub(r"^\s*[\d.]+ s?\s*\|?\s*", "", line) for line in run.events()[since_events:]]
+    texts = [re.split(r" (?:INFO|WARNING|ERROR) +", line)[-1] for line in run.events()[since_events:]]
     routine = ("checkpoint ", "version ", "end: ")
     return tuple(text for text in texts if not text.startswith(routine))
 
@@ -159,12 +157,13 @@ def role_killed(kind: str, folder: Path, **settings: str) -> Outcome:
 
 def role_frozen(kind: str, folder: Path) -> Outcome:
     """SIGSTOP."""
-    with small_run(folder, run__frozen_seconds=str(FROZEN_SECONDS)) as run:
+    limits = {name: str(FROZEN_SECONDS) for name in ("run__frozen_seconds", "actors__chunk_deadline_seconds")}
+    with small_run(folder, **limits) as run:
         before, events, since = strike(run, kind, signal.SIGSTOP)
         seconds = time_until_it_moves(run, kind, before, since)
         said = news(run, events)
         end_well(run)
-        limit = {"shard": 1.0, "learner": 2.0, "evaluator": 4.0}[kind] * FROZEN_SECONDS
+        limit = {"learner": 2.0, "evaluator": 4.0}.get(kind, 1.0) * FROZEN_SECONDS
         return Outcome(lost_words(kind, said), seconds, said, limit)
 
 
@@ -222,7 +221,7 @@ def disk_full(folder: Path) -> Outcome:
 
 
 def node_lost(kind: Literal["learner", "shard"], what: Literal["raylet", "node"], folder: Path) -> Outcome:
-    """A machine of a cluster with two of them goes, with all the roles on it, or only its raylet is killed."""
+    """One of two machines of a cluster goes, with all the roles on it, or only its raylet is killed."""
     with ray_nodes(cpus=(6, 6)) as nodes, small_run(folder, nodes.env) as run:
         before, events = run.newest(), len(run.events())
         victim = nodes.of(run.roles(kind)[0])
@@ -236,7 +235,10 @@ def node_lost(kind: Literal["learner", "shard"], what: Literal["raylet", "node"]
 
 def node_drained(folder: Path) -> Outcome:
     """A notice that the learner's machine will be taken away in a minute."""
-    with ray_nodes(cpus=(6, 6)) as nodes, small_run(folder, nodes.env, checkpoint__every_seconds="600") as run:
+    with (
+        ray_nodes(cpus=(6, 6)) as nodes,
+        small_run(folder, nodes.env, checkpoint__every_seconds="600") as run,
+    ):
         before, events = run.newest(), len(run.events())
         victim = nodes.of(run.roles("learner")[0])
         since = time.monotonic()
@@ -247,7 +249,7 @@ def node_drained(folder: Path) -> Outcome:
         seconds = time.monotonic() - since
         said = news(run, events)
         end_well(run)
-        return Outcome("nothing", seconds, said)
+        return Outcome(f"nothing: a checkpoint {seconds:.1f} s after the notice", 0.0, said)
 
 
 def head_lost(folder: Path) -> Outcome:
@@ -291,7 +293,9 @@ def lost_since_checkpoint(before: Line, run: FollowedRun) -> str:
     version = int(re.findall(r"version ([\d,]+)", resumed)[0].replace(",", ""))
     after = run.lines()[run.lines().index(before) + 1]
     rows = max(0, before["inserted_transitions_total"] - after["inserted_transitions_total"])
-    return f"{max(0, before['weights_version'] - version):,} updates since the checkpoint, {rows:,} transitions"
+    return (
+        f"{max(0, before['weights_version'] - version):,} updates since the checkpoint, {rows:,} transitions"
+    )
 
 
 def lost_words(kind: str, said: Sequence[str]) -> str:
@@ -320,7 +324,7 @@ def memory_cgroup() -> Iterator[Path]:
     try:
         group.mkdir()
     except OSError as error:
-        raise CannotBeInjectedError(f"needs the right to make a memory cgroup (version 1): {error}") from error
+        raise CannotBeInjectedError(f"needs a memory cgroup (version 1) of its own: {error}") from error
     try:
         yield group
     finally:
@@ -429,6 +433,7 @@ FAILURES = (
     Failure("learner", "The learner is killed", partial(role_killed, "learner")),
     Failure("evaluator", "The evaluator is killed", partial(role_killed, "evaluator")),
     Failure("memory", "The kernel ends an actor for lack of memory", role_out_of_memory),
+    Failure("frozen-actor", "An actor is frozen, or its environment hangs", partial(role_frozen, "actor")),
     Failure("frozen-shard", "A shard is frozen (SIGSTOP)", partial(role_frozen, "shard")),
     Failure("frozen-learner", "The learner is frozen", partial(role_frozen, "learner")),
     Failure("frozen-evaluator", "The evaluator is frozen", partial(role_frozen, "evaluator")),

@@ -97,7 +97,7 @@ class FollowedRun:
         return self._family
 
     def wait_for(self, fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
-        """Looks until `fact` is true, and returns it. Raises RuntimeError with the output where it never is."""
+        """Looks until `fact` is true, and returns it. Raises RuntimeError where it never is."""
         deadline = time.monotonic() + seconds
         while True:
             with suppress(LookupError):
@@ -106,7 +106,9 @@ class FollowedRun:
                     return found
             ended = self.driver is not None and self.driver.poll() is not None
             if time.monotonic() > deadline or ended:
-                why = f"the command ended ({self.driver.returncode})" if ended and self.driver else "time is up"
+                why = (
+                    f"the command ended ({self.driver and self.driver.returncode})" if ended else "time is up"
+                )
                 raise RuntimeError(f"waited in vain for {what}: {why}\n{self.output()[-4000:]}")
             time.sleep(_LOOK_SECONDS)
 

@@ -246,9 +246,7 @@ def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
     return _Life(directory, go_on(run_dir, cut, prepared.config), tuple(notes))
 
 
-def _start_engine(
-    config: RunConfig, stack: ExitStack, run_dir: Path, started: float
-) -> tuple[Engine, float]:
+def _start_engine(config: RunConfig, stack: ExitStack, run_dir: Path, started: float) -> tuple[Engine, float]:
     """The engine of the config's runtime, closed by stack; and the GPUs that its learner may have."""
     if config.run.runtime == "serial":
         from cluster.serial_engine import SerialEngine

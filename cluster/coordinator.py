@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from actors.core import EnvSpec, EvaluationReport, RolloutReport
+from actors.core import EnvRestart, EnvSpec, EvaluationReport, RolloutReport
 from cluster.accounts import Accounts, RestartCause
 from cluster.checkpoint import Committed
 from cluster.config import RunConfig
@@ -31,7 +31,7 @@ from cluster.presence import require_same_root
 from cluster.recorder import Observer, Recorder
 from cluster.resume import Resumed
 from cluster.run_dir import RunDir
-from cluster.stacks import end_process, request_stack
+from cluster.stacks import end_process, request_stack, stack_of
 from cluster.totals import ShardTotals
 from cluster.usage import MachineMeter
 from learner.core import LearnReport
@@ -336,6 +336,10 @@ class Coordinator:
         actor.rows_unacknowledged = rows_unacknowledged
         self._totals.take(report.statuses)
         self._figures.take_rollout(report)
+        self._take_env_restarts(actor, report.env_restarts)
+        if report.memory_excess:
+            restart = EnvRestart("memory", None, f"its processes hold {report.memory_excess}")
+            self._replace_actor(actor, "memory", restart)
 
     def _take_learning(self, ref: Ref, credit: Credit, report: LearnReport) -> None:
         self._figures.take_learning(report, self._batch_size)
@@ -351,6 +355,7 @@ class Coordinator:
         self, request: EvaluationRequest, report: EvaluationReport, weights: Ref | None
     ) -> None:
         self._figures.take_evaluation(report)
+        self._take_env_restarts(self._fleet.evaluator, report.env_restarts)
         self._fleet.patience.evaluated(report)
         self._recorder.evaluation(request, report)
         try:
@@ -386,6 +391,7 @@ class Coordinator:
         self._figures.take_restart(dead.kind, cause)
         held = self._continuity.dies(dead)
         fresh = self._fleet.replace(dead)
+        fresh.machine = dead.machine  # until it is up
         self._recorder.event(
             f"{dead.handle.name} (process {dead.pid}) {how}{held}; replaced by incarnation "
             f"{fresh.incarnation}, {left} replacements left"
@@ -401,12 +407,48 @@ class Coordinator:
         if frozen is None:
             return
         member, seconds = frozen
+        if member.kind == "actor":
+            stacks = stack_of(member.presence, self._run_dir.logs, member.handle.name)
+            story = f"it did not return from a chunk for {seconds:.0f} s"
+            self._replace_actor(member, "frozen", EnvRestart("hang", None, f"{stacks}{story}"))
+            return
         # Ray would first ask a process that is stopped, and wait.
         end_process(member.presence)
         for credit in map(self._fleet.credits.__getitem__, member.in_flight):
             if credit.evaluation is not None:
                 self._judge.lost(credit.evaluation)
         self._bury(member, RoleDied(member.handle.name, f"it did not answer for {seconds:.0f} s"), seconds)
+
+    def _replace_actor(self, actor: Member, cause: RestartCause, restart: EnvRestart) -> None:
+        """Ends and replaces an actor because of its environments."""
+        end_process(actor.presence)
+        self._take_env_restarts(actor, [restart])
+        self._continuity.dies(actor)
+        self._figures.take_restart("actor", cause)
+        fresh = self._fleet.replace(actor)
+        self._recorder.event(
+            f"{actor.handle.name} (process {actor.pid}) was ended; replaced by incarnation "
+            f"{fresh.incarnation}"
+        )
+
+    def _take_env_restarts(self, member: Member, restarts: Iterable[EnvRestart]) -> None:
+        """Counts environments that were made anew. Raises RunFailed where that happened too often."""
+        name, budget = member.handle.name, self._config.actors.env_restarts
+        for restart in restarts:
+            self._figures.take_env_restart(restart.cause)
+            left = budget - self._figures.env_restarts
+            if left < 0:
+                ends = "raised the error above" if restart.cause == "raise" else "is where that happened"
+                raise RunFailed(
+                    f"{restart.story}\n{name} {ends}; actors.env_restarts = {budget} were used up, and the "
+                    "run has ended.",
+                    name,
+                )
+            which = "its environments" if restart.lane is None else f"environment {restart.lane}"
+            self._recorder.event(
+                f"{name}: {which} made anew ({restart.cause}: {restart.story.strip().splitlines()[-1]}), "
+                f"{left} restarts of environments left"
+            )
 
     def _notice_leaving(self) -> None:
         """Saves what there is before machines go that say so."""
@@ -419,7 +461,9 @@ class Coordinator:
     def _went_with_its_machine(self, dead: Member, now: float) -> bool:
         """Whether another role of the same other machine has just gone, and this one had not yet."""
         since, roles = self._gone.get(dead.machine, (-math.inf, set()))
-        together = now - since < _GONE_TOGETHER_SECONDS and dead.handle.name not in roles
+        # One that never came up may have been sent to that very machine, before Ray knew that it is gone.
+        new = dead.presence is None or dead.handle.name not in roles
+        together = new and now - since < _GONE_TOGETHER_SECONDS
         if not dead.machine or not together:
             self._gone[dead.machine] = (now, {dead.handle.name})
             return False

@@ -6,10 +6,12 @@ Owns counters, recent episodes and the rates of the newest interval; pure, impor
 from __future__ import annotations
 
 import collections
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import fmean
+from typing import get_args
 
-from actors.core import EvaluationReport, RolloutReport
+from actors.core import EnvRestartCause, EvaluationReport, RolloutReport
 from cluster.accounts import Accounts, Checkpointed, FleetFigures, RestartCause
 from cluster.judge import Best
 from cluster.metrics import Snapshot
@@ -41,6 +43,7 @@ class FiguresState:
     lengths: tuple[int, ...] = ()
     first_returns: tuple[float, ...] = ()
     evaluation_return_mean: float | None = None
+    env_restarts: Mapping[EnvRestartCause, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -92,6 +95,7 @@ class Figures:
         self._lengths: collections.deque[int] = collections.deque(state.lengths, _RECENT_EPISODES)
         self._first_returns = state.first_returns
         self._evaluated = state.evaluation_return_mean
+        self._env_restarts: collections.Counter[EnvRestartCause] = collections.Counter(state.env_restarts)
         self._accounts = accounts
 
     def state(self) -> FiguresState:
@@ -107,7 +111,13 @@ class Figures:
             lengths=tuple(self._lengths),
             first_returns=self._first_returns,
             evaluation_return_mean=self._evaluated,
+            env_restarts=dict(self._env_restarts),
         )
+
+    @property
+    def env_restarts(self) -> int:
+        """Environments made anew since the run began, whatever the cause."""
+        return self._env_restarts.total()
 
     def resumed(self, now: float, env_steps: int) -> None:
         """The run goes on from here: what was counted before is no rate of this interval."""
@@ -148,6 +158,10 @@ class Figures:
         """A dead role was replaced."""
         self.restarts += 1
         self._accounts.take_restart(role, cause)
+
+    def take_env_restart(self, cause: EnvRestartCause) -> None:
+        """An environment misbehaved and was made anew."""
+        self._env_restarts[cause] += 1
 
     def take_checkpoint(self, checkpointed: Checkpointed) -> None:
         """A checkpoint is complete on disk."""
@@ -211,6 +225,7 @@ class Figures:
             replay_transitions=sum(status.count for status in statuses),
             replay_bytes=sum(status.stored_bytes for status in statuses),
             first_return_mean=fmean(self._first_returns) if self._first_returns else None,
+            env_restarts_total={cause: self._env_restarts[cause] for cause in get_args(EnvRestartCause)},
         )
         return self._accounts.complete(
             snapshot,

@@ -106,7 +106,9 @@ class Fleet:
         self._replay = replay
         self.credits: dict[Ref, Credit] = {}
         self.clock = WakingClock(time.monotonic())
-        self.patience = Patience(config.run.frozen_seconds, spec.max_episode_steps)
+        self.patience = Patience(
+            config.run.frozen_seconds, spec.max_episode_steps, config.actors.chunk_deadline_seconds
+        )
         self._capacities = shard_capacities(config.replay.capacity or 0, config.replay.num_shards)
         # The learner is spawned first after the shards that it talks to: it has the slowest imports.
         first = incarnations.get
@@ -142,8 +144,11 @@ class Fleet:
         if credit is not None:
             member = credit.member
             member.in_flight.discard(ref)
-            if credit.kind not in ("log", "presence"):
-                self.patience.answered(member.kind, self.clock.seconds - member.heard_at)
+            seconds = self.clock.seconds - member.heard_at
+            if credit.kind == "presence":
+                self.patience.came_up(member.kind, seconds)
+            elif credit.kind != "log":
+                self.patience.answered(member.kind, seconds)
             if credit.kind != "log":
                 member.heard_at = self.clock.seconds
         return credit

@@ -25,6 +25,7 @@ Level = Literal["INFO", "WARNING", "ERROR"]
 
 _LINE = re.compile(r"(?P<at>\S+Z) +(?P<seconds>-?[\d.]+) (?P<role>\S+)/(?P<incarnation>\d+) (?P<level>\w+) *")
 _RELAYED_LINES = 1_000
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 _BEGAN = "began as process"
 _GOES_ON = "| "
 
@@ -284,9 +285,11 @@ def last_words(logs: Path, role: str, count: int) -> list[str]:
 
 
 def gist(failure: str) -> str:
-    """A failure's event in one line: of a traceback the last two, the error and whose it was."""
+    """A failure's event in one line: of a traceback the error itself, and whose it was."""
     lines = [line for line in failure.removeprefix("failed: ").splitlines() if line.strip()]
-    return "; ".join(lines[-2:])
+    # Notes may follow the error; it is the last line that begins as one.
+    errors = [line for line in lines[:-1] if _ERROR.match(line)] or lines[-2:-1]
+    return "; ".join([*errors[-1:], *lines[-1:]])
 
 
 def tail(path: Path, num_bytes: int = 64 * 1024) -> list[str]:

@@ -190,6 +190,9 @@ class Snapshot:
     role_restarts_total: ByLabels | None = _later(
         "counter", "Roles replaced, by what was lost: process, object, frozen or memory", "role", "cause"
     )
+    env_restarts_total: ByLabel | None = _later(
+        "counter", "Environments made anew, by what they did: raise, invalid, hang or memory", "cause"
+    )
     process_cpu_seconds_total: ByLabel | None = _later(
         "counter", "CPU seconds, summed over a role's processes", "role"
     )

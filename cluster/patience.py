@@ -15,6 +15,8 @@ _MOST_GAP_SECONDS = 1.0
 # Slower than ever by so much is not slow any more.
 _TIMES_THE_LONGEST = 20.0
 _TIMES_FULL_LENGTH = 4.0
+_TIMES_THE_START = 4.0
+_LEAST_CHUNK_SECONDS = 60.0
 
 
 class WakingClock:
@@ -37,19 +39,32 @@ class Patience:
     A shard answers between two calls, so frozen_seconds is its limit. A learner has twice that, an evaluator
     four times, or 20 times the longest that one has taken. An evaluation may get longer as episodes do, so
     that it also has 4 times what the slowest one would take with episodes of full length; before there was
-    one nobody knows. An actor's limit is that of its environments, which are not known either.
+    one nobody knows. An actor has chunk_deadline_seconds, or where that is None a minute, 20 times the
+    longest chunk, or 4 times the longest start, in which all of its environments were reset.
     """
 
-    def __init__(self, frozen_seconds: float, max_episode_steps: int | None) -> None:
+    def __init__(
+        self,
+        frozen_seconds: float,
+        max_episode_steps: int | None,
+        chunk_deadline_seconds: float | None = None,
+    ) -> None:
         self._frozen_seconds = frozen_seconds
         self._max_episode_steps = max_episode_steps
-        self._longest: dict[str, float] = {"learner": 0.0, "evaluator": 0.0}
+        self._chunk_deadline_seconds = chunk_deadline_seconds
+        self._longest: dict[str, float] = {"learner": 0.0, "evaluator": 0.0, "actor": 0.0}
+        self._longest_start_seconds = 0.0
         self._full_length_seconds: float | None = None
 
     def answered(self, kind: str, seconds: float) -> None:
         """A role of this kind has answered after so long."""
         if kind in self._longest:
             self._longest[kind] = max(self._longest[kind], seconds)
+
+    def came_up(self, kind: str, seconds: float) -> None:
+        """A role of this kind has come up after so long."""
+        if kind == "actor":
+            self._longest_start_seconds = max(self._longest_start_seconds, seconds)
 
     def evaluated(self, report: EvaluationReport) -> None:
         """What an evaluation took tells what the next ones may take."""
@@ -70,5 +85,10 @@ class Patience:
             "shard": self._frozen_seconds,
             "learner": max(2.0 * self._frozen_seconds, _TIMES_THE_LONGEST * self._longest["learner"]),
             "evaluator": evaluator,
-            "actor": math.inf,
+            "actor": self._chunk_deadline_seconds
+            or max(
+                _LEAST_CHUNK_SECONDS,
+                _TIMES_THE_LONGEST * self._longest["actor"],
+                _TIMES_THE_START * self._longest_start_seconds,
+            ),
         }

@@ -22,7 +22,7 @@ from cluster.resolve import network_spec
 from cluster.shard_calls import EngineTransport, RoundRobinSink
 from cluster.stacks import answer_stack_requests
 from cluster.threads import available_cores, env_threads
-from cluster.usage import UsageMeter
+from cluster.usage import MemoryMeter, UsageMeter
 from learner.config import acts_in_numpy
 from learner.core import LearnerState, LearnReport
 from replay_service.durability import SealReply
@@ -152,6 +152,9 @@ class ActorRole(Role):
         num_actors = config.actors.num_actors or 1
         # Elsewhere an actor has the one core that it asked for.
         cores = 1 if config.run.runtime == "cluster" else available_cores()
+        actors_here = min(num_actors, available_cores()) if config.run.runtime == "cluster" else num_actors
+        # In the serial runtime nobody can say whose memory it is.
+        self._memory = MemoryMeter(config.actors.memory_limit_bytes, actors_here) if context.speaker else None
         self._actor = EnvActor(
             config.env,
             config.actors,
@@ -170,7 +173,10 @@ class ActorRole(Role):
         """One chunk; also the rows pushed whose insertion is not confirmed yet."""
         report = self._actor.rollout(steps, version, weights, global_env_steps)
         report = dataclasses.replace(
-            report, pushes_in_flight=self._sink.pushes_in_flight, process=self._usage()
+            report,
+            pushes_in_flight=self._sink.pushes_in_flight,
+            process=self._usage(),
+            memory_excess=self._memory.due() if self._memory else None,
         )
         return report, self._sink.rows_unacknowledged
 

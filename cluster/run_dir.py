@@ -130,11 +130,7 @@ class RunDir:
         """Adds a line to logs/events.log: restarts, saves, the reason of the end."""
         now = time.time()
         level: Level = (
-            "ERROR"
-            if text.startswith("failed:")
-            else "WARNING"
-            if text.startswith("warning:")
-            else "INFO"
+            "ERROR" if text.startswith("failed:") else "WARNING" if text.startswith("warning:") else "INFO"
         )
         with events_path(self.path).open("a", encoding="utf-8") as file:
             file.write(Speaker("coordinator", 0, now - run_seconds).lines(level, text, now))

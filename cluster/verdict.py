@@ -49,8 +49,13 @@ def stage_of(window: Sequence[Snapshot], config: RunConfig) -> Stage | None:
     """The stage that bounds the speed over a window [oldest first, not empty]; None until it can be told."""
     if _memory(window[-1]) is not None:
         return "memory"
-    shares = shares_between(_before(window), window[-1], serial=_is_serial(config))
-    return None if shares is None else bound_by(shares, serial=_is_serial(config))
+    now = window[-1]
+    shares = shares_between(_before(window), now, serial=_is_serial(config))
+    if shares is None:
+        return None
+    if now.updates_total == 0:
+        return "actor" if now.inserted_transitions_total < config.pacing.learning_starts else "learner"
+    return bound_by(shares, serial=_is_serial(config))
 
 
 def sentence(stage: Stage, window: Sequence[Snapshot], config: RunConfig) -> str | None:
@@ -190,6 +195,11 @@ def _say(stage: Stage, shares: Shares, before: Snapshot | None, now: Snapshot, c
             f"{pacing.samples_per_insert:g}){alone}"
         )
     if stage == "learner":
+        if now.updates_total == 0:
+            return (
+                "learner-bound: there are transitions enough, and the first updates are not done yet; see "
+                f"logs/ if that lasts, or lower learner.updates_per_chunk (now {learner.updates_per_chunk})"
+            )
         idle = "" if serial else f", actors may not act {shares.actor_idle:.0%}"
         return (
             f"learner-bound: updates take {shares.learner_update:.0%} of the time{idle}; give it a GPU or "

@@ -187,6 +187,15 @@ def test_the_ladder_runs_over_all_lanes_of_all_actors() -> None:
             assert report.epsilon == pytest.approx(np.mean(rungs[2 * index : 2 * index + 2]))
 
 
+def test_the_ladder_is_spread_again_over_those_who_are_left() -> None:
+    """Actors 0 and 2 of three: 2 takes the second place of two, and the ladder's end."""
+    config = ActorsConfig(envs_per_actor=2, epsilon_ladder=LadderConfig(base=0.5, alpha=3.0))
+    rungs = [0.5 ** (1 + 3 * i / 3) for i in range(4)]
+    actor, _ = make_actor(config, actor=2, num_actors=3)
+    actor.take_place(1, 2)
+    assert actor.rollout(1, 0, weights(), 0).epsilon == pytest.approx(np.mean(rungs[2:]))
+
+
 def run(actor: EnvActor) -> list[RolloutReport]:
     return [actor.rollout(40, version, weights(version), 1_000 * version) for version in range(4)]
 

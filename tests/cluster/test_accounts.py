@@ -156,11 +156,13 @@ def test_restarts_by_role_and_cause() -> None:
     figures.take_restart("actor", "process")
     figures.take_restart("actor", "process")
     figures.take_restart("shard", "object")
+    figures.take_restart("shard", "frozen")
     snapshot = snapshot_of(figures, totals)
     assert snapshot.role_restarts_total is not None
-    assert snapshot.role_restarts_total["actor"] == {"process": 2, "object": 0}
-    assert snapshot.role_restarts_total["shard"] == {"process": 0, "object": 1}
-    assert snapshot.restarts_total == 3
+    none = {"process": 0, "object": 0, "frozen": 0, "memory": 0}
+    assert snapshot.role_restarts_total["actor"] == {**none, "process": 2}
+    assert snapshot.role_restarts_total["shard"] == {**none, "object": 1, "frozen": 1}
+    assert snapshot.restarts_total == 4
 
 
 def test_checkpoints_are_unknown_until_there_is_one() -> None:

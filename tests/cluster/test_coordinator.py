@@ -16,10 +16,12 @@ from qfleet_serial import Recorder
 
 from actors.core import EnvSpec, EvaluationReport, RolloutReport
 from cluster import continuity
+from cluster import coordinator as coordinator_module
 from cluster.config import RunConfig
 from cluster.coordinator import Coordinator, Outcome, RunFailed
 from cluster.engine import Handle, Need, Ref, RoleDied
 from cluster.load_config import load_config
+from cluster.patience import WakingClock
 from cluster.presence import Presence
 from cluster.resolve import resolve
 from learner.core import LearnerState, LearnReport
@@ -61,6 +63,9 @@ class ScriptedEngine:
         self.each_once = False
         self.machines: dict[str, str] = {}
         self.leaving: frozenset[str] = frozenset()
+        # Roles that come up and then answer nothing, until they are killed.
+        self.frozen: set[str] = set()
+        self.idle_turns = 0
         self.inserted = 0
         # The learner's version, and all updates that it and those before it reported.
         self.updates = self.work = 0
@@ -98,7 +103,14 @@ class ScriptedEngine:
             self.victims.add(victim.name)
             return [Ref(call) for call in calls if call.role is victim]
         # One role's calls are done in order, whatever the others do.
-        heads = [call for call in calls if call is call.role.calls[0]]
+        heads = [
+            call
+            for call in calls
+            if call is call.role.calls[0] and (call.method == "presence" or call.role.name not in self.frozen)
+        ]
+        if not heads:
+            self.idle_turns += 1
+            return []
         call = self.chance.choice(heads)
         call.role.calls.pop(0)
         call.outcome = self.play(call)
@@ -194,7 +206,8 @@ class ScriptedEngine:
         return self.leaving
 
     def kill(self, handle: Handle) -> None:
-        assert handle.target.dead, "the coordinator kills only what it replaces"
+        assert handle.target.dead or handle.name in self.frozen, "only what is replaced is killed"
+        self.frozen.discard(handle.name)
 
     def close(self) -> None:
         raise AssertionError("the coordinator closes nothing")
@@ -323,6 +336,39 @@ def test_a_machine_that_goes_costs_one_replacement(far: tuple[str, ...], survive
     else:
         with pytest.raises(RunFailed, match=r"died, and run.restarts = 1"):
             run(engine, Notes(), recorder)
+
+
+@pytest.mark.parametrize("name", ["learner", "actor 0"])
+def test_a_frozen_role_is_killed_and_replaced(name: str) -> None:
+    config = config_of("run.frozen_seconds=5", "actors.num_actors=1", "actors.chunk_deadline_seconds=10")
+    engine, recorder = ScriptedEngine(config, random.Random(1), deaths=0), Recorder()
+    engine.frozen = {name}
+    # A second for each time that nobody answers.
+    with patch.object(WakingClock, "look", lambda clock, now: setattr(clock, "seconds", engine.idle_turns)):
+        assert run(engine, Notes(), recorder).final.updates_total == 150
+    (text,) = [text for text in recorder.events if text.startswith(f"{name} (process ")]
+    assert "was killed" in text or "was ended" in text
+    assert "replaced by incarnation 1" in text
+
+
+def test_nobody_who_answers_is_frozen_however_long_it_is_busy() -> None:
+    config = config_of("run.frozen_seconds=200", "actors.chunk_deadline_seconds=400", "stop.updates=4000")
+    engine, recorder = ScriptedEngine(config, random.Random(1), deaths=0), Recorder()
+    # A second for each turn: learner and actors have something to do in all the thousands.
+    with patch.object(WakingClock, "look", lambda clock, now: setattr(clock, "seconds", clock.seconds + 1)):
+        assert run(engine, Notes(), recorder).restarts == 0
+
+
+def test_a_machine_that_is_about_to_go_is_told_of_once() -> None:
+    config = config_of("stop.updates=500")
+    engine, recorder = ScriptedEngine(config, random.Random(1), deaths=0), Recorder()
+    engine.machines, engine.leaving = {"learner": "b", "actor 1": "c"}, frozenset({"b", "d"})
+    with patch.object(coordinator_module, "_ASK_MACHINES_SECONDS", 0.0):
+        run(engine, Notes(), recorder)
+    said = [text for text in recorder.events if "about to go" in text]
+    assert said == [
+        "warning: a machine is about to go, with learner; replay.persist = none takes no checkpoint"
+    ]
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3])

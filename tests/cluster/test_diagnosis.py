@@ -1,4 +1,4 @@
-"""Diagnosis: thresholds by hand-made snapshots, hysteresis, runs that fail in each way, and runs that do not."""
+"""Diagnosis: thresholds by hand-made snapshots, hysteresis, runs that fail in each way, runs that learn."""
 
 from __future__ import annotations
 

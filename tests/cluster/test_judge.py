@@ -128,6 +128,20 @@ def test_a_lost_confirmation_is_asked_again() -> None:
     assert judge.take(again, report(again, 9.0)) is True
 
 
+def test_a_candidate_whose_weights_are_lost_is_not_confirmed_any_more() -> None:
+    judge = Judge(CONFIG, target_return=None)
+    play(judge, 100, 5.0)
+    request = judge.next_request(100)
+    assert request is not None
+    assert request.confirms
+    judge.lost(request)
+    judge.withdraw()
+    assert judge.next_request(150) is None
+    assert judge.best is None
+    # The next version that is due has its own chance.
+    assert play(judge, 200, 4.0, 4.0) == [False, True]
+
+
 def test_a_lost_screen_is_passed_over() -> None:
     judge = Judge(CONFIG, target_return=None)
     assert judge.next_request(100) is not None

@@ -206,7 +206,8 @@ def test_a_killed_run_is_resumed(local_run: LocalRun, persist: str) -> None:
     assert last.number > number
     assert last.version == weights_version(local_run.run_dir) == resumed[-1]["updates_total"]
     local_run.temp_folders_of_the_dead()
-    local_run.assert_nothing_left()
+    # Ray's agents notice by themselves, after a while, that their raylet was killed with its driver.
+    local_run.assert_nothing_left(seconds=60.0)
 
 
 def metrics_lines(run_dir: Path) -> list[dict[str, float]]:
@@ -243,25 +244,34 @@ def test_no_replacement_left_ends_the_run(local_run: LocalRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "role"),
+    ("how", "story", "error", "last"),
     [
-        ("raise", "RuntimeError: the corridor has collapsed", "actor 0"),
-        # Who meets the NaN first is a race; either says so.
-        pytest.param("nan", "", "learner|actor 0", marks=pytest.mark.slow),
+        (
+            "raise",
+            "Traceback",
+            "RuntimeError: the corridor has collapsed",
+            "actor 0 raised the error above; actors.env_restarts = 10 were used up",
+        ),
+        pytest.param(
+            "nan",
+            "it returned an observation that holds nan",
+            "",
+            "actor 0 is where that happened; actors.env_restarts = 10 were used up",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_error_in_a_role_ends_the_run_with_its_traceback(
-    local_run: LocalRun, how: str, error: str, role: str
+    local_run: LocalRun, how: str, story: str, error: str, last: str
 ) -> None:
     # The factory lies in the folder where the command is started, and nothing else says where it is.
     kwargs = f"env.kwargs={{steps: 300, how: {how}}}"
     local_run.start(*small("qfleet_test_envs:BrokenAfter", kwargs, NO_EVALUATION))
     assert local_run.finish() == 1
-    first = local_run.errors.splitlines()[0]
-    assert "Traceback" in first or "ray::" in first, local_run.errors
+    # Below the last lines of the role's log.
+    assert f"\n{story}" in local_run.errors, local_run.errors
     assert error in local_run.errors
-    last = local_run.errors.splitlines()[-1]
-    assert any(last.startswith(f"{name} raised the error above") for name in role.split("|")), last
+    assert local_run.errors.splitlines()[-1].startswith(last), local_run.errors
     local_run.assert_nothing_left()
 
 

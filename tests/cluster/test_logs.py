@@ -18,6 +18,7 @@ from cluster.logs import (
     LineWriter,
     SerialLogs,
     Speaker,
+    gist,
     last_words,
     log_path,
     parse_line,
@@ -196,6 +197,22 @@ def assert_last_words(errors: str, run_dir: Path) -> None:
     failure = read_messages(events)[-1]
     assert failure.level == "ERROR"
     assert "RuntimeError: said enough" in failure.text
+
+
+TRACEBACK = "Traceback (most recent call last):\n  File x\npkg.SomeError: why\n"
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        ("failed: learner died: of hunger", "learner died: of hunger"),
+        (f"failed: {TRACEBACK}\nactor 0 raised it", "pkg.SomeError: why; actor 0 raised it"),
+        (f"failed: {TRACEBACK}A note on it.\n\nactor 0 raised it", "pkg.SomeError: why; actor 0 raised it"),
+        ("failed: nothing moved:\n  actor 0: waits\nSee logs.", "  actor 0: waits; See logs."),
+    ],
+)
+def test_the_gist_of_a_failure(event: str, text: str) -> None:
+    assert gist(event) == text
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -136,9 +136,9 @@ def block_of_two_rows(version: int = 1) -> TransitionBlock:
     )
     builder = BlockBuilder(SPECS["table"].block_schema(1), 1, 4, 0.9, 0, 0)
     builder.reset(frame)
-    builder.reserve(3)
-    for _ in range(3):  # the third step's row waits for the Q-values behind it
-        builder.add(np.zeros(1, np.int64), np.zeros((1, 4), np.float32), step, version)
+    builder.begin(3, version)
+    for t in range(3):  # the third step's row waits for the Q-values behind it
+        builder.add(t, np.zeros(1, np.int64), np.zeros((1, 4), np.float32), step)
     block = builder.build(np.zeros(0, np.float32))
     assert block is not None
     assert block.num_rows == 2

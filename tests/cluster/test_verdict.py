@@ -24,7 +24,7 @@ Seconds = Mapping[str, Mapping[str, float]]
 
 
 def at(seconds: float, spent: Seconds, **changes: object) -> Snapshot:
-    """A snapshot after so many seconds of which roles spent these shares in each phase; two actors, one shard."""
+    """A snapshot after so many seconds, of which roles spent these shares in each phase; two actors."""
     processes = {"actor": 2.0}
     role_seconds = {
         role: {phase: share * seconds * processes.get(role, 1.0) for phase, share in phases.items()}
@@ -132,6 +132,9 @@ def test_before_the_first_update_the_transitions_are_counted() -> None:
     text = sentence("actor", window, LOCAL)
     assert text is not None
     assert "(400 of 1,000); lower pacing.learning_starts" in text
+    full = [replace(window[0], inserted_transitions_total=1_000)]
+    assert stage_of(full, LOCAL) == "learner"
+    assert "the first updates are not done yet" in (sentence("learner", full, LOCAL) or "")
 
 
 def test_nothing_is_said_before_anybody_worked() -> None:
@@ -205,21 +208,33 @@ RUNS: dict[Stage, tuple[str, ...]] = {
         "env.kwargs.seconds=0.002",
         "actors.envs_per_actor=4",
         "pacing.learning_starts=100",
-        "pacing.samples_per_insert=1",
+        "pacing.samples_per_insert=4",
+        "learner.batch_size=32",
+        "learner.updates_per_chunk=8",
+        "stop.updates=600",
     ),
-    "learner": ("learner.hidden_sizes=[1024, 1024]", "learner.batch_size=256", "learner.updates_per_chunk=8"),
-    # Large rows, and a network that looks at next to nothing of them.
+    "learner": (
+        "learner.hidden_sizes=[1024, 1024]",
+        "learner.batch_size=256",
+        "learner.updates_per_chunk=8",
+        # Few steps for each update: acting computes the same large network.
+        "pacing.samples_per_insert=64",
+        "stop.updates=120",
+    ),
+    # Large rows that shards unpack, and a network that looks at next to nothing of them.
     "replay": (
         "env.id=qfleet_diagnosis_envs:Wide",
         "learner.network=qfleet_diagnosis_envs:narrow_network",
         "learner.batch_size=256",
         "learner.updates_per_chunk=8",
         "replay.capacity=2000",
+        "replay.compression=lz4",
         "replay.minibatches_per_request=2",
         "actors.envs_per_actor=4",
         "actors.steps_per_chunk=16",
         "pacing.learning_starts=500",
         "pacing.samples_per_insert=64",
+        "stop.updates=250",
     ),
 }
 
@@ -228,9 +243,7 @@ RUNS: dict[Stage, tuple[str, ...]] = {
 @pytest.mark.parametrize("stage", RUNS)
 @pytest.mark.parametrize("runtime", ["serial", "local"])
 def test_runs_that_are_made_slow(tmp_path: Path, stage: Stage, runtime: str) -> None:
-    said = final_verdict(
-        tmp_path, *RUNS[stage], f"run.runtime={runtime}", "actors.num_actors=1", "stop.seconds=25"
-    )
+    said = final_verdict(tmp_path, *RUNS[stage], f"run.runtime={runtime}", "actors.num_actors=1")
     assert said.startswith(f"{stage}-bound: "), said
 
 
@@ -254,5 +267,5 @@ def test_chunks_so_small_that_all_wait_for_leave(tmp_path: Path) -> None:
 def test_a_machine_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = MachineUsage(10**10, 10**8, None, None)
     monkeypatch.setattr("cluster.usage.machine_usage", lambda: full)
-    said = final_verdict(tmp_path, "run.runtime=serial", "stop.seconds=2")
+    said = final_verdict(tmp_path, "run.runtime=serial", "stop.updates=300")
     assert said.startswith("memory-bound: 100 MB of the machine's 10.0 GB"), said

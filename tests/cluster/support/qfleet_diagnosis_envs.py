@@ -38,7 +38,7 @@ def busy_cartpole(seconds: float) -> gym.Env[Any, Any]:
 
 
 class Jackpot(gym.Env[np.ndarray, int]):
-    """Rewards of 0, but for one step in `rarity` that pays 1,000; no action and no observation foretells it."""
+    """Rewards of 0, but for one step in `rarity` that pays 1,000; nothing foretells it."""
 
     observation_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
     action_space = spaces.Discrete(2)
@@ -73,7 +73,9 @@ class Wide(gym.Env[np.ndarray, int]):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self._steps += 1
-        return np.full((168, 168, 4), self._steps, np.uint8), float(action), self._steps == 50, False, {}
+        # Noise of two values: it shrinks, but slowly.
+        noise = self.np_random.integers(0, 2, (168, 168, 4), np.uint8)
+        return noise, float(action), self._steps == 50, False, {}
 
 
 def narrow_network(spec: NetworkSpec, config: LearnerConfig) -> torch.nn.Module:
@@ -94,7 +96,7 @@ class OnePixel(torch.nn.Module):
 
 
 class OneWay(gym.Env[np.ndarray, int]):
-    """Ten steps, each of which pays 1 for action 1 and nothing for action 0: the best policy takes one action."""
+    """Ten steps, each of which pays 1 for action 1 and nothing for action 0."""
 
     observation_space = spaces.Box(0.0, 1.0, (10,), np.float32)
     action_space = spaces.Discrete(2)

@@ -160,9 +160,9 @@ class LocalRun:
         self.errors = self._error_file.read_text()
         return status
 
-    def assert_nothing_left(self) -> None:
+    def assert_nothing_left(self, *, seconds: float = 10.0) -> None:
         """No process, no Ray folder, no shared memory of the run is left, or will not be in a moment."""
-        _, alive = psutil.wait_procs(self._offspring(), timeout=10)
+        _, alive = psutil.wait_procs(self._offspring(), timeout=seconds)
         assert not [process for process in alive if _runs(process)], self._story("its processes to end")
         assert not list(self.temp.glob("qf-*")), "a temporary Ray folder is left"
         left = [path for path in self.shared_memory if Path(path).exists()]

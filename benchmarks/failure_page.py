@@ -1,0 +1,105 @@
+"""docs/failures.md, written from what `python -m benchmarks.chaos --table` has measured."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.failures import FROZEN_SECONDS, CannotBeInjectedError, Failure, Outcome
+
+_HEAD = f"""# Failures
+
+What can be lost, how long until training moves again, and what a run says. Each line was injected for real
+by `python -m benchmarks.chaos --table`, which writes this page: one actor, one shard, so that nothing moves
+before the lost role is back; CartPole, prioritised replay with a journal, a checkpoint every 3 seconds (a
+learner's state is kept every 5). Seconds are medians.
+
+*Killed* processes are noticed at once. *Frozen* ones (stopped, or hanging) are noticed because they do not
+answer: a shard within `run.frozen_seconds` (30), a learner within twice that or 20 times its longest chunk,
+an evaluator within four times that or what its evaluations are known to need, an actor within a minute or
+20 times its longest chunk (`actors.chunk_deadline_seconds`). Only time in which the driver itself was awake
+counts. The run then kills them and goes on as if they had died. Here the limit was {FROZEN_SECONDS:g}
+seconds; the table gives what comes on top.
+
+Each replacement counts against `run.restarts` (10), but a machine that takes several roles along costs one.
+Replacements are counted by role and cause (process, object, frozen, memory) in
+`qfleet_role_restarts_total`.
+
+"""
+_TAIL = """
+Soak: `python -m benchmarks.chaos --minutes 30 --every 20 --env CartPole-v1` kills a random role at random
+times and checks that the run still solves its task, loses no acknowledged transition (by the sequences in
+the journals), keeps its samples per insert, counts every kill, and leaks neither processes nor memory.
+
+What a cluster needs for `--resume auto`: a run directory on storage that outlives the machines. With
+
+```
+ray job submit … -- python -m cluster.main train configs/apex.yaml --run-dir /shared/runs/apex --resume auto
+```
+
+the same command begins a run or goes on with it, so whatever restarts the job (KubeRay's `backoffLimit`, a
+cron job, you) need not know which. Ray notices a killed node after 16 seconds and a hung or unreachable one
+after 66; `RAY_health_check_initial_delay_ms`, `_period_ms`, `_timeout_ms` = 1000 and `_failure_threshold` =
+3 in the head's environment make that 4 and 7, as in this table. A host that was cut off for longer than
+that is dead to Ray: its roles are replaced elsewhere, and those on it end themselves.
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Some injections of one failure; missing: why there are none."""
+
+    failure: Failure
+    outcomes: tuple[Outcome, ...]
+    missing: str = ""
+
+
+def measure(failure: Failure, repeats: int) -> Measured:
+    """Injects the failure `repeats` times, each into a run of its own."""
+    outcomes = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory(prefix="qfleet-failure-") as folder:
+            try:
+                outcomes.append(failure.play(Path(folder)))
+            except CannotBeInjectedError as error:
+                print(f"{failure.name}: {error}", flush=True)
+                return Measured(failure, (), f"not injected: {error}")
+            except RuntimeError as error:
+                print(f"{failure.name}: {error}", flush=True)
+                return Measured(failure, (), "**it did not go on**")
+        print(f"{failure.name}: {_seconds(outcomes[-1:])}; lost: {outcomes[-1].lost}", flush=True)
+    return Measured(failure, tuple(outcomes))
+
+
+def page(measured: Sequence[Measured]) -> str:
+    """The text of docs/failures.md."""
+    lines = [
+        _HEAD + "| failure | what is lost | training moves again after | the run says |",
+        "|---|---|---|---|",
+    ]
+    for each in measured:
+        if not each.outcomes:
+            lines.append(f"| {each.failure.title} | | {each.missing} | |")
+            continue
+        typical = sorted(each.outcomes, key=lambda outcome: outcome.seconds)[len(each.outcomes) // 2]
+        said = "<br>".join(_anonymous(text) for text in typical.said[:3]) or "nothing"
+        lines.append(f"| {each.failure.title} | {typical.lost} | {_seconds(each.outcomes)} | {said} |")
+    return "\n".join(lines) + "\n" + _TAIL
+
+
+def _seconds(outcomes: Sequence[Outcome]) -> str:
+    limit = outcomes[0].limit_seconds
+    middle = median(outcome.seconds - outcome.limit_seconds for outcome in outcomes)
+    if middle == 0.0:
+        return "at once: it never stands still"
+    return f"the limit + {middle:.1f} s" if limit else f"{middle:.1f} s"
+
+
+def _anonymous(text: str) -> str:
+    """Without what differs from run to run for no reason."""
+    text = re.sub(r"\(process \d+\)", "(process …)", text)
+    return re.sub(r"/\S+?/run\b", "RUN_DIR", text).replace("|", "\\|")

@@ -1,0 +1,102 @@
+"""The chaos command's own judgement: an audit that sees what is missing, memory that grows, the page."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.chaos import PAGE, audit, growth  # noqa: E402
+from benchmarks.failure_page import Measured, page  # noqa: E402
+from benchmarks.failures import FAILURES, Outcome, restarts  # noqa: E402
+from benchmarks.replay_data import CARTPOLE, random_block  # noqa: E402
+from replay_service.codec import encode  # noqa: E402
+from replay_service.journal import BLOCK, Delivered, Journal, segment_paths  # noqa: E402
+
+ROWS = 8
+
+
+def write_journal(folder: Path, pushes: list[tuple[int, int, int]]) -> None:
+    """A shard's journal of pushes (writer, incarnation, sequence), two in each segment."""
+    journal = Journal(folder / "shard-0", number=0, next_key=0, segment_bytes=1_000)
+    writers: dict[int, tuple[int, int]] = {}
+    for index, (writer, incarnation, sequence) in enumerate(pushes):
+        block = replace(
+            random_block(CARTPOLE, ROWS), writer=writer, incarnation=incarnation, sequence=sequence
+        )
+        delivered = Delivered(dict(writers), ROWS * index, ROWS * index)
+        journal.append(BLOCK, ROWS * index, ROWS * (index + 1), encode(block), lambda held=delivered: held)
+        writers[writer] = (incarnation, sequence + 1)
+    journal.close()
+
+
+PUSHES = [(0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 0, 1), (1, 1, 0), (0, 0, 2), (1, 1, 1), (0, 0, 3)]
+
+
+def test_a_whole_journal_has_no_gap(tmp_path: Path) -> None:
+    write_journal(tmp_path, PUSHES)
+    found = audit(tmp_path)
+    assert len(segment_paths(tmp_path / "shard-0")) > 2
+    assert found.gaps == ()
+    assert (found.rows, found.blocks) == (ROWS * len(PUSHES), len(PUSHES))
+
+
+def test_the_oldest_segments_may_be_gone(tmp_path: Path) -> None:
+    write_journal(tmp_path, PUSHES)
+    segment_paths(tmp_path / "shard-0")[0].unlink()
+    found = audit(tmp_path)
+    assert found.gaps == ()
+    assert found.rows == ROWS * len(PUSHES)
+    assert found.blocks < len(PUSHES)
+
+
+# Not the last of an incarnation: nobody can tell that there was one. It would be missing in the totals.
+@pytest.mark.parametrize("missing", [0, 1, 2, 4, 5])
+def test_a_missing_push_is_seen(tmp_path: Path, missing: int) -> None:
+    write_journal(tmp_path, PUSHES[:missing] + PUSHES[missing + 1 :])
+    assert audit(tmp_path).gaps
+
+
+def test_a_missing_or_altered_segment_is_seen(tmp_path: Path) -> None:
+    write_journal(tmp_path, PUSHES)
+    paths = segment_paths(tmp_path / "shard-0")
+    held = bytearray(paths[1].read_bytes())
+    paths[1].unlink()
+    assert audit(tmp_path).gaps
+    held[len(held) // 2] ^= 1
+    paths[1].write_bytes(held)
+    with pytest.raises(ValueError, match="checksum"):
+        audit(tmp_path)
+
+
+def test_memory_is_compared_between_two_quarters() -> None:
+    samples = [(float(at), 100 + at) for at in range(0, 100, 5)]
+    assert growth(samples, 100.0) == (int(np.median(range(125, 150, 5))), int(np.median(range(175, 200, 5))))
+    assert growth(samples[:10], 100.0) is None
+
+
+def test_restarts_are_summed_over_causes() -> None:
+    line = {"role_restarts_total": {"actor": {"process": 2, "frozen": 1}}}
+    assert (restarts(line, "actor"), restarts(line, "shard"), restarts({}, "actor")) == (3, 0, 0)
+
+
+def test_the_page_says_what_was_measured_and_what_could_not_be() -> None:
+    actor, shard = FAILURES[0], FAILURES[1]
+    outcomes = tuple(
+        Outcome("an episode", seconds, ("actor 0 (process 12) died",), limit)
+        for seconds, limit in ((9.0, 6.0), (7.5, 6.0), (30.0, 6.0))
+    )
+    text = page([Measured(actor, outcomes), Measured(shard, (), "not injected: needs luck")])
+    assert f"| {actor.title} | an episode | the limit + 3.0 s | actor 0 (process …) died |" in text, text
+    assert f"| {shard.title} | | not injected: needs luck | |" in text
+
+
+def test_the_page_has_a_line_for_each_failure() -> None:
+    text = PAGE.read_text()
+    assert all(f"| {failure.title} |" in text for failure in FAILURES)
