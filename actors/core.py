@@ -136,10 +136,10 @@ class RolloutReport:
     action_counts: tuple[int, ...] = ()
     reward_abs_sum: float = 0.0
     reward_abs_max: float = 0.0
-    env_restarts: tuple[EnvRestart, ...] = ()
     pushes_in_flight: int = 0
     process: ProcessUsage | None = None
     memory_excess: str | None = None
+    env_restarts: tuple[EnvRestart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,5 +163,5 @@ class EvaluationReport:
     truncated: tuple[bool, ...] = ()
     action_counts: tuple[int, ...] = ()
     idle_seconds: float = 0.0
-    env_restarts: tuple[EnvRestart, ...] = ()
     process: ProcessUsage | None = None
+    env_restarts: tuple[EnvRestart, ...] = ()

@@ -7,32 +7,45 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.stepper import Step
-
 
 class EpisodeLedger:
     """Sums rewards and counts steps of N lanes; keeps what ended until it is taken."""
 
     def __init__(self, num_lanes: int) -> None:
+        # Of the episode in progress in each lane.
         self._returns = np.zeros(num_lanes)
-        # Lengths by when episodes began, so that a step costs one addition to one number.
-        self._steps = 0
-        self._began = np.zeros(num_lanes, np.int64)
+        self._lengths = np.zeros(num_lanes, np.int64)
         self._ended_returns: list[float] = []
         self._ended_lengths: list[int] = []
 
-    def add(self, step: Step) -> bool:
-        """Counts one vector step; True if an episode begins with what it brought."""
-        self._returns += step.reward
-        self._steps += 1
-        if np.count_nonzero(step.ended):
-            self._ended_returns += self._returns[step.ended].tolist()
-            self._ended_lengths += (self._steps - self._began[step.ended]).tolist()
-        if not np.count_nonzero(step.starts):
-            return False
-        self._returns[step.starts] = 0.0
-        self._began[step.starts] = self._steps
-        return True
+    def add(self, reward: np.ndarray, ended: np.ndarray, starts: np.ndarray) -> None:
+        """Counts T vector steps: reward [T, N], 0 in an autoreset; ended and starts [T, N] bool.
+
+        As in `actors.stepper.Step`: an episode ends with the step `ended`; the next one begins behind
+        the step `starts`, the same one or the next.
+        """
+        num_steps, num_lanes = reward.shape
+        # Lane after lane with one more column, so that a start behind the last step has a place, too. The
+        # stretches between starts are summed each by itself: what overflows in one episode stays there.
+        width = num_steps + 1
+        begins = np.zeros((num_lanes, width), np.bool_)
+        begins[:, 0] = True
+        begins[:, 1:] = starts.T
+        rewards = np.zeros((num_lanes, width))
+        rewards[:, :-1] = reward.T
+        first = np.flatnonzero(begins)
+        returns = np.add.reduceat(rewards.ravel(), first)
+        stretch = np.cumsum(begins) - 1
+        returns[stretch[::width]] += self._returns
+        # Where each stretch's episode began, were it not for the end of the data.
+        first[stretch[::width]] -= self._lengths
+
+        t, lane = np.divmod(np.flatnonzero(ended), num_lanes)
+        last = lane * width + t
+        self._ended_returns += returns[stretch[last]].tolist()
+        self._ended_lengths += (last + 1 - first[stretch[last]]).tolist()
+        self._returns = returns[stretch[num_steps::width]]
+        self._lengths = np.arange(num_lanes) * width + num_steps - first[stretch[num_steps::width]]
 
     def take_ended(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """Undiscounted returns and lengths (env steps) of the episodes that ended since the last call."""

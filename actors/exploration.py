@@ -9,6 +9,8 @@ import numpy as np
 
 from actors.config import ActorsConfig, LadderConfig
 
+ALL_LANES = slice(None)
+
 
 def linear_epsilon(config: ActorsConfig, global_env_steps: int) -> float:
     """epsilon_start at 0 global env steps, falling linearly to epsilon_end, then constant."""
@@ -25,26 +27,54 @@ def ladder_epsilons(ladder: LadderConfig, num_lanes: int) -> np.ndarray:
     return np.asarray(ladder.base ** (1.0 + ladder.alpha * steps))
 
 
+class Exploration:
+    """The random half of epsilon-greedy acting, drawn at once for T steps of N lanes.
+
+    The stream gives the same numbers as T draws of one step each, so what is played does not depend on T.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        num_lanes: int,
+        num_actions: int,
+        epsilon: float | np.ndarray,
+        rng: np.random.Generator,
+    ) -> None:
+        """epsilon: one, or one for each lane [N]."""
+        # One draw of floats for both choices: rng.integers costs ten times as much for a few lanes.
+        drawn = rng.random((steps, 2, num_lanes))
+        self._explores = drawn[:, 0] < epsilon
+        self._choice = drawn[:, 1]
+        self._anything = (self._choice * num_actions).astype(np.int64)
+
+    def actions(
+        self, t: int, q: np.ndarray, allowed: np.ndarray | None = None, lanes: slice = ALL_LANES
+    ) -> np.ndarray:
+        """Actions [K] int64 of step t in `lanes`: uniform where they explore, else the argmax of q [K, A].
+
+        A uniform action may be the greedy one. Among equal values the lowest action wins. With allowed [K, A]
+        bool, at least one in each row, uniform means among those; q must be -inf for the others.
+        """
+        anything: np.ndarray
+        if allowed is None:
+            anything = self._anything[t, lanes]
+        else:
+            up_to = allowed.cumsum(axis=1)
+            # The first action with more than `place` allowed ones up to and with it.
+            place = (self._choice[t, lanes] * up_to[:, -1]).astype(np.int64)
+            anything = (up_to > place[:, None]).argmax(axis=1)
+        actions: np.ndarray = q.argmax(axis=1)
+        np.copyto(actions, anything, where=self._explores[t, lanes])
+        return actions
+
+
 def epsilon_greedy(
     q: np.ndarray,
     epsilon: float | np.ndarray,
     rng: np.random.Generator,
     allowed: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Actions [N] int64: uniform with probability epsilon (one, or [N]), else the argmax of q [N, A].
-
-    A uniform action may be the greedy one. Among equal values the lowest action wins. With allowed [N, A]
-    bool, at least one in each row, uniform means among those; q must be -inf for the others.
-    """
+    """Actions [N] int64 of one step; see `Exploration`. epsilon: one, or one for each lane [N]."""
     num_lanes, num_actions = q.shape
-    # One draw of floats for both choices: rng.integers costs ten times as much for a few lanes.
-    chance, choice = rng.random((2, num_lanes))
-    anything: np.ndarray
-    if allowed is None:
-        anything = (choice * num_actions).astype(np.int64)
-    else:
-        up_to = allowed.cumsum(axis=1)
-        # The first action with more than `place` allowed ones up to and with it.
-        place = (choice * up_to[:, -1]).astype(np.int64)
-        anything = (up_to > place[:, None]).argmax(axis=1)
-    return np.where(chance < epsilon, anything, q.argmax(axis=1))
+    return Exploration(1, num_lanes, num_actions, epsilon, rng).actions(0, q, allowed)

@@ -17,19 +17,24 @@ class FrameStack:
     def __init__(self, stack: int, frames: np.ndarray) -> None:
         """frames [N, *shape] begin an episode in every lane."""
         self._stack = stack
-        self._frames = np.repeat(frames[:, None], stack, axis=1)
+        self._frames = frames if stack == 1 else np.repeat(frames[:, None], stack, axis=1)
 
     @property
     def observations(self) -> np.ndarray:
-        """[N, *shape] where stack is 1, else [N, stack, *shape], oldest first. Valid until the next push."""
-        return self._frames[:, 0] if self._stack == 1 else self._frames
+        """[N, *shape] where stack is 1, the frames pushed last, else [N, stack, *shape], oldest first.
+
+        Valid until the next push; of a stack of one, as long as those frames are.
+        """
+        return self._frames
 
     def push(self, frames: np.ndarray, starts: np.ndarray) -> None:
         """Appends frames [N, *shape]; starts [N] bool says where they begin an episode."""
-        if self._stack > 1:
-            self._frames[:, :-1] = self._frames[:, 1:]
-            if np.count_nonzero(starts):
-                self._frames[starts] = frames[starts, None]
+        if self._stack == 1:
+            self._frames = frames
+            return
+        self._frames[:, :-1] = self._frames[:, 1:]
+        if np.count_nonzero(starts):
+            self._frames[starts] = frames[starts, None]
         self._frames[:, -1] = frames
 
     def followed_by(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:

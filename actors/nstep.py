@@ -53,16 +53,15 @@ def n_step_rows(
     """
     num_steps = len(reward)
     bits = terminated * np.uint8(TERMINATED) | truncated * np.uint8(TRUNCATED)
-    total = np.zeros(reward.shape)
-    steps = np.zeros(reward.shape, dtype=np.int64)
-    end = np.zeros(reward.shape, dtype=np.uint8)
-    running = real.copy()
-    for k in range(min(n_step, num_steps)):
+    goes_on = bits == 0
+    total, steps, end = np.array(reward, np.float64), real.astype(np.int64), bits.copy()
+    running = real & goes_on
+    for k in range(1, min(n_step, num_steps)):
         rows = slice(num_steps - k)  # those whose step t + k is in the data
         now = running[rows]
         total[rows] += np.where(now, gamma**k * reward[k:], 0.0)
         steps[rows] += now
-        end[rows] |= np.where(now, bits[k:], np.uint8(0))
-        now &= bits[k:] == 0
-    discount = np.where(end & TERMINATED, 0.0, gamma ** np.arange(n_step + 1)[steps])
+        end[rows] |= bits[k:] * now
+        now &= goes_on[k:]
+    discount = np.where(end & TERMINATED, 0.0, (gamma ** np.arange(n_step + 1)).take(steps))
     return NStepRows(total, discount, steps, end, real & ((end != 0) | (steps == n_step)))

@@ -5,6 +5,7 @@ Owns one actor's environments, exploration and counters; must not know where blo
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
@@ -14,10 +15,22 @@ from actors.config import ActorsConfig, EnvConfig
 from actors.core import BlockSink, Policy, RolloutReport
 from actors.envs import lane_seeds, make_vector
 from actors.episodes import EpisodeLedger
-from actors.exploration import epsilon_greedy, ladder_epsilons, linear_epsilon
+from actors.exploration import Exploration, ladder_epsilons, linear_epsilon
 from actors.frame_stack import FrameStack
 from actors.observations import masked, split
+from actors.stepper import VectorStepper
 from replay_service.block import TransitionBlock
+
+
+@dataclass(eq=False)
+class _Group:
+    """Lanes that act at once, and what the policy said for the step that they are in."""
+
+    lanes: slice
+    stepper: VectorStepper
+    stack: FrameStack = field(init=False)
+    q: np.ndarray = field(init=False)
+    actions: np.ndarray = field(init=False)
 
 
 class EnvActor:
@@ -35,9 +48,14 @@ class EnvActor:
         num_actors: int,
         seed: np.random.SeedSequence,
         env_threads: int = 1,
+        overlap: bool = False,
     ) -> None:
         """actor counts from 0 to num_actors - 1; config.envs_per_actor must be set. env_threads: see
         make_vector.
+
+        overlap: where environments step in threads or processes of their own, one half of the lanes does so
+        while the policy answers the other half. It pays where a core is free for them and the policy takes
+        about as long as they do; which rows are made does not depend on it.
 
         Raises ValueError where it is not, and EnvError.
         """
@@ -52,8 +70,8 @@ class EnvActor:
         self._ladder: np.ndarray | None = None
         self.take_place(actor, num_actors)
         self._loaded = False
-        self._stepper = make_vector(env, self._num_lanes, env_threads)
-        self.spec = self._stepper.spec
+        self._groups = _groups(env, self._num_lanes, env_threads, overlap)
+        self.spec = self._groups[0].stepper.spec
         self._builder = BlockBuilder(
             self.spec.block_schema(config.n_step),
             self._num_lanes,
@@ -61,6 +79,8 @@ class EnvActor:
             config.discount,
             actor,
             incarnation,
+            reward_clip=config.reward_clip,
+            life_loss_ends_episode=config.life_loss_ends_episode,
         )
         self.reset(seed)
 
@@ -69,15 +89,18 @@ class EnvActor:
 
         Everything but the weights is then as after construction with this seed: a consistent cut.
         """
-        frames = self._stepper.reset(lane_seeds(_child(seed, 0), self._num_lanes))
+        seeds = lane_seeds(_child(seed, 0), self._num_lanes)
+        frames = []
+        for group in self._groups:
+            frames.append(group.stepper.reset(seeds[group.lanes]))
+            group.stack = FrameStack(self.spec.stack, frames[-1])
         self._rng = np.random.default_rng(_child(seed, 1))
-        self._stack = FrameStack(self.spec.stack, frames)
-        self._builder.reset(frames)
+        self._builder.reset(np.concatenate(frames))
         self._episodes = EpisodeLedger(self._num_lanes)
         self._global_env_steps = 0
         self._env_steps_since = 0
-        # Which lanes show the first observation of an episode; None: none does.
-        self._begin: np.ndarray | None = np.ones(self._num_lanes, np.bool_)
+        # Which lanes show the first observation of an episode.
+        self._begin = np.ones(self._num_lanes, np.bool_)
         self._ended_at = perf_counter()
 
     def take_place(self, rank: int, num_actors: int) -> None:
@@ -101,36 +124,43 @@ class EnvActor:
             self._policy.load(flat_weights)
             self._loaded = True
         epsilon = self._epsilon(global_env_steps)
+        exploration = Exploration(steps, self._num_lanes, self.spec.num_actions, epsilon, self._rng)
         no_q = np.zeros((self._num_lanes, self.spec.num_actions), np.float32)
         finals: list[np.ndarray] = []
-        start_values: list[float] = []
-        num_fake = 0
         env_seconds = build_seconds = 0.0
-        self._builder.reserve(steps)
+        self._builder.begin(steps, version)
 
         now = perf_counter()
         act_seconds = now - called  # acting begins with the weights
-        for _ in range(steps):
-            observations, allowed = split(self._stack.observations)
-            q = masked(self._policy.q_values(observations) if self._loaded else no_q, allowed)
-            actions = epsilon_greedy(q, epsilon, self._rng, allowed)
-            acted = perf_counter()
-            step = self._stepper.step(actions)
-            stepped = perf_counter()
-            learned = step.as_learned(self._config.reward_clip, self._config.life_loss_ends_episode)
-            self._builder.add(actions, q, learned, version)
-            if self._begin is not None and self._loaded:
-                start_values += q[self._begin].max(axis=1).tolist()
-            self._begin = step.starts if self._episodes.add(step) else None
-            if len(step.final_lanes):
-                finals.append(self._stack.followed_by(step.final_frames, step.final_lanes))
-            self._stack.push(step.frames, step.starts)
-            num_fake += int(np.count_nonzero(step.fake))
-            act_seconds += acted - now
-            env_seconds += stepped - acted
-            now = perf_counter()
-            build_seconds += now - stepped
+        for t in range(steps + 1):
+            for group in self._groups:
+                if t > 0:
+                    step = group.stepper.finish()
+                    stepped = perf_counter()
+                    env_seconds += stepped - now
+                    self._builder.add(t - 1, group.actions, group.q, step, group.lanes)
+                    if len(step.final_lanes):
+                        finals.append(group.stack.followed_by(step.final_frames, step.final_lanes))
+                    group.stack.push(step.frames, step.starts)
+                    now = perf_counter()
+                    build_seconds += now - stepped
+                if t < steps:
+                    observations, allowed = split(group.stack.observations)
+                    q = self._policy.q_values(observations) if self._loaded else no_q[group.lanes]
+                    group.q = masked(q, allowed)
+                    group.actions = exploration.actions(t, group.q, allowed, group.lanes)
+                    acted = perf_counter()
+                    act_seconds += acted - now
+                    group.stepper.begin(group.actions)
+                    now = perf_counter()
+                    env_seconds += now - acted
 
+        chunk = self._builder.chunk()
+        self._episodes.add(chunk.reward, chunk.ended, chunk.starts)
+        begin = np.concatenate([self._begin[None], chunk.starts])
+        self._begin = begin[-1]
+        start_values = chunk.q.max(axis=1)[begin[:-1]].tolist() if self._loaded else []
+        counted = perf_counter()
         final_values = self._values(finals)
         acted = perf_counter()
         block = self._builder.build(final_values)
@@ -138,7 +168,7 @@ class EnvActor:
         if block is not None:
             self._sink.push(block)
         pushed = perf_counter()
-        env_steps = steps * self._num_lanes - num_fake
+        env_steps = int(np.count_nonzero(chunk.real))
         self._env_steps_since += env_steps
         returns, lengths = self._episodes.take_ended()
         idle_seconds = called - self._ended_at
@@ -154,9 +184,9 @@ class EnvActor:
             episode_lengths=lengths,
             epsilon=float(np.mean(epsilon)),
             seconds={
-                "act": act_seconds + acted - now,
+                "act": act_seconds + acted - counted,
                 "env": env_seconds,
-                "build": build_seconds + built - acted,
+                "build": build_seconds + counted - now + built - acted,
                 "push": pushed - built,
                 "idle": idle_seconds,
             },
@@ -165,12 +195,17 @@ class EnvActor:
             action_counts=action_counts,
             reward_abs_sum=reward_abs_sum,
             reward_abs_max=reward_abs_max,
-            env_restarts=self._stepper.take_restarts(),
+            env_restarts=tuple(
+                restart if restart.lane is None else replace(restart, lane=restart.lane + group.lanes.start)
+                for group in self._groups
+                for restart in group.stepper.take_restarts()
+            ),
         )
 
     def close(self) -> None:
         """Closes the environments."""
-        self._stepper.close()
+        for group in self._groups:
+            group.stepper.close()
 
     def _epsilon(self, global_env_steps: int) -> float | np.ndarray:
         """One epsilon, or one for each lane [N]."""
@@ -192,6 +227,18 @@ class EnvActor:
         observations, allowed = split(np.concatenate(finals))
         values: np.ndarray = masked(self._policy.q_values(observations), allowed).max(axis=1)
         return values
+
+
+def _groups(env: EnvConfig, num_lanes: int, env_threads: int, overlap: bool) -> list[_Group]:
+    """Two halves of the lanes to overlap where the environments can, else one group."""
+    if overlap and num_lanes > 1:
+        half = -(-num_lanes // 2)
+        first = make_vector(env, half, env_threads)
+        if first.asynchronous:
+            second = make_vector(env, num_lanes - half, env_threads)
+            return [_Group(slice(0, half), first), _Group(slice(half, num_lanes), second)]
+        first.close()
+    return [_Group(slice(0, num_lanes), make_vector(env, num_lanes, env_threads))]
 
 
 def _summary(block: TransitionBlock | None, num_actions: int) -> tuple[tuple[int, ...], float, float]:

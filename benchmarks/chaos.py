@@ -114,10 +114,10 @@ def audit(replay: Path) -> Audit:
 def _differences(
     path: Path, due: dict[int, tuple[int, int]], said: dict[int, tuple[int, int]]
 ) -> Iterator[str]:
-    """Where a segment's first words are not what the one before came to."""
-    for writer, expected in due.items():
-        if said.get(writer) != expected:
-            yield f"{path.name}: begins with writer {writer} at {said.get(writer)}, {expected} was due"
+    """Where a segment's first words are not what the one before came to; before the first there is none."""
+    for writer in due | said if due else ():
+        if said.get(writer) != due.get(writer):
+            yield f"{path.name}: begins with writer {writer} at {said.get(writer)}, {due.get(writer)} was due"
 
 
 def soak(run: FollowedRun, seconds: float, every_seconds: float, chance: random.Random) -> Soak:

@@ -16,7 +16,7 @@ _HEAD = f"""# Failures
 What can be lost, how long until training moves again, and what a run says. Each line was injected for real
 by `python -m benchmarks.chaos --table`, which writes this page: one actor, one shard, so that nothing moves
 before the lost role is back; CartPole, prioritised replay with a journal, a checkpoint every 3 seconds (a
-learner's state is kept every 5). Seconds are medians.
+learner's state is kept every 5).
 
 *Killed* processes are noticed at once. *Frozen* ones (stopped, or hanging) are noticed because they do not
 answer: a shard within `run.frozen_seconds` (30), a learner within twice that or 20 times its longest chunk,
@@ -78,7 +78,10 @@ def measure(failure: Failure, repeats: int) -> Measured:
 def page(measured: Sequence[Measured]) -> str:
     """The text of docs/failures.md."""
     lines = [
-        _HEAD + "| failure | what is lost | training moves again after | the run says |",
+        f"{_HEAD}Seconds are medians of as many injections as stand in brackets; what was lost and said is",
+        "that of the middle one.",
+        "",
+        "| failure | what is lost | training moves again after | the run says |",
         "|---|---|---|---|",
     ]
     for each in measured:
@@ -87,7 +90,8 @@ def page(measured: Sequence[Measured]) -> str:
             continue
         typical = sorted(each.outcomes, key=lambda outcome: outcome.seconds)[len(each.outcomes) // 2]
         said = "<br>".join(_anonymous(text) for text in typical.said[:3]) or "nothing"
-        lines.append(f"| {each.failure.title} | {typical.lost} | {_seconds(each.outcomes)} | {said} |")
+        moves = f"{_seconds(each.outcomes)} ({len(each.outcomes)})"
+        lines.append(f"| {each.failure.title} | {typical.lost} | {moves} | {said} |")
     return "\n".join(lines) + "\n" + _TAIL
 
 

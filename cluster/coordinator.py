@@ -579,10 +579,12 @@ class Coordinator:
         return None
 
     def _finish(self, reason: str) -> Outcome:
+        saved, version = self._save_latest(), self._figures.version
         if self._stop_requested() is None and not self._judge.solved:
             self._evaluate_last()
         self._continuity.last_cut(self._complete)
-        saved = self._save_latest()
+        if self._figures.version >= version:  # one that died meanwhile went on from an older one
+            saved = self._save_latest()
         final = self._snapshot(time.monotonic())
         best = self._judge.best
         if not saved:

@@ -433,10 +433,10 @@ def builder(n_step: int = 1, num_lanes: int = 1) -> BlockBuilder:
 
 
 def feed(made: BlockBuilder, stepper: VectorStepper, steps: int, q: float = 0.0) -> None:
-    made.reserve(steps)
-    for _ in range(steps):
+    made.begin(steps, version=0)
+    for t in range(steps):
         actions = np.zeros(stepper.num_envs, np.int64)
-        made.add(actions, np.full((stepper.num_envs, 3), q, np.float32), stepper.step(actions), version=0)
+        made.add(t, actions, np.full((stepper.num_envs, 3), q, np.float32), stepper.step(actions))
 
 
 NO_FINALS = np.zeros(0, np.float32)

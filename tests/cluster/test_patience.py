@@ -35,6 +35,23 @@ def test_limits_are_generous_and_grow_with_what_work_takes() -> None:
     assert patience.limits()["shard"] == 30.0
 
 
+def test_a_chunk_has_a_minute_or_what_chunks_and_starts_have_taken() -> None:
+    patience = Patience(30.0, 500)
+    assert patience.limits()["actor"] == 60.0
+    patience.answered("actor", 2.0)
+    patience.came_up("actor", 4.0)
+    patience.came_up("learner", 900.0)
+    assert patience.limits()["actor"] == 60.0
+    patience.answered("actor", 4.0)
+    assert patience.limits()["actor"] == 80.0
+    # Such a simulator takes long to begin an episode.
+    patience.came_up("actor", 30.0)
+    assert patience.limits()["actor"] == 120.0
+    given = Patience(30.0, 500, chunk_deadline_seconds=5.0)
+    given.answered("actor", 100.0)
+    assert given.limits()["actor"] == 5.0
+
+
 @pytest.mark.parametrize(
     ("max_episode_steps", "reports", "answered", "limit"),
     [

@@ -234,7 +234,7 @@ RUNS: dict[Stage, tuple[str, ...]] = {
         "actors.steps_per_chunk=16",
         "pacing.learning_starts=500",
         "pacing.samples_per_insert=64",
-        "stop.updates=250",
+        "stop.updates=150",
     ),
 }
 
