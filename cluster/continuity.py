@@ -174,9 +174,10 @@ class Continuity:
     def tick(self, now: float) -> None:
         """Keeps the learner's state every few seconds, and takes the cuts that are due. now: monotonic."""
         fleet = self._parts.fleet
+        due = self._kept_state is None or now - self._asked_state_at >= KEEP_STATE_SECONDS
         if (
-            not self._serial
-            and now - self._asked_state_at >= KEEP_STATE_SECONDS
+            due
+            and not self._serial
             and self._parts.figures.updates
             and not fleet.granted(fleet.learner, "state")
         ):

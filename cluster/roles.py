@@ -155,6 +155,7 @@ class ActorRole(Role):
         actors_here = min(num_actors, available_cores()) if config.run.runtime == "cluster" else num_actors
         # In the serial runtime nobody can say whose memory it is.
         self._memory = MemoryMeter(config.actors.memory_limit_bytes, actors_here) if context.speaker else None
+        threads = env_threads(cores, num_actors)
         self._actor = EnvActor(
             config.env,
             config.actors,
@@ -164,7 +165,9 @@ class ActorRole(Role):
             incarnation=incarnation,
             num_actors=num_actors,
             seed=seed,
-            env_threads=env_threads(cores, num_actors),
+            env_threads=threads,
+            # A numpy policy answers before environments could have begun; without a second core nobody wins.
+            overlap=threads > 1 and not acts_in_numpy(network_spec(context.spec), config.learner),
         )
 
     def rollout(

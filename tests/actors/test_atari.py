@@ -172,8 +172,11 @@ class ListSink:
         return ()
 
 
-@pytest.mark.parametrize(("n_step", "life_loss"), [(1, True), (3, True), (3, False)])
-def test_rows_of_an_actor(n_step: int, life_loss: bool) -> None:
+@pytest.mark.parametrize(
+    ("n_step", "life_loss", "overlap"),
+    [(1, True, False), (3, True, False), (3, False, False), (3, True, True)],
+)
+def test_rows_of_an_actor(n_step: int, life_loss: bool, overlap: bool) -> None:
     """Stacks, n-step sums of clipped rewards, discounts and ends, over lost lives and truncations."""
     gamma, stack, num_lanes, limit, steps = 0.5, 4, 2, 60, 160
     # No no-ops: every episode begins with one FIRE.
@@ -189,7 +192,17 @@ def test_rows_of_an_actor(n_step: int, life_loss: bool) -> None:
         life_loss_ends_episode=life_loss,
     )
     seed, sink, policy = np.random.SeedSequence(3), ListSink(), PixelPolicy()
-    actor = EnvActor(env, config, policy=policy, sink=sink, actor=0, incarnation=0, num_actors=1, seed=seed)
+    actor = EnvActor(
+        env,
+        config,
+        policy=policy,
+        sink=sink,
+        actor=0,
+        incarnation=0,
+        num_actors=1,
+        seed=seed,
+        overlap=overlap,
+    )
     for _ in range(steps // 40):
         actor.rollout(40, 1, np.zeros(1, np.float32), 0)
     actor.close()

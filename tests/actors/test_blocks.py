@@ -501,6 +501,15 @@ def test_every_final_frame_needs_its_value(scripted: Callable[..., VectorStepper
         made.build(NO_FINALS)
 
 
+def test_every_lane_must_have_made_every_step(scripted: Callable[..., VectorStepper]) -> None:
+    stepper, made = scripted(ENDLESS * 3, AutoresetMode.NEXT_STEP), builder(num_lanes=3)
+    made.reset(stepper.reset(np.zeros(3, np.int64)))
+    made.begin(2, version=0)
+    made.add(0, np.zeros(3, np.int64), np.zeros((3, 3), np.float32), stepper.step(np.zeros(3, np.int64)))
+    with pytest.raises(ValueError, match="3 steps of single lanes are missing"):
+        made.build(NO_FINALS)
+
+
 def test_diverged_values_are_refused(scripted: Callable[..., VectorStepper]) -> None:
     stepper, made = scripted(ENDLESS, AutoresetMode.NEXT_STEP), builder()
     made.reset(stepper.reset(np.zeros(1, np.int64)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actors.config import ActorsConfig, LadderConfig
-from actors.exploration import epsilon_greedy, ladder_epsilons, linear_epsilon
+from actors.exploration import Exploration, epsilon_greedy, ladder_epsilons, linear_epsilon
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,24 @@ def test_a_mask_that_allows_everything_changes_nothing() -> None:
     plain = epsilon_greedy(q, 0.5, np.random.default_rng(2))
     same = epsilon_greedy(q, 0.5, np.random.default_rng(2), np.ones(q.shape, np.bool_))
     assert (plain == same).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_chunk_drawn_at_once_acts_as_its_steps_drawn_one_by_one(masked: bool) -> None:
+    steps, num_lanes, num_actions = 50, 6, 4
+    epsilon = np.linspace(0.0, 1.0, num_lanes)
+    given = np.random.default_rng(0)
+    q = given.normal(size=(steps, num_lanes, num_actions)).astype(np.float32)
+    allowed = given.random((steps, num_lanes, num_actions)) < 0.5
+    allowed[..., 0] = True
+    one_by_one, at_once = np.random.default_rng(1), np.random.default_rng(1)
+    chunk = Exploration(steps, num_lanes, num_actions, epsilon, at_once)
+    for t in range(steps):
+        mask = allowed[t] if masked else None
+        q_t = np.where(allowed[t], q[t], -np.inf) if masked else q[t]
+        expected = epsilon_greedy(q_t, epsilon, one_by_one, mask)
+        assert np.array_equal(chunk.actions(t, q_t, mask), expected)
+        for lanes in (slice(0, 2), slice(2, num_lanes)):
+            part = None if mask is None else mask[lanes]
+            assert np.array_equal(chunk.actions(t, q_t[lanes], part, lanes), expected[lanes])
+    assert one_by_one.random() == at_once.random()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 
 from actors.config import ActorsConfig, EnvConfig, LadderConfig
 from actors.core import RolloutReport
+from actors.envs import make_vector
 from actors.policy import MlpPolicy
 from actors.rollout import EnvActor
 from actors.stepper import VectorStepper
@@ -213,6 +215,73 @@ def test_a_seed_decides_everything(backend: Literal["native", "sync"]) -> None:
     assert not np.array_equal(
         first_sink.blocks[0].frames["observation"][:10], other_sink.blocks[0].frames["observation"][:10]
     )
+
+
+def rows_in_full(blocks: list[TransitionBlock]) -> Counter[tuple[Any, ...]]:
+    """Rows of single frames with what they refer to, whatever block they came in; policy_version left out."""
+    rows: Counter[tuple[Any, ...]] = Counter()
+    for block in blocks:
+        frames = [frame.tobytes() for frame in block.frames["observation"]]
+        names = ("action", "reward", "discount", "one_step_reward", "end", "priority")
+        figures = zip(*(getattr(block, name).tolist() for name in names), strict=True)
+        for row, obs, following in zip(figures, block.obs_frame, block.next_frame, strict=True):
+            rows[*row, frames[obs], frames[following]] += 1
+    return rows
+
+
+@pytest.mark.parametrize("backend", ["native", "sync"])
+def test_what_is_played_does_not_depend_on_the_chunks(backend: Literal["native", "sync"]) -> None:
+    config = ActorsConfig(envs_per_actor=6, n_step=3, epsilon_start=0.3, epsilon_end=0.3)
+    played = []
+    for chunks in ([90], [1, 2, 30, 57]):
+        actor, sink = make_actor(config, EnvConfig("CartPole-v1", backend=backend))
+        reports = [actor.rollout(steps, 0, weights(), 0) for steps in chunks]
+        told = [
+            [value for report in reports for value in getattr(report, name)]
+            for name in ("episode_returns", "episode_lengths", "start_values")
+        ]
+        played.append((rows_in_full(sink.blocks), sum(report.env_steps for report in reports), *told))
+    assert played[0] == played[1]
+    assert len(played[0][2]) > 5
+
+
+class RowwisePolicy:
+    """Q-values that do not depend on the other observations of a batch, to the last bit."""
+
+    def load(self, flat_weights: np.ndarray) -> None: ...
+
+    def q_values(self, observations: np.ndarray) -> np.ndarray:
+        first, second = observations[:, 0], observations[:, 2]
+        return np.stack([first - second, second + first * second], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("backend", "num_lanes", "groups"), [("async", 5, 2), ("async", 2, 1), ("sync", 5, 1)]
+)
+def test_overlap_changes_no_row(backend: Literal["async", "sync"], num_lanes: int, groups: int) -> None:
+    config = ActorsConfig(envs_per_actor=num_lanes, n_step=3, epsilon_start=0.2, epsilon_end=0.2)
+    told, sinks = [], []
+    for overlap in (False, True):
+        sinks.append(ListSink())
+        with mock.patch("actors.rollout.make_vector", wraps=make_vector) as made:
+            actor = EnvActor(
+                EnvConfig("CartPole-v1", backend=backend),
+                config,
+                policy=RowwisePolicy(),
+                sink=sinks[-1],
+                actor=0,
+                incarnation=0,
+                num_actors=1,
+                seed=np.random.SeedSequence(0),
+                overlap=overlap,
+            )
+        assert made.call_count == (2 if overlap else 1)
+        assert made.call_args.args[1] == (num_lanes // 2 if overlap and groups == 2 else num_lanes)
+        reports = [actor.rollout(steps, version, weights(), 0) for version, steps in enumerate((7, 1, 50))]
+        told.append([(report.episode_returns, report.start_values, report.env_steps) for report in reports])
+        actor.close()
+    assert_same_blocks(sinks[0].blocks, sinks[1].blocks)
+    assert told[0] == told[1]
 
 
 def test_reset_makes_an_actor_as_new() -> None:

@@ -185,3 +185,40 @@ def test_a_stack_of_one_is_the_frame_itself() -> None:
     stack.push(np.array([[2], [20]]), np.array([False, True]))
     assert stack.observations.tolist() == [[2], [20]]
     assert stack.followed_by(np.array([[9]]), np.array([1])).tolist() == [[9]]
+
+
+class InThreads(NoisyResets):
+    """Steps in two halves, as ALE's vector environment does; refuses one kind of action."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[int]] = []
+
+    def send(self, actions: np.ndarray) -> None:
+        if actions.max() > 1:
+            raise RuntimeError("no such action")
+        self.sent.append(actions.tolist())
+
+    def recv(self) -> tuple[Any, ...]:
+        return super().step(self.sent[-1])
+
+
+def test_a_step_in_two_halves_begins_at_once() -> None:
+    env = InThreads()
+    halved, whole = VectorStepper(env, SPEC, "int"), VectorStepper(NoisyResets(), SPEC, "int")
+    assert (halved.asynchronous, whole.asynchronous) == (True, False)
+    for stepper in (halved, whole):
+        stepper.reset(SEEDS)
+    for _ in range(3):
+        halved.begin(ACTIONS)
+        assert env.sent.pop() == [0, 0]
+        env.sent.append([0, 0])
+        assert np.array_equal(halved.finish().fake, whole.step(ACTIONS).fake)
+
+
+def test_what_begin_met_is_told_by_finish() -> None:
+    stepper = VectorStepper(InThreads(), SPEC, "int")
+    stepper.reset(SEEDS)
+    stepper.begin(np.array([0, 2]))
+    with pytest.raises(RuntimeError, match="no such action"):
+        stepper.finish()
+    assert stepper.step(ACTIONS).ended.all()

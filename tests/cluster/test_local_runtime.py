@@ -154,7 +154,7 @@ def test_a_killed_shard_comes_back(local_run: LocalRun, num_shards: int, persist
 
 def test_a_killed_learner_goes_on_from_its_state_of_before(local_run: LocalRun) -> None:
     local_run.start(*small("CartPole-v1", "replay.sampling=prioritised", updates=9_000))
-    local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
+    local_run.wait_for(lambda: local_run.updates() > 1_000, "updates, of which a state is kept")
     process = local_run.pid_of("LearnerRole")
     os.kill(process, signal.SIGKILL)
     local_run.wait_for(lambda: local_run.has_line("learner goes on from version"), "the learner's return")
