@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -499,6 +499,29 @@ def test_every_final_frame_needs_its_value(scripted: Callable[..., VectorStepper
     feed(made, stepper, 3)
     with pytest.raises(ValueError, match="1 final frames need as many values, not 0"):
         made.build(NO_FINALS)
+
+
+def test_what_breaks_in_one_group_of_lanes_leaves_the_other(scripted: Callable[..., VectorStepper]) -> None:
+    """Lanes that are added one by one; the second one's episode breaks off in its third step."""
+    steppers = [scripted(ENDLESS, AutoresetMode.NEXT_STEP) for _ in range(2)]
+    made = builder(n_step=3, num_lanes=2)
+    made.reset(np.concatenate([stepper.reset(np.zeros(1, np.int64)) for stepper in steppers]))
+    made.begin(5, version=0)
+    action, q, yes = np.zeros(1, np.int64), np.zeros((1, 3), np.float32), np.ones(1, np.bool_)
+    for t in range(5):
+        for lane, stepper in enumerate(steppers):
+            step = stepper.step(action)
+            step.frames[0, 0] = lane
+            if (t, lane) == (2, 1):
+                step = replace(step, fake=yes, starts=yes, broken=yes)
+            made.add(t, action, q, step, slice(lane, lane + 1))
+    block = made.build(NO_FINALS)
+    assert block is not None
+    assert block.env_steps == 9
+    assert [frame_id(frame) for frame in block.frames["observation"][block.obs_frame]] == [
+        (0, 0, 0),
+        (0, 0, 1),
+    ]
 
 
 def test_every_lane_must_have_made_every_step(scripted: Callable[..., VectorStepper]) -> None:
