@@ -14,7 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +24,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.api import train
 from cluster.coordinator import RunFailed
 from cluster.load_config import PRESETS, load_config
@@ -247,26 +248,13 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return {variant: group for variant, group in found.items() if group}
 
 
-def read_runs(path: Path) -> list[Run]:
-    """The runs that a file holds; none if there is no file."""
-    if not path.exists():
-        return []
-    return [Run(**line) for line in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def write_runs(path: Path, runs: Sequence[Run]) -> None:
-    """One line a run."""
-    lines = ",\n".join(json.dumps(asdict(run)) for run in runs)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.naive_study", description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0 to N - 1; default: %(default)s")
     parser.add_argument("--data", type=Path, default=DATA, help="default: docs/naive_study.json")
     parser.add_argument("--plot-only", action="store_true", help="train nothing")
     options = parser.parse_args(arguments)
-    runs = read_runs(options.data)
+    runs = read_runs(options.data, Run)
     done = {(run.variant, run.seed) for run in runs}
     wanted = [(variant, seed) for seed in range(options.seeds) for variant in VARIANTS]
     for variant, seed in () if options.plot_only else wanted:

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.load_config import PRESETS
 
 DATA = PRESETS.parent / "docs" / "presets.json"
@@ -113,19 +114,6 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join(rows)
 
 
-def read_runs(path: Path) -> list[Run]:
-    """The runs that a file holds; none if there is no file."""
-    if not path.exists():
-        return []
-    return [Run(**line) for line in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def write_runs(path: Path, runs: Sequence[Run]) -> None:
-    """One line a run."""
-    lines = ",\n".join(json.dumps(asdict(run)) for run in runs)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.presets", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}")
@@ -136,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = sorted(set(options.cases) - set(CASES))
     if unknown:
         parser.error(f"no case {', '.join(unknown)}; there are: {', '.join(CASES)}")
-    runs = read_runs(options.data)
+    runs = read_runs(options.data, Run)
     done = {(run.case, run.seed, run.runtime) for run in runs}
     for name in options.cases or CASES:
         for seed in range(options.seeds):

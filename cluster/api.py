@@ -33,6 +33,7 @@ from cluster.machine import this_machine
 from cluster.metrics import MetricsServer, Snapshot
 from cluster.placement import Claims, Placement, place
 from cluster.plan import Plan, make_claims, make_plan, refuse_what_cannot_fit
+from cluster.recorder import Recorder
 from cluster.resolve import resolve
 from cluster.resume import Resumed, changes, go_on, newest_good_cut, saved_config
 from cluster.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
@@ -173,13 +174,13 @@ def train(
             )
             stack.enter_context(closing(directory))
             life = _Life(directory, None, ())
+        recorder = Recorder(life.directory, observer, started)
         announce(life.directory.path, server.url)
         if config.run.runtime == "cluster":
             claims = make_claims(config, prepared.spec, plan, gpus)
-            _reserve(engine, config, claims, life.directory, observer, signals, started)
+            _reserve(engine, config, claims, recorder, signals)
         for note in life.notes:
-            life.directory.write_event(note, time.monotonic() - started)
-            observer.event(note, time.monotonic() - started)
+            recorder.event(note)
         resumed, outcome = life.resumed, None
         accounts = Accounts(config.actors.discount)
         diagnosis = Diagnosis(config)
@@ -189,7 +190,7 @@ def train(
                 config,
                 prepared.spec,
                 life.directory,
-                observer,
+                recorder,
                 learner_gpus=gpus,
                 stop_requested=signals.request,
                 started=started,
@@ -230,9 +231,9 @@ def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
         shutil.rmtree(run_dir / "replay", ignore_errors=True)
         note = "resumed before its first checkpoint: begins anew"
         return _Life(directory, None, (note,))
-    if read_spec(run_dir) != prepared.spec:
+    if (spec := read_spec(run_dir)) != prepared.spec:
         raise ConfigError(
-            f"{run_dir}: the environment was {read_spec(run_dir)}, it now is {prepared.spec}; a run goes on "
+            f"{run_dir}: the environment was {spec}, it now is {prepared.spec}; a run goes on "
             "with its own environment only"
         )
     cut, problems = newest_good_cut(checkpoints)
@@ -286,10 +287,8 @@ def _reserve(
     engine: Engine,
     config: RunConfig,
     claims: Claims,
-    directory: RunDir,
-    observer: View,
+    recorder: Recorder,
     signals: StopSignals,
-    started: float,
 ) -> None:
     """Gets room for the run on the cluster. Raises RunFailed where there is none in time."""
     from cluster.ray_engine import RayEngine
@@ -298,8 +297,7 @@ def _reserve(
 
     def say(text: str) -> None:
         for line in text.splitlines():
-            directory.write_event(line, time.monotonic() - started)
-            observer.event(line, time.monotonic() - started)
+            recorder.event(line)
 
     try:
         engine.reserve(

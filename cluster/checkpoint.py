@@ -5,13 +5,12 @@ Owns the format, its commit by a rename and its checks; reading executes nothing
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from cluster.figures import FiguresState
 from cluster.judge import JudgeState
 from learner.core import LearnerState
 from learner.weights import load_tensors, save_tensors
+from replay_service.durable_files import crc32_of, sync_folder
 from replay_service.journal import SegmentFact
 
 FORMAT = 1
@@ -136,7 +136,7 @@ class Checkpoints:
 
         Raises DamagedCutError where a shard's files are not there: its machine has another disk; OSError.
         """
-        before = _files_by_name(self._newest())
+        before = _files_of_newest(cut_folders(self._folder))
         save_tensors(partial / _LEARNER, learner.tensors, {"version": str(learner.version)})
         files = [_fact(partial / _LEARNER, _LEARNER)]
         for shard, facts in sorted(segments.items()):
@@ -152,21 +152,17 @@ class Checkpoints:
         number = cut_number(partial)
         manifest = Manifest(FORMAT, number, time.time(), learner.version, run, tuple(files))
         _write_manifest(partial / _MANIFEST, manifest)
-        _sync_folder(partial)
+        sync_folder(partial)
         partial.rename(partial.with_name(_name(number)))
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         self._remove_old()
         new = sum(file.num_bytes for file in files if before.get(file.name) != file)
         return Committed(number, sum(file.num_bytes for file in files), new)
 
-    def _newest(self) -> Path | None:
-        return max(cut_folders(self._folder), default=None)
-
     def _remove_old(self) -> None:
         """Keeps the newest and the one whose newest evaluation was the best of all."""
-        folders = sorted(cut_folders(self._folder))
-        scores = {folder: _score(folder) for folder in folders}
-        best = max(folders, key=lambda folder: scores[folder])
+        folders = cut_folders(self._folder)
+        best = max(folders, key=_score)
         for folder in folders[: -self._keep]:
             if folder != best:
                 # Without its name first: what is half removed must never look like a cut.
@@ -250,9 +246,9 @@ def _name(number: int) -> str:
     return f"cut-{number:06d}"
 
 
-def _files_by_name(folder: Path | None) -> Mapping[str, FileFact]:
+def _files_of_newest(folders: Sequence[Path]) -> Mapping[str, FileFact]:
     try:
-        return {} if folder is None else {file.name: file for file in read_manifest(folder).files}
+        return {file.name: file for folder in folders[-1:] for file in read_manifest(folder).files}
     except DamagedCutError:
         return {}
 
@@ -268,11 +264,7 @@ def _score(folder: Path) -> float:
 def _fact(path: Path, name: str) -> FileFact:
     """Raises OSError."""
     with path.open("rb") as file:
-        num_bytes = os.fstat(file.fileno()).st_size
-        if not num_bytes:
-            return FileFact(name, 0, 0)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return FileFact(name, num_bytes, zlib.crc32(mapped))
+        return FileFact(name, os.fstat(file.fileno()).st_size, crc32_of(file))
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
@@ -281,11 +273,3 @@ def _write_manifest(path: Path, manifest: Manifest) -> None:
         file.write(msgspec.json.encode(_Sealed(zlib.crc32(body), msgspec.Raw(body))))
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,6 +28,7 @@ from cluster.resume import Resumed
 from cluster.run_dir import RunDir
 from cluster.totals import ShardTotals
 from learner.core import LearnerState
+from replay_service.durability import SealReply
 from replay_service.messages import ShardStatus
 from replay_service.recovery import RecoveryReport
 
@@ -100,10 +101,9 @@ class Continuity:
         self._kept_state = ref
         self._cutter.take_state(ref, state)
 
-    @property
-    def take_seal(self) -> Callable[..., None]:
+    def take_seal(self, shard: Member, reply: SealReply) -> None:
         """See Cutter.take_seal."""
-        return self._cutter.take_seal
+        self._cutter.take_seal(shard, reply)
 
     def take_restored(self, ref: Ref, learner: Member, version: int) -> Ref:
         """The learner goes on from an older state; returns the weights of that."""

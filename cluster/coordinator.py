@@ -28,7 +28,7 @@ from cluster.logs import append
 from cluster.metrics import Snapshot
 from cluster.pacing import Ledger, Pacing, slack_samples
 from cluster.presence import require_same_root
-from cluster.recorder import Observer, Recorder
+from cluster.recorder import Recorder
 from cluster.resume import Resumed
 from cluster.run_dir import RunDir
 from cluster.stacks import end_process, request_stack, stack_of
@@ -79,7 +79,7 @@ class Coordinator:
         config: RunConfig,
         spec: EnvSpec,
         run_dir: RunDir,
-        observer: Observer,
+        recorder: Recorder,
         *,
         learner_gpus: float,
         stop_requested: Callable[[], str | None],
@@ -145,7 +145,7 @@ class Coordinator:
         # Of each other machine: when it last seemed to go, and which roles went along.
         self._gone: dict[str, tuple[float, set[str]]] = {}
         self._leaving: frozenset[str] = frozenset()
-        self._recorder = Recorder(run_dir, observer, started)
+        self._recorder = recorder
         self._diagnosis = diagnosis or Diagnosis(config)
         parts = Parts(
             engine,
@@ -388,14 +388,8 @@ class Coordinator:
             cause, how = "memory", "was ended because its machine ran out of memory"
         elif isinstance(error, ObjectLost):
             cause = "object"
-        self._figures.take_restart(dead.kind, cause)
-        held = self._continuity.dies(dead)
-        fresh = self._fleet.replace(dead)
+        fresh = self._replace(dead, cause, how, f", {left} replacements left")
         fresh.machine = dead.machine  # until it is up
-        self._recorder.event(
-            f"{dead.handle.name} (process {dead.pid}) {how}{held}; replaced by incarnation "
-            f"{fresh.incarnation}, {left} replacements left"
-        )
         if dead.kind == "learner":
             self._learn_weights.clear()
             if not self._continuity.give_state(fresh):
@@ -423,13 +417,18 @@ class Coordinator:
         """Ends and replaces an actor because of its environments."""
         end_process(actor.presence)
         self._take_env_restarts(actor, [restart])
-        self._continuity.dies(actor)
-        self._figures.take_restart("actor", cause)
-        fresh = self._fleet.replace(actor)
+        self._replace(actor, cause, "was ended")
+
+    def _replace(self, dead: Member, cause: RestartCause, how: str, left: str = "") -> Member:
+        """Puts the next incarnation in the place of a role that is gone, and says so."""
+        self._figures.take_restart(dead.kind, cause)
+        held = self._continuity.dies(dead)
+        fresh = self._fleet.replace(dead)
         self._recorder.event(
-            f"{actor.handle.name} (process {actor.pid}) was ended; replaced by incarnation "
-            f"{fresh.incarnation}"
+            f"{dead.handle.name} (process {dead.pid}) {how}{held}; replaced by incarnation "
+            f"{fresh.incarnation}{left}"
         )
+        return fresh
 
     def _take_env_restarts(self, member: Member, restarts: Iterable[EnvRestart]) -> None:
         """Counts environments that were made anew. Raises RunFailed where that happened too often."""

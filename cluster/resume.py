@@ -24,6 +24,7 @@ from cluster.load_config import parse_config
 from cluster.run_dir import RESUMES
 from learner.core import LearnerState
 from learner.weights import load_weights
+from replay_service.durable_files import link_or_copy
 from replay_service.journal import segment_paths
 
 # What may differ from the run that is resumed. Everything else decides what the rows in replay, the weights
@@ -198,14 +199,9 @@ def _restore_replay(cut: Cut, replay: Path, num_shards: int) -> None:
         if target.exists():
             shutil.rmtree(target)
         # A segment of a cut is never written again, so a link is as good as a copy.
-        shutil.copytree(source, target, copy_function=_link)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        Path(target).hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
+        target.mkdir(parents=True)
+        for segment in segment_paths(source):
+            link_or_copy(segment, target / segment.name)
 
 
 def _is_free(name: str) -> bool:

@@ -13,6 +13,8 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
+from replay_service.durable_files import sync_folder
+
 
 def save_weights(path: Path, flat: np.ndarray, metadata: Mapping[str, str]) -> None:
     """Writes flat [P] float32 and metadata; at any time `path` holds the old file or the whole new one.
@@ -53,11 +55,7 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappin
         raise
     partial.replace(path)
     # The rename itself is durable only once the folder is synced.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -1,6 +1,6 @@
 """The journal of a shard: append-only segment files that outlive its process (docs/block-format.md).
 
-Owns the files, their format and their removal; must not import anything but numpy and msgpack.
+Owns the files, their format and their removal; must not import anything but numpy, msgpack and siblings.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import errno
 import mmap
 import os
 import re
-import shutil
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,8 @@ from typing import Any
 
 import msgpack
 import numpy as np
+
+from replay_service.durable_files import crc32_of, link_or_copy, sync_folder
 
 SEGMENT_BYTES = 64 << 20
 
@@ -376,32 +377,10 @@ def _settle(files: tuple[_File, ...], into: Path) -> tuple[SegmentFact, ...]:
         if file.fact is None:
             with file.path.open("rb") as opened:
                 os.fsync(opened.fileno())
-                with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                    crc32 = zlib.crc32(mapped)
+                crc32 = crc32_of(opened)
             file.fact = SegmentFact(file.path.name, file.num_bytes, crc32, file.first_key, file.end_key)
         facts.append(file.fact)
-        _link(file.path, into / file.path.name)
+        link_or_copy(file.path, into / file.path.name)
     for folder in (files[0].path.parent, into):
-        _sync_folder(folder)
+        sync_folder(folder)
     return tuple(facts)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
-            raise
-        shutil.copyfile(source, target)
-        with target.open("rb") as copied:
-            os.fsync(copied.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,10 +1,16 @@
-"""Whatever tests start, the user's own state folder stays as it is."""
+"""Makes cluster/support/ importable by name; keeps the user's own state folder as it is; a run to follow."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent / "cluster" / "support"))
+
+from qfleet_processes import LocalRun, adopting_orphans
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,3 +19,14 @@ def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture
+def local_run(tmp_path: Path) -> Iterator[LocalRun]:
+    """`qfleet train` in a process group of its own; whatever it leaves behind is ended with the test."""
+    with adopting_orphans():
+        run = LocalRun(tmp_path)
+        try:
+            yield run
+        finally:
+            run.destroy()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -13,6 +15,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from actors.core import EnvSpec
 from actors.stepper import VectorStepper
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 Script = list[list[tuple[Any, ...]]]
 """Episodes of one lane; each a list of (reward, terminated, truncated) or of those and "a life was lost"."""

@@ -9,11 +9,12 @@ from unittest import mock
 import gymnasium as gym
 import numpy as np
 import pytest
+from qfleet_sinks import ListSink
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.envs import EnvError, lane_seeds, make_vector, probe
 from actors.rollout import EnvActor
-from replay_service.block import TERMINATED, TRUNCATED, TransitionBlock
+from replay_service.block import TERMINATED, TRUNCATED
 
 ale_py = pytest.importorskip("ale_py")
 
@@ -159,17 +160,6 @@ class PixelPolicy:
             1, observations[0].size + 1
         )
         return np.stack([(sums // 7**k % 11) for k in range(self.num_actions)], axis=1).astype(np.float32)
-
-
-class ListSink:
-    def __init__(self) -> None:
-        self.blocks: list[TransitionBlock] = []
-
-    def push(self, block: TransitionBlock) -> None:
-        self.blocks.append(block)
-
-    def statuses(self) -> tuple[Any, ...]:
-        return ()
 
 
 @pytest.mark.parametrize(

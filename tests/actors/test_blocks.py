@@ -13,6 +13,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qfleet_sinks import ListSink
 
 from actors.block_builder import BlockBuilder
 from actors.config import ActorsConfig, EnvConfig
@@ -26,7 +27,6 @@ from replay_service.block import (
     FrameField,
     TransitionBlock,
 )
-from replay_service.messages import ShardStatus
 
 GAMMA = 0.5
 Script = list[list[tuple[Any, ...]]]
@@ -59,17 +59,6 @@ def q_of(observations: np.ndarray) -> np.ndarray:
 def frame_id(frame: np.ndarray) -> FrameId:
     lane, episode, index = (int(x) for x in frame)
     return lane, episode, index
-
-
-class ListSink:
-    def __init__(self) -> None:
-        self.blocks: list[TransitionBlock] = []
-
-    def push(self, block: TransitionBlock) -> None:
-        self.blocks.append(block)
-
-    def statuses(self) -> tuple[ShardStatus, ...]:
-        return ()
 
 
 @dataclass(frozen=True)

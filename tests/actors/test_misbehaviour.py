@@ -13,6 +13,7 @@ import psutil
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from qfleet_sinks import ListSink
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.core import RolloutReport
@@ -23,7 +24,6 @@ from actors.guard import Soundness, restart_seed
 from actors.policy import MlpPolicy
 from actors.rollout import EnvActor
 from replay_service.block import TransitionBlock
-from replay_service.messages import ShardStatus
 
 LENGTH = 4
 RUN = np.random.SeedSequence(7)
@@ -111,17 +111,6 @@ class Composed(Numbered):
         if self.left < 0 and self.first_seed in self.bad:
             observation["a"] = np.array([0, -1])
         return observation, reward, ended, False, {}
-
-
-class ListSink:
-    def __init__(self) -> None:
-        self.blocks: list[TransitionBlock] = []
-
-    def push(self, block: TransitionBlock) -> None:
-        self.blocks.append(block)
-
-    def statuses(self) -> tuple[ShardStatus, ...]:
-        return ()
 
 
 def config(name: str = "Faulty", backend: str = "sync", stack: int = 1, **kwargs: Any) -> EnvConfig:

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from qfleet_sinks import ListSink
 
 from actors.config import ActorsConfig, EnvConfig, LadderConfig
 from actors.core import RolloutReport
@@ -23,17 +24,6 @@ from replay_service.messages import ShardStatus
 STATUS = ShardStatus(0, 0, 1, 1.0, 1.0, 1, 1, 0, 0, 0, 1)
 
 
-class ListSink:
-    def __init__(self) -> None:
-        self.blocks: list[TransitionBlock] = []
-
-    def push(self, block: TransitionBlock) -> None:
-        self.blocks.append(block)
-
-    def statuses(self) -> tuple[ShardStatus, ...]:
-        return (STATUS,)
-
-
 def make_actor(
     config: ActorsConfig,
     env: EnvConfig | None = None,
@@ -42,7 +32,7 @@ def make_actor(
     num_actors: int = 1,
     seed: int = 0,
 ) -> tuple[EnvActor, ListSink]:
-    sink = ListSink()
+    sink = ListSink(STATUS)
     made = EnvActor(
         env or EnvConfig("CartPole-v1"),
         config,
@@ -88,20 +78,25 @@ def test_a_report_counts_its_chunk() -> None:
     assert 0 < ended <= sum(report.env_steps for report in reports)
 
 
+def scripted_actor(stepper: VectorStepper) -> EnvActor:
+    """One lane, always greedy."""
+    with mock.patch("actors.rollout.make_vector", return_value=stepper):
+        return EnvActor(
+            EnvConfig(),
+            ActorsConfig(envs_per_actor=1, epsilon_start=0.0, epsilon_end=0.0),
+            policy=MlpPolicy([3, 3]),
+            sink=ListSink(STATUS),
+            actor=0,
+            incarnation=0,
+            num_actors=1,
+            seed=np.random.SeedSequence(0),
+        )
+
+
 def test_returns_are_those_of_the_episodes(scripted: Callable[..., VectorStepper]) -> None:
     script = [[(1.0, False, False), (2.0, True, False)], [(-5.0, False, True)]]
     for mode in AutoresetMode:
-        with mock.patch("actors.rollout.make_vector", return_value=scripted([script], mode)):
-            actor = EnvActor(
-                EnvConfig(),
-                ActorsConfig(envs_per_actor=1, epsilon_start=0.0, epsilon_end=0.0),
-                policy=MlpPolicy([3, 3]),
-                sink=ListSink(),
-                actor=0,
-                incarnation=0,
-                num_actors=1,
-                seed=np.random.SeedSequence(0),
-            )
+        actor = scripted_actor(scripted([script], mode))
         always_action_0 = np.array([0.0] * 9 + [1.0, 0.0, 0.0], np.float32)
         reports = [actor.rollout(1, 0, always_action_0, 0) for _ in range(6)]
         assert [r for report in reports for r in report.episode_returns] == [3.0, -5.0]
@@ -111,17 +106,7 @@ def test_returns_are_those_of_the_episodes(scripted: Callable[..., VectorStepper
 def test_a_report_sums_up_values_actions_and_rewards(scripted: Callable[..., VectorStepper]) -> None:
     script = [[(1.0, False, False), (-4.0, True, False)], [(2.0, False, True)]]
     for mode in AutoresetMode:
-        with mock.patch("actors.rollout.make_vector", return_value=scripted([script], mode)):
-            actor = EnvActor(
-                EnvConfig(),
-                ActorsConfig(envs_per_actor=1, epsilon_start=0.0, epsilon_end=0.0),
-                policy=MlpPolicy([3, 3]),
-                sink=ListSink(),
-                actor=0,
-                incarnation=0,
-                num_actors=1,
-                seed=np.random.SeedSequence(0),
-            )
+        actor = scripted_actor(scripted([script], mode))
         always_action_1 = np.array([0.0] * 9 + [1.0, 5.0, 0.0], np.float32)
         reports = [actor.rollout(1, 0, always_action_1, 0) for _ in range(5)]
         ends = sum(len(report.episode_returns) for report in reports)
@@ -262,7 +247,7 @@ def test_overlap_changes_no_row(backend: Literal["async", "sync"], num_lanes: in
     config = ActorsConfig(envs_per_actor=num_lanes, n_step=3, epsilon_start=0.2, epsilon_end=0.2)
     told, sinks = [], []
     for overlap in (False, True):
-        sinks.append(ListSink())
+        sinks.append(ListSink(STATUS))
         with mock.patch("actors.rollout.make_vector", wraps=make_vector) as made:
             actor = EnvActor(
                 EnvConfig("CartPole-v1", backend=backend),

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import naive_study  # noqa: E402
 from benchmarks.naive_study import Run  # noqa: E402
+from benchmarks.recorded_runs import read_runs, write_runs  # noqa: E402
 from cluster.config import RunConfig, check  # noqa: E402
 from cluster.load_config import PRESETS, load_config  # noqa: E402
 
@@ -109,7 +110,7 @@ def test_a_short_run_and_what_is_made_of_it(
     data = tmp_path / "study.json"
     naive_study.main(["--seeds", "1", "--data", str(data)])
     assert calls == [(name, 0) for name in variants]
-    runs = naive_study.read_runs(data)
+    runs = read_runs(data, Run)
     for run in runs:
         assert run.updates > 40
         assert 1.0 < run.start_return < 100.0
@@ -124,13 +125,13 @@ def test_a_short_run_and_what_is_made_of_it(
 
 
 def test_an_update_that_was_not_finite_counts_as_diverged_and_survives_the_file(tmp_path: Path) -> None:
-    naive_study.write_runs(tmp_path / "runs.json", [a_run(greatest_q=math.inf)])
-    (run,) = naive_study.read_runs(tmp_path / "runs.json")
+    write_runs(tmp_path / "runs.json", [a_run(greatest_q=math.inf)])
+    (run,) = read_runs(tmp_path / "runs.json", Run)
     assert run.diverged
 
 
 def test_the_lesson_shows_the_table_of_the_data() -> None:
-    runs = naive_study.read_runs(naive_study.DATA)
+    runs = read_runs(naive_study.DATA, Run)
     text = naive_study.LESSON.read_text(encoding="utf-8")
     assert naive_study.with_table(text, runs) == text
     assert naive_study.table(runs) in text

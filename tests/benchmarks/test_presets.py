@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import presets  # noqa: E402
 from benchmarks.presets import Run  # noqa: E402
+from benchmarks.recorded_runs import read_runs, write_runs  # noqa: E402
 from cluster.api import prepare  # noqa: E402
 from cluster.load_config import PRESETS, load_config, preset_for_env, preset_paths  # noqa: E402
 
@@ -57,8 +58,8 @@ def test_a_run_by_the_commands_and_where_it_goes_on(
     assert (run.case, run.seed, run.runtime) == ("mountaincar", 0, "serial")
     assert run.updates >= 5
     assert (run.mean, run.std) == (-30.0, 0.0)  # nobody is at the flag after 30 steps
-    presets.write_runs(data, [run])
-    assert presets.read_runs(data) == [run]
+    write_runs(data, [run])
+    assert read_runs(data, Run) == [run]
 
     asked = []
 
@@ -69,7 +70,7 @@ def test_a_run_by_the_commands_and_where_it_goes_on(
     monkeypatch.setattr(presets, "one_run", recorded)
     presets.main(["mountaincar", "--seeds", "3", "--runtime", "serial", "--data", str(data)])
     assert asked == [("mountaincar", seed, "serial") for seed in (1, 2)]
-    assert len(presets.read_runs(data)) == 3
+    assert len(read_runs(data, Run)) == 3
     assert "| mountaincar | serial | 3 of 3 (≥ -110) |" in capsys.readouterr().out
 
 

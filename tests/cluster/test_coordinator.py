@@ -23,6 +23,7 @@ from cluster.engine import Handle, Need, Ref, RoleDied
 from cluster.load_config import load_config
 from cluster.patience import WakingClock
 from cluster.presence import Presence
+from cluster.recorder import Recorder as RunRecorder
 from cluster.resolve import resolve
 from learner.core import LearnerState, LearnReport
 from replay_service.messages import ShardStatus
@@ -259,7 +260,7 @@ def run(engine: ScriptedEngine, notes: Notes, recorder: Recorder) -> Outcome:
         engine.config,
         SPEC,
         notes,  # type: ignore[arg-type]
-        recorder,
+        RunRecorder(notes, recorder, 0.0),  # type: ignore[arg-type]
         learner_gpus=0.0,
         stop_requested=lambda: None,
         started=0.0,

@@ -10,13 +10,14 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from qfleet_processes import LocalRun
 from qfleet_serial import SMALL, train_serial
+from qfleet_snapshots import EMPTY
 
 from cluster.cli import run
 from cluster.config import ConfigError, RunConfig, StopConfig
@@ -30,15 +31,8 @@ from cluster.status import (
 )
 from replay_service.histogram import BOUNDS, Histogram
 
-NOTHING = Snapshot(
-    **{
-        item.name: None if "None" in str(item.type) else 0.0 if item.type == "float" else 0
-        for item in fields(Snapshot)
-        if item.default is MISSING
-    }
-)
 SOME = replace(
-    NOTHING,
+    EMPTY,
     run_seconds=12.5,
     updates_total=321,
     train_return_mean=7.5,
@@ -259,10 +253,10 @@ def test_the_endpoint_serves_the_newest_snapshot_as_json() -> None:
 
 
 def test_figures_of_other_versions_are_read_as_far_as_they_are_known() -> None:
-    assert snapshot_of({}) == NOTHING
+    assert snapshot_of({}) == EMPTY
     line = json.loads(json.dumps(figures(replace(SOME, loss=2.5))))
     assert snapshot_of({**line, "figure_of_the_future": [1]}) == replace(SOME, loss=2.5)
-    assert snapshot_of({"updates_total": "nonsense", "loss": 1.5}) == replace(NOTHING, loss=1.5)
+    assert snapshot_of({"updates_total": "nonsense", "loss": 1.5}) == replace(EMPTY, loss=1.5)
 
 
 def test_the_newest_run_is_the_one_that_wrote_last(tmp_path: Path) -> None:

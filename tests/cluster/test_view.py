@@ -13,13 +13,14 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from qfleet_serial import SMALL
+from qfleet_snapshots import EMPTY
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -31,13 +32,6 @@ from cluster.wording import byte_size, count, figure, progress
 
 SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
 
-EMPTY = Snapshot(
-    **{
-        item.name: None if "None" in str(item.type) else 0.0 if item.type == "float" else 0
-        for item in fields(Snapshot)
-        if item.default is MISSING
-    }
-)
 MIDDLE = replace(
     EMPTY,
     run_seconds=90.0,

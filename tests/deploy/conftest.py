@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
-sys.path.append(str(Path(__file__).parent.parent / "cluster" / "support"))
 
 from qfleet_ray_head import RayHead, ray_head
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from deployed_files import METRIC, PROMETHEUS, installed, metrics_named, panel_expressions, rules
-from qfleet_processes import LocalRun, adopting_orphans
+from qfleet_processes import LocalRun
 
 from cluster.targets import targets_folder
 
@@ -105,17 +105,6 @@ def wait_until(holds: Callable[[], object], what: Callable[[], str]) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"waited in vain: {what()}"
         time.sleep(0.2)
-
-
-@pytest.fixture
-def local_run(tmp_path: Path) -> Iterator[LocalRun]:
-    """`qfleet train` in a process group of its own; whatever it leaves behind is ended with the test."""
-    with adopting_orphans():
-        run = LocalRun(tmp_path)
-        try:
-            yield run
-        finally:
-            run.destroy()
 
 
 @pytest.fixture

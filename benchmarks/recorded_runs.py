@@ -1,0 +1,30 @@
+"""Runs that a study has done, kept as JSON so that it can be taken up again.
+
+Owns the file format alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Run = TypeVar("Run", bound="DataclassInstance")
+
+
+def read_runs(path: Path, kind: type[Run]) -> list[Run]:
+    """The runs that a file holds; none if there is no file."""
+    if not path.exists():
+        return []
+    return [kind(**line) for line in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def write_runs(path: Path, runs: Sequence[Run]) -> None:
+    """One line a run."""
+    lines = ",\n".join(json.dumps(asdict(run)) for run in runs)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
