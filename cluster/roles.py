@@ -235,8 +235,8 @@ class LearnerRole(Role):
         """One chunk of updates, and the flat weights after it."""
         report, weights = self._learner.learn(updates)
         if report.updates:
-            seconds = report.seconds["update"] + report.seconds["other"]
-            self._sampler.adapt(seconds / report.updates)
+            busy_seconds = sum(report.seconds[phase] for phase in ("draw", "update", "other"))
+            self._sampler.adapt(busy_seconds / report.updates)
         report = dataclasses.replace(
             report, prefetched_requests=self._sampler.requests_in_flight, process=self._usage()
         )

@@ -104,8 +104,11 @@ def shares_between(before: Snapshot | None, now: Snapshot, *, serial: bool) -> S
     if actors <= 0.0 or seconds <= 0.0:
         return None
     worked = actors - actor.get("push", 0.0) - actor.get("idle", 0.0)
-    updated = learners - learner.get("wait", 0.0) - learner.get("idle", 0.0)
     pushed, waited = actor.get("push", 0.0), learner.get("wait", 0.0)
+    if serial:
+        # In one process nobody waits for a shard: asking it is its work.
+        waited += learner.get("draw", 0.0)
+    updated = learners - waited - learner.get("idle", 0.0)
     played = evaluator.get("play", 0.0)
     if serial:
         whole = max(seconds, worked + pushed + updated + waited + played)

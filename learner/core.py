@@ -41,7 +41,8 @@ class LearnReport:
     """Counters of one chunk of updates; means are over the chunk's updates, NaN if there were none.
 
     version equals the total number of updates applied; samples counts those of skipped updates too.
-    seconds is time by phase: "wait" (for data), "update", "other", and "idle" since the chunk before.
+    seconds is time by phase: "wait" (for replies of shards), "draw" (what else it takes to have a minibatch:
+    asking, copying, weighing), "update", "other", and "idle" since the chunk before.
 
     grad_norm_mean is from before clipping, grad_norm_clipped_mean from after. target_gap is the mean
     |online - target| over the weights, just before the target network's newest copy; where it follows each

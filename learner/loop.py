@@ -73,7 +73,7 @@ class Learner:
             raise ValueError(f"updates is {updates}; a chunk has at least 1")
         skipped_before = self._skipped_total
         samples = 0
-        wait_seconds = update_seconds = learning_rate = 0.0
+        wait_seconds = draw_seconds = update_seconds = learning_rate = 0.0
         staleness_sum = staleness_max = 0
         lags = Tally()
         began = perf_counter()
@@ -99,7 +99,8 @@ class Learner:
                 in_work.append(
                     (minibatch, version, (self._step.queue if self._step.queues else self._step)(batch))
                 )
-                wait_seconds += drawn - asked
+                wait_seconds += drawn_minibatch.waited_seconds
+                draw_seconds += drawn - asked - drawn_minibatch.waited_seconds
                 update_seconds += perf_counter() - drawn
                 samples += len(minibatch.action)
                 if len(in_work) <= depth:
@@ -124,7 +125,7 @@ class Learner:
         weights = self._step.weights()
         policy_lag = lags.read()
         self._ended_at = perf_counter()
-        other_seconds = self._ended_at - began - wait_seconds - update_seconds
+        other_seconds = self._ended_at - began - wait_seconds - draw_seconds - update_seconds
         report = LearnReport(
             version=self._step.version,
             updates=updates,
@@ -138,6 +139,7 @@ class Learner:
             learning_rate=learning_rate,
             seconds={
                 "wait": wait_seconds,
+                "draw": draw_seconds,
                 "update": update_seconds,
                 "other": other_seconds,
                 "idle": idle_seconds,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from learner.flat import FlatNetwork
 from learner.networks import Mlp
+from learner.products import linear_relu, product, product_into
 from learner.torsos import Observations, features
 
 
@@ -42,18 +43,18 @@ class FlatMlp(FlatNetwork):
         """Fills `gradient` from slope [B, A]; rows from B on of the last forward pass are left out."""
         for layer in reversed(range(len(self._weights))):
             inputs = self._inputs[layer][: len(slope)]
-            torch.mm(slope.t(), inputs, out=self._weight_gradients[layer])
+            product_into(self._weight_gradients[layer], slope.t(), inputs)
             torch.sum(slope, dim=0, out=self._bias_gradients[layer])
             if layer > 0:
                 # inputs = relu(z) >= 0, so its sign is the derivative of relu at z.
-                slope = torch.mm(slope, self._weights[layer]).mul_(inputs.sign())
+                slope = product(slope, self._weights[layer]).mul_(inputs.sign())
 
     def _layer_inputs(self, observations: Observations) -> list[Tensor]:
         """What enters each layer: the features [B, D], then every hidden activation [B, H]."""
         assert isinstance(observations, Tensor), "an observation of several parts gets no Mlp"
         inputs = [features(observations)]
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
-            inputs.append(torch.addmm(bias, inputs[-1], weight.t()).relu_())
+            inputs.append(linear_relu(inputs[-1], weight, bias))
         return inputs
 
     def _last_layer(self, inputs: list[Tensor]) -> Tensor:

@@ -25,6 +25,7 @@ from learner.config import (
     resolve_network,
 )
 from learner.noisy import NoisyLinear
+from learner.products import Linear
 from learner.torsos import (
     DenseTorso,
     Encoder,
@@ -88,7 +89,7 @@ class Mlp(nn.Module):
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(sizes))
+        self.layers = nn.ModuleList(Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(sizes))
 
     def forward(self, observations: Tensor) -> Tensor:
         """[B, *shape] -> [B, A]."""
@@ -114,7 +115,7 @@ class TorsoAndStreams(nn.Module):
         config: LearnerConfig,
     ) -> None:
         super().__init__()
-        linear = NoisyLinear if config.noisy else nn.Linear
+        linear = NoisyLinear if config.noisy else Linear
 
         def stream(shape: tuple[int, ...]) -> nn.Sequential:
             layers = dense(torso.num_features, hidden, config.layer_norm, linear)

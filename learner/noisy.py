@@ -9,7 +9,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from learner.products import linear
 
 SIGMA_ZERO = 0.5
 """Noise of a fresh layer, times sqrt(inputs): the paper's value for factorised noise."""
@@ -42,8 +43,8 @@ class NoisyLinear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, in] -> [B, out]; a rank-one factor on the weights is a factor on inputs and one on outputs."""
-        noise = functional.linear(inputs * self.noise_in, self.weight_sigma, self.bias_sigma)
-        return functional.linear(inputs, self.weight, self.bias) + self.noise_out * noise
+        noise = linear(inputs * self.noise_in, self.weight_sigma, self.bias_sigma)
+        return linear(inputs, self.weight, self.bias) + self.noise_out * noise
 
 
 def redraw_noise(network: nn.Module, generator: torch.Generator) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.config import ImageShape
+from learner.products import Linear
 
 Observations = Tensor | dict[str, Tensor]
 """[B, *observation_shape], or part name -> [B, *shape] where an observation consists of several arrays."""
@@ -159,7 +160,7 @@ Encoder = DenseTorso | NatureTorso | MinatarTorso | ImpalaTorso
 
 
 def dense(
-    fan_in: int, fan_out: int, layer_norm: bool, linear: type[nn.Linear] = nn.Linear
+    fan_in: int, fan_out: int, layer_norm: bool, linear: type[nn.Linear] = Linear
 ) -> Iterator[nn.Module]:
     """A linear layer, layer norm where wanted (Ba et al. 2016, arXiv:1607.06450), ReLU."""
     yield linear(fan_in, fan_out)

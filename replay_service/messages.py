@@ -150,6 +150,7 @@ class Minibatch:
             source has no shards.
         asked_at_update: the `update` with which it was asked of the shards: its priorities are from then.
             None where the source does not prefetch.
+        waited_seconds: for which the source waited for a reply before it could give this minibatch.
     """
 
     windows: Mapping[str, np.ndarray]
@@ -162,3 +163,4 @@ class Minibatch:
     keys: np.ndarray | None = None
     rows_per_shard: np.ndarray | None = None
     asked_at_update: int | None = None
+    waited_seconds: float = 0.0

@@ -203,8 +203,9 @@ class ReplaySampler(Generic[Ticket]):
 
         Raises EmptyShardError when no shard that is left holds rows, and what a shard raised.
         """
+        waited_seconds = 0.0
         if self._current is None or self._position == self._prefetch.minibatches:
-            self._advance(update)
+            waited_seconds = self._advance(update)
         assert self._current is not None
         k = self._position
         self._position += 1
@@ -231,6 +232,7 @@ class ReplaySampler(Generic[Ticket]):
             keys=rows["keys"],
             rows_per_shard=counts,
             asked_at_update=self._current.asked_at_update,
+            waited_seconds=waited_seconds,
         )
         self._next_index += 1
         return minibatch
@@ -248,12 +250,12 @@ class ReplaySampler(Generic[Ticket]):
         drawn = self._handed_out.pop(index, None)
         if drawn is None:
             raise ValueError(f"minibatch {index} is not waiting for TD errors")
-        borders = np.cumsum(drawn.counts)[:-1]
         copied = td_errors.astype(np.float32)
-        parts = zip(self._returned, np.split(drawn.keys, borders), np.split(copied, borders), strict=True)
-        for shard, (returned, keys, errors) in enumerate(parts):
-            if len(keys) and shard not in self._lost:
-                returned.append(PriorityUpdate(keys, errors))
+        end = 0
+        for shard, count in enumerate(drawn.counts.tolist()):
+            begin, end = end, end + count
+            if count and shard not in self._lost:
+                self._returned[shard].append(PriorityUpdate(drawn.keys[begin:end], copied[begin:end]))
 
     def flush(self) -> None:
         """Sends the priorities still held back and waits until the shards have them."""
@@ -264,8 +266,10 @@ class ReplaySampler(Generic[Ticket]):
         )
         self._collect_all(tickets)
 
-    def _advance(self, update: int) -> None:
-        """Makes the oldest request in flight the current one and fills up what is in flight."""
+    def _advance(self, update: int) -> float:
+        """Makes the oldest request in flight the current one and fills up what is in flight; the seconds that
+        replies were waited for."""
+        waited_seconds = 0.0
         for shard in set(range(self._transport.num_shards)) - self._statuses.keys() - self._lost:
             self._ask_status(shard)
         self._retire_current()
@@ -277,6 +281,7 @@ class ReplaySampler(Generic[Ticket]):
             asked = time.monotonic()
             replies = self._collect_all(request.tickets)
             collected = time.monotonic()
+            waited_seconds += collected - asked
             if collected - asked > _WAITED_SECONDS:  # else the reply had been there for nobody knows how long
                 self._reply_seconds.append(collected - request.sent_at)
             if replies is not None:
@@ -292,6 +297,7 @@ class ReplaySampler(Generic[Ticket]):
         self._stage(request, replies)
         self._current = request
         self._position = 0
+        return waited_seconds
 
     def _change_prefetch(self) -> None:
         """Goes over to the wanted prefetch; to other requests once none of the old ones is in flight."""

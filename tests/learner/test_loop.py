@@ -45,7 +45,7 @@ def test_report_counts_what_was_done(list_source: Any, vector_minibatches: list[
     assert (report.policy_lag.count, report.policy_lag.sum) == (16, lags.sum())
     assert report.q_min < report.q_mean < report.q_max
     assert report.loss_max > report.loss_mean
-    assert set(report.seconds) == {"wait", "update", "other", "idle"}
+    assert set(report.seconds) == {"wait", "draw", "update", "other", "idle"}
     assert min(report.seconds.values()) >= 0.0
     assert source.asked == [0, 1, 2, 3, 4]
     assert [index for index, _ in source.given_back] == [0, 1, 2, 3, 4]

@@ -8,21 +8,21 @@ from hypothesis import strategies as st
 
 from replay_service.prefetch import REQUEST_SECONDS, Prefetch, choose_prefetch, first_prefetch
 
-MOST = Prefetch(64, 4)
+MOST = Prefetch(250, 4)
 
 
 @pytest.mark.parametrize(
     ("current", "update_seconds", "reply_seconds", "expected"),
     [
-        (Prefetch(4, 2), 0.5e-3, 1e-3, Prefetch(60, 2)),  # a small network: 15 ms answers, 30 ms of learning
-        (Prefetch(60, 2), 0.5e-3, 45e-3, Prefetch(60, 3)),  # slow answers: more in flight
-        (Prefetch(60, 2), 0.5e-3, 1.0, Prefetch(60, 4)),  # as many as there may be
-        (Prefetch(4, 2), 30e-3, 3e-3, Prefetch(1, 2)),  # convolutions: one by one
-        (Prefetch(4, 2), 1.0, 3e-3, Prefetch(1, 2)),
-        (Prefetch(4, 2), 1e-6, 1e-3, Prefetch(64, 4)),  # nothing to learn: the limits
-        (Prefetch(20, 2), 1e-3, 1e-3, Prefetch(20, 2)),  # 30 would be no factor of 2
-        (Prefetch(20, 3), 1e-3, None, Prefetch(20, 3)),  # nobody waits
-        (Prefetch(20, 3), 0.5e-3, None, Prefetch(60, 3)),
+        (Prefetch(4, 2), 0.5e-3, 1e-3, Prefetch(200, 2)),  # a small network: answers of 50 ms
+        (Prefetch(200, 2), 0.5e-3, 150e-3, Prefetch(200, 3)),  # slow answers: more in flight
+        (Prefetch(200, 2), 0.5e-3, 1.0, Prefetch(200, 4)),  # as many as there may be
+        (Prefetch(10, 2), 30e-3, 3e-3, Prefetch(3, 2)),  # convolutions: a few
+        (Prefetch(4, 2), 1.0, 3e-3, Prefetch(1, 2)),  # one by one
+        (Prefetch(4, 2), 1e-6, 1e-3, Prefetch(250, 4)),  # nothing to learn: the limits
+        (Prefetch(60, 2), 1e-3, 1e-3, Prefetch(60, 2)),  # 100 would be no factor of 2
+        (Prefetch(60, 3), 1e-3, None, Prefetch(60, 3)),  # nobody waits
+        (Prefetch(60, 3), 0.5e-3, None, Prefetch(200, 3)),
     ],
 )
 def test_examples(

@@ -14,6 +14,7 @@ from replay_service.block import BlockSchema, FrameField, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
 from replay_service.messages import PriorityUpdate, SampleReply, SampleRequest, ShardStatus
+from replay_service.prefetch import REQUEST_SECONDS
 from replay_service.sampler import LocalTransport, ReplaySampler, ShardLostError
 from replay_service.shard import EmptyShardError, ReplayShard
 from replay_service.sharding import importance_weights
@@ -454,12 +455,35 @@ def test_an_adaptive_sampler_goes_over_to_other_requests_without_losing_a_miniba
 
     take(5)
     assert set(transport.asked) == {4}
-    sampler.adapt(update_seconds=1e-3)  # 30 ms of learning: 30 minibatches
+    sampler.adapt(update_seconds=REQUEST_SECONDS / 30)
     take(40)
     assert sampler.prefetch.minibatches == 30
     assert transport.asked[-1] == 30
-    sampler.adapt(update_seconds=1e-2)
+    sampler.adapt(update_seconds=REQUEST_SECONDS / 3)
     take(100)
     assert (sampler.prefetch.minibatches, transport.asked[-1]) == (3, 3)
     assert taken == list(range(145))
     assert set(transport.asked) == {4, 30, 3}
+
+
+def test_a_minibatch_tells_how_long_its_reply_was_waited_for(
+    three_shards: list[ReplayShard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(sampler_module.time, "monotonic", lambda: now[0])
+
+    class Slow(LocalTransport):
+        def collect(self, ticket: SampleReply) -> SampleReply:
+            now[0] += 0.25
+            return ticket
+
+    sampler = ReplaySampler(
+        ReplayConfig(),
+        Slow(three_shards),
+        batch_size=8,
+        minibatches_per_request=2,
+        prefetch_requests=1,
+        rng=np.random.default_rng(0),
+    )
+    waited = [sampler.next_minibatch(k).waited_seconds for k in range(4)]
+    assert waited == [0.75, 0.0, 0.75, 0.0]
