@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from actors.core import EnvSpec, EvaluationReport
@@ -122,7 +123,7 @@ class RunDir:
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
         """Adds a line to metrics.jsonl, and to the TensorBoard events if there are any."""
-        self._metrics.write(json.dumps(figures(snapshot)) + "\n")
+        self._metrics.write(msgspec.json.encode(figures(snapshot)).decode() + "\n")
         if self._event_file is not None:
             self._event_file.write(snapshot)
 

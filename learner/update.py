@@ -6,6 +6,7 @@ Owns the train state (online, target, optimiser, version); must not import the l
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -235,8 +236,8 @@ class UpdateStep:
 
     def take_means(self) -> UpdateMeans:
         """Means since the last call; waits for the device. At least one update must lie between."""
-        count = self._summed_updates
         self._fold()
+        count = self._summed_updates
         q, target, td_error = (total.item() / count for total in self._sums)
         loss, grad_norm, grad_norm_clipped = (total / count for total in self._scalar_sums)
         gap = self._gap_at_copy if self._config.target_polyak is None else self._target_gap()
@@ -323,35 +324,36 @@ class UpdateStep:
 
     def _clear_sums(self) -> None:
         self._sums: tuple[Tensor, ...] = (torch.zeros((), device=self.device),) * 3
-        self._scalar_sums = (0.0, 0.0, 0.0)
+        self._scalar_sums: tuple[float, ...] = (0.0, 0.0, 0.0)
         self._loss_max = -math.inf
         self._q_min = torch.full((), math.inf, device=self.device)
         self._q_max = torch.full((), -math.inf, device=self.device)
-        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._held: list[tuple[Tensor, Tensor, float, float]] = []
         self._summed_updates = 0
 
     def _add_to_sums(self, fit: Fit, loss: float, grad_norm: float) -> None:
-        """Adds an update's figures; tensors are held and summed many at a time, an operation each is dear."""
-        self._held.append((fit.q_tm1, fit.target, fit.td_error))
+        """Adds an update's figures; they are held and summed many at a time, an operation each is dear."""
+        self._held.append((fit.q_tm1, fit.target, loss, grad_norm))
         if len(self._held) == _HELD_UPDATES:
             self._fold()
-        limit = self._config.max_grad_norm
-        clipped = grad_norm if limit is None else min(grad_norm, limit)
-        losses, norms, norms_clipped = self._scalar_sums
-        self._scalar_sums = (losses + loss, norms + grad_norm, norms_clipped + clipped)
-        self._loss_max = max(self._loss_max, loss)
-        self._summed_updates += 1
 
     def _fold(self) -> None:
         """Adds what is held to the sums."""
         if not self._held:
             return
-        q, target, td_error = (torch.stack(each) for each in zip(*self._held, strict=True))
+        qs, targets, losses, norms = zip(*self._held, strict=True)
+        self._summed_updates += len(self._held)
         self._held.clear()
-        means = (each.mean(dim=1).sum() for each in (q, target, td_error))
+        q, target = torch.stack(qs), torch.stack(targets)
+        means = (each.mean(dim=1).sum() for each in (q, target, (target - q).abs_()))
         self._sums = tuple(map(torch.add, self._sums, means))
         self._q_min = torch.minimum(self._q_min, q.min())
         self._q_max = torch.maximum(self._q_max, q.max())
+        limit = self._config.max_grad_norm
+        clipped = norms if limit is None else [min(norm, limit) for norm in norms]
+        newest = (sum(losses), sum(norms), sum(clipped))
+        self._scalar_sums = tuple(map(operator.add, self._scalar_sums, newest))
+        self._loss_max = max(self._loss_max, *losses)
 
 
 def _read(td_error: Tensor, loss: Tensor, norm: Tensor) -> tuple[np.ndarray, float, float]:
