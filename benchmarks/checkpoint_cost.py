@@ -18,13 +18,13 @@ from time import perf_counter
 from actors.core import EnvSpec
 from benchmarks.replay_data import ATARI, CONFIG
 from benchmarks.replay_through_ray import Writer
-from cluster.checkpoint import Checkpoints, Committed, RunState, shard_folder
+from cluster.checkpoints.checkpoint import Checkpoints, Committed, RunState, shard_folder
 from cluster.config import RunConfig
-from cluster.engine import Need, Ref
-from cluster.figures import FiguresState
-from cluster.judge import JudgeState
-from cluster.ray_engine import RayEngine
-from cluster.roles import LearnerRole, RoleContext, ShardRole
+from cluster.engines.engine import Need, Ref
+from cluster.engines.ray_engine import RayEngine
+from cluster.runtime.judge import JudgeState
+from cluster.runtime.roles import LearnerRole, RoleContext, ShardRole
+from cluster.watch.figures import FiguresState
 from learner.config import LearnerConfig
 from learner.core import LearnerState
 from replay_service.durability import SealReply

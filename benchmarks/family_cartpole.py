@@ -16,7 +16,7 @@ from time import perf_counter
 
 from cluster.api import train
 from cluster.load_config import PRESETS, load_config
-from cluster.view import make_view
+from cluster.show.view import make_view
 
 SEEDS = (0, 1, 2)
 BAR = 475.0

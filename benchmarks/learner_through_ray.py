@@ -24,10 +24,10 @@ from benchmarks.update_step import ATARI as ATARI_NETWORK
 from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
 from benchmarks.update_step import BareLoop, Case, Minibatches, updates_per_second
 from cluster.config import RunConfig
-from cluster.engine import Need
-from cluster.ray_engine import RayEngine
+from cluster.engines.engine import Need
+from cluster.engines.ray_engine import RayEngine
 from cluster.resolve import resolve
-from cluster.roles import LearnerRole, RoleContext, ShardRole
+from cluster.runtime.roles import LearnerRole, RoleContext, ShardRole
 from learner.config import LearnerConfig
 from learner.core import LearnReport
 from replay_service.block import BlockSchema

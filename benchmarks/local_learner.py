@@ -19,8 +19,8 @@ from benchmarks.update_step import CARTPOLE, BareLoop, Case, Minibatches, update
 from cluster.api import train
 from cluster.config import RunConfig
 from cluster.load_config import PRESETS, load_config
-from cluster.metrics import Snapshot
-from cluster.view import LineView
+from cluster.show.view import LineView
+from cluster.watch.metrics import Snapshot
 
 RUNS = 3
 SECONDS = 20.0

@@ -23,24 +23,24 @@ from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
-from cluster.threads import SINGLE_THREADED
+from cluster.engines.threads import SINGLE_THREADED
 
 os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real run
 
 import actors.evaluation
 import actors.rollout
-import cluster.metrics
+import cluster.watch.metrics
 import learner.loop
 from actors.episodes import EpisodeLedger
 from actors.evaluation import Evaluator
 from actors.rollout import EnvActor
 from cluster.api import train
 from cluster.config import RunConfig, StopConfig
-from cluster.figures import Figures
 from cluster.load_config import load_config, preset_for_env
-from cluster.metrics import Snapshot
 from cluster.run_dir import RunDir, read_config
-from cluster.view import Headline, LineView
+from cluster.show.view import Headline, LineView
+from cluster.watch.figures import Figures
+from cluster.watch.metrics import Snapshot
 from learner.loop import Learner
 from learner.update import UpdateStep
 from replay_service.histogram import Tally
@@ -213,7 +213,7 @@ def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
         views.append(Scraped(headline, stop))
         return views[0]
 
-    make_app = cluster.metrics.make_wsgi_app
+    make_app = cluster.watch.metrics.make_wsgi_app
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for owner, names in (
             (Figures, ("take_rollout", "take_learning", "take_evaluation", "take_wait", "snapshot")),
@@ -221,7 +221,7 @@ def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
         ):
             stack.enter_context(watch.timing("coordinator", owner, *names))
         timed_app = mock.patch.object(
-            cluster.metrics, "make_wsgi_app", lambda *a, **k: watch.timed("scrapes", make_app(*a, **k))
+            cluster.watch.metrics, "make_wsgi_app", lambda *a, **k: watch.timed("scrapes", make_app(*a, **k))
         )
         stack.enter_context(timed_app)
         run_dir = Path(folder) / "run"

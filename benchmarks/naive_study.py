@@ -26,11 +26,11 @@ import numpy as np
 
 from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.api import train
-from cluster.coordinator import RunFailed
 from cluster.load_config import PRESETS, load_config
-from cluster.roles import make_policy
 from cluster.run_dir import read_config, read_spec
-from cluster.view import make_view
+from cluster.runtime.coordinator import RunFailed
+from cluster.runtime.roles import make_policy
+from cluster.show.view import make_view
 from learner.weights import load_weights
 
 DOCS = PRESETS.parent / "docs"

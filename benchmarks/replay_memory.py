@@ -23,9 +23,9 @@ import numpy as np
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.rollout import EnvActor
-from cluster.engine import Need
-from cluster.ray_engine import RayEngine
-from cluster.shard_calls import EngineTransport
+from cluster.engines.engine import Need
+from cluster.engines.ray_engine import RayEngine
+from cluster.runtime.shard_calls import EngineTransport
 from replay_service.block import TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import Compression, ReplayConfig

@@ -23,7 +23,7 @@ from gymnasium import spaces
 
 from cluster.api import train
 from cluster.load_config import load_config
-from cluster.metrics import Snapshot
+from cluster.watch.metrics import Snapshot
 
 ACTORS = (1, 2, 4, 8, 16)
 SECONDS = 12.0

@@ -1,4 +1,4 @@
-"""What a second torch thread costs beside busy processes: why cluster/threads.py is strict.
+"""What a second torch thread costs beside busy processes: why cluster/engines/threads.py is strict.
 
 Run as `python -m benchmarks.threads`. Prints the update rate with one thread and with two, alone and beside
 one busy process, each against one thread alone; and what learner_threads chooses here.
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from benchmarks.update_step import CARTPOLE, BareLoop, Case, Minibatches, updates_per_second
-from cluster.threads import available_cores, learner_threads
+from cluster.engines.threads import available_cores, learner_threads
 from learner.config import LearnerConfig
 
 UPDATES = 300

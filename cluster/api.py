@@ -20,34 +20,34 @@ from typing import TYPE_CHECKING, Literal
 
 from actors.core import EnvSpec
 from actors.envs import probe
-from cluster.accounts import Accounts
-from cluster.checkpoint import cut_folders, read_cut
+from cluster.checkpoints.checkpoint import cut_folders, read_cut
+from cluster.checkpoints.resume import Resumed, changes, go_on, newest_good_cut, saved_config
 from cluster.config import ConfigError, RunConfig, check
-from cluster.coordinator import Coordinator, Outcome, RunFailed
-from cluster.diagnosis import Diagnosis
-from cluster.engine import Engine
-from cluster.evaluate import GreedyPolicy, load_policy
-from cluster.initial_weights import read_initial_weights
-from cluster.logs import SerialLogs
-from cluster.machine import this_machine
-from cluster.metrics import MetricsServer, Snapshot
-from cluster.placement import Claims, Placement, place
+from cluster.engines.engine import Engine
+from cluster.engines.machine import this_machine
+from cluster.engines.placement import Claims, Placement, place
+from cluster.engines.signals import StopSignals
+from cluster.engines.threads import available_cores
 from cluster.plan import Plan, make_claims, make_plan, refuse_what_cannot_fit
-from cluster.recorder import Recorder
+from cluster.policies.evaluate import GreedyPolicy, load_policy
+from cluster.policies.initial_weights import read_initial_weights
 from cluster.resolve import resolve
-from cluster.resume import Resumed, changes, go_on, newest_good_cut, saved_config
 from cluster.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
-from cluster.signals import StopSignals
-from cluster.status import announce, status_document
-from cluster.targets import advertised, targets_folder
-from cluster.tensorboard import require_tensorboard
-from cluster.threads import available_cores
-from cluster.view import Headline, View, make_view
+from cluster.runtime.coordinator import Coordinator, Outcome, RunFailed
+from cluster.runtime.recorder import Recorder
+from cluster.show.status import announce, status_document
+from cluster.show.view import Headline, View, make_view
+from cluster.watch.accounts import Accounts
+from cluster.watch.diagnosis import Diagnosis
+from cluster.watch.logs import SerialLogs
+from cluster.watch.metrics import MetricsServer, Snapshot
+from cluster.watch.targets import advertised, targets_folder
+from cluster.watch.tensorboard import require_tensorboard
 
 Resume = Literal["never", "must", "auto"]
 
 if TYPE_CHECKING:
-    from cluster.ray_engine import RayEngine
+    from cluster.engines.ray_engine import RayEngine
 
 __all__ = ["GreedyPolicy", "Prepared", "Result", "load_policy", "prepare", "train"]
 
@@ -121,7 +121,7 @@ def train(
         run_dir: must not hold a run, unless that is to be resumed; default: see default_run_dir.
         resume: "must" goes on from the newest good checkpoint in run_dir; "auto" does so if run_dir holds a
             run, and else begins one, so that a job's command can be the same after a restart.
-        view: builds what shows progress; see cluster.view.make_view.
+        view: builds what shows progress; see cluster.show.view.make_view.
 
     Raises:
         ConfigError, EnvError: before any process starts.
@@ -250,7 +250,7 @@ def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
 def _start_engine(config: RunConfig, stack: ExitStack, run_dir: Path, started: float) -> tuple[Engine, float]:
     """The engine of the config's runtime, closed by stack; and the GPUs that its learner may have."""
     if config.run.runtime == "serial":
-        from cluster.serial_engine import SerialEngine
+        from cluster.engines.serial_engine import SerialEngine
 
         run_started_at = time.time() - (time.monotonic() - started)
         logs = stack.enter_context(closing(SerialLogs(run_dir / "logs", run_started_at)))
@@ -263,7 +263,7 @@ def _start_engine(config: RunConfig, stack: ExitStack, run_dir: Path, started: f
 
 def _ray_engine(config: RunConfig) -> RayEngine:
     """A Ray of its own, or the cluster of RAY_ADDRESS, started or joined. Raises ConfigError."""
-    from cluster.ray_engine import RayEngine
+    from cluster.engines.ray_engine import RayEngine
 
     if config.run.runtime == "cluster" and "RAY_ADDRESS" not in os.environ:
         raise ConfigError(
@@ -291,7 +291,7 @@ def _reserve(
     signals: StopSignals,
 ) -> None:
     """Gets room for the run on the cluster. Raises RunFailed where there is none in time."""
-    from cluster.ray_engine import RayEngine
+    from cluster.engines.ray_engine import RayEngine
 
     assert isinstance(engine, RayEngine)
 

@@ -15,9 +15,9 @@ from actors.exploration import epsilon_greedy
 from actors.observations import masked, split
 from cluster.api import prepare
 from cluster.config import RunConfig
-from cluster.machine import this_machine
+from cluster.engines.machine import this_machine
+from cluster.engines.threads import available_cores, env_threads
 from cluster.plan import make_plan
-from cluster.threads import available_cores, env_threads
 
 _MEASURED_SECONDS = 1.0
 

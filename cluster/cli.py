@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from cluster.config import ConfigError, RunConfig
+from cluster.engines.signals import Interrupted
 from cluster.load_config import SHARED_PRESETS, dump_config, load_config, preset_for_env, preset_paths
-from cluster.logs import last_words, log_path
-from cluster.scores import beside_human, reference
-from cluster.signals import Interrupted
+from cluster.policies.scores import beside_human, reference
+from cluster.watch.logs import last_words, log_path
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 _LAST_WORDS = 20
@@ -156,7 +156,7 @@ def _address(text: str | None) -> tuple[str | None, str | None]:
 
 def _train(options: argparse.Namespace) -> int:
     from cluster.api import train
-    from cluster.coordinator import RunFailed
+    from cluster.runtime.coordinator import RunFailed
 
     host, port = _address(options.metrics_addr)
     flags = {
@@ -207,7 +207,7 @@ def _train_config(options: argparse.Namespace, flags: Sequence[str]) -> RunConfi
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from cluster.evaluate import evaluate_run
+    from cluster.policies.evaluate import evaluate_run
     from cluster.run_dir import read_config
 
     played = evaluate_run(options.run_dir, options.episodes, options.seed)
@@ -238,7 +238,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from cluster.status import newest_run, show, status_of_address, status_of_directory
+    from cluster.show.status import newest_run, show, status_of_address, status_of_directory
 
     if options.address is not None and options.run_dir is not None:
         raise ConfigError("give a run directory or --address, not both")
@@ -251,7 +251,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from cluster.report import write_report
+    from cluster.show.report import write_report
 
     for path in write_report(options.run_dirs, options.out, options.png):
         print(path)
@@ -259,7 +259,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cluster.export import ExportError, export_run
+    from cluster.policies.export import ExportError, export_run
 
     try:
         exported = export_run(options.run_dir, options.format, options.which, options.out)
@@ -277,7 +277,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _video(options: argparse.Namespace) -> int:
-    from cluster.video import film_run
+    from cluster.policies.video import film_run
 
     video = film_run(options.run_dir, options.episodes, options.seed, options.out)
     returns = ", ".join(f"{one:g}" for one in video.returns)
@@ -294,7 +294,7 @@ def _check_env(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from cluster.api import ask_for_placement, prepare
-    from cluster.machine import this_machine
+    from cluster.engines.machine import this_machine
     from cluster.plan import make_plan, refuse_what_cannot_fit
 
     prepared = prepare(_config(options.source, options.set))

@@ -120,7 +120,7 @@ class RunSection:
     restarts is the budget of dead actors, shards and evaluators that are replaced; stall_seconds is how long
     neither inserts nor updates may advance before the watchdog ends the run. A shard that does not answer for
     frozen_seconds is killed and replaced like a dead one; learners and evaluators have longer, by what their
-    work is known to take (see cluster.patience). Runtime auto is cluster where
+    work is known to take (see cluster.runtime.patience). Runtime auto is cluster where
     RAY_ADDRESS is set, as in every Ray job, else local. A cluster that has too little room is given
     wait_for_cluster_seconds to get it.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cluster.threads import SINGLE_THREADED
+from cluster.engines.threads import SINGLE_THREADED
 
 # Read by numpy and torch when they load, so it comes before them.
 for _name, _value in SINGLE_THREADED.items():

@@ -11,9 +11,9 @@ import numpy as np
 
 from actors.core import EnvSpec
 from cluster.config import ConfigError, RunConfig
-from cluster.engine import Need
-from cluster.machine import Machine
-from cluster.placement import Claims, Placement, room
+from cluster.engines.engine import Need
+from cluster.engines.machine import Machine
+from cluster.engines.placement import Claims, Placement, room
 from cluster.resolve import network_spec
 from cluster.wording import byte_size
 from learner.config import acts_in_numpy

@@ -24,12 +24,12 @@ import numpy as np
 
 from actors.core import EnvSpec, EvaluationReport
 from cluster.config import ConfigError, RunConfig
-from cluster.judge import EvaluationRequest
+from cluster.engines.threads import available_cores
 from cluster.load_config import dump_config, load_config
-from cluster.logs import Level, Speaker
-from cluster.metrics import Snapshot, figures
-from cluster.tensorboard import EventFile
-from cluster.threads import available_cores
+from cluster.runtime.judge import EvaluationRequest
+from cluster.watch.logs import Level, Speaker
+from cluster.watch.metrics import Snapshot, figures
+from cluster.watch.tensorboard import EventFile
 from learner.weights import load_weights, save_weights
 from replay_service.block import FrameField
 
@@ -185,7 +185,7 @@ def refuse_unusable(path: Path) -> None:
 
 
 def events_path(path: Path) -> Path:
-    """Where a run's events are, in the format of cluster.logs."""
+    """Where a run's events are, in the format of cluster.watch.logs."""
     return path / "logs" / "events.log"
 
 

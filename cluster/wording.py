@@ -1,34 +1,11 @@
-"""How figures are written for people: numbers, durations, sizes, and how far a run has come.
+"""How figures are written for people: numbers, durations, sizes.
 
-Owns wording only; pure, imports no engine.
+Owns wording only; pure, must not import anything but the standard library.
 """
 
 from __future__ import annotations
 
 import math
-
-from cluster.config import StopConfig
-from cluster.metrics import Snapshot
-
-
-def progress(snapshot: Snapshot, stop: StopConfig) -> tuple[float | None, float | None]:
-    """Share of the way to the nearest limit (target return aside), and the seconds left to it.
-
-    None, None where nothing but the return ends the run; the seconds are None before anything moved.
-    """
-    shares = [
-        done / limit
-        for done, limit in (
-            (snapshot.env_steps_total, stop.env_steps),
-            (snapshot.updates_total, stop.updates),
-            (snapshot.run_seconds, stop.seconds),
-        )
-        if limit is not None
-    ]
-    if not shares:
-        return None, None
-    share = min(1.0, max(shares))
-    return share, snapshot.run_seconds * (1.0 - share) / share if share > 0.0 else None
 
 
 def figure(value: float | None, digits: int = 1) -> str:

@@ -11,12 +11,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from actors.core import EvaluationReport, RolloutReport
-from cluster.accounts import Accounts, Checkpointed, FleetFigures, Processes
-from cluster.figures import Figures
-from cluster.metrics import Snapshot, SnapshotCollector
-from cluster.pacing import Ledger, Pacing
-from cluster.totals import ShardTotals
-from cluster.usage import MachineMeter, MachineUsage, UsageMeter
+from cluster.runtime.pacing import Ledger, Pacing
+from cluster.runtime.totals import ShardTotals
+from cluster.watch.accounts import Accounts, Checkpointed, FleetFigures, Processes
+from cluster.watch.figures import Figures
+from cluster.watch.metrics import Snapshot, SnapshotCollector
+from cluster.watch.usage import MachineMeter, MachineUsage, UsageMeter
 from learner.core import LearnReport
 from replay_service.histogram import Histogram
 from replay_service.messages import PrioritySummary, ProcessUsage, ShardFigures, ShardStatus

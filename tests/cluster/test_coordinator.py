@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from qfleet_serial import Recorder
 
 from actors.core import EnvSpec, EvaluationReport, RolloutReport
-from cluster import continuity
-from cluster import coordinator as coordinator_module
+from cluster.checkpoints import continuity
 from cluster.config import RunConfig
-from cluster.coordinator import Coordinator, Outcome, RunFailed
-from cluster.engine import Handle, Need, Ref, RoleDied
+from cluster.engines.engine import Handle, Need, Ref, RoleDied
+from cluster.engines.presence import Presence
 from cluster.load_config import load_config
-from cluster.patience import WakingClock
-from cluster.presence import Presence
-from cluster.recorder import Recorder as RunRecorder
 from cluster.resolve import resolve
+from cluster.runtime import coordinator as coordinator_module
+from cluster.runtime.coordinator import Coordinator, Outcome, RunFailed
+from cluster.runtime.patience import WakingClock
+from cluster.runtime.recorder import Recorder as RunRecorder
 from learner.core import LearnerState, LearnReport
 from replay_service.messages import ShardStatus
 

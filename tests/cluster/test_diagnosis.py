@@ -13,12 +13,12 @@ from qfleet_serial import Recorder
 import replay_service.shard_meter
 from cluster.api import train
 from cluster.config import RunConfig
-from cluster.detectors import DETECTORS, Reading
-from cluster.diagnosis import LOOKS, Diagnosis
 from cluster.load_config import PRESETS, load_config
-from cluster.metrics import Snapshot, figures
-from cluster.report_data import Run, spells
-from cluster.status import snapshot_of
+from cluster.show.report_data import Run, spells
+from cluster.show.status import snapshot_of
+from cluster.watch.detectors import DETECTORS, Reading
+from cluster.watch.diagnosis import LOOKS, Diagnosis
+from cluster.watch.metrics import Snapshot, figures
 from replay_service.histogram import Histogram
 
 READ = {detector.name: detector.read for detector in DETECTORS}
@@ -401,7 +401,7 @@ def test_priorities_that_say_too_much_or_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], evidence: str
 ) -> None:
     monkeypatch.setattr(replay_service.shard_meter, "_SUMMARY_SECONDS", 0.05)
-    monkeypatch.setattr("cluster.coordinator._ASK_SHARDS_SECONDS", 0.05)
+    monkeypatch.setattr("cluster.runtime.coordinator._ASK_SHARDS_SECONDS", 0.05)
     recorder = run(
         tmp_path,
         None,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from qfleet_test_roles import Asker, BrokenFromTheStart, Counter
 
-from cluster.engine import Engine, EngineError, Handle, Need, RoleDied, RoleError
-from cluster.serial_engine import SerialEngine
+from cluster.engines.engine import Engine, EngineError, Handle, Need, RoleDied, RoleError
+from cluster.engines.serial_engine import SerialEngine
 
 NEED = Need(cpus=0.0)
 
@@ -20,7 +20,7 @@ NEED = Need(cpus=0.0)
 @pytest.fixture(scope="module")
 def ray_engine() -> Iterator[Engine]:
     """One private Ray for the whole module."""
-    from cluster.ray_engine import RayEngine
+    from cluster.engines.ray_engine import RayEngine
 
     environment = dict(os.environ)
     os.environ["PYTHONPATH"] = str(Path(__file__).parent / "support")

@@ -15,7 +15,7 @@ from actors.core import EnvSpec
 from actors.envs import lane_seeds
 from cluster.api import load_policy
 from cluster.cli import run
-from cluster.evaluate import GreedyPolicy, evaluate_run
+from cluster.policies.evaluate import GreedyPolicy, evaluate_run
 from learner.weights import load_weights, save_weights
 
 

@@ -20,9 +20,9 @@ from actors.envs import lane_seeds
 from actors.observations import parts_of
 from cluster.api import load_policy, prepare
 from cluster.cli import run
-from cluster.export import ExportedPolicy, ExportError, export_run, input_name
 from cluster.load_config import load_config
-from cluster.playback import open_stage
+from cluster.policies.export import ExportedPolicy, ExportError, export_run, input_name
+from cluster.policies.playback import open_stage
 from cluster.resolve import network_spec
 from cluster.run_dir import RunDir, read_config, read_spec, read_weights
 from learner.named_weights import flat_weights, named_weights, seeded_network, tail_size

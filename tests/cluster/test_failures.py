@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.failures import FAILURES, CannotBeInjectedError, Failure, Outcome  # noqa: E402
-from cluster.engine import Need, RoleOutOfMemory  # noqa: E402
+from cluster.engines.engine import Need, RoleOutOfMemory  # noqa: E402
 
 # What each one is bound to say.
 SAYS = {
@@ -70,7 +70,7 @@ def test_a_run_survives(failure: Failure, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_role_that_ray_ends_for_lack_of_memory_counts_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster import ray_engine
+    from cluster.engines import ray_engine
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "support"))
     # Every machine has more in use than this, so that Ray ends whatever it finds.

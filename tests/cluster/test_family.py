@@ -13,11 +13,11 @@ import pytest
 from actors.core import EnvSpec
 from actors.policy import MlpPolicy
 from cluster.api import train
-from cluster.coordinator import RunFailed
 from cluster.load_config import load_config, preset_for_env, preset_paths
 from cluster.resolve import network_spec, resolve
-from cluster.roles import make_policy
-from cluster.view import make_view
+from cluster.runtime.coordinator import RunFailed
+from cluster.runtime.roles import make_policy
+from cluster.show.view import make_view
 from learner.torch_policy import TorchPolicy
 from learner.update import UpdateStep
 

@@ -12,11 +12,11 @@ import pytest
 
 from cluster.api import prepare, train
 from cluster.cli import run
+from cluster.engines.machine import Machine
 from cluster.load_config import load_config, preset_for_env, preset_paths
-from cluster.machine import Machine
 from cluster.plan import make_plan
-from cluster.scores import Reference, beside_human, reference
-from cluster.view import make_view
+from cluster.policies.scores import Reference, beside_human, reference
+from cluster.show.view import make_view
 
 SMALL = Machine(cores=2, memory_bytes=25 * 10**9, available_bytes=23 * 10**9, shm_bytes=12 * 10**9)
 TINY = (

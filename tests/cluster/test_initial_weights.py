@@ -11,9 +11,9 @@ from qfleet_serial import SMALL, train_serial
 
 from actors.evaluation import evaluate
 from cluster.config import ConfigError
-from cluster.export import export_run
-from cluster.roles import make_policy
+from cluster.policies.export import export_run
 from cluster.run_dir import read_config, read_spec, read_weights
+from cluster.runtime.roles import make_policy
 
 # Learning too slow to change a weight, so that what is evaluated is what the run began with.
 STILL = (*SMALL, "learner.learning_rate=1e-30", "stop.updates=80")

@@ -6,7 +6,7 @@ import pytest
 
 from actors.core import EvaluationReport
 from cluster.config import EvaluationConfig
-from cluster.judge import Best, EvaluationRequest, Judge
+from cluster.runtime.judge import Best, EvaluationRequest, Judge
 
 CONFIG = EvaluationConfig(every_updates=100, episodes=4)
 

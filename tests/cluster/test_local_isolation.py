@@ -15,7 +15,7 @@ import pytest
 import ray
 from qfleet_processes import LocalRun, adopting_orphans
 
-from cluster.ray_engine import RayEngine
+from cluster.engines.ray_engine import RayEngine
 
 QUICK = [
     part

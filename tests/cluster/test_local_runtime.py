@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from qfleet_processes import LocalRun
 
-from cluster.checkpoint import cut_folders, read_cut
+from cluster.checkpoints.checkpoint import cut_folders, read_cut
 from learner.weights import load_weights
 
 ENDLESS = 10_000_000

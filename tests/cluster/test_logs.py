@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from qfleet_processes import LocalRun, run_qfleet
 from qfleet_serial import SMALL, train_serial
 
-from cluster.coordinator import RunFailed
-from cluster.logs import (
+from cluster.engines.presence import Presence
+from cluster.runtime.coordinator import RunFailed
+from cluster.runtime.roles import ActorRole, Role
+from cluster.watch.logs import (
     LineWriter,
     SerialLogs,
     Speaker,
@@ -24,8 +26,6 @@ from cluster.logs import (
     parse_line,
     read_messages,
 )
-from cluster.presence import Presence
-from cluster.roles import ActorRole, Role
 
 SPEAKER = Speaker("actor 3", 2, run_started_at=1_000_000_000.0)
 SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
@@ -89,7 +89,7 @@ def test_a_process_that_a_role_has_to_itself_loses_no_word(tmp_path: Path) -> No
     program = (
         "import sys, os, logging, warnings, time, faulthandler, ctypes\n"
         "from pathlib import Path\n"
-        "from cluster.logs import ProcessLog, Speaker\n"
+        "from cluster.watch.logs import ProcessLog, Speaker\n"
         "faulthandler.enable(all_threads=False)\n"
         "ProcessLog(Speaker('actor 3', 2, time.time() - 5.0), Path(sys.argv[1]))\n"
         "print('printed')\n"
@@ -127,7 +127,7 @@ def test_without_the_folder_the_newest_lines_wait_to_be_taken(tmp_path: Path) ->
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from cluster.logs import ProcessLog, Speaker\n"
+        "from cluster.watch.logs import ProcessLog, Speaker\n"
         "log = ProcessLog(Speaker('shard 0', 0, time.time()), Path(sys.argv[1]))\n"
         "assert log.relays\n"
         "for number in range(3000): print('line', number)\n"

@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from qfleet_serial import SMALL
 
 from cluster.cli import EXIT_BAD_INPUT, EXIT_OK, run
-from cluster.metrics import MetricsServer, Snapshot, SnapshotCollector, figures
 from cluster.run_dir import read_config
+from cluster.watch.metrics import MetricsServer, Snapshot, SnapshotCollector, figures
 from replay_service.histogram import BOUNDS, Histogram
 
 NOTHING_YET = Snapshot(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.pacing import Ledger, Pacing, slack_samples
+from cluster.runtime.pacing import Ledger, Pacing, slack_samples
 
 PACING = Pacing(samples_per_insert=4.0, learning_starts=100, slack_samples=200.0)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from actors.core import EvaluationReport
-from cluster.patience import Patience, WakingClock
+from cluster.runtime.patience import Patience, WakingClock
 
 
 def report(seconds: float, *lengths: int) -> EvaluationReport:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.core import EnvSpec
-from cluster.engine import Need
+from cluster.engines.engine import Need
+from cluster.engines.machine import Machine
+from cluster.engines.placement import Claims, Node, Placement, place
 from cluster.load_config import load_config
-from cluster.machine import Machine
-from cluster.placement import Claims, Node, Placement, place
 from cluster.plan import make_claims, make_plan
 from cluster.resolve import resolve
 

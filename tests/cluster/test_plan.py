@@ -14,8 +14,8 @@ from actors.core import EnvSpec
 from cluster.api import train
 from cluster.cli import run
 from cluster.config import ConfigError, RunConfig
+from cluster.engines.machine import Machine, this_machine
 from cluster.load_config import load_config
-from cluster.machine import Machine, this_machine
 from cluster.plan import Plan, make_plan, refuse_what_cannot_fit
 from cluster.resolve import resolve
 from replay_service.block import ROW_FIELDS, TransitionBlock

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.presence import _digest, presence, require_same_root
+from cluster.engines.presence import _digest, presence, require_same_root
 
 
 def test_the_same_program_is_let_in() -> None:

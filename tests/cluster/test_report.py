@@ -23,10 +23,9 @@ from qfleet_serial import SMALL, train_serial
 
 from cluster.cli import run
 from cluster.config import ConfigError
-from cluster.logs import Speaker
-from cluster.report import panels, render, write_report
-from cluster.report_axes import linear, tick, vertical
-from cluster.report_data import (
+from cluster.show.report import panels, render, write_report
+from cluster.show.report_axes import linear, tick, vertical
+from cluster.show.report_data import (
     Chart,
     Series,
     bootstrap,
@@ -40,8 +39,9 @@ from cluster.report_data import (
     spells,
     thinned,
 )
-from cluster.report_svg import chart_svg, legend
-from cluster.tensorboard import require_tensorboard, scalars
+from cluster.show.report_svg import chart_svg, legend
+from cluster.watch.logs import Speaker
+from cluster.watch.tensorboard import require_tensorboard, scalars
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</title></script><script>alert(1)</script><img src=x onerror=alert(2)>&'\"{{ 7*7 }}"

@@ -17,7 +17,7 @@ import pytest
 from qfleet_serial import RECALL, SMALL, Recorder, train_serial
 
 from cluster.api import train
-from cluster.checkpoint import cut_folders, read_cut, shard_folder
+from cluster.checkpoints.checkpoint import cut_folders, read_cut, shard_folder
 from cluster.config import ConfigError
 from cluster.load_config import dump_config, load_config
 from cluster.run_dir import read_config, read_spec

@@ -13,13 +13,13 @@ import torch
 import learner
 from actors.core import EnvSpec
 from cluster.config import RunConfig
-from cluster.engine import Need, RoleError
+from cluster.engines.engine import Need, RoleError
+from cluster.engines.presence import presence
+from cluster.engines.serial_engine import SerialEngine
 from cluster.load_config import load_config
-from cluster.presence import presence
 from cluster.resolve import network_spec, resolve
-from cluster.roles import Seeds, make_policy
-from cluster.serial_engine import SerialEngine
-from cluster.shard_calls import RoundRobinSink
+from cluster.runtime.roles import Seeds, make_policy
+from cluster.runtime.shard_calls import RoundRobinSink
 from learner.networks import build_network
 from learner.update import UpdateStep
 from replay_service.block import TransitionBlock
@@ -203,11 +203,11 @@ def test_a_push_that_failed_shows_at_the_next_ones() -> None:
     [
         ("cluster.load_config", ("torch", "ray", "gymnasium")),
         ("cluster.resolve", ("torch", "ray")),
-        ("cluster.roles", ("torch", "ray")),
-        ("cluster.coordinator", ("torch", "ray")),
+        ("cluster.runtime.roles", ("torch", "ray")),
+        ("cluster.runtime.coordinator", ("torch", "ray")),
         ("cluster.api", ("torch", "ray")),
         ("cluster.cli", ("torch", "ray", "gymnasium")),
-        ("cluster.ray_engine", ("torch", "gymnasium")),
+        ("cluster.engines.ray_engine", ("torch", "gymnasium")),
     ],
 )
 def test_a_role_loads_only_what_it_needs(module: str, forbidden: tuple[str, ...]) -> None:

@@ -16,8 +16,8 @@ from qfleet_serial import RECALL, SMALL, Recorder, train_serial
 
 from actors.rollout import EnvActor
 from cluster.config import ConfigError
-from cluster.coordinator import RunFailed
 from cluster.load_config import load_config, preset_paths
+from cluster.runtime.coordinator import RunFailed
 from learner.core import DivergedError
 from learner.loop import Learner
 from learner.weights import load_weights

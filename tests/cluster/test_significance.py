@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cluster.significance import (
+from cluster.watch.significance import (
     ALPHA,
     Sample,
     critical_t,

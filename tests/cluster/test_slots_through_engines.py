@@ -11,10 +11,10 @@ import pytest
 
 from actors.core import EnvSpec
 from cluster.config import RunConfig
-from cluster.engine import Engine, Need, Ref
-from cluster.roles import RoleContext, ShardRole
-from cluster.serial_engine import SerialEngine
-from cluster.shard_calls import EngineTransport
+from cluster.engines.engine import Engine, Need, Ref
+from cluster.engines.serial_engine import SerialEngine
+from cluster.runtime.roles import RoleContext, ShardRole
+from cluster.runtime.shard_calls import EngineTransport
 from replay_service.block import TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
@@ -33,7 +33,7 @@ class _Recording(EngineTransport):
 
 @pytest.fixture
 def ray_engine() -> Iterator[Engine]:
-    from cluster.ray_engine import RayEngine
+    from cluster.engines.ray_engine import RayEngine
 
     environment = dict(os.environ)
     engine = RayEngine(private=True)

@@ -15,13 +15,13 @@ from actors.core import EnvSpec
 from cluster.api import prepare
 from cluster.check_env import describe
 from cluster.config import ConfigError
-from cluster.evaluate import evaluate_run, load_policy
+from cluster.engines.machine import this_machine
 from cluster.load_config import load_config
-from cluster.machine import this_machine
 from cluster.plan import make_plan
+from cluster.policies.evaluate import evaluate_run, load_policy
 from cluster.resolve import network_spec, resolve
-from cluster.roles import make_policy
 from cluster.run_dir import read_config, read_spec
+from cluster.runtime.roles import make_policy
 from learner.torch_policy import TorchPolicy
 from learner.update import UpdateStep
 from learner.weights import load_weights

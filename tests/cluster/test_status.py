@@ -21,14 +21,14 @@ from qfleet_snapshots import EMPTY
 
 from cluster.cli import run
 from cluster.config import ConfigError, RunConfig, StopConfig
-from cluster.metrics import MetricsServer, Snapshot, figures
-from cluster.status import (
+from cluster.show.status import (
     newest_run,
     snapshot_of,
     status_document,
     status_of_address,
     status_of_directory,
 )
+from cluster.watch.metrics import MetricsServer, Snapshot, figures
 from replay_service.histogram import BOUNDS, Histogram
 
 SOME = replace(

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.targets import advertised, targets_folder
+from cluster.watch.targets import advertised, targets_folder
 
 RUN = {"run": "a", "env": "CartPole-v1"}
 

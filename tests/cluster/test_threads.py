@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.threads import available_cores, learner_threads
+from cluster.engines.threads import available_cores, learner_threads
 
 
 @pytest.fixture(autouse=True)

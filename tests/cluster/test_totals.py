@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.totals import ShardTotals
+from cluster.runtime.totals import ShardTotals
 from replay_service.messages import ShardStatus
 
 

@@ -11,12 +11,12 @@ from qfleet_serial import Recorder
 
 from cluster.api import train
 from cluster.config import RunConfig
-from cluster.diagnosis import LOOKS, Diagnosis
 from cluster.load_config import load_config
-from cluster.metrics import Snapshot
-from cluster.status import snapshot_of
-from cluster.usage import MachineUsage
-from cluster.verdict import Stage, sentence, shares_between, stage_of
+from cluster.show.status import snapshot_of
+from cluster.watch.diagnosis import LOOKS, Diagnosis
+from cluster.watch.metrics import Snapshot
+from cluster.watch.usage import MachineUsage
+from cluster.watch.verdict import Stage, sentence, shares_between, stage_of
 
 LOCAL = load_config(None, ["run.runtime=local", "actors.num_actors=2", "actors.envs_per_actor=8"])
 SERIAL = load_config(None, ["run.runtime=serial"])
@@ -266,6 +266,6 @@ def test_chunks_so_small_that_all_wait_for_leave(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_machine_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = MachineUsage(10**10, 10**8, None, None)
-    monkeypatch.setattr("cluster.usage.machine_usage", lambda: full)
+    monkeypatch.setattr("cluster.watch.usage.machine_usage", lambda: full)
     said = final_verdict(tmp_path, "run.runtime=serial", "stop.updates=300")
     assert said.startswith("memory-bound: 100 MB of the machine's 10.0 GB"), said

@@ -11,7 +11,7 @@ from PIL import Image
 from qfleet_serial import SMALL, train_serial
 
 from cluster.cli import run
-from cluster.video import film_run, save_gif
+from cluster.policies.video import film_run, save_gif
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from cluster.config import StopConfig
-from cluster.metrics import Snapshot
-from cluster.panel import Screen, sparkline
-from cluster.view import Headline, LineView, LiveView, Returns, figures_line, make_view
-from cluster.wording import byte_size, count, figure, progress
+from cluster.show.panel import Screen, sparkline
+from cluster.show.progress import progress
+from cluster.show.view import Headline, LineView, LiveView, Returns, figures_line, make_view
+from cluster.watch.metrics import Snapshot
+from cluster.wording import byte_size, count, figure
 
 SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
 

@@ -19,7 +19,7 @@ from deployed_files import (
     rules,
 )
 
-from cluster.targets import targets_folder
+from cluster.watch.targets import targets_folder
 
 PANELS = [(name, panel) for name, dashboard in dashboards().items() for panel in dashboard["panels"]]
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from cluster.api import Result, train
 from cluster.load_config import load_config
-from cluster.metrics import Snapshot
+from cluster.watch.metrics import Snapshot
 
 SMALL = (
     "run.runtime=serial",

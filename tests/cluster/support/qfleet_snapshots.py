@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, fields
 
-from cluster.metrics import Snapshot
+from cluster.watch.metrics import Snapshot
 
 EMPTY = Snapshot(
     **{

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from cluster.engine import Calls, Handle
+from cluster.engines.engine import Calls, Handle
 
 
 class Counter:

@@ -1,0 +1,275 @@
+"""Checkpoints on disk: a folder for each cut, under one manifest that names and checksums all of it.
+
+Owns the format, its commit by a rename and its checks; reading executes nothing. No torch, no ray.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from cluster.runtime.judge import JudgeState
+from cluster.watch.figures import FiguresState
+from learner.core import LearnerState
+from learner.weights import load_tensors, save_tensors
+from replay_service.durable_files import crc32_of, sync_folder
+from replay_service.journal import SegmentFact
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_LEARNER = "learner.safetensors"
+_NAME = re.compile(r"cut-(\d{6,})")
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class FileFact:
+    """A file of a cut: its name below the cut's folder, size, and CRC-32 of all its bytes."""
+
+    name: str
+    num_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the coordinator knows of a run at a cut, beside what learner and shards hold.
+
+    seconds: how long the run had been going on. incarnations: of each role, by its name. config: the
+    resolved configuration as YAML.
+    """
+
+    seconds: float
+    incarnations: Mapping[str, int]
+    figures: FiguresState
+    judge: JudgeState
+    config: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a cut consists of. version: of the learner's state; written: seconds since 1970."""
+
+    format: int
+    number: int
+    written: float
+    version: int
+    run: RunState
+    files: tuple[FileFact, ...]
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    """The manifest as it lies on disk: with its own checksum, over exactly these bytes."""
+
+    crc32: int
+    manifest: msgspec.Raw
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A cut that was read back and found whole."""
+
+    folder: Path
+    manifest: Manifest
+    learner: LearnerState
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A cut that is on disk. num_bytes is its size, new_bytes what no cut before it held."""
+
+    number: int
+    num_bytes: int
+    new_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return _name(self.number)
+
+
+class DamagedCutError(ValueError):
+    """A cut that cannot be used; the message names its folder and what is wrong."""
+
+
+class Checkpoints:
+    """The writing side: one cut at a time, kept as `keep` says, the best one beside them."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """folder is made by the first cut. keep: how many of the newest cuts stay."""
+        self._folder = folder
+        self._keep = keep
+        self._next = max((cut_number(path) for path in cut_folders(folder)), default=-1) + 1
+
+    def begin(self) -> Path:
+        """Makes the folder in which the next cut is put together. Raises OSError."""
+        for leftover in self._folder.glob(f"*{_PARTIAL}"):
+            shutil.rmtree(leftover)
+        partial = self._folder / f"{_name(self._next)}{_PARTIAL}"
+        partial.mkdir(parents=True)
+        self._next += 1
+        return partial
+
+    def abandon(self, partial: Path) -> None:
+        """Removes a cut that will not be finished."""
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def commit(
+        self,
+        partial: Path,
+        run: RunState,
+        learner: LearnerState,
+        segments: Mapping[int, tuple[SegmentFact, ...]],
+    ) -> Committed:
+        """Completes the folder that `begin` made and gives it its name in one step; then removes old cuts.
+
+        segments: of each shard, those that it has put below its `shard_folder`.
+
+        Raises DamagedCutError where a shard's files are not there: its machine has another disk; OSError.
+        """
+        before = _files_of_newest(cut_folders(self._folder))
+        save_tensors(partial / _LEARNER, learner.tensors, {"version": str(learner.version)})
+        files = [_fact(partial / _LEARNER, _LEARNER)]
+        for shard, facts in sorted(segments.items()):
+            folder = shard_folder(partial, shard)
+            for fact in facts:
+                file = folder / fact.name
+                if not file.is_file() or file.stat().st_size != fact.num_bytes:
+                    raise DamagedCutError(
+                        f"{file} is not there, though shard {shard} wrote it: give --run-dir a folder that "
+                        "all machines share, or set replay.persist=none"
+                    )
+                files.append(FileFact(f"{folder.name}/{fact.name}", fact.num_bytes, fact.crc32))
+        number = cut_number(partial)
+        manifest = Manifest(FORMAT, number, time.time(), learner.version, run, tuple(files))
+        _write_manifest(partial / _MANIFEST, manifest)
+        sync_folder(partial)
+        partial.rename(partial.with_name(_name(number)))
+        sync_folder(self._folder)
+        self._remove_old()
+        new = sum(file.num_bytes for file in files if before.get(file.name) != file)
+        return Committed(number, sum(file.num_bytes for file in files), new)
+
+    def _remove_old(self) -> None:
+        """Keeps the newest and the one whose newest evaluation was the best of all."""
+        folders = cut_folders(self._folder)
+        best = max(folders, key=_score)
+        for folder in folders[: -self._keep]:
+            if folder != best:
+                # Without its name first: what is half removed must never look like a cut.
+                doomed = folder.with_name(f"{folder.name}{_PARTIAL}")
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
+
+
+def shard_folder(cut: Path, shard: int) -> Path:
+    """Where a shard's segments are in a cut's folder."""
+    return cut / f"shard-{shard}"
+
+
+def cut_folders(checkpoints: Path) -> list[Path]:
+    """The cuts of a folder, oldest first; those that were never finished are not among them."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted((path for path in checkpoints.iterdir() if _NAME.fullmatch(path.name)), key=cut_number)
+
+
+def cut_number(folder: Path) -> int:
+    """The number in a cut's name."""
+    return int(folder.name.removesuffix(_PARTIAL).removeprefix("cut-"))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a cut, its checksum compared. Raises DamagedCutError."""
+    try:
+        sealed = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=_Sealed)
+        if zlib.crc32(sealed.manifest) != sealed.crc32:
+            raise DamagedCutError(f"{folder}: {_MANIFEST} was altered (its checksum differs)")
+        manifest = msgspec.json.decode(sealed.manifest, type=Manifest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DamagedCutError(f"{folder}: {_MANIFEST} cannot be read: {error}") from None
+    if manifest.format != FORMAT:
+        raise DamagedCutError(
+            f"{folder}: {_MANIFEST} is of format {manifest.format}, this version reads format {FORMAT}"
+        )
+    if manifest.number != cut_number(folder):
+        raise DamagedCutError(f"{folder}: holds cut {manifest.number}, not the one of its name")
+    return manifest
+
+
+def read_cut(folder: Path) -> Cut:
+    """Reads a cut and compares every file with the manifest. Raises DamagedCutError naming what differs."""
+    manifest = read_manifest(folder)
+    for expected in manifest.files:
+        if Path(expected.name).is_absolute() or ".." in Path(expected.name).parts:
+            raise DamagedCutError(f"{folder}: {_MANIFEST} names {expected.name}, outside of its folder")
+        try:
+            found = _fact(folder / expected.name, expected.name)
+        except OSError as error:
+            raise DamagedCutError(f"{folder}: {expected.name} cannot be read: {error.strerror}") from None
+        if found != expected:
+            raise DamagedCutError(
+                f"{folder}: {expected.name} is not the file of this cut: it has {found.num_bytes} bytes with "
+                f"checksum {found.crc32:08x}, expected {expected.num_bytes} with {expected.crc32:08x}"
+            )
+    if _LEARNER not in {file.name for file in manifest.files}:
+        raise DamagedCutError(f"{folder}: {_MANIFEST} does not name {_LEARNER}")
+    try:
+        tensors, _ = load_tensors(folder / _LEARNER)
+    except ValueError as error:
+        raise DamagedCutError(f"{folder}: {error}") from None
+    return Cut(folder, manifest, LearnerState(manifest.version, tensors))
+
+
+def newest_learner_state(checkpoints: Path) -> LearnerState | None:
+    """The learner's state of the newest cut that has a sound one; replay is not looked at."""
+    for folder in reversed(cut_folders(checkpoints)):
+        try:
+            manifest = read_manifest(folder)
+            if _fact(folder / _LEARNER, _LEARNER) in manifest.files:
+                return LearnerState(manifest.version, load_tensors(folder / _LEARNER)[0])
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _name(number: int) -> str:
+    return f"cut-{number:06d}"
+
+
+def _files_of_newest(folders: Sequence[Path]) -> Mapping[str, FileFact]:
+    try:
+        return {file.name: file for folder in folders[-1:] for file in read_manifest(folder).files}
+    except DamagedCutError:
+        return {}
+
+
+def _score(folder: Path) -> float:
+    try:
+        evaluated = read_manifest(folder).run.figures.evaluation_return_mean
+    except DamagedCutError:
+        return -float("inf")
+    return -float("inf") if evaluated is None else evaluated
+
+
+def _fact(path: Path, name: str) -> FileFact:
+    """Raises OSError."""
+    with path.open("rb") as file:
+        return FileFact(name, os.fstat(file.fileno()).st_size, crc32_of(file))
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    body = msgspec.json.encode(manifest)
+    with path.open("wb") as file:
+        file.write(msgspec.json.encode(_Sealed(zlib.crc32(body), msgspec.Raw(body))))
+        file.flush()
+        os.fsync(file.fileno())

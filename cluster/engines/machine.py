@@ -1,0 +1,68 @@
+"""What this machine can give a run: memory, shared memory, cores.
+
+Owns reading the system's figures; decides nothing, must not import ray or torch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.engines.threads import available_cores
+
+_SHARED_MEMORY = "/dev/shm"
+# (limit, usage, statistics) of cgroup version 2 and 1, as a container sees its own.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Figures of one machine, or of the container that this process is in.
+
+    available_bytes: memory that new processes may take now; shm_bytes: free room in /dev/shm, None where
+    there is none.
+    """
+
+    cores: int
+    memory_bytes: int
+    available_bytes: int
+    shm_bytes: int | None
+
+
+def this_machine(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
+    """The machine as it is now; a memory limit of the cgroup counts if it is below what the machine has."""
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    limited = _cgroup_memory(cgroup)
+    if limited is not None and limited[0] < total:
+        total, available = limited[0], min(available, limited[1])
+    return Machine(available_cores(), total, available, _shm_bytes())
+
+
+def _cgroup_memory(cgroup: Path) -> tuple[int, int] | None:
+    """Limit and what is left of it, in bytes; None where nothing limits."""
+    for limit_file, usage_file, statistics_file in _CGROUP_FILES:
+        try:
+            limit = int((cgroup / limit_file).read_text())
+            usage = int((cgroup / usage_file).read_text())
+            statistics = (cgroup / statistics_file).read_text().split()
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+        # The kernel gives up cached files before it refuses memory.
+        cached = dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", "0")
+        return limit, max(0, limit - usage + int(cached))
+    return None
+
+
+def _shm_bytes() -> int | None:
+    try:
+        figures = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return None
+    return figures.f_bsize * figures.f_bavail

@@ -1,0 +1,308 @@
+"""The roles as an engine spawns them: a package's loop, wired to the other roles.
+
+Owns wiring only; imports each package inside the role that needs it, so that actors never load torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
+from cluster.config import RunConfig
+from cluster.engines.engine import Calls, Handle
+from cluster.engines.presence import Presence, presence
+from cluster.engines.stacks import answer_stack_requests
+from cluster.engines.threads import available_cores, env_threads
+from cluster.resolve import network_spec
+from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
+from cluster.watch.logs import ProcessLog, Speaker
+from cluster.watch.usage import MemoryMeter, UsageMeter
+from learner.config import acts_in_numpy
+from learner.core import LearnerState, LearnReport
+from replay_service.durability import SealReply
+from replay_service.messages import (
+    InsertReply,
+    PriorityUpdate,
+    ProcessUsage,
+    SampleReply,
+    SampleRequest,
+    ShardStatus,
+)
+from replay_service.recovery import RecoveryReport
+from replay_service.shard import ReplayShard
+
+
+@dataclass(frozen=True)
+class RoleContext:
+    """What every role of a run is told: its name, the resolved config, its environment, and folders.
+
+    replay: the folder under which shards keep their journals. speaker: set where the role has a process to
+    itself, whose output then goes to the role's log.
+    """
+
+    name: str
+    config: RunConfig
+    spec: EnvSpec
+    logs: Path
+    replay: Path
+    speaker: Speaker | None = None
+
+
+class Role:
+    """What all roles share: their log, where they are, and answers to requests for their stack."""
+
+    def __init__(self, context: RoleContext) -> None:
+        self._log = ProcessLog(context.speaker, context.logs) if context.speaker else None
+        relays_log = self._log is not None and self._log.relays
+        self._presence = dataclasses.replace(presence(), relays_log=relays_log)
+        answer_stack_requests(context.logs, context.name)
+        # In the serial runtime all roles share the coordinator's process, which reads its own.
+        self._meter = UsageMeter() if context.speaker else None
+
+    def presence(self) -> Presence:
+        """See presence."""
+        return self._presence
+
+    def _usage(self) -> ProcessUsage | None:
+        """The usage of this role's own process, at most once a second."""
+        return self._meter.due() if self._meter else None
+
+    def take_log(self) -> str:
+        """Log lines that could not be written where they arose, each once."""
+        return self._log.take() if self._log else ""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Streams of random numbers of a run, one for each (role, index, incarnation)."""
+
+    run_seed: int
+
+    def stream(self, role: str, index: int, incarnation: int) -> np.random.SeedSequence:
+        """A restarted role never repeats an old stream, because its incarnation is part of the key."""
+        roles = ("actor", "shard", "learner")
+        return np.random.SeedSequence(self.run_seed, spawn_key=(roles.index(role), index, incarnation))
+
+
+class ShardRole(Role):
+    """One replay shard."""
+
+    def __init__(self, context: RoleContext, shard: int, incarnation: int, capacity: int) -> None:
+        super().__init__(context)
+        config = context.config
+        self._shard = ReplayShard(
+            config.replay,
+            context.spec.block_schema(config.actors.n_step),
+            shard=shard,
+            incarnation=incarnation,
+            capacity=capacity,
+            seed=Seeds(config.run.seed).stream("shard", shard, incarnation),
+            folder=context.replay / f"shard-{shard}",
+        )
+
+    def insert(self, encoded: np.ndarray) -> InsertReply:
+        """See ReplayShard.insert."""
+        return self._shard.insert(encoded)
+
+    def exchange(self, update: PriorityUpdate | None, request: SampleRequest) -> SampleReply:
+        """See ReplayShard.exchange."""
+        return self._shard.exchange(update, request)
+
+    def status(self) -> ShardStatus:
+        """See ReplayShard.status."""
+        status = self._shard.status()
+        if status.figures is None:
+            return status
+        figures = dataclasses.replace(status.figures, process=self._usage())
+        return dataclasses.replace(status, figures=figures)
+
+    def recovery(self) -> tuple[RecoveryReport | None, ShardStatus]:
+        """What this shard found in its journal when it began, if it keeps one; and how it stands."""
+        return self._shard.recovery, self._shard.status()
+
+    def seal_slice(self, into: Path) -> SealReply:
+        """See ReplayShard.seal_slice."""
+        return self._shard.seal_slice(into)
+
+    def close(self) -> None:
+        """See ReplayShard.close."""
+        self._shard.close()
+
+
+class ActorRole(Role):
+    """One environment actor."""
+
+    def __init__(
+        self, context: RoleContext, calls: Calls, shards: list[Handle], actor: int, incarnation: int
+    ) -> None:
+        from actors.rollout import EnvActor
+
+        super().__init__(context)
+        config = context.config
+        self._sink = RoundRobinSink(calls, shards, actor, incarnation, config.actors.pushes_in_flight)
+        seed = Seeds(config.run.seed).stream("actor", actor, incarnation)
+        # EnvActor spawns the children 0 and 1 of its seed.
+        noise = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 2))
+        num_actors = config.actors.num_actors or 1
+        # Elsewhere an actor has the one core that it asked for.
+        cores = 1 if config.run.runtime == "cluster" else available_cores()
+        actors_here = min(num_actors, available_cores()) if config.run.runtime == "cluster" else num_actors
+        # In the serial runtime nobody can say whose memory it is.
+        self._memory = MemoryMeter(config.actors.memory_limit_bytes, actors_here) if context.speaker else None
+        threads = env_threads(cores, num_actors)
+        self._actor = EnvActor(
+            config.env,
+            config.actors,
+            policy=make_policy(config, context.spec, noise),
+            sink=self._sink,
+            actor=actor,
+            incarnation=incarnation,
+            num_actors=num_actors,
+            seed=seed,
+            env_threads=threads,
+            # A numpy policy answers before environments could have begun; without a second core nobody wins.
+            overlap=threads > 1 and not acts_in_numpy(network_spec(context.spec), config.learner),
+        )
+
+    def rollout(
+        self, steps: int, version: int, weights: np.ndarray, global_env_steps: int
+    ) -> tuple[RolloutReport, int]:
+        """One chunk; also the rows pushed whose insertion is not confirmed yet."""
+        report = self._actor.rollout(steps, version, weights, global_env_steps)
+        report = dataclasses.replace(
+            report,
+            pushes_in_flight=self._sink.pushes_in_flight,
+            process=self._usage(),
+            memory_excess=self._memory.due() if self._memory else None,
+        )
+        return report, self._sink.rows_unacknowledged
+
+    def take_place(self, rank: int, num_actors: int) -> None:
+        """See EnvActor.take_place."""
+        self._actor.take_place(rank, num_actors)
+
+    def unconfirmed(self) -> tuple[int, tuple[ShardStatus, ...]]:
+        """The rows whose insertion is not confirmed yet, and what shards said when they confirmed others."""
+        statuses = self._sink.statuses()
+        return self._sink.rows_unacknowledged, statuses
+
+    def replace_shard(self, shard: int, handle: Handle) -> int:
+        """See RoundRobinSink.replace_shard; returns the rows whose insertion is not confirmed yet."""
+        self._sink.replace_shard(shard, handle)
+        return self._sink.rows_unacknowledged
+
+
+class LearnerRole(Role):
+    """The learner with its sampler."""
+
+    def __init__(
+        self, context: RoleContext, calls: Calls, shards: list[Handle], incarnation: int, threads: int
+    ) -> None:
+        from learner.health import append_skipped
+        from learner.loop import Learner
+        from replay_service.sampler import ReplaySampler
+
+        super().__init__(context)
+        config = context.config
+        stream = Seeds(config.run.seed).stream("learner", 0, incarnation)
+        torch_seed, sampler_seed = stream.spawn(2)
+        self._transport = EngineTransport(calls, shards)
+        self._sampler = ReplaySampler(
+            config.replay,
+            self._transport,
+            batch_size=config.learner.batch_size,
+            minibatches_per_request=config.replay.minibatches_per_request or 1,
+            prefetch_requests=config.replay.prefetch_requests,
+            rng=np.random.default_rng(sampler_seed),
+            adaptive=True,
+        )
+        self._learner = Learner(
+            config.learner,
+            network_spec(context.spec),
+            self._sampler,
+            seed=int(torch_seed.generate_state(1)[0]),
+            threads=threads,
+            record_skipped=partial(append_skipped, context.logs / f"{context.name}.skipped.jsonl"),
+        )
+
+    def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:
+        """One chunk of updates, and the flat weights after it."""
+        report, weights = self._learner.learn(updates)
+        if report.updates:
+            busy_seconds = sum(report.seconds[phase] for phase in ("draw", "update", "other"))
+            self._sampler.adapt(busy_seconds / report.updates)
+        report = dataclasses.replace(
+            report, prefetched_requests=self._sampler.requests_in_flight, process=self._usage()
+        )
+        return report, weights
+
+    def state(self) -> LearnerState:
+        """See Learner.state."""
+        return self._learner.state()
+
+    def start_from(self, weights: np.ndarray) -> tuple[int, np.ndarray]:
+        """Begins with weights; returns the version, 0, and them."""
+        self._learner.start_from(weights)
+        return self._learner.weights()
+
+    def restore(self, state: LearnerState) -> tuple[int, np.ndarray]:
+        """Goes on from a state; returns its version and flat weights."""
+        self._learner.restore(state)
+        return self._learner.weights()
+
+    def replace_shard(self, shard: int, handle: Handle) -> None:
+        """Samples from another shard under this number from now on."""
+        self._transport.replace_shard(shard, handle)
+        self._sampler.shard_replaced(shard)
+
+
+class EvaluatorRole(Role):
+    """Plays greedy episodes of a version, beside training."""
+
+    def __init__(self, context: RoleContext) -> None:
+        from actors.evaluation import Evaluator
+
+        super().__init__(context)
+        self._policy = make_policy(context.config, context.spec)
+        acting = context.config.actors
+        self._evaluator = Evaluator(
+            context.config.env,
+            seed=context.config.run.seed,
+            discount=acting.discount,
+            reward_clip=acting.reward_clip,
+        )
+
+    def evaluate(
+        self, version: int, weights: np.ndarray, seed_domain: int, episodes: int
+    ) -> EvaluationReport:
+        """See Evaluator.evaluate."""
+        self._policy.load(weights)
+        report = self._evaluator.evaluate(
+            self._policy, version=version, seed_domain=seed_domain, episodes=episodes
+        )
+        return dataclasses.replace(report, process=self._usage())
+
+
+def make_policy(config: RunConfig, spec: EnvSpec, noise: np.random.SeedSequence | None = None) -> Policy:
+    """The acting policy: numpy where the network is small, torch (imported here) for everything else.
+
+    noise: what noisy networks explore with; None acts by their mean weights.
+    """
+    from actors.policy import MlpPolicy, TablePolicy
+
+    fitted = network_spec(spec)
+    if not acts_in_numpy(fitted, config.learner):
+        from learner.torch_policy import TorchPolicy
+
+        return TorchPolicy(fitted, config.learner, threads=1, noise=noise)
+    if config.learner.network == "table":
+        return TablePolicy(spec.num_states or 0, spec.num_actions)
+    sizes = (math.prod(fitted.observation_shape), *config.learner.hidden_sizes, spec.num_actions)
+    normalised = math.prod(fitted.frame_shape) if config.learner.normalise_observations else 0
+    return MlpPolicy(sizes, normalised)

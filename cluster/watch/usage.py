@@ -1,0 +1,122 @@
+"""What processes and this machine use: CPU time, memory, shared memory.
+
+Owns reading the system's figures for metrics; decides nothing, must not import ray or torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from cluster.engines.machine import Machine, this_machine
+from replay_service.messages import ProcessUsage
+
+_ROLE_SECONDS = 1.0
+_MACHINE_SECONDS = 5.0
+_MEMORY_SECONDS = 2.0
+_SCARCE_SHARE = 0.1
+_ACTORS_SHARE = 0.5
+_SHARED_MEMORY = "/dev/shm"
+
+
+class UsageMeter:
+    """The usage of this process, read at most once a second: reading costs as much as some updates do."""
+
+    def __init__(self, every_seconds: float = _ROLE_SECONDS) -> None:
+        self._process = psutil.Process()
+        self._every_seconds = every_seconds
+        self._read_at = time.monotonic() - every_seconds
+
+    def due(self) -> ProcessUsage | None:
+        """The usage, or None within every_seconds of the last."""
+        now = time.monotonic()
+        if now - self._read_at < self._every_seconds:
+            return None
+        self._read_at = now
+        return ProcessUsage(time.process_time(), self._process.memory_info().rss)
+
+
+class MemoryMeter:
+    """Whether this process and those that it started hold too much memory, looked at every 2 seconds.
+
+    Shared pages count in proportion, so that forked processes are not counted as if each were whole.
+    """
+
+    def __init__(self, limit_bytes: int | None, actors_here: int) -> None:
+        """limit_bytes: see memory_excess; actors_here: how many actors this machine may have."""
+        self._limit_bytes = limit_bytes
+        self._actors_here = actors_here
+        self._process = psutil.Process()
+        self._read_at = time.monotonic()
+
+    def due(self) -> str | None:
+        """The excess in words; None where there is none, or within 2 seconds of the last look."""
+        now = time.monotonic()
+        if now - self._read_at < _MEMORY_SECONDS:
+            return None
+        self._read_at = now
+        held = sum(map(_held_bytes, [self._process, *self._process.children(recursive=True)]))
+        return memory_excess(held, self._limit_bytes, this_machine(), self._actors_here)
+
+
+def memory_excess(held_bytes: int, limit_bytes: int | None, machine: Machine, actors_here: int) -> str | None:
+    """What is wrong with an actor that holds so much; None where nothing is.
+
+    Without a limit that is an equal share of half the machine, and only while less than a tenth of its memory
+    is left: an actor that is large but harms nobody is left alone.
+    """
+    if limit_bytes is not None:
+        if held_bytes <= limit_bytes:
+            return None
+        return f"{held_bytes / 1e9:.2f} GB, above actors.memory_limit_bytes = {limit_bytes}"
+    share = _ACTORS_SHARE * machine.memory_bytes / actors_here
+    if held_bytes <= share or machine.available_bytes >= _SCARCE_SHARE * machine.memory_bytes:
+        return None
+    return (
+        f"{held_bytes / 1e9:.2f} GB, more than its share of {share / 1e9:.2f} GB, while its machine has only "
+        f"{machine.available_bytes / 1e9:.2f} GB left"
+    )
+
+
+def _held_bytes(process: psutil.Process) -> int:
+    try:
+        full = process.memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(full, "pss", full.rss))
+
+
+@dataclass(frozen=True)
+class MachineUsage:
+    """Of the coordinator's machine. shared_memory_*: of /dev/shm, None where there is none."""
+
+    memory_bytes: int
+    memory_available_bytes: int
+    shared_memory_bytes: int | None
+    shared_memory_used_bytes: int | None
+
+
+class MachineMeter:
+    """The usage of this process and its machine, read at most every 5 seconds."""
+
+    def __init__(self) -> None:
+        self._own = UsageMeter(_MACHINE_SECONDS)
+
+    def due(self) -> tuple[ProcessUsage, MachineUsage] | None:
+        """The usage, or None within 5 seconds of the last."""
+        own = self._own.due()
+        return None if own is None else (own, machine_usage())
+
+
+def machine_usage() -> MachineUsage:
+    """The usage now."""
+    memory = psutil.virtual_memory()
+    try:
+        shared = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return MachineUsage(memory.total, memory.available, None, None)
+    size = shared.f_frsize * shared.f_blocks
+    return MachineUsage(memory.total, memory.available, size, size - shared.f_frsize * shared.f_bavail)
