@@ -242,7 +242,10 @@ RUNS: dict[Stage, tuple[str, ...]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", RUNS)
 @pytest.mark.parametrize("runtime", ["serial", "local"])
-def test_runs_that_are_made_slow(tmp_path: Path, stage: Stage, runtime: str) -> None:
+def test_runs_that_are_made_slow(
+    tmp_path: Path, stage: Stage, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "support"))  # for the roles' processes
     said = final_verdict(tmp_path, *RUNS[stage], f"run.runtime={runtime}", "actors.num_actors=1")
     assert said.startswith(f"{stage}-bound: "), said
 
