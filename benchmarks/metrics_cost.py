@@ -160,7 +160,7 @@ def serial_costs() -> dict[str, Cost]:
             ("shard metrics", ShardMeter, ("inserted", "exchanged", "read")),
             ("learner", Learner, ("learn",)),
             ("learner", ReplaySampler, ("next_minibatch", "give_back")),
-            # Not _add_to_sums: each update appends to a list, 0.3 us, and timing it would cost ten times that.
+            # Not _add_to_sums: it appends to a list in 0.3 us, and timing it would cost ten times that.
             ("learner metrics", UpdateStep, ("_fold", "take_means")),
             ("learner metrics", counting, ("add", "read")),
             ("evaluator", Evaluator, ("evaluate",)),

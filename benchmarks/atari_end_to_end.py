@@ -1,0 +1,109 @@
+"""Env steps a second of a whole training at equal work: Pong, Nature CNN, batch 32, one update per 4 steps.
+
+Run as `python -m benchmarks.atari_end_to_end --peer-python PATH [--turns N] [--seconds S]`, the interpreter
+of an environment with stable-baselines3 and ale-py. The sides take turns; each is timed from some seconds
+after its first update on, for S seconds. Ours is the preset atari.yaml by the local runtime, evaluation left
+out; the peer's DQN has the same network and batch size, eight environments, and torch's default threads. Both
+keep 84 x 84 gray, stack 4, frame skip 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from cluster.load_config import PRESETS
+
+WARM_UP_SECONDS = 10.0
+LEARNING_STARTS = 2_000
+BAR = 1.2
+
+# Two gradient steps for each step of eight environments: one update per 4 env steps.
+STABLE_BASELINES3 = """
+import sys, time
+import ale_py, gymnasium
+gymnasium.register_envs(ale_py)
+from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.vec_env import VecFrameStack
+
+warm_up, seconds, learning_starts = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+
+class Timer(BaseCallback):
+    began = None
+    def _on_step(self):
+        now = time.perf_counter()
+        if self.num_timesteps <= learning_starts:
+            self.learning_at = now
+        elif self.began is None:
+            if now - self.learning_at >= warm_up:
+                self.began, self.first = now, self.num_timesteps
+        elif now - self.began >= seconds:
+            print((self.num_timesteps - self.first) / (now - self.began))
+            return False
+        return True
+
+env = VecFrameStack(make_atari_env("ALE/Pong-v5", n_envs=8, env_kwargs={"frameskip": 1}), 4)
+model = DQN("CnnPolicy", env, batch_size=32, buffer_size=20_000, learning_starts=learning_starts,
+            train_freq=1, gradient_steps=2, target_update_interval=8_000, learning_rate=1e-4)
+model.learn(10**9, callback=Timer())
+"""
+
+
+def ours(seconds: float) -> float:
+    """Env steps a second of `qfleet train`."""
+    settings = (
+        f"pacing.learning_starts={LEARNING_STARTS}",
+        f"stop.seconds={WARM_UP_SECONDS + seconds + 30.0}",  # 30: more than until the first update
+        "replay.capacity=20_000",
+        "evaluation.every_updates=1_000_000",
+        "metrics.every_seconds=1",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        command = [sys.executable, "-m", "cluster.main", "train", str(PRESETS / "atari.yaml")]
+        command += ["--runtime", "local", "--run-dir", str(run_dir)]
+        command += [part for setting in settings for part in ("--set", setting)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+    learning_at = next(line["run_seconds"] for line in lines if line["updates_total"])
+    timed = [line for line in lines if line["run_seconds"] >= learning_at + WARM_UP_SECONDS]
+    timed = [line for line in timed if line["run_seconds"] <= timed[0]["run_seconds"] + seconds]
+    first, last = timed[0], timed[-1]
+    steps = last["env_steps_total"] - first["env_steps_total"]
+    return float(steps / (last["run_seconds"] - first["run_seconds"]))
+
+
+def theirs(python: Path, seconds: float) -> float:
+    """Env steps a second of Stable-Baselines3."""
+    arguments = [str(WARM_UP_SECONDS), str(seconds), str(LEARNING_STARTS)]
+    command = [str(python), "-c", STABLE_BASELINES3, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer-python", type=Path, required=True)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    options = parser.parse_args(arguments)
+    turns = []
+    for _ in range(options.turns):
+        turns.append((ours(options.seconds), theirs(options.peer_python, options.seconds)))
+        mine, peers = turns[-1]
+        print(
+            f"ours {mine:7.1f} stable-baselines3 {peers:7.1f} env steps/s, {mine / peers:.2f} x", flush=True
+        )
+    print(f"median {median(mine / peers for mine, peers in turns):.2f} x (bar {BAR})")
+
+
+if __name__ == "__main__":
+    main()
