@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from cluster.engines.presence import presence
 from cluster.engines.serial_engine import SerialEngine
 from cluster.load_config import load_config
 from cluster.resolve import network_spec, resolve
-from cluster.runtime.roles import Seeds, make_policy
+from cluster.runtime.roles import ActorRole, RoleContext, Seeds, make_policy
 from cluster.runtime.shard_calls import RoundRobinSink
 from learner.networks import build_network
 from learner.update import UpdateStep
@@ -216,3 +217,28 @@ def test_a_role_loads_only_what_it_needs(module: str, forbidden: tuple[str, ...]
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("cores", "name", "overlap"),
+    [(4, "image", True), (1, "image", False), (4, "vector", False)],
+    ids=["a network on many cores", "one core", "a policy in numpy"],
+)
+def test_environments_step_beside_the_policy_where_that_pays(
+    cores: int, name: str, overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    class Actor:
+        def __init__(self, *_: object, **options: object) -> None:
+            given.update(options)
+
+    monkeypatch.setattr("actors.rollout.EnvActor", Actor)
+    monkeypatch.setattr("cluster.runtime.roles.available_cores", lambda: cores)
+    wanted = ["run.runtime=local", "actors.num_actors=1"]
+    if name == "image":  # too small for the Nature network
+        wanted.append("learner.network=minatar_cnn")
+    config = resolve(load_config(None, wanted), SPECS[name], cores)
+    context = RoleContext("actor 0", config, SPECS[name], logs=tmp_path, replay=tmp_path)
+    ActorRole(context, SerialEngine().calls, [], 0, 0)
+    assert given["overlap"] is overlap
