@@ -1,0 +1,188 @@
+"""Long runs on images, and their learning curves: MinAtar against the DQN of its paper, and Pong.
+
+Run as `python -m benchmarks.learning_curves CASE [--seeds 0 1 2] [--seconds S]`: up to hours on two cores.
+It can be stopped: run again, it plays only the seeds that the data file lacks, and a run that was cut off
+goes on from its last checkpoint below --runs. The plot beside the data (needs matplotlib) is made anew each
+time.
+
+A MinAtar run ends with 5 million frames, or once its greedy return, confirmed on other seeds, is 1.2 times
+the paper's figure. Those figures are returns while training with epsilon 0.1 at 5 million frames, means of
+30 runs with all six actions (Young and Tian 2019, arXiv:1903.03176; the curves are in the README of
+kenjyoung/MinAtar), read off to about half a unit. So training and greedy returns are both kept. Pong ends
+with --seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.recorded_runs import read_runs, write_runs
+from cluster.api import train
+from cluster.load_config import PRESETS, load_config
+
+DATA = PRESETS.parent / "docs" / "learning_curves.json"
+MARGIN = 1.2
+MOST_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Case:
+    """A preset and what is set beside it; frames a step; the return of the paper's DQN, if there is one."""
+
+    preset: str
+    overrides: tuple[str, ...]
+    frames_per_step: int = 1
+    paper_dqn: float | None = None
+
+
+def _minatar(game: str, paper_dqn: float) -> Case:
+    wanted = (f"env.id=MinAtar/{game}-v1", f"stop.target_return={MARGIN * paper_dqn}")
+    return Case("minatar", wanted, paper_dqn=paper_dqn)
+
+
+CASES: Mapping[str, Case] = {
+    "asterix": _minatar("Asterix", 17.0),
+    "breakout": _minatar("Breakout", 10.0),
+    "freeway": _minatar("Freeway", 50.0),
+    "seaquest": _minatar("Seaquest", 20.0),  # the paper's is from before a fix of the game in 1.0.11
+    "spaceinvaders": _minatar("SpaceInvaders", 44.0),
+    # The preset is the paper's, for 10 million steps; this is for the half million of some hours.
+    "pong": Case(
+        "atari",
+        (
+            "actors.n_step=3",
+            "actors.epsilon_end=0.02",
+            "actors.epsilon_decay_env_steps=60_000",
+            "replay.capacity=200_000",
+            "learner.double=true",
+            "learner.learning_rate=2e-4",
+            "learner.target_update_updates=1_000",
+            "pacing.learning_starts=10_000",
+            "evaluation.every_updates=10_000",
+            "evaluation.episodes=5",
+        ),
+        frames_per_step=4,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. curve: (env steps, seconds, mean return while training); evaluations: (version, greedy mean).
+
+    greedy_return is that of the version delivered, confirmed on other seeds; None where none was confirmed.
+    """
+
+    case: str
+    seed: int
+    env_steps: int
+    updates: int
+    seconds: float
+    train_return: float
+    greedy_return: float | None
+    curve: tuple[tuple[int, float, float], ...]
+    evaluations: tuple[tuple[int, float], ...]
+
+
+def one_run(name: str, seed: int, run_dir: Path, seconds: float | None) -> Run:
+    """Plays a run to its end, from its last checkpoint if there is one."""
+    case = CASES[name]
+    overrides = [*case.overrides, f"run.seed={seed}", "metrics.every_seconds=10"]
+    if seconds is not None:
+        overrides.append(f"stop.seconds={seconds}")
+    train(load_config(PRESETS / f"{case.preset}.yaml", overrides), run_dir, resume="auto")
+    return read_run(name, seed, run_dir)
+
+
+def read_run(name: str, seed: int, run_dir: Path) -> Run:
+    """What a run directory holds by now."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+    scored = [json.loads(line) for line in (run_dir / "evaluations.jsonl").read_text("utf-8").splitlines()]
+    curve = [
+        (line["env_steps_total"], round(line["run_seconds"], 1), round(line["train_return_mean"], 3))
+        for line in lines
+        if line.get("train_return_mean") is not None
+    ]
+    every = -(-len(curve) // MOST_POINTS)
+    last = lines[-1]
+    return Run(
+        case=name,
+        seed=seed,
+        env_steps=last["env_steps_total"],
+        updates=last["updates_total"],
+        seconds=round(last["run_seconds"], 1),
+        train_return=curve[-1][2],
+        greedy_return=last.get("best_return_mean"),
+        curve=tuple(curve[::-every][::-1]),
+        evaluations=tuple((line["version"], round(line["return_mean"], 3)) for line in scored),
+    )
+
+
+def sentence(run: Run) -> str:
+    """One run in words."""
+    case = CASES[run.case]
+    text = (
+        f"{run.case} seed {run.seed}: greedy {run.greedy_return}, training {run.train_return:.1f} after "
+        f"{run.env_steps * case.frames_per_step:,} frames and {run.seconds:,.0f} s"
+    )
+    if case.paper_dqn is None:
+        return text
+    beats = "beats" if (run.greedy_return or 0.0) > case.paper_dqn else "is below"
+    return f"{text}; {beats} the paper's DQN ({case.paper_dqn:g})"
+
+
+def plot(runs: Sequence[Run], path: Path) -> None:
+    """A panel a case: return while training over millions of frames, a line a seed (with matplotlib)."""
+    try:
+        from matplotlib import pyplot, rcParams
+    except ImportError:
+        print(f"{path.name} is left as it is: matplotlib is not installed")
+        return
+    rcParams["svg.hashsalt"] = "learning_curves"
+    names = [name for name in CASES if any(run.case == name for run in runs)]
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.0), squeeze=False)
+    for panel, name in zip(axes[0], names, strict=True):
+        case = CASES[name]
+        for run in runs:
+            if run.case == name:
+                frames = [steps * case.frames_per_step / 1e6 for steps, _, _ in run.curve]
+                returns = [point[2] for point in run.curve]
+                panel.plot(
+                    frames, returns, linewidth=1.0, label=f"seed {run.seed}, {run.seconds / 60:.0f} min"
+                )
+        if case.paper_dqn is not None:
+            panel.axhline(case.paper_dqn, color="#999999", linewidth=0.8, linestyle="--")
+        panel.set_title(name, fontsize=9)
+        panel.set_xlabel("million frames", fontsize=8)
+        panel.legend(fontsize=7)
+    axes[0][0].set_ylabel("return while training", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_curves", description=__doc__)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seconds", type=float, help="of each run at most")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--data", type=Path, default=DATA, help="default: docs/learning_curves.json")
+    options = parser.parse_args(arguments)
+    runs = read_runs(options.data, Run)
+    for seed in options.seeds:
+        if (options.case, seed) not in {(run.case, run.seed) for run in runs}:
+            run_dir = options.runs / f"{options.case}-{seed}"
+            runs.append(one_run(options.case, seed, run_dir, options.seconds))
+            write_runs(options.data, runs)
+    for run in runs:
+        print(sentence(run))
+    plot(runs, options.data.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

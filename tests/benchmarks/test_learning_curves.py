@@ -1,0 +1,45 @@
+"""The study of long runs: its settings hold, and what a run directory holds is read as it stands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import learning_curves  # noqa: E402
+from benchmarks.learning_curves import CASES, Run, read_run, sentence  # noqa: E402
+from benchmarks.recorded_runs import read_runs, write_runs  # noqa: E402
+from cluster.api import train  # noqa: E402
+from cluster.load_config import PRESETS, load_config  # noqa: E402
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_set_beside_a_preset_exists(name: str) -> None:
+    config = load_config(PRESETS / f"{CASES[name].preset}.yaml", CASES[name].overrides)
+    assert CASES[name].paper_dqn is None or config.stop.target_return == pytest.approx(
+        1.2 * (CASES[name].paper_dqn or 0.0)
+    )
+
+
+def test_a_run_is_read_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["run.runtime=serial", "stop.updates=400", "metrics.every_seconds=0.001"]
+    train(load_config(PRESETS / "cartpole.yaml", wanted), tmp_path / "run")
+    monkeypatch.setattr(learning_curves, "MOST_POINTS", 5)
+    run = read_run("breakout", 3, tmp_path / "run")
+    assert (run.case, run.seed, run.updates) == ("breakout", 3, 400)
+    assert 2 <= len(run.curve) <= 5
+    assert run.curve[-1] == (run.env_steps, run.seconds, run.train_return)
+    assert all(before[0] <= after[0] for before, after in zip(run.curve, run.curve[1:], strict=False))
+    write_runs(tmp_path / "data.json", [run])
+    assert [sentence(again) for again in read_runs(tmp_path / "data.json", Run)] == [sentence(run)]
+
+
+def test_a_run_is_told_against_the_paper() -> None:
+    run = Run("breakout", 0, 700_000, 45_000, 600.0, 11.0, 12.5, ((700_000, 600.0, 11.0),), ())
+    assert sentence(run).endswith("after 700,000 frames and 600 s; beats the paper's DQN (10)")
+    pong = Run("pong", 0, 1_000, 45_000, 600.0, -11.0, None, ((1_000, 600.0, -11.0),), ())
+    assert sentence(pong).endswith("after 4,000 frames and 600 s")
