@@ -25,6 +25,7 @@ import numpy as np
 from actors.core import EnvSpec, EvaluationReport
 from cluster.config import ConfigError, RunConfig
 from cluster.engines.threads import available_cores
+from cluster.line_file import LineFile
 from cluster.load_config import dump_config, load_config
 from cluster.runtime.judge import EvaluationRequest
 from cluster.watch.logs import Level, Speaker
@@ -52,8 +53,8 @@ class RunDir:
             self._lock.close()
             raise ConfigError(f"run directory {path}: another process is running in it") from None
         self._event_file = EventFile(path / "tensorboard") if tensorboard else None
-        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._evaluations = (path / "evaluations.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._metrics = LineFile(path / "metrics.jsonl")
+        self._evaluations = LineFile(path / "evaluations.jsonl")
 
     @property
     def logs(self) -> Path:
@@ -115,15 +116,15 @@ class RunDir:
             partial = path / "config.yaml.partial"
             partial.write_text(dump_config(config), encoding="utf-8")
             partial.replace(path / "config.yaml")
-            with (path / RESUMES).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(note, default=str) + "\n")
+            with contextlib.closing(LineFile(path / RESUMES)) as resumes:
+                resumes.write(json.dumps(note, default=str))
         except OSError as error:
             raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
         return run_dir
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
         """Adds a line to metrics.jsonl, and to the TensorBoard events if there are any."""
-        self._metrics.write(msgspec.json.encode(figures(snapshot)).decode() + "\n")
+        self._metrics.write(msgspec.json.encode(figures(snapshot)).decode())
         if self._event_file is not None:
             self._event_file.write(snapshot)
 
@@ -148,7 +149,7 @@ class RunDir:
             "lengths": list(report.lengths),
             "seconds": round(report.seconds, 4),
         }
-        self._evaluations.write(json.dumps(line) + "\n")
+        self._evaluations.write(json.dumps(line))
 
     def write_weights(self, name: WeightsName, flat: np.ndarray, facts: Mapping[str, str]) -> None:
         """Replaces weights/NAME.safetensors in one step: a reader sees the old file or the new one."""
