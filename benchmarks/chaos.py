@@ -3,6 +3,8 @@
     python -m benchmarks.chaos --minutes 30 --every 20 --env CartPole-v1
     python -m benchmarks.chaos --table [--repeats 3] [--only actor learner]     writes docs/failures.md
 
+Injections that docs/failures.json holds are not repeated, so a table that was stopped goes on where it was.
+
 With a continuous journal no acknowledged transition may be lost: each shard takes a writer's pushes in their
 order only, so the journals' sequences, read after the end, tell of any that is missing.
 """
@@ -34,6 +36,7 @@ from replay_service.journal import BLOCK, DELIVERY, read_segment, segment_paths,
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "failures.md"
+DATA = ROOT / "docs" / "failures.json"
 TARGETS = {"CartPole-v1": 475.0}
 MOST_RECOVERY_SECONDS = {"actor": 5.0, "shard": 5.0, "learner": 15.0, "evaluator": 30.0}
 SETTINGS = {
@@ -285,7 +288,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if options.table:
         wanted = [failure for failure in FAILURES if options.only is None or failure.name in options.only]
-        measured = [measure(failure, options.repeats) for failure in wanted]
+        measured = [measure(failure, options.repeats, DATA) for failure in wanted]
         if options.only is None:
             PAGE.write_text(page(measured))
         return

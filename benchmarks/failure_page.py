@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.failures import FROZEN_SECONDS, CannotBeInjectedError, Failure, Outcome
+from benchmarks.recorded_runs import read_runs, write_runs
 
 _HEAD = f"""# Failures
 
@@ -58,21 +59,35 @@ class Measured:
     missing: str = ""
 
 
-def measure(failure: Failure, repeats: int) -> Measured:
-    """Injects the failure `repeats` times, each into a run of its own."""
-    outcomes = []
-    for _ in range(repeats):
+@dataclass(frozen=True)
+class Injected:
+    """One injection as the data file keeps it; failure: its name."""
+
+    failure: str
+    outcome: Outcome
+
+    def __post_init__(self) -> None:
+        if isinstance(self.outcome, dict):  # as it is read
+            object.__setattr__(self, "outcome", Outcome(**self.outcome))
+
+
+def measure(failure: Failure, repeats: int, data: Path) -> Measured:
+    """Injects the failure, each time into a run of its own, until the data file holds `repeats` of it."""
+    injected = read_runs(data, Injected)
+    while len(held := [each.outcome for each in injected if each.failure == failure.name]) < repeats:
         with tempfile.TemporaryDirectory(prefix="qfleet-failure-") as folder:
             try:
-                outcomes.append(failure.play(Path(folder)))
+                outcome = failure.play(Path(folder))
             except CannotBeInjectedError as error:
                 print(f"{failure.name}: {error}", flush=True)
                 return Measured(failure, (), f"not injected: {error}")
             except RuntimeError as error:
                 print(f"{failure.name}: {error}", flush=True)
                 return Measured(failure, (), "**it did not go on**")
-        print(f"{failure.name}: {_seconds(outcomes[-1:])}; lost: {outcomes[-1].lost}", flush=True)
-    return Measured(failure, tuple(outcomes))
+        print(f"{failure.name}: {_seconds([outcome])}; lost: {outcome.lost}", flush=True)
+        injected.append(Injected(failure.name, outcome))
+        write_runs(data, injected)
+    return Measured(failure, tuple(held))
 
 
 def page(measured: Sequence[Measured]) -> str:
