@@ -52,7 +52,8 @@ class Timer(BaseCallback):
 
 env = VecFrameStack(make_atari_env("ALE/Pong-v5", n_envs=8, env_kwargs={"frameskip": 1}), 4)
 model = DQN("CnnPolicy", env, batch_size=32, buffer_size=20_000, learning_starts=learning_starts,
-            train_freq=1, gradient_steps=2, target_update_interval=8_000, learning_rate=1e-4)
+            train_freq=1, gradient_steps=2, target_update_interval=8_000, learning_rate=1e-4,
+            exploration_initial_eps=0.1, exploration_final_eps=0.1)
 model.learn(10**9, callback=Timer())
 """
 
@@ -63,6 +64,7 @@ def ours(seconds: float) -> float:
         f"pacing.learning_starts={LEARNING_STARTS}",
         f"stop.seconds={WARM_UP_SECONDS + seconds + 30.0}",  # 30: more than until the first update
         "replay.capacity=20_000",
+        "actors.epsilon_start=0.1",
         "evaluation.every_updates=1_000_000",
         "metrics.every_seconds=1",
     )
@@ -71,14 +73,21 @@ def ours(seconds: float) -> float:
         command = [sys.executable, "-m", "cluster.main", "train", str(PRESETS / "atari.yaml")]
         command += ["--runtime", "local", "--run-dir", str(run_dir)]
         command += [part for setting in settings for part in ("--set", setting)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
     learning_at = next(line["run_seconds"] for line in lines if line["updates_total"])
     timed = [line for line in lines if line["run_seconds"] >= learning_at + WARM_UP_SECONDS]
     timed = [line for line in timed if line["run_seconds"] <= timed[0]["run_seconds"] + seconds]
     first, last = timed[0], timed[-1]
     steps = last["env_steps_total"] - first["env_steps_total"]
-    return float(steps / (last["run_seconds"] - first["run_seconds"]))
+    timed_seconds = last["run_seconds"] - first["run_seconds"]
+    if timed_seconds < 0.9 * seconds:
+        raise RuntimeError(
+            f"only {timed_seconds:.0f} s could be timed: learning began late; close other programs"
+        )
+    updates = last["updates_total"] - first["updates_total"]
+    print(f"ours made {steps / updates:.2f} env steps an update")
+    return float(steps / timed_seconds)
 
 
 def theirs(python: Path, seconds: float) -> float:

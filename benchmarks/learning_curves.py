@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.api import train
@@ -89,19 +91,22 @@ class Run:
 
 
 def one_run(name: str, seed: int, run_dir: Path, seconds: float | None) -> Run:
-    """Plays a run to its end, from its last checkpoint if there is one."""
+    """Plays a run to its end, from its last checkpoint if there is one. Raises SystemExit on a signal."""
     case = CASES[name]
     overrides = [*case.overrides, f"run.seed={seed}", "metrics.every_seconds=10"]
     if seconds is not None:
         overrides.append(f"stop.seconds={seconds}")
-    train(load_config(PRESETS / f"{case.preset}.yaml", overrides), run_dir, resume="auto")
+    result = train(load_config(PRESETS / f"{case.preset}.yaml", overrides), run_dir, resume="auto")
+    if result.signal is not None:
+        raise SystemExit(128 + result.signal)  # to be gone on with another time
     return read_run(name, seed, run_dir)
 
 
 def read_run(name: str, seed: int, run_dir: Path) -> Run:
     """What a run directory holds by now."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
-    scored = [json.loads(line) for line in (run_dir / "evaluations.jsonl").read_text("utf-8").splitlines()]
+    lines = _played_once(_lines(run_dir / "metrics.jsonl"), "env_steps_total")
+    screened = [line for line in _lines(run_dir / "evaluations.jsonl") if not line["confirms"]]
+    scored = _played_once(screened, "version")
     curve = [
         (line["env_steps_total"], round(line["run_seconds"], 1), round(line["train_return_mean"], 3))
         for line in lines
@@ -122,16 +127,37 @@ def read_run(name: str, seed: int, run_dir: Path) -> Run:
     )
 
 
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def _played_once(lines: Sequence[dict[str, Any]], counter: str) -> list[dict[str, Any]]:
+    """Without the lines behind a checkpoint from which the run was resumed: it has played that again."""
+    lives: list[list[dict[str, Any]]] = [[]]
+    for line in lines:
+        if lives[-1] and line[counter] < lives[-1][-1][counter]:
+            lives.append([])
+        lives[-1].append(line)
+    kept: list[dict[str, Any]] = []
+    begins = math.inf
+    for life in reversed(lives):
+        kept = [line for line in life if line[counter] < begins] + kept
+        begins = min([begins, *(line[counter] for line in life[:1])])
+    return kept
+
+
 def sentence(run: Run) -> str:
     """One run in words."""
     case = CASES[run.case]
     text = (
-        f"{run.case} seed {run.seed}: greedy {run.greedy_return}, training {run.train_return:.1f} after "
-        f"{run.env_steps * case.frames_per_step:,} frames and {run.seconds:,.0f} s"
+        f"{run.case} seed {run.seed}: greedy {run.greedy_return or math.nan:.1f}, "
+        f"training {run.train_return:.1f} after {run.env_steps * case.frames_per_step:,} frames "
+        f"and {run.seconds:,.0f} s"
     )
     if case.paper_dqn is None:
         return text
-    beats = "beats" if (run.greedy_return or 0.0) > case.paper_dqn else "is below"
+    # The paper's is of training; a greedy one alone would compare different things.
+    beats = "beats" if min(run.greedy_return or 0.0, run.train_return) > case.paper_dqn else "is below"
     return f"{text}; {beats} the paper's DQN ({case.paper_dqn:g})"
 
 

@@ -1,4 +1,4 @@
 """Wiring: configuration, engines, coordinator, run directory, metrics and the command line.
 
-The only package that imports ray, and the only one that imports both actors and learner.
+The only package that imports both actors and learner, and, in `engines`, the only one that imports ray.
 """

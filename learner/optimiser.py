@@ -71,7 +71,7 @@ class FlatOptimiser:
                 weight_decay=0.0,
                 nesterov=False,
                 maximize=False,
-                is_first_step=True,
+                is_first_step=False,
                 found_inf=skip,
             )
             return

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 
 REQUEST_SECONDS = 0.1
-"""Of learning in one request: a call takes a learner some 1 ms, 1 % of it; and priorities stay
-fresh."""
+"""Of learning in one request: a call takes the learner some 1 ms, and 1 % of it is little enough. Where
+updates are so short that these are more minibatches than a request may hold (`most`), it costs more."""
 
 
 @dataclass(frozen=True)

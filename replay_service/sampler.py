@@ -146,6 +146,7 @@ class ReplaySampler(Generic[Ticket]):
         self._slots: SlotPool | None = None
         self._next_index = 0
         self._handed_out: dict[int, _Drawn] = {}
+        self._waited_seconds = 0.0
         self._returned: list[list[PriorityUpdate]] = [[] for _ in range(transport.num_shards)]
 
     @property
@@ -203,9 +204,9 @@ class ReplaySampler(Generic[Ticket]):
 
         Raises EmptyShardError when no shard that is left holds rows, and what a shard raised.
         """
-        waited_seconds = 0.0
+        self._waited_seconds = 0.0
         if self._current is None or self._position == self._prefetch.minibatches:
-            waited_seconds = self._advance(update)
+            self._advance(update)
         assert self._current is not None
         k = self._position
         self._position += 1
@@ -232,7 +233,7 @@ class ReplaySampler(Generic[Ticket]):
             keys=rows["keys"],
             rows_per_shard=counts,
             asked_at_update=self._current.asked_at_update,
-            waited_seconds=waited_seconds,
+            waited_seconds=self._waited_seconds,
         )
         self._next_index += 1
         return minibatch
@@ -266,10 +267,8 @@ class ReplaySampler(Generic[Ticket]):
         )
         self._collect_all(tickets)
 
-    def _advance(self, update: int) -> float:
-        """Makes the oldest request in flight the current one and fills up what is in flight; the seconds that
-        replies were waited for."""
-        waited_seconds = 0.0
+    def _advance(self, update: int) -> None:
+        """Makes the oldest request in flight the current one and fills up what is in flight."""
         for shard in set(range(self._transport.num_shards)) - self._statuses.keys() - self._lost:
             self._ask_status(shard)
         self._retire_current()
@@ -281,7 +280,7 @@ class ReplaySampler(Generic[Ticket]):
             asked = time.monotonic()
             replies = self._collect_all(request.tickets)
             collected = time.monotonic()
-            waited_seconds += collected - asked
+            self._waited_seconds += collected - asked
             if collected - asked > _WAITED_SECONDS:  # else the reply had been there for nobody knows how long
                 self._reply_seconds.append(collected - request.sent_at)
             if replies is not None:
@@ -297,7 +296,6 @@ class ReplaySampler(Generic[Ticket]):
         self._stage(request, replies)
         self._current = request
         self._position = 0
-        return waited_seconds
 
     def _change_prefetch(self) -> None:
         """Goes over to the wanted prefetch; to other requests once none of the old ones is in flight."""
@@ -355,11 +353,13 @@ class ReplaySampler(Generic[Ticket]):
 
     def _ask_status(self, shard: int) -> None:
         """Notes the shard's status, or that it is lost: then its priorities have nowhere to go."""
+        asked = time.monotonic()
         try:
             self._statuses[shard] = self._transport.status(shard)
         except ShardLostError:
             self._lost.add(shard)
             self._returned[shard].clear()
+        self._waited_seconds += time.monotonic() - asked
 
     def _collect_all(self, tickets: Sequence[Ticket | None]) -> list[SampleReply | None] | None:
         """The replies, None where there was no ticket; or None if one did not come: its shard may be lost."""

@@ -90,8 +90,12 @@ class Snapshot:
         "gauge", "Learner version less the newest rollout's acting version"
     )
     sample_age_updates: float | None = _figure("gauge", "The same lag, mean over the rows being sampled")
-    learner_update_share: float = _figure("gauge", "Share of the last interval spent updating")
-    learner_wait_share: float = _figure("gauge", "Share of the last interval the learner waited for data")
+    learner_update_share: float = _figure(
+        "gauge", "Share of the last interval spent updating, drawing minibatches left out"
+    )
+    learner_wait_share: float = _figure(
+        "gauge", "Share of the last interval the learner waited for replies of shards"
+    )
     actor_busy_share: float = _figure("gauge", "Share of the last interval that actors worked, mean")
     replay_transitions: int = _figure("gauge", "Transitions held in replay")
     replay_bytes: int = _figure("gauge", "Bytes held in replay")

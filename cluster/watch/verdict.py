@@ -29,9 +29,11 @@ class Shares:
     """Where time went, as shares of each role's own: a process that does nothing else has 1.
 
     actors: work (acting, environments, building rows), push (waiting for shards), idle (without a credit).
-    learner: update, wait (for rows), idle (without a credit). shards and coordinator: work.
+    learner: update (drawing minibatches included), wait (for replies of shards), idle (without a credit).
+    shards and coordinator: work.
 
-    In the serial runtime all are shares of the one process, evaluation too; coordinator is what is left.
+    In the serial runtime all are shares of the one process, evaluation too; drawing counts as waiting, and
+    coordinator is what is left.
     """
 
     actor_work: float

@@ -21,7 +21,7 @@ from cluster.load_config import PRESETS, load_config  # noqa: E402
 def test_what_is_set_beside_a_preset_exists(name: str) -> None:
     config = load_config(PRESETS / f"{CASES[name].preset}.yaml", CASES[name].overrides)
     assert CASES[name].paper_dqn is None or config.stop.target_return == pytest.approx(
-        1.2 * (CASES[name].paper_dqn or 0.0)
+        learning_curves.MARGIN * (CASES[name].paper_dqn or 0.0)
     )
 
 
@@ -43,3 +43,24 @@ def test_a_run_is_told_against_the_paper() -> None:
     assert sentence(run).endswith("after 700,000 frames and 600 s; beats the paper's DQN (10)")
     pong = Run("pong", 0, 1_000, 45_000, 600.0, -11.0, None, ((1_000, 600.0, -11.0),), ())
     assert sentence(pong).endswith("after 4,000 frames and 600 s")
+
+
+def test_what_a_resumed_run_played_again_counts_once(tmp_path: Path) -> None:
+    steps = [10, 20, 30, 40, 20, 30, 35]  # killed behind 40, and resumed from 10
+    versions = [(1, False), (1, True), (2, False), (1, False), (3, False)]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(
+            f'{{"env_steps_total": {count}, "updates_total": 1, '
+            f'"run_seconds": {at}, "train_return_mean": {at}}}\n'
+            for at, count in enumerate(steps)
+        )
+    )
+    (tmp_path / "evaluations.jsonl").write_text(
+        "".join(
+            f'{{"version": {version}, "return_mean": {at}.5, "confirms": {str(confirms).lower()}}}\n'
+            for at, (version, confirms) in enumerate(versions)
+        )
+    )
+    run = read_run("pong", 0, tmp_path)
+    assert run.curve == ((10, 0, 0), (20, 4, 4), (30, 5, 5), (35, 6, 6))
+    assert run.evaluations == ((1, 3.5), (3, 4.5))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -95,10 +96,15 @@ def test_a_histogram_has_cumulative_buckets_a_sum_and_a_count() -> None:
 
 
 def test_a_line_of_figures_is_plain_json() -> None:
-    line = json.loads(json.dumps(figures(FULL)))
+    line = json.loads(msgspec.json.encode(figures(FULL)))
     assert line["role_seconds_total"]["role_a"]["phase_b"] == FULL.role_seconds_total["role_a"]["phase_b"]  # type: ignore[index]
     assert line["sample_age_transitions"]["counts"] == list(range(len(BOUNDS) + 1))
     assert set(line) == {item.name for item in dataclasses.fields(Snapshot)}
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_what_is_no_number_is_null_in_a_line(loss: float) -> None:
+    assert json.loads(msgspec.json.encode(figures(dataclasses.replace(FULL, loss=loss))))["loss"] is None
 
 
 def test_what_is_not_known_yet_is_left_out() -> None:

@@ -45,10 +45,10 @@ def at(seconds: float, spent: Seconds, **changes: object) -> Snapshot:
 def spent(
     actor: Sequence[float], learner: Sequence[float], shard: float, evaluator: float = 0.0
 ) -> dict[str, dict[str, float]]:
-    """Shares of work, push, idle; of update, wait, idle; of work; of play."""
+    """Shares of work, push, idle; of update, wait, idle and draw; of work; of play."""
     return {
         "actor": {"env": actor[0], "push": actor[1], "idle": actor[2]},
-        "learner": {"update": learner[0], "wait": learner[1], "idle": learner[2]},
+        "learner": dict(zip(("update", "wait", "idle", "draw"), learner, strict=False)),
         "shard": {"sample": shard},
         "evaluator": {"play": evaluator},
     }
@@ -60,6 +60,7 @@ def spent(
         # One side works all the time, the other one waits for it.
         ((0.95, 0.05, 0.0), (0.1, 0.0, 0.9), 0.1, "actor"),
         ((0.1, 0.0, 0.9), (0.9, 0.1, 0.0), 0.1, "learner"),
+        ((0.1, 0.0, 0.9), (0.3, 0.4, 0.0, 0.3), 0.1, "learner"),
         # The side that is behind spends its time on rows: shards are busy, or they are not.
         ((0.1, 0.0, 0.9), (0.3, 0.7, 0.0), 0.8, "replay"),
         ((0.1, 0.0, 0.9), (0.3, 0.7, 0.0), 0.2, "network"),
@@ -91,6 +92,7 @@ def test_who_waits_less_is_behind(
         ((0.5, 0.1, 0.4), (0.2, 0.1, 0.7), 0.0, "actor"),
         ((0.2, 0.1, 0.7), (0.5, 0.1, 0.4), 0.0, "learner"),
         ((0.2, 0.2, 0.6), (0.2, 0.3, 0.5), 0.0, "replay"),
+        ((0.2, 0.2, 0.6), (0.2, 0.0, 0.5, 0.3), 0.0, "replay"),
         ((0.2, 0.1, 0.7), (0.2, 0.1, 0.7), 0.4, "evaluation"),
         ((0.1, 0.0, 0.9), (0.1, 0.0, 0.9), 0.1, "pacing"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
@@ -55,6 +57,7 @@ def test_products_written_by_hand_are_torchs(layer: tuple[torch.Tensor, ...]) ->
     relu = linear_relu(*(tensor.float() for tensor in layer))
     expected = functional.linear(inputs, weight, bias).relu()
     torch.testing.assert_close(relu.double(), expected, rtol=1e-5, atol=1e-3)
+    assert linear_relu(*(tensor.float() * math.nan for tensor in layer)).isnan().all()  # not 0
     slope = torch.randn_like(expected)
     by_inputs = product(slope.float(), weight.float())
     torch.testing.assert_close(by_inputs.double(), slope @ weight, rtol=1e-5, atol=1e-3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.utils import vector_to_parameters
 
+from learner import update as update_module
 from learner.batch import observations, to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState
@@ -168,14 +169,23 @@ def test_polyak_target_moves_its_share_each_update(random_minibatch: MinibatchMa
         np.testing.assert_allclose(step.state().tensors["target"], target, rtol=1e-5, atol=1e-7)
 
 
-def test_means_are_over_the_updates_since_the_last_reading(table_minibatch: MinibatchMaker) -> None:
-    step = table_step(np.zeros((2, 1)), LearnerConfig(optimiser="sgd", learning_rate=1e-30))
-    for reward in (100.0, 2.0, 4.0):
+@pytest.mark.parametrize("held", [1, 2, 64])
+def test_means_are_over_the_updates_since_the_last_reading(
+    held: int, table_minibatch: MinibatchMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(update_module, "_HELD_UPDATES", held)
+    config = LearnerConfig(optimiser="sgd", learning_rate=1e-30, max_grad_norm=3.0)
+    step = table_step(np.zeros((2, 1)), config)
+    for reward in (100.0, 2.0, 4.0, 3.0):
         run(step, TABLE, table_minibatch([(0, 0, reward, 0.0, 0), (1, 0, -reward, 0.0, 0)]))
         if reward == 100.0:
             assert step.take_means().td_error == pytest.approx(100.0)
     means = step.take_means()
-    assert (means.loss, means.td_error, means.target) == pytest.approx((10.0, 3.0, 0.0))
+    assert (means.loss, means.td_error, means.target) == pytest.approx((29 / 3, 3.0, 0.0))
+    assert means.loss_max == pytest.approx(16.0)
+    # The loss's slopes by the two values are -reward and reward: norms of sqrt(2) |reward|.
+    assert means.grad_norm == pytest.approx(2**0.5 * 3.0)
+    assert means.grad_norm_clipped == pytest.approx((2**0.5 * 2.0 + 3.0 + 3.0) / 3)
 
 
 def test_what_is_handed_out_is_never_written_again(random_minibatch: MinibatchMaker) -> None:
