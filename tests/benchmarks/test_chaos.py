@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.chaos import audit, growth  # noqa: E402
-from benchmarks.failure_page import Measured, page  # noqa: E402
-from benchmarks.failures import FAILURES, Outcome, restarts  # noqa: E402
+from benchmarks.chaos import PAGE, audit, growth  # noqa: E402
+from benchmarks.failure_page import Measured, measure, page  # noqa: E402
+from benchmarks.failures import FAILURES, Failure, Outcome, restarts  # noqa: E402
 from benchmarks.replay_data import CARTPOLE, random_block  # noqa: E402
 from replay_service.codec import encode  # noqa: E402
 from replay_service.journal import BLOCK, Delivered, Journal, segment_paths  # noqa: E402
@@ -95,3 +95,23 @@ def test_the_page_says_what_was_measured_and_what_could_not_be() -> None:
     text = page([Measured(actor, outcomes), Measured(shard, (), "not injected: needs luck")])
     assert f"| {actor.title} | an episode | the limit + 3.0 s (3) | actor 0 (process …) died |" in text, text
     assert f"| {shard.title} | | not injected: needs luck | |" in text
+
+
+def test_the_page_has_a_line_for_every_failure() -> None:
+    assert all(f"| {failure.title} |" in PAGE.read_text(encoding="utf-8") for failure in FAILURES)
+
+
+def test_a_table_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    played = []
+
+    def play(folder: Path) -> Outcome:
+        played.append(folder)
+        return Outcome("an episode", float(len(played)), ("actor 0 died",))
+
+    failure = Failure("actor", "An actor", play)
+    data = tmp_path / "failures.json"
+    first = measure(failure, 2, data)
+    again = measure(failure, 3, data)
+    assert len(played) == 3
+    assert [outcome.seconds for outcome in again.outcomes] == [1.0, 2.0, 3.0]
+    assert again.outcomes[:2] == first.outcomes
