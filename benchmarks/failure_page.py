@@ -68,7 +68,8 @@ class Injected:
 
     def __post_init__(self) -> None:
         if isinstance(self.outcome, dict):  # as it is read
-            object.__setattr__(self, "outcome", Outcome(**self.outcome))
+            outcome = {**self.outcome, "said": tuple(self.outcome["said"])}
+            object.__setattr__(self, "outcome", Outcome(**outcome))
 
 
 def measure(failure: Failure, repeats: int, data: Path) -> Measured:
