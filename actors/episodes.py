@@ -12,6 +12,7 @@ class EpisodeLedger:
     """Sums rewards and counts steps of N lanes; keeps what ended until it is taken."""
 
     def __init__(self, num_lanes: int) -> None:
+        self._lanes = np.arange(num_lanes)
         # Of the episode in progress in each lane.
         self._returns = np.zeros(num_lanes)
         self._lengths = np.zeros(num_lanes, np.int64)
@@ -33,19 +34,25 @@ class EpisodeLedger:
         begins[:, 1:] = starts.T
         rewards = np.zeros((num_lanes, width))
         rewards[:, :-1] = reward.T
-        first = np.flatnonzero(begins)
+        first = begins.ravel().nonzero()[0]
         returns = np.add.reduceat(rewards.ravel(), first)
-        stretch = np.cumsum(begins) - 1
-        returns[stretch[::width]] += self._returns
-        # Where each stretch's episode began, were it not for the end of the data.
-        first[stretch[::width]] -= self._lengths
-
-        t, lane = np.divmod(np.flatnonzero(ended), num_lanes)
+        # Of each lane the first stretch and the last.
+        head = first.searchsorted(self._lanes * width)
+        tail = np.empty_like(head)
+        tail[:-1] = head[1:]
+        tail[-1] = len(first)
+        tail -= 1
+        t, lane = np.divmod(ended.ravel().nonzero()[0], num_lanes)
         last = lane * width + t
-        self._ended_returns += returns[stretch[last]].tolist()
-        self._ended_lengths += (last + 1 - first[stretch[last]]).tolist()
-        self._returns = returns[stretch[num_steps::width]]
-        self._lengths = np.arange(num_lanes) * width + num_steps - first[stretch[num_steps::width]]
+        stretch = first.searchsorted(last, side="right") - 1
+        returns[head] += self._returns
+        # Where each stretch's episode began, were it not for the end of the data.
+        first[head] -= self._lengths
+
+        self._ended_returns += returns[stretch].tolist()
+        self._ended_lengths += (last + 1 - first[stretch]).tolist()
+        self._returns = returns[tail]
+        self._lengths = self._lanes * width + num_steps - first[tail]
 
     def take_ended(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """Undiscounted returns and lengths (env steps) of the episodes that ended since the last call."""

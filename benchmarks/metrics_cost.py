@@ -48,7 +48,7 @@ from replay_service.sampler import ReplaySampler
 from replay_service.shard import ReplayShard
 from replay_service.shard_meter import ShardMeter
 
-UPDATES = {"serial": 4_000, "local": 15_000}
+UPDATES = {"serial": 4_000, "local": 40_000}
 SCRAPE_SECONDS = 15.0
 _CALIBRATIONS = 20_000
 
