@@ -10,7 +10,6 @@ keep 84 x 84 gray, stack 4, frame skip 4.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from benchmarks.recorded_runs import json_lines
 from cluster.load_config import PRESETS
 
 WARM_UP_SECONDS = 10.0
@@ -74,7 +74,7 @@ def ours(seconds: float) -> float:
         command += ["--runtime", "local", "--run-dir", str(run_dir)]
         command += [part for setting in settings for part in ("--set", setting)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+        lines = json_lines(run_dir / "metrics.jsonl")
     learning_at = next(line["run_seconds"] for line in lines if line["updates_total"])
     timed = [line for line in lines if line["run_seconds"] >= learning_at + WARM_UP_SECONDS]
     timed = [line for line in timed if line["run_seconds"] <= timed[0]["run_seconds"] + seconds]

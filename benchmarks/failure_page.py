@@ -66,11 +66,6 @@ class Injected:
     failure: str
     outcome: Outcome
 
-    def __post_init__(self) -> None:
-        if isinstance(self.outcome, dict):  # as it is read
-            outcome = {**self.outcome, "said": tuple(self.outcome["said"])}
-            object.__setattr__(self, "outcome", Outcome(**outcome))
-
 
 def measure(failure: Failure, repeats: int, data: Path) -> Measured:
     """Injects the failure, each time into a run of its own, until the data file holds `repeats` of it."""

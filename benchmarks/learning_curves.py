@@ -15,14 +15,13 @@ with --seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recorded_runs import read_runs, write_runs
+from benchmarks.recorded_runs import json_lines, read_runs, write_runs
 from cluster.api import train
 from cluster.load_config import PRESETS, load_config
 
@@ -104,8 +103,8 @@ def one_run(name: str, seed: int, run_dir: Path, seconds: float | None) -> Run:
 
 def read_run(name: str, seed: int, run_dir: Path) -> Run:
     """What a run directory holds by now."""
-    lines = _played_once(_lines(run_dir / "metrics.jsonl"), "env_steps_total")
-    screened = [line for line in _lines(run_dir / "evaluations.jsonl") if not line["confirms"]]
+    lines = _played_once(json_lines(run_dir / "metrics.jsonl"), "env_steps_total")
+    screened = [line for line in json_lines(run_dir / "evaluations.jsonl") if not line["confirms"]]
     scored = _played_once(screened, "version")
     curve = [
         (line["env_steps_total"], round(line["run_seconds"], 1), round(line["train_return_mean"], 3))
@@ -125,10 +124,6 @@ def read_run(name: str, seed: int, run_dir: Path) -> Run:
         curve=tuple(curve[::-every][::-1]),
         evaluations=tuple((line["version"], round(line["return_mean"], 3)) for line in scored),
     )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def _played_once(lines: Sequence[dict[str, Any]], counter: str) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.recorded_runs import read_runs, write_runs
+from benchmarks.recorded_runs import json_lines, read_runs, write_runs
 from cluster.api import train
 from cluster.load_config import PRESETS, load_config
 from cluster.run_dir import read_config, read_spec
@@ -126,7 +125,10 @@ def one_run(variant: str, seed: int, overrides: Sequence[str] = ()) -> Run:
                 raise
             blew_up = True
         seconds = perf_counter() - began
-        metrics, evaluations = _lines(run_dir / "metrics.jsonl"), _lines(run_dir / "evaluations.jsonl")
+        metrics, evaluations = (
+            json_lines(run_dir / "metrics.jsonl"),
+            json_lines(run_dir / "evaluations.jsonl"),
+        )
         start_q, start_return = start_values(run_dir)
     first = [(line["version"], line["return_mean"]) for line in evaluations if not line["confirms"]]
     seen = [line["q_mean"] for line in metrics if line.get("q_mean") is not None]
@@ -268,10 +270,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plot(runs, options.data.with_suffix(".svg"))
     if options.data == DATA:
         LESSON.write_text(with_table(LESSON.read_text(encoding="utf-8"), runs), encoding="utf-8")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _share(count: int, of: int) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from benchmarks.recorded_runs import read_runs, write_runs
+from benchmarks.recorded_runs import json_lines, read_runs, write_runs
 from cluster.load_config import PRESETS
 
 DATA = PRESETS.parent / "docs" / "presets.json"
@@ -76,7 +76,7 @@ def one_run(name: str, seed: int, runtime: str, overrides: Sequence[str] = ()) -
         seconds = perf_counter() - began
         asked = ("--episodes", str(EPISODES), "--seed", str(EVALUATION_SEED + seed), "--json")
         played = json.loads(_qfleet("eval", str(run_dir), *asked))
-        last = json.loads((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        last = json_lines(run_dir / "metrics.jsonl")[-1]
     return Run(
         case=name,
         seed=seed,

@@ -1,6 +1,6 @@
 """Runs that a study has done, kept as JSON so that it can be taken up again.
 
-Owns the file format alone.
+Owns the file format, and reading the lines of a run directory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -21,7 +23,13 @@ def read_runs(path: Path, kind: type[Run]) -> list[Run]:
     """The runs that a file holds; none if there is no file."""
     if not path.exists():
         return []
-    return [kind(**line) for line in json.loads(path.read_text(encoding="utf-8"))]
+    runs: list[Run] = msgspec.convert(json.loads(path.read_text(encoding="utf-8")), list[kind])  # type: ignore[valid-type]
+    return runs
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """What a file of JSON lines holds."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_runs(path: Path, runs: Sequence[Run]) -> None:
