@@ -6,6 +6,7 @@ Owns one actor's environments, exploration and counters; must not know where blo
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -20,6 +21,12 @@ from actors.frame_stack import FrameStack
 from actors.observations import masked, split
 from actors.stepper import VectorStepper
 from replay_service.block import TransitionBlock
+
+_MAX_GROUPS = 4
+_GROUP_LANES = 4
+"""At least, where lanes overlap in more than two groups. With two, somebody waits for nothing whenever three
+threads want two cores: 16 lanes of Atari with the Nature CNN made 2,580 steps a second on two cores, in three
+groups 2,820, in four 2,900."""
 
 
 @dataclass(eq=False)
@@ -51,11 +58,11 @@ class EnvActor:
         overlap: bool = False,
     ) -> None:
         """actor counts from 0 to num_actors - 1; config.envs_per_actor must be set. env_threads: see
-        make_vector.
+        make_vector; groups of lanes share them.
 
-        overlap: where environments step in threads or processes of their own, one half of the lanes does so
-        while the policy answers the other half. It pays where a core is free for them and the policy takes
-        about as long as they do; which rows are made does not depend on it.
+        overlap: where environments step in threads or processes of their own, some groups of lanes do so
+        while the policy answers another. It pays where a core is free for them and the policy takes about as
+        long as they do; which rows are made does not depend on it.
 
         Raises ValueError where it is not, and EnvError.
         """
@@ -230,15 +237,17 @@ class EnvActor:
 
 
 def _groups(env: EnvConfig, num_lanes: int, env_threads: int, overlap: bool) -> list[_Group]:
-    """Two halves of the lanes to overlap where the environments can, else one group."""
-    if overlap and num_lanes > 1:
-        half = -(-num_lanes // 2)
-        first = make_vector(env, half, env_threads)
-        if first.asynchronous:
-            second = make_vector(env, num_lanes - half, env_threads)
-            return [_Group(slice(0, half), first), _Group(slice(half, num_lanes), second)]
-        first.close()
-    return [_Group(slice(0, num_lanes), make_vector(env, num_lanes, env_threads))]
+    """Groups of lanes to overlap where the environments can, else one group."""
+    count = max(min(_MAX_GROUPS, num_lanes // _GROUP_LANES), min(2, num_lanes)) if overlap else 1
+    edges = [num_lanes * group // count for group in range(count + 1)]
+    groups: list[_Group] = []
+    for lanes in (slice(first, end) for first, end in pairwise(edges)):
+        stepper = make_vector(env, lanes.stop - lanes.start, max(1, env_threads // count))
+        if count > 1 and not stepper.asynchronous:
+            stepper.close()
+            return _groups(env, num_lanes, env_threads, overlap=False)
+        groups.append(_Group(lanes, stepper))
+    return groups
 
 
 def _summary(block: TransitionBlock | None, num_actions: int) -> tuple[tuple[int, ...], float, float]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,6 +24,17 @@ ale_py = pytest.importorskip("ale_py")
 SKIP = 4
 # Frames as they are: what OpenCV's resizing makes of them is tested apart.
 UNRESIZED = {"img_height": 210, "img_width": 160}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
+def test_stepping_threads_do_not_push_aside_the_one_that_wakes_them() -> None:
+    tasks = Path("/proc/self/task")
+    before = set(tasks.iterdir())
+    stepper = make_vector(EnvConfig("ALE/Pong-v5"), 2, threads=2)
+    threads = [int(task.name) for task in set(tasks.iterdir()) - before]
+    assert [os.sched_getscheduler(thread) for thread in threads] == [os.SCHED_BATCH] * 2
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    stepper.close()
 
 
 class PlainGame:

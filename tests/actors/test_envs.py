@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Literal
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -63,6 +64,18 @@ def test_cartpole_is_native() -> None:
     assert probe(EnvConfig("CartPole-v1")) == EnvSpec(
         (4,), "<f4", None, 2, 1, "native", "NextStep", 500, 475.0
     )
+
+
+def test_actions_for_a_native_form_are_not_looked_at_again() -> None:
+    lanes = 3
+    stepper = make_vector(EnvConfig("CartPole-v1"), lanes)
+    stepper.reset(np.arange(lanes))
+    plain = gym.make_vec("CartPole-v1", lanes, "vector_entry_point")
+    plain.reset(seed=0)
+    actions = np.array([1, 0, 1])
+    with mock.patch.object(spaces.MultiDiscrete, "contains", side_effect=AssertionError):
+        frames = stepper.step(actions).frames
+    assert np.array_equal(frames, plain.step(actions)[0])
 
 
 def test_an_environment_without_vector_form_is_stepped_lane_by_lane() -> None:
