@@ -218,25 +218,13 @@ class Snapshot:
     warnings: tuple[str, ...] = _text(())
 
 
-Figure = float | str | dict[str, "Figure"] | list[Any]
+def figures(snapshot: Snapshot) -> dict[str, Any]:
+    """Name -> value of what is known: one line of metrics.jsonl, as msgspec writes it.
 
-
-def figures(snapshot: Snapshot) -> dict[str, Figure]:
-    """Name -> value of what is known: one line of metrics.jsonl.
-
-    A figure with labels is a dict by label value, one with two a dict of dicts. A histogram is
+    A figure with labels is a dict by label value, one with two a dict of dicts. Of a Histogram msgspec makes
     {"counts": [...], "sum": x}, its buckets bounded by replay_service.histogram.BOUNDS. Words stay words.
     """
-    values = ((name, getattr(snapshot, name)) for name in _FIELDS)
-    return {name: _plain(value) for name, value in values if value is not None}
-
-
-def _plain(value: float | str | tuple[str, ...] | ByLabel | ByLabels | Histogram) -> Figure:
-    if isinstance(value, Histogram):
-        return {"counts": list(value.counts), "sum": value.sum}
-    if isinstance(value, Mapping):
-        return {label: _plain(part) for label, part in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return {name: value for name, value in vars(snapshot).items() if value is not None}
 
 
 _BUCKETS = tuple(map(floatToGoString, (*BOUNDS, math.inf)))

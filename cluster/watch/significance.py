@@ -93,6 +93,7 @@ def trend(values: Sequence[float]) -> float:
     if count < 3:
         return 0.0
     array = np.asarray(values, np.float64)
-    rises = float(np.sign(array[None, :] - array[:, None])[np.triu_indices(count, 1)].sum())
+    later, earlier = array[None, :], array[:, None]
+    rises = float(np.count_nonzero(np.triu(later > earlier)) - np.count_nonzero(np.triu(later < earlier)))
     deviation = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
     return math.copysign(max(0.0, abs(rises) - 1.0), rises) / deviation

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cluster.config import ConfigError, RunConfig
-from cluster.watch.metrics import Figure, Snapshot, figures
+from cluster.watch.metrics import Snapshot, figures
+from replay_service.histogram import Histogram
 
 # The package's flush waits for the disk, so not with every snapshot.
 _FLUSH_SECONDS = 10.0
@@ -57,14 +58,12 @@ class EventFile:
         self._writer.close()
 
 
-def scalars(name: str, figure: Figure) -> Iterator[tuple[str, float]]:
+def scalars(name: str, figure: object) -> Iterator[tuple[str, float]]:
     """Tag and value of what a figure holds: labels become parts of the tag, a histogram its mean."""
-    if isinstance(figure, Mapping):
-        counts, total = figure.get("counts"), figure.get("sum")
-        if isinstance(counts, list) and isinstance(total, float | int):
-            if sum(counts):
-                yield f"{name}_mean", total / sum(counts)
-            return
+    if isinstance(figure, Histogram):
+        if figure.count:
+            yield f"{name}_mean", figure.sum / figure.count
+    elif isinstance(figure, Mapping):
         for label, part in figure.items():
             yield from scalars(f"{name}/{label}", part)
     elif isinstance(figure, float | int):

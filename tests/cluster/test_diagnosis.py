@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from qfleet_serial import Recorder
 
@@ -290,7 +292,7 @@ def test_words_reach_the_file_the_status_and_the_report(tmp_path: Path) -> None:
                 evaluation_version=version + 10_000,
             )
         )
-        lines.append(figures(completed))
+        lines.append(json.loads(msgspec.json.encode(figures(completed))))
     assert snapshot_of(lines[-1]).warnings == completed.warnings
     run = Run.__new__(Run)
     object.__setattr__(run, "metrics", tuple(lines))

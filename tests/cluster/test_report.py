@@ -40,8 +40,11 @@ from cluster.show.report_data import (
     thinned,
 )
 from cluster.show.report_svg import chart_svg, legend
+from cluster.show.status import snapshot_of
 from cluster.watch.logs import Speaker
+from cluster.watch.metrics import figures
 from cluster.watch.tensorboard import require_tensorboard, scalars
+from replay_service.histogram import Histogram
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</title></script><script>alert(1)</script><img src=x onerror=alert(2)>&'\"{{ 7*7 }}"
@@ -449,7 +452,7 @@ def test_tensorboard_gets_every_figure_of_every_line(real: Path) -> None:
     assert [event.step for event in events[1:]] == [line["env_steps_total"] for line in lines]
     for event, line in zip(events[1:], lines, strict=True):
         written = {value.tag: value.simple_value for value in event.summary.value}
-        for name, figure in line.items():
+        for name, figure in figures(snapshot_of(line)).items():
             for tag, value in scalars(name, figure):
                 assert written[tag] == pytest.approx(value, rel=1e-5, abs=1e-6)
 
@@ -468,8 +471,8 @@ def records(data: bytes) -> list[bytes]:
 def test_labels_become_parts_of_a_tag_and_histograms_their_mean() -> None:
     assert list(scalars("a", 3)) == [("a", 3)]
     assert list(scalars("a", {"x": {"y": 1.0}, "z": 2.0})) == [("a/x/y", 1.0), ("a/z", 2.0)]
-    assert list(scalars("a", {"counts": [1, 3], "sum": 10.0})) == [("a_mean", 2.5)]
-    assert list(scalars("a", {"counts": [0, 0], "sum": 0.0})) == []
+    assert list(scalars("a", Histogram((1, 3), 10.0))) == [("a_mean", 2.5)]
+    assert list(scalars("a", Histogram((0, 0), 0.0))) == []
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import msgspec
 import pytest
 from qfleet_processes import LocalRun
 from qfleet_serial import SMALL, train_serial
@@ -254,7 +255,7 @@ def test_the_endpoint_serves_the_newest_snapshot_as_json() -> None:
 
 def test_figures_of_other_versions_are_read_as_far_as_they_are_known() -> None:
     assert snapshot_of({}) == EMPTY
-    line = json.loads(json.dumps(figures(replace(SOME, loss=2.5))))
+    line = json.loads(msgspec.json.encode(figures(replace(SOME, loss=2.5))))
     assert snapshot_of({**line, "figure_of_the_future": [1]}) == replace(SOME, loss=2.5)
     assert snapshot_of({"updates_total": "nonsense", "loss": 1.5}) == replace(EMPTY, loss=1.5)
 
