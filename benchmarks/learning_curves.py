@@ -19,11 +19,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.recorded_runs import json_lines, read_runs, write_runs
 from cluster.api import train
 from cluster.load_config import PRESETS, load_config
+from cluster.show.report_data import played_once
 
 DATA = PRESETS.parent / "docs" / "learning_curves.json"
 MARGIN = 1.2
@@ -103,9 +103,9 @@ def one_run(name: str, seed: int, run_dir: Path, seconds: float | None) -> Run:
 
 def read_run(name: str, seed: int, run_dir: Path) -> Run:
     """What a run directory holds by now."""
-    lines = _played_once(json_lines(run_dir / "metrics.jsonl"), "env_steps_total")
+    lines = played_once(json_lines(run_dir / "metrics.jsonl"), "env_steps_total")
     screened = [line for line in json_lines(run_dir / "evaluations.jsonl") if not line["confirms"]]
-    scored = _played_once(screened, "version")
+    scored = played_once(screened, "version")
     curve = [
         (line["env_steps_total"], round(line["run_seconds"], 1), round(line["train_return_mean"], 3))
         for line in lines
@@ -124,21 +124,6 @@ def read_run(name: str, seed: int, run_dir: Path) -> Run:
         curve=tuple(curve[::-every][::-1]),
         evaluations=tuple((line["version"], round(line["return_mean"], 3)) for line in scored),
     )
-
-
-def _played_once(lines: Sequence[dict[str, Any]], counter: str) -> list[dict[str, Any]]:
-    """Without the lines behind a checkpoint from which the run was resumed: it has played that again."""
-    lives: list[list[dict[str, Any]]] = [[]]
-    for line in lines:
-        if lives[-1] and line[counter] < lives[-1][-1][counter]:
-            lives.append([])
-        lives[-1].append(line)
-    kept: list[dict[str, Any]] = []
-    begins = math.inf
-    for life in reversed(lives):
-        kept = [line for line in life if line[counter] < begins] + kept
-        begins = min([begins, *(line[counter] for line in life[:1])])
-    return kept
 
 
 def sentence(run: Run) -> str:

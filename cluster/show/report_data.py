@@ -136,12 +136,28 @@ def read_run(path: Path) -> Run:
     return Run(
         path,
         dict(leaves(config if isinstance(config, dict) else {})),
-        tuple(_lines(path / "metrics.jsonl")),
-        tuple(_lines(path / "evaluations.jsonl")),
+        played_once(_lines(path / "metrics.jsonl"), "run_seconds"),
+        played_once(_lines(path / "evaluations.jsonl"), "version"),
         tuple(read_messages(_text(events_path(path)).splitlines())),
         _provenance(path / "provenance.json"),
         next((path / name for name in _VIDEOS if (path / name).is_file()), None),
     )
+
+
+def played_once(lines: Iterable[Line], counter: str) -> tuple[Line, ...]:
+    """Without what a run wrote behind a checkpoint from which it was resumed: it has played that again.
+
+    counter: what grows from line to line, and goes back where the run did.
+    """
+    kept: list[tuple[float, Line]] = []
+    for line in lines:
+        before = kept[-1][0] if kept else -math.inf
+        at = line.get(counter, before)
+        if at < before:
+            while kept and kept[-1][0] >= at:
+                kept.pop()
+        kept.append((at, line))
+    return tuple(line for _, line in kept)
 
 
 def _text(path: Path) -> str:

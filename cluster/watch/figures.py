@@ -51,11 +51,33 @@ class _Interval:
     """What happened since the last snapshot, for rates and shares. started: on the monotonic clock."""
 
     started: float
-    env_steps: int = 0
     updates: int = 0
     update_seconds: float = 0.0
     wait_seconds: float = 0.0
     actor_seconds: float = 0.0
+
+
+@dataclass
+class _Pace:
+    """A rate of what comes in by chunks, which may be farther apart than looks at it.
+
+    at: when count was last seen to grow, on the monotonic clock; gap: seconds since the time before.
+    """
+
+    at: float
+    count: int
+    gap: float = 0.0
+    per_second: float = 0.0
+
+    def look(self, now: float, count: int) -> float:
+        """A second, over the last look that saw more; 0 once twice as long has passed without any."""
+        if count != self.count:
+            gap = max(now - self.at, 1e-9)
+            self.per_second, self.gap = (count - self.count) / gap, gap
+            self.at, self.count = now, count
+        elif now - self.at > 2.0 * self.gap:
+            self.per_second = 0.0
+        return self.per_second
 
 
 class Figures:
@@ -86,6 +108,7 @@ class Figures:
         self._run_started = started
         self._num_actors = num_actors
         self._interval = _Interval(now)
+        self._acting = _Pace(now, 0)
         self._learned: LearnReport | None = None
         self._skipped_updates = state.skipped_updates
         self._epsilon: float | None = None
@@ -121,7 +144,8 @@ class Figures:
 
     def resumed(self, now: float, env_steps: int) -> None:
         """The run goes on from here: what was counted before is no rate of this interval."""
-        self._interval = _Interval(now, env_steps, self.updates)
+        self._interval = _Interval(now, self.updates)
+        self._acting = _Pace(now, env_steps)
 
     def take_rollout(self, report: RolloutReport) -> None:
         """A chunk of acting."""
@@ -190,7 +214,7 @@ class Figures:
         usage: of the coordinator's process and machine, where it was read.
         """
         interval, seconds = self._interval, max(self.interval_seconds(now), 1e-9)
-        self._interval = _Interval(now, totals.env_steps, self.updates)
+        self._interval = _Interval(now, self.updates)
         learned, statuses, env_steps = self._learned, totals.living(), totals.env_steps
         snapshot = Snapshot(
             run_seconds=now - self._run_started,
@@ -201,7 +225,7 @@ class Figures:
             updates_total=self.updates,
             skipped_updates_total=self._skipped_updates,
             restarts_total=self.restarts,
-            env_steps_per_second=(env_steps - interval.env_steps) / seconds,
+            env_steps_per_second=self._acting.look(now, env_steps),
             updates_per_second=(self.updates - interval.updates) / seconds,
             samples_per_insert=pacing.achieved(ledger),
             samples_per_insert_target=pacing.samples_per_insert,

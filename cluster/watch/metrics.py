@@ -68,7 +68,9 @@ class Snapshot:
     updates_total: int = _figure("counter", "Optimiser steps")
     skipped_updates_total: int = _figure("counter", "Updates left out: loss or gradient was not finite")
     restarts_total: int = _figure("counter", "Dead actors, shards and evaluators replaced")
-    env_steps_per_second: float = _figure("gauge", "Environment steps a second, over the last interval")
+    env_steps_per_second: float = _figure(
+        "gauge", "Environment steps a second, over the last interval in which any came in"
+    )
     updates_per_second: float = _figure("gauge", "Optimiser steps a second, over the last interval")
     samples_per_insert: float = _figure("gauge", "Sampled over inserted transitions since learning started")
     samples_per_insert_target: float = _figure("gauge", "The ratio that pacing keeps")

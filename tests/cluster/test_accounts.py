@@ -151,6 +151,17 @@ def test_means_of_the_interval_begin_anew_and_maxima_do_not() -> None:
     assert later.start_value_mean == 3.0
 
 
+def test_steps_a_second_hold_between_chunks_that_are_far_apart() -> None:
+    """Image actors send thousands of steps every half a minute; a look in between must not say 0."""
+    figures, totals = Figures(0.0, 0.0, 1, accounts=Accounts(0.9)), ShardTotals()
+    seen = []
+    for now, env_steps in enumerate((0, 0, 0, 0, 300, 300, 300, 300, 900, *[900] * 9), 1):
+        totals.take([status(0, env_steps_total=env_steps)])
+        seen.append(snapshot_of(figures, totals, now=float(now)).env_steps_per_second)
+    # 300 within the first 5 seconds, 600 within 4; then silence for more than twice as long.
+    assert seen == [0.0] * 4 + [60.0] * 4 + [150.0] * 9 + [0.0]
+
+
 def test_restarts_by_role_and_cause() -> None:
     figures, totals = full()
     figures.take_restart("actor", "process")

@@ -121,6 +121,20 @@ def synthetic(
     return folder
 
 
+def test_what_a_resumed_run_played_again_is_shown_once(tmp_path: Path) -> None:
+    path = synthetic(tmp_path / "run", lines=6)
+    for name, again in (
+        ("metrics", [{"run_seconds": 2.0}, {"of_another": "version"}, {"run_seconds": 2.5}]),
+        ("evaluations", [{"version": 100, "returns": [7.0]}]),
+    ):
+        with (path / f"{name}.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in again)
+    run = read_run(path)
+    assert [line.get("run_seconds") for line in run.metrics] == [0.0, 1.0, 2.0, None, 2.5]
+    assert [line["version"] for line in run.evaluations] == [0, 0, 100]
+    assert run.evaluations[-1]["returns"] == [7.0]
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real serial run, with TensorBoard events."""
