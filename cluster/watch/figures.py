@@ -54,7 +54,6 @@ class _Interval:
     updates: int = 0
     update_seconds: float = 0.0
     wait_seconds: float = 0.0
-    actor_seconds: float = 0.0
 
 
 @dataclass
@@ -65,11 +64,11 @@ class _Pace:
     """
 
     at: float
-    count: int
+    count: float = 0.0
     gap: float = 0.0
     per_second: float = 0.0
 
-    def look(self, now: float, count: int) -> float:
+    def look(self, now: float, count: float) -> float:
         """A second, over the last look that saw more; 0 once twice as long has passed without any."""
         if count != self.count:
             gap = max(now - self.at, 1e-9)
@@ -108,7 +107,8 @@ class Figures:
         self._run_started = started
         self._num_actors = num_actors
         self._interval = _Interval(now)
-        self._acting = _Pace(now, 0)
+        self._stepping, self._acting = _Pace(now), _Pace(now)
+        self._acting_seconds = 0.0
         self._learned: LearnReport | None = None
         self._skipped_updates = state.skipped_updates
         self._epsilon: float | None = None
@@ -145,7 +145,7 @@ class Figures:
     def resumed(self, now: float, env_steps: int) -> None:
         """The run goes on from here: what was counted before is no rate of this interval."""
         self._interval = _Interval(now, self.updates)
-        self._acting = _Pace(now, env_steps)
+        self._stepping, self._acting = _Pace(now, env_steps), _Pace(now, self._acting_seconds)
 
     def take_rollout(self, report: RolloutReport) -> None:
         """A chunk of acting."""
@@ -157,7 +157,7 @@ class Figures:
         if len(self._first_returns) < (_RECENT_EPISODES if self.version == 0 else _FEWEST_FIRST_EPISODES):
             self._first_returns = (*self._first_returns, *report.episode_returns)[:_RECENT_EPISODES]
         self._lengths.extend(report.episode_lengths)
-        self._interval.actor_seconds += sum(report.seconds.values()) - report.seconds.get("idle", 0.0)
+        self._acting_seconds += sum(report.seconds.values()) - report.seconds.get("idle", 0.0)
         self._accounts.take_rollout(report, self._policy_lag)
 
     def take_learning(self, report: LearnReport, batch_size: int) -> None:
@@ -225,7 +225,7 @@ class Figures:
             updates_total=self.updates,
             skipped_updates_total=self._skipped_updates,
             restarts_total=self.restarts,
-            env_steps_per_second=self._acting.look(now, env_steps),
+            env_steps_per_second=self._stepping.look(now, env_steps),
             updates_per_second=(self.updates - interval.updates) / seconds,
             samples_per_insert=pacing.achieved(ledger),
             samples_per_insert_target=pacing.samples_per_insert,
@@ -245,7 +245,7 @@ class Figures:
             sample_age_updates=learned.policy_lag_mean if learned else None,
             learner_update_share=interval.update_seconds / seconds,
             learner_wait_share=interval.wait_seconds / seconds,
-            actor_busy_share=interval.actor_seconds / seconds / self._num_actors,
+            actor_busy_share=self._acting.look(now, self._acting_seconds) / self._num_actors,
             replay_transitions=sum(status.count for status in statuses),
             replay_bytes=sum(status.stored_bytes for status in statuses),
             first_return_mean=fmean(self._first_returns) if self._first_returns else None,

@@ -98,7 +98,9 @@ class Snapshot:
     learner_wait_share: float = _figure(
         "gauge", "Share of the last interval the learner waited for replies of shards"
     )
-    actor_busy_share: float = _figure("gauge", "Share of the last interval that actors worked, mean")
+    actor_busy_share: float = _figure(
+        "gauge", "Share of time that actors worked, mean, over the last interval in which any told"
+    )
     replay_transitions: int = _figure("gauge", "Transitions held in replay")
     replay_bytes: int = _figure("gauge", "Bytes held in replay")
 
