@@ -1,21 +1,24 @@
 """Env steps a second of a whole training at equal work: Pong, Nature CNN, batch 32, one update per 4 steps.
 
-Run as `python -m benchmarks.atari_end_to_end --peer-python PATH [--turns N] [--seconds S]`, the interpreter
-of an environment with stable-baselines3 and ale-py. The sides take turns; each is timed from some seconds
-after its first update on, for S seconds. Ours is the preset atari.yaml by the local runtime, evaluation left
-out; the peer's DQN has the same network and batch size, eight environments, and torch's default threads. Both
-keep 84 x 84 gray, stack 4, frame skip 4.
+Run as `python -m benchmarks.atari_end_to_end --sb3-python PATH [--cleanrl-python PATH --cleanrl CHECKOUT]
+[--turns N] [--seconds S]`: the interpreters of environments with stable-baselines3 and ale-py, and with what
+CleanRL's dqn_atari.py needs. The sides take turns; each is timed from some seconds after its first update on,
+for S seconds. Ours is the preset atari.yaml by the local runtime, evaluation left out; the peers' DQNs have
+the same network and batch size and torch's default threads, Stable-Baselines3 eight environments, CleanRL the
+one that it can. All keep 84 x 84 gray, stack 4, frame skip 4.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 
 from benchmarks.recorded_runs import json_lines
 from cluster.load_config import PRESETS
@@ -57,6 +60,14 @@ model = DQN("CnnPolicy", env, batch_size=32, buffer_size=20_000, learning_starts
 model.learn(10**9, callback=Timer())
 """
 
+# The games register themselves; the script is CleanRL's own.
+CLEANRL = """
+import runpy, sys
+import ale_py
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def ours(seconds: float) -> float:
     """Env steps a second of `qfleet train`."""
@@ -90,7 +101,7 @@ def ours(seconds: float) -> float:
     return float(steps / timed_seconds)
 
 
-def theirs(python: Path, seconds: float) -> float:
+def stable_baselines3(python: Path, seconds: float) -> float:
     """Env steps a second of Stable-Baselines3."""
     arguments = [str(WARM_UP_SECONDS), str(seconds), str(LEARNING_STARTS)]
     command = [str(python), "-c", STABLE_BASELINES3, *arguments]
@@ -98,20 +109,56 @@ def theirs(python: Path, seconds: float) -> float:
     return float(done.stdout.split()[-1])
 
 
+def cleanrl(python: Path, checkout: Path, seconds: float) -> float:
+    """Env steps a second of CleanRL's script, by the lines that it prints every 100 steps once it learns."""
+    settings = ("--env-id", "PongNoFrameskip-v4", "--start-e", "0.1", "--end-e", "0.1")
+    sizes = ("--learning-starts", str(LEARNING_STARTS), "--buffer-size", "20000")
+    script = checkout.absolute() / "cleanrl" / "dqn_atari.py"
+    command = [str(python.absolute()), "-u", "-c", CLEANRL, str(script), *settings, *sizes]
+    environment = {**os.environ, "PYTHONPATH": str(checkout.absolute())}
+    marks: list[float] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("SPS:"):
+                marks.append(perf_counter())
+                if marks[-1] - marks[0] >= WARM_UP_SECONDS + seconds:
+                    break
+        else:
+            raise RuntimeError(f"{script} ended with {process.wait()} before it was timed")
+        process.kill()
+    timed = [mark for mark in marks if mark - marks[0] >= WARM_UP_SECONDS]
+    return 100 * (len(timed) - 1) / (timed[-1] - timed[0])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer-python", type=Path, required=True)
+    parser.add_argument("--sb3-python", type=Path, required=True)
+    parser.add_argument("--cleanrl-python", type=Path)
+    parser.add_argument("--cleanrl", type=Path, help="a checkout of CleanRL")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=40.0)
     options = parser.parse_args(arguments)
-    turns = []
+    if (options.cleanrl is None) != (options.cleanrl_python is None):
+        parser.error("give --cleanrl-python and --cleanrl together")
+    seconds: float = options.seconds
+    peers: dict[str, Callable[[], float]] = {
+        "stable-baselines3": lambda: stable_baselines3(options.sb3_python, seconds)
+    }
+    if options.cleanrl is not None:
+        peers["cleanrl"] = lambda: cleanrl(options.cleanrl_python, options.cleanrl, seconds)
+    ratios: dict[str, list[float]] = {name: [] for name in peers}
     for _ in range(options.turns):
-        turns.append((ours(options.seconds), theirs(options.peer_python, options.seconds)))
-        mine, peers = turns[-1]
-        print(
-            f"ours {mine:7.1f} stable-baselines3 {peers:7.1f} env steps/s, {mine / peers:.2f} x", flush=True
-        )
-    print(f"median {median(mine / peers for mine, peers in turns):.2f} x (bar {BAR})")
+        mine = ours(seconds)
+        for name, theirs in peers.items():
+            speed = theirs()
+            ratios[name].append(mine / speed)
+            print(f"ours {mine:.1f}, {name} {speed:.1f} env steps/s, {mine / speed:.2f} x", flush=True)
+    for name, found in ratios.items():
+        print(f"{name}: median {median(found):.2f} x (bar {BAR})")
 
 
 if __name__ == "__main__":

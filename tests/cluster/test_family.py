@@ -34,7 +34,7 @@ SHORT = (
 silent = partial(make_view, stream=io.StringIO())
 
 
-@pytest.mark.parametrize("name", ["rainbow", "apex"])
+@pytest.mark.parametrize("name", ["rainbow", "apex", "modern"])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1"])
 def test_presets_of_the_family_train_on_any_vector_environment(
     name: str, env_id: str, tmp_path: Path
