@@ -21,15 +21,31 @@ MIN_MULTIPLICATIONS = 2**22
 """Of a product from which on updates are faster with oneDNN (1.1 x here, 1.8 x from 2**24); at half of it
 they are slower (0.93 x): its call, and packing weights that have just changed, cost more than BLAS loses."""
 
+MIN_PACKED_WEIGHTS = 2**17
+MIN_PACKED_MULTIPLICATIONS = 2**20
+"""Of a layer whose weights are laid out beforehand, and of a product with them: from there on it takes half
+to three quarters of BLAS's time. Laying out takes as long as some five products."""
+
 _HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Linear(nn.Linear):
     """torch's layer, by `linear`."""
 
+    _packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Lays the weights out for outputs that need no gradient. Once they change, pack them again."""
+        weight = self.weight.detach()
+        if _HAS_ONEDNN and weight.numel() >= MIN_PACKED_WEIGHTS and _is_plain(weight):
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, in] -> [B, out]."""
-        return linear(inputs, self.weight, self.bias)
+        packed = self._packed
+        if packed is None or torch.is_grad_enabled() or not _fits(inputs, packed, MIN_PACKED_MULTIPLICATIONS):
+            return linear(inputs, self.weight, self.bias)
+        return _by_onednn(inputs, packed, self.bias)
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -80,13 +96,16 @@ class _Linear(torch.autograd.Function):
 
 def _is_large(inputs: Tensor, weight: Tensor) -> bool:
     """Whether inputs [B, K] times weight [N, K] goes to oneDNN."""
-    return (
-        _HAS_ONEDNN
-        and inputs.dim() == 2
-        and inputs.numel() * weight.shape[0] >= MIN_MULTIPLICATIONS
-        and inputs.device.type == "cpu"
-        and inputs.dtype == weight.dtype == torch.float32
-    )
+    return _HAS_ONEDNN and _fits(inputs, weight, MIN_MULTIPLICATIONS) and _is_plain(weight)
+
+
+def _fits(inputs: Tensor, weight: Tensor, multiplications: int) -> bool:
+    """Whether inputs are float32 [B, K] on the CPU, and the product with weight [N, K] has so many."""
+    return inputs.dim() == 2 and inputs.numel() * weight.shape[0] >= multiplications and _is_plain(inputs)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def _by_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

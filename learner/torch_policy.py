@@ -57,6 +57,7 @@ class TorchPolicy:
             )
         given = torch.tensor(flat_weights)
         self._network.weights.copy_(given[:num_weights])
+        self._network.pack()
         tail.copy_(given[num_weights:])
         if self._noise is not None:
             self._network.redraw_noise(self._noise)

@@ -9,7 +9,16 @@ import torch
 from torch.nn import functional
 
 from learner import products
-from learner.products import MIN_MULTIPLICATIONS, Linear, linear, linear_relu, product, product_into
+from learner.products import (
+    MIN_MULTIPLICATIONS,
+    MIN_PACKED_MULTIPLICATIONS,
+    MIN_PACKED_WEIGHTS,
+    Linear,
+    linear,
+    linear_relu,
+    product,
+    product_into,
+)
 
 LARGE = (64, 512, 256)  # [B, K] [N, K]: twice the least
 SMALL = (8, 4, 16)
@@ -91,3 +100,27 @@ def test_what_is_traced_or_cast_is_left_to_torch(by_onednn: list[tuple[int, ...]
     with torch.autocast("cpu", torch.bfloat16):
         assert wide(inputs).dtype == torch.bfloat16
     assert by_onednn == []
+
+
+@pytest.mark.skipif(not products._HAS_ONEDNN, reason="this torch has no oneDNN")
+def test_packed_weights_serve_where_no_gradient_is_wanted(by_onednn: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    wide, inputs = Linear(512, 256), torch.randn(8, 512)
+    assert wide.weight.numel() == MIN_PACKED_WEIGHTS
+    assert len(inputs) * wide.weight.numel() == MIN_PACKED_MULTIPLICATIONS
+    wide.pack()
+    with torch.no_grad():
+        for _ in range(2):
+            expected = functional.linear(inputs, wide.weight, wide.bias)
+            torch.testing.assert_close(wide(inputs), expected, rtol=1e-5, atol=1e-5)
+            wide.weight.mul_(-2.0)
+            wide.pack()
+        assert by_onednn == [(8, 512, 256)] * 2
+        wide(inputs[:7])
+    wide(inputs).sum().backward()
+    assert wide.weight.grad is not None
+    narrow = Linear(511, 256)
+    narrow.pack()
+    with torch.no_grad():
+        narrow(torch.randn(16, 511))
+    assert len(by_onednn) == 2

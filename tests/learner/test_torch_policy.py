@@ -37,6 +37,20 @@ def test_it_says_what_the_learner_s_network_says(name: str) -> None:
     np.testing.assert_array_equal(policy.q_values(observations), q_values)
 
 
+def test_large_layers_act_on_the_weights_loaded_last() -> None:
+    spec = NetworkSpec((4, 84, 84), "uint8", None, 3, stack=4)
+    config = LearnerConfig(network="nature_cnn")
+    policy = TorchPolicy(spec, config, threads=1)
+    observations = np.random.default_rng(0).integers(256, size=(4, 4, 84, 84)).astype(np.uint8)
+    for seed in (0, 1):
+        weights = UpdateStep(spec, config, seed=seed).weights()
+        policy.load(weights)
+        network = build_network(spec, config)
+        vector_to_parameters(torch.from_numpy(weights), network.parameters())
+        expected = network(torch.from_numpy(observations)).detach().numpy()
+        np.testing.assert_allclose(policy.q_values(observations), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_it_takes_read_only_weights() -> None:
     policy = TorchPolicy(SPECS["table"], LearnerConfig(), threads=1)
     weights = np.arange(21, dtype=np.float32)
