@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -222,11 +222,13 @@ def _threads_that_wait_their_turn() -> Iterator[None]:
     if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
         yield
         return
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # of this thread; new ones inherit it
+    with suppress(OSError):  # some sandboxes forbid it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # of this thread; new ones inherit it
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 class _UncheckedActions(spaces.MultiDiscrete):

@@ -58,7 +58,7 @@ class EnvActor:
         overlap: bool = False,
     ) -> None:
         """actor counts from 0 to num_actors - 1; config.envs_per_actor must be set. env_threads: see
-        make_vector; groups of lanes share them.
+        make_vector; groups of lanes share them, each has one at least.
 
         overlap: where environments step in threads or processes of their own, some groups of lanes do so
         while the policy answers another. It pays where a core is free for them and the policy takes about as
@@ -239,14 +239,16 @@ class EnvActor:
 def _groups(env: EnvConfig, num_lanes: int, env_threads: int, overlap: bool) -> list[_Group]:
     """Groups of lanes to overlap where the environments can, else one group."""
     count = max(min(_MAX_GROUPS, num_lanes // _GROUP_LANES), min(2, num_lanes)) if overlap else 1
-    edges = [num_lanes * group // count for group in range(count + 1)]
+    # The first groups take what is left over: of three asynchronous lanes one alone would have no process.
+    lane_edges = [-(-num_lanes * group // count) for group in range(count + 1)]
+    thread_edges = [-(-env_threads * group // count) for group in range(count + 1)]
     groups: list[_Group] = []
-    for lanes in (slice(first, end) for first, end in pairwise(edges)):
-        stepper = make_vector(env, lanes.stop - lanes.start, max(1, env_threads // count))
+    for (first, end), (before, after) in zip(pairwise(lane_edges), pairwise(thread_edges), strict=True):
+        stepper = make_vector(env, end - first, max(1, after - before))
         if count > 1 and not stepper.asynchronous:
             stepper.close()
             return _groups(env, num_lanes, env_threads, overlap=False)
-        groups.append(_Group(lanes, stepper))
+        groups.append(_Group(slice(first, end), stepper))
     return groups
 
 

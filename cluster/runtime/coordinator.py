@@ -471,7 +471,7 @@ class Coordinator:
 
     def _restored(self) -> None:
         """All roles are as they were: the run goes on, at its pace of before."""
-        self._figures.resumed(time.monotonic(), self._totals.env_steps)
+        self._figures.resumed(time.monotonic())
         # Rows newer than the learner's state were learned from by one that is lost.
         self._figures.sampled_rows += self._pacing.surplus_samples(self._ledger())
 

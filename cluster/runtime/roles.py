@@ -166,8 +166,11 @@ class ActorRole(Role):
             num_actors=num_actors,
             seed=seed,
             env_threads=threads,
-            # A numpy policy answers before environments could have begun; without a second core nobody wins.
-            overlap=threads > 1 and not acts_in_numpy(network_spec(context.spec), config.learner),
+            # A numpy policy answers before environments could have begun; without a second core nobody wins;
+            # and a serial run is the same on any number of cores.
+            overlap=threads > 1
+            and config.run.runtime != "serial"
+            and not acts_in_numpy(network_spec(context.spec), config.learner),
         )
 
     def rollout(

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from cluster.config import ConfigError, RunConfig
-from cluster.run_dir import events_path
+from cluster.run_dir import RESUMES, events_path
 from cluster.watch.logs import LogLine, gist, read_messages
 
 _POINTS = 300
@@ -133,11 +133,16 @@ def read_run(path: Path) -> Run:
         raise ConfigError(f"{path}: no run directory (config.yaml is missing)") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / 'config.yaml'}: cannot be read: {error}") from None
+    metrics, evaluations = tuple(_lines(path / "metrics.jsonl")), tuple(_lines(path / "evaluations.jsonl"))
+    if (path / RESUMES).exists():
+        # Not otherwise: a learner that was lost and replaced goes back by some versions, too.
+        metrics = played_once(metrics, "env_steps_total")
+        evaluations = played_once(evaluations, "version")
     return Run(
         path,
         dict(leaves(config if isinstance(config, dict) else {})),
-        played_once(_lines(path / "metrics.jsonl"), "run_seconds"),
-        played_once(_lines(path / "evaluations.jsonl"), "version"),
+        metrics,
+        evaluations,
         tuple(read_messages(_text(events_path(path)).splitlines())),
         _provenance(path / "provenance.json"),
         next((path / name for name in _VIDEOS if (path / name).is_file()), None),
@@ -147,12 +152,14 @@ def read_run(path: Path) -> Run:
 def played_once(lines: Iterable[Line], counter: str) -> tuple[Line, ...]:
     """Without what a run wrote behind a checkpoint from which it was resumed: it has played that again.
 
-    counter: what grows from line to line, and goes back where the run did.
+    counter: what grows from line to line, and goes back where the run did. A run that went back less than one
+    line keeps that line.
     """
     kept: list[tuple[float, Line]] = []
     for line in lines:
         before = kept[-1][0] if kept else -math.inf
-        at = line.get(counter, before)
+        count = line.get(counter)
+        at: float = count if _is_number(count) else before
         if at < before:
             while kept and kept[-1][0] >= at:
                 kept.pop()

@@ -57,26 +57,29 @@ class _Interval:
 
 
 @dataclass
-class _Pace:
-    """A rate of what comes in by chunks, which may be farther apart than looks at it.
+class _Actor:
+    """One actor's steps and seconds since the last look at them, and its pace as of then.
 
-    at: when count was last seen to grow, on the monotonic clock; gap: seconds since the time before.
+    Chunks may be farther apart than looks: the pace holds for twice as long as what it was measured over.
     """
 
-    at: float
-    count: float = 0.0
-    gap: float = 0.0
-    per_second: float = 0.0
+    steps: int = 0
+    worked_seconds: float = 0.0
+    seconds: float = 0.0
+    steps_per_second: float = 0.0
+    busy_share: float = 0.0
+    measured_seconds: float = 0.0
+    measured_at: float = 0.0
 
-    def look(self, now: float, count: float) -> float:
-        """A second, over the last look that saw more; 0 once twice as long has passed without any."""
-        if count != self.count:
-            gap = max(now - self.at, 1e-9)
-            self.per_second, self.gap = (count - self.count) / gap, gap
-            self.at, self.count = now, count
-        elif now - self.at > 2.0 * self.gap:
-            self.per_second = 0.0
-        return self.per_second
+    def look(self, now: float) -> None:
+        """Measures its pace anew, where it has told anything since the last look."""
+        if self.seconds > 0.0:
+            self.steps_per_second = self.steps / self.seconds
+            self.busy_share = self.worked_seconds / self.seconds
+            self.measured_seconds, self.measured_at = self.seconds, now
+            self.steps, self.worked_seconds, self.seconds = 0, 0.0, 0.0
+        elif now - self.measured_at > 2.0 * self.measured_seconds:
+            self.steps_per_second = self.busy_share = 0.0
 
 
 class Figures:
@@ -107,8 +110,7 @@ class Figures:
         self._run_started = started
         self._num_actors = num_actors
         self._interval = _Interval(now)
-        self._stepping, self._acting = _Pace(now), _Pace(now)
-        self._acting_seconds = 0.0
+        self._actors: dict[int, _Actor] = {}
         self._learned: LearnReport | None = None
         self._skipped_updates = state.skipped_updates
         self._epsilon: float | None = None
@@ -142,10 +144,9 @@ class Figures:
         """Environments made anew since the run began, whatever the cause."""
         return self._env_restarts.total()
 
-    def resumed(self, now: float, env_steps: int) -> None:
+    def resumed(self, now: float) -> None:
         """The run goes on from here: what was counted before is no rate of this interval."""
         self._interval = _Interval(now, self.updates)
-        self._stepping, self._acting = _Pace(now, env_steps), _Pace(now, self._acting_seconds)
 
     def take_rollout(self, report: RolloutReport) -> None:
         """A chunk of acting."""
@@ -157,7 +158,11 @@ class Figures:
         if len(self._first_returns) < (_RECENT_EPISODES if self.version == 0 else _FEWEST_FIRST_EPISODES):
             self._first_returns = (*self._first_returns, *report.episode_returns)[:_RECENT_EPISODES]
         self._lengths.extend(report.episode_lengths)
-        self._acting_seconds += sum(report.seconds.values()) - report.seconds.get("idle", 0.0)
+        actor = self._actors.setdefault(report.actor, _Actor())
+        seconds = sum(report.seconds.values())
+        actor.steps += report.env_steps
+        actor.seconds += seconds
+        actor.worked_seconds += seconds - report.seconds.get("idle", 0.0)
         self._accounts.take_rollout(report, self._policy_lag)
 
     def take_learning(self, report: LearnReport, batch_size: int) -> None:
@@ -209,23 +214,26 @@ class Figures:
         fleet: FleetFigures,
         usage: tuple[ProcessUsage, MachineUsage] | None,
     ) -> Snapshot:
-        """All figures at `now`; rates and shares are of the time since the last snapshot, and begin anew.
+        """All figures at `now`; rates and shares are of the time since the last snapshot, and begin anew;
+        those of actors are of their newest chunks.
 
         usage: of the coordinator's process and machine, where it was read.
         """
         interval, seconds = self._interval, max(self.interval_seconds(now), 1e-9)
         self._interval = _Interval(now, self.updates)
-        learned, statuses, env_steps = self._learned, totals.living(), totals.env_steps
+        learned, statuses = self._learned, totals.living()
+        for actor in self._actors.values():
+            actor.look(now)
         snapshot = Snapshot(
             run_seconds=now - self._run_started,
-            env_steps_total=env_steps,
+            env_steps_total=totals.env_steps,
             episodes_total=self._episodes,
             inserted_transitions_total=ledger.inserted,
             sampled_transitions_total=ledger.sampled,
             updates_total=self.updates,
             skipped_updates_total=self._skipped_updates,
             restarts_total=self.restarts,
-            env_steps_per_second=self._stepping.look(now, env_steps),
+            env_steps_per_second=sum(actor.steps_per_second for actor in self._actors.values()),
             updates_per_second=(self.updates - interval.updates) / seconds,
             samples_per_insert=pacing.achieved(ledger),
             samples_per_insert_target=pacing.samples_per_insert,
@@ -245,7 +253,7 @@ class Figures:
             sample_age_updates=learned.policy_lag_mean if learned else None,
             learner_update_share=interval.update_seconds / seconds,
             learner_wait_share=interval.wait_seconds / seconds,
-            actor_busy_share=self._acting.look(now, self._acting_seconds) / self._num_actors,
+            actor_busy_share=sum(actor.busy_share for actor in self._actors.values()) / self._num_actors,
             replay_transitions=sum(status.count for status in statuses),
             replay_bytes=sum(status.stored_bytes for status in statuses),
             first_return_mean=fmean(self._first_returns) if self._first_returns else None,

@@ -69,7 +69,7 @@ class Snapshot:
     skipped_updates_total: int = _figure("counter", "Updates left out: loss or gradient was not finite")
     restarts_total: int = _figure("counter", "Dead actors, shards and evaluators replaced")
     env_steps_per_second: float = _figure(
-        "gauge", "Environment steps a second, over the last interval in which any came in"
+        "gauge", "Environment steps a second, over the newest chunks of actors"
     )
     updates_per_second: float = _figure("gauge", "Optimiser steps a second, over the last interval")
     samples_per_insert: float = _figure("gauge", "Sampled over inserted transitions since learning started")
@@ -99,7 +99,7 @@ class Snapshot:
         "gauge", "Share of the last interval the learner waited for replies of shards"
     )
     actor_busy_share: float = _figure(
-        "gauge", "Share of time that actors worked, mean, over the last interval in which any told"
+        "gauge", "Share of time that actors worked, over their newest chunks, mean"
     )
     replay_transitions: int = _figure("gauge", "Transitions held in replay")
     replay_bytes: int = _figure("gauge", "Bytes held in replay")

@@ -16,7 +16,7 @@ from actors.config import ActorsConfig, EnvConfig, LadderConfig
 from actors.core import RolloutReport
 from actors.envs import make_vector
 from actors.policy import MlpPolicy
-from actors.rollout import EnvActor
+from actors.rollout import EnvActor, _groups
 from actors.stepper import VectorStepper
 from replay_service.block import ROW_FIELDS, TransitionBlock
 from replay_service.messages import ShardStatus
@@ -242,7 +242,7 @@ class RowwisePolicy:
 
 @pytest.mark.parametrize(
     ("backend", "num_lanes", "groups"),
-    [("async", 5, [2, 3]), ("async", 13, [4, 4, 5]), ("async", 2, [2]), ("sync", 5, [5])],
+    [("async", 5, [3, 2]), ("async", 17, [5, 4, 4, 4]), ("async", 2, [2]), ("sync", 5, [5])],
 )
 def test_overlap_changes_no_row(backend: Literal["async", "sync"], num_lanes: int, groups: list[int]) -> None:
     config = ActorsConfig(envs_per_actor=num_lanes, n_step=3, epsilon_start=0.2, epsilon_end=0.2)
@@ -262,12 +262,23 @@ def test_overlap_changes_no_row(backend: Literal["async", "sync"], num_lanes: in
                 overlap=overlap,
             )
         lanes_made = [call.args[1] for call in made.call_args_list]
-        assert lanes_made[-len(groups) :] == groups if overlap else lanes_made == [num_lanes]
+        # Whether a backend can overlap is only known once there are some lanes.
+        tried = [] if len(groups) > 1 else [-(-num_lanes // 2)]
+        assert lanes_made == ([*tried, *groups] if overlap else [num_lanes])
         reports = [actor.rollout(steps, version, weights(), 0) for version, steps in enumerate((7, 1, 50))]
         told.append([(report.episode_returns, report.start_values, report.env_steps) for report in reports])
         actor.close()
     assert_same_blocks(sinks[0].blocks, sinks[1].blocks)
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(("threads", "of_groups"), [(1, [1] * 4), (6, [2, 1, 2, 1]), (16, [4] * 4)])
+def test_groups_share_the_threads(threads: int, of_groups: list[int]) -> None:
+    with mock.patch("actors.rollout.make_vector") as made:
+        made.return_value.asynchronous = True
+        groups = _groups(EnvConfig("ALE/Pong-v5"), 16, threads, overlap=True)
+    assert [call.args[1:] for call in made.call_args_list] == [(4, share) for share in of_groups]
+    assert [group.lanes for group in groups] == [slice(first, first + 4) for first in (0, 4, 8, 12)]
 
 
 def test_reset_makes_an_actor_as_new() -> None:

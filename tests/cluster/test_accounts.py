@@ -151,15 +151,25 @@ def test_means_of_the_interval_begin_anew_and_maxima_do_not() -> None:
     assert later.start_value_mean == 3.0
 
 
-def test_steps_a_second_hold_between_chunks_that_are_far_apart() -> None:
+def test_the_pace_of_actors_holds_between_chunks_that_are_far_apart() -> None:
     """Image actors send thousands of steps every half a minute; a look in between must not say 0."""
-    figures, totals = Figures(0.0, 0.0, 1, accounts=Accounts(0.9)), ShardTotals()
-    seen = []
-    for now, env_steps in enumerate((0, 0, 0, 0, 300, 300, 300, 300, 900, *[900] * 9), 1):
-        totals.take([status(0, env_steps_total=env_steps)])
-        seen.append(snapshot_of(figures, totals, now=float(now)).env_steps_per_second)
-    # 300 within the first 5 seconds, 600 within 4; then silence for more than twice as long.
-    assert seen == [0.0] * 4 + [60.0] * 4 + [150.0] * 9 + [0.0]
+    figures, totals = Figures(0.0, 0.0, 2, accounts=Accounts(0.9)), ShardTotals()
+    chunks = {
+        5: rollout(0, env_steps=300, seconds={"act": 2.0, "idle": 3.0}),
+        6: rollout(1, env_steps=600, seconds={"act": 6.0, "idle": 0.0}),
+        9: rollout(0, env_steps=600, seconds={"act": 4.0, "idle": 0.0}),
+    }
+    paces = []
+    for now in range(1, 21):
+        if now in chunks:
+            figures.take_rollout(chunks[now])
+        seen = snapshot_of(figures, totals, 2, now=float(now))
+        paces.append((seen.env_steps_per_second, seen.actor_busy_share))
+    first, both, nobody = (60.0, 0.2), (160.0, 0.7), (0.0, 0.0)
+    # Of the first actor from 5 and from 9 on, of the second from 6 on: 100 a second, all of its time. They
+    # are silent for more than twice as long after 17 and 18.
+    expected = [nobody] * 4 + [first] + [both] * 3 + [(250.0, 1.0)] * 9 + [(100.0, 0.5)] + [nobody] * 2
+    assert paces == [pytest.approx(pace) for pace in expected]
 
 
 def test_restarts_by_role_and_cause() -> None:

@@ -124,15 +124,18 @@ def synthetic(
 def test_what_a_resumed_run_played_again_is_shown_once(tmp_path: Path) -> None:
     path = synthetic(tmp_path / "run", lines=6)
     for name, again in (
-        ("metrics", [{"run_seconds": 2.0}, {"of_another": "version"}, {"run_seconds": 2.5}]),
-        ("evaluations", [{"version": 100, "returns": [7.0]}]),
+        ("metrics", [{"env_steps_total": 200}, {"of": "another version"}, {"env_steps_total": 250}]),
+        ("evaluations", [{"version": None, "returns": [3.0]}, {"version": 100, "returns": [7.0]}]),
     ):
         with (path / f"{name}.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in again)
-    run = read_run(path)
-    assert [line.get("run_seconds") for line in run.metrics] == [0.0, 1.0, 2.0, None, 2.5]
-    assert [line["version"] for line in run.evaluations] == [0, 0, 100]
-    assert run.evaluations[-1]["returns"] == [7.0]
+    replaced = read_run(path)  # a learner that was lost goes back, too, but nothing is played again
+    assert (len(replaced.metrics), len(replaced.evaluations)) == (9, 8)
+    (path / "resumes.jsonl").write_text("{}\n")
+    resumed = read_run(path)
+    assert [line.get("env_steps_total") for line in resumed.metrics] == [0, 100, 200, None, 250]
+    assert [line["version"] for line in resumed.evaluations] == [0, 0, 100]
+    assert resumed.evaluations[-1]["returns"] == [7.0]
 
 
 @pytest.fixture(scope="module")

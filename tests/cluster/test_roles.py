@@ -220,12 +220,17 @@ def test_a_role_loads_only_what_it_needs(module: str, forbidden: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    ("cores", "name", "overlap"),
-    [(4, "image", True), (1, "image", False), (4, "vector", False)],
-    ids=["a network on many cores", "one core", "a policy in numpy"],
+    ("cores", "name", "runtime", "overlap"),
+    [
+        (4, "image", "local", True),
+        (1, "image", "local", False),
+        (4, "vector", "local", False),
+        (4, "image", "serial", False),
+    ],
+    ids=["a network on many cores", "one core", "a policy in numpy", "the serial runtime"],
 )
 def test_environments_step_beside_the_policy_where_that_pays(
-    cores: int, name: str, overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cores: int, name: str, runtime: str, overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
 
@@ -235,7 +240,7 @@ def test_environments_step_beside_the_policy_where_that_pays(
 
     monkeypatch.setattr("actors.rollout.EnvActor", Actor)
     monkeypatch.setattr("cluster.runtime.roles.available_cores", lambda: cores)
-    wanted = ["run.runtime=local", "actors.num_actors=1"]
+    wanted = [f"run.runtime={runtime}", "actors.num_actors=1"]
     if name == "image":  # too small for the Nature network
         wanted.append("learner.network=minatar_cnn")
     config = resolve(load_config(None, wanted), SPECS[name], cores)
