@@ -158,8 +158,8 @@ def played_once(lines: Iterable[Line], counter: str) -> tuple[Line, ...]:
     kept: list[tuple[float, Line]] = []
     for line in lines:
         before = kept[-1][0] if kept else -math.inf
-        count = line.get(counter)
-        at: float = count if _is_number(count) else before
+        at: Any = line.get(counter)
+        at = at if _is_number(at) else before
         if at < before:
             while kept and kept[-1][0] >= at:
                 kept.pop()
