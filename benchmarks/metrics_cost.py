@@ -39,6 +39,7 @@ from cluster.config import RunConfig, StopConfig
 from cluster.load_config import load_config, preset_for_env
 from cluster.run_dir import RunDir, read_config
 from cluster.show.view import Headline, LineView
+from cluster.watch.diagnosis import Diagnosis
 from cluster.watch.figures import Figures
 from cluster.watch.metrics import Snapshot
 from learner.loop import Learner
@@ -218,6 +219,7 @@ def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for owner, names in (
             (Figures, ("take_rollout", "take_learning", "take_evaluation", "take_wait", "snapshot")),
+            (Diagnosis, ("take",)),
             (RunDir, ("write_snapshot",)),
         ):
             stack.enter_context(watch.timing("coordinator", owner, *names))
