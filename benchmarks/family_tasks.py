@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
-from time import perf_counter
+from time import process_time
 
 from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.api import train
@@ -34,7 +34,7 @@ EPISODES = 100
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the score, and wall seconds of the training with its evaluations."""
+    """One run: the score, and seconds of CPU of the training with its evaluations."""
 
     member: str
     task: str
@@ -59,9 +59,9 @@ def one_run(member: str, task: str, seed: int, overrides: Sequence[str] = ()) ->
         asked.append("learner.value_range=[-300,300]")  # as the preset says: one that fits the rewards
     config = load_config(PRESETS / f"{member}.yaml", [*asked, *overrides])
     with tempfile.TemporaryDirectory() as folder:
-        began = perf_counter()
+        began = process_time()
         result = train(config, Path(folder) / "run", view=partial(make_view, stream=io.StringIO()))
-        seconds = perf_counter() - began
+        seconds = process_time() - began
         returns = evaluate_run(result.run_dir, EPISODES, seed).returns
     return Run(
         member, task, seed, round(fmean(returns), 1), result.outcome.final.updates_total, round(seconds, 1)
