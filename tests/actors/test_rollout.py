@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from qfleet_sinks import ListSink
 
 from actors.config import ActorsConfig, EnvConfig, LadderConfig
-from actors.core import RolloutReport
+from actors.core import EnvRestart, RolloutReport
 from actors.envs import make_vector
 from actors.policy import MlpPolicy
 from actors.rollout import EnvActor, _groups
@@ -279,6 +279,25 @@ def test_groups_share_the_threads(threads: int, of_groups: list[int]) -> None:
         groups = _groups(EnvConfig("ALE/Pong-v5"), 16, threads, overlap=True)
     assert [call.args[1:] for call in made.call_args_list] == [(4, share) for share in of_groups]
     assert [group.lanes for group in groups] == [slice(first, first + 4) for first in (0, 4, 8, 12)]
+
+
+def test_restarts_in_any_group_are_told_by_the_actors_own_lanes() -> None:
+    config = ActorsConfig(envs_per_actor=9, n_step=1)
+    options = {"actor": 0, "incarnation": 0, "num_actors": 1, "seed": np.random.SeedSequence(0)}
+    actor = EnvActor(
+        EnvConfig("CartPole-v1", backend="async"),
+        config,
+        policy=RowwisePolicy(),
+        sink=ListSink(STATUS),
+        overlap=True,
+        **options,  # type: ignore[arg-type]
+    )
+    for group in actor._groups:
+        first, everybody = EnvRestart("raise", 0, "first"), EnvRestart("raise", None, "all")
+        group.stepper.take_restarts = lambda told=(first, everybody): told  # type: ignore[method-assign, misc]
+    report = actor.rollout(1, 0, weights(), 0)
+    actor.close()
+    assert [restart.lane for restart in report.env_restarts] == [0, None, 5, None]
 
 
 def test_reset_makes_an_actor_as_new() -> None:
