@@ -8,11 +8,16 @@ it. The bar is 475 on every seed.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+
+from cluster.engines.threads import SINGLE_THREADED
+
+os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real run
 
 from cluster.api import train
 from cluster.load_config import PRESETS, load_config

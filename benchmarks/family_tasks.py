@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from time import process_time
+
+from cluster.engines.threads import SINGLE_THREADED
+
+os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real run
 
 from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.api import train
@@ -45,7 +50,7 @@ class Run:
 
 
 def one_run(member: str, task: str, seed: int, overrides: Sequence[str] = ()) -> Run:
-    """Trains for the task's env steps."""
+    """Trains for the task's env steps. Raises SystemExit on a signal."""
     asked = [
         f"env.id={task}",
         f"run.seed={seed}",
@@ -62,6 +67,8 @@ def one_run(member: str, task: str, seed: int, overrides: Sequence[str] = ()) ->
         began = process_time()
         result = train(config, Path(folder) / "run", view=partial(make_view, stream=io.StringIO()))
         seconds = process_time() - began
+        if result.signal is not None:
+            raise SystemExit(128 + result.signal)
         returns = evaluate_run(result.run_dir, EPISODES, seed).returns
     return Run(
         member, task, seed, round(fmean(returns), 1), result.outcome.final.updates_total, round(seconds, 1)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from cluster.engines.threads import SINGLE_THREADED
+
+# Read by numpy and torch when they load. As in a real run: threads of several workers would wait in turn.
+os.environ.update(SINGLE_THREADED)
 
 sys.path.append(str(Path(__file__).parent / "cluster" / "support"))
 
