@@ -1,17 +1,15 @@
 """Each member of the DQN family on CartPole-v1: one shared preset, changed only by the member's switch.
 
-Run as `python benchmarks/family_cartpole.py [MEMBER …]`. Every run is serial: a seed gives the same run
+Run as `python -m benchmarks.family_cartpole [MEMBER …]`. Every run is serial: a seed gives the same run
 again. The score is the mean greedy return of the delivered version over the 100 fresh episodes that confirmed
 it. The bar is 475 on every seed.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -19,9 +17,8 @@ from cluster.engines.threads import SINGLE_THREADED
 
 os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real run
 
-from cluster.api import train
+from benchmarks.quiet_run import quiet_run
 from cluster.load_config import PRESETS, load_config
-from cluster.show.view import make_view
 
 SEEDS = (0, 1, 2)
 BAR = 475.0
@@ -50,7 +47,7 @@ def _one(name: str, seed: int) -> float:
     config = load_config(PRESETS / "cartpole.yaml", overrides)
     with tempfile.TemporaryDirectory() as folder:
         began = perf_counter()
-        outcome = train(config, Path(folder) / "run", view=partial(make_view, stream=io.StringIO())).outcome
+        outcome = quiet_run(config, Path(folder) / "run").outcome
         seconds = perf_counter() - began
     score = outcome.best_return_mean or 0.0
     print(f"{name:12s} {seed:4d} {outcome.final.updates_total:8d} {seconds:8.1f} {score:15.1f}", flush=True)

@@ -9,12 +9,10 @@ range of rainbow's atoms.
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from time import process_time
@@ -23,11 +21,10 @@ from cluster.engines.threads import SINGLE_THREADED
 
 os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real run
 
+from benchmarks.quiet_run import quiet_run
 from benchmarks.recorded_runs import read_runs, write_runs
-from cluster.api import train
 from cluster.load_config import PRESETS, load_config
 from cluster.policies.evaluate import evaluate_run
-from cluster.show.view import make_view
 
 DATA = PRESETS.parent / "docs" / "family_tasks.json"
 MEMBERS = ("rainbow", "apex", "modern")
@@ -65,10 +62,8 @@ def one_run(member: str, task: str, seed: int, overrides: Sequence[str] = ()) ->
     config = load_config(PRESETS / f"{member}.yaml", [*asked, *overrides])
     with tempfile.TemporaryDirectory() as folder:
         began = process_time()
-        result = train(config, Path(folder) / "run", view=partial(make_view, stream=io.StringIO()))
+        result = quiet_run(config, Path(folder) / "run")
         seconds = process_time() - began
-        if result.signal is not None:
-            raise SystemExit(128 + result.signal)
         returns = evaluate_run(result.run_dir, EPISODES, seed).returns
     return Run(
         member, task, seed, round(fmean(returns), 1), result.outcome.final.updates_total, round(seconds, 1)

@@ -9,12 +9,10 @@ matplotlib) is made anew each time, and with the default file so is the table in
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -23,13 +21,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from benchmarks.quiet_run import quiet_run
 from benchmarks.recorded_runs import json_lines, read_runs, write_runs
-from cluster.api import train
 from cluster.load_config import PRESETS, load_config
 from cluster.run_dir import read_config, read_spec
 from cluster.runtime.coordinator import RunFailed
 from cluster.runtime.roles import make_policy
-from cluster.show.view import make_view
 from learner.weights import load_weights
 
 DOCS = PRESETS.parent / "docs"
@@ -119,7 +116,7 @@ def one_run(variant: str, seed: int, overrides: Sequence[str] = ()) -> Run:
         began = perf_counter()
         blew_up = False
         try:
-            train(config, run_dir, view=partial(make_view, stream=io.StringIO()))
+            quiet_run(config, run_dir)
         except RunFailed as failure:
             if "learning diverged" not in str(failure):
                 raise

@@ -1,0 +1,22 @@
+"""A training within a study: shown nowhere, and whole or nothing.
+
+Owns that; must not know of any study.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from pathlib import Path
+
+from cluster.api import Result, train
+from cluster.config import RunConfig
+from cluster.show.view import make_view
+
+
+def quiet_run(config: RunConfig, run_dir: Path) -> Result:
+    """Trains to a stop condition. Raises SystemExit on a signal (a run cut short is no figure), RunFailed."""
+    result = train(config, run_dir, view=partial(make_view, stream=io.StringIO()))
+    if result.signal is not None:
+        raise SystemExit(128 + result.signal)
+    return result
