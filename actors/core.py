@@ -141,6 +141,11 @@ class RolloutReport:
     memory_excess: str | None = None
     env_restarts: tuple[EnvRestart, ...] = ()
 
+    @property
+    def worked_seconds(self) -> float:
+        """All but "idle"."""
+        return sum(self.seconds.values()) - self.seconds.get("idle", 0.0)
+
 
 @dataclass(frozen=True)
 class EvaluationReport:

@@ -3,8 +3,9 @@
 Run as `python -m benchmarks.actor_speed [--rounds N] [--lanes N]`. Sides take turns in one run, chunk by
 chunk, and the tenth percentile of each side's costs counts; each ratio is shown by wall time and by CPU time,
 which other work on the machine hardly touches. With the Nature CNN the actor overlaps stepping and inference,
-one thread each: that needs two cores, and shows in wall time only. An actor's time holds everything but the
-call to the shard: acting, stepping, building rows, encoding blocks.
+which shows in wall time only. Each group of its lanes then has a thread of ALE's, the environment alone has
+one for all: on two cores that is no help, on more the ratio flatters. An actor's time holds everything but
+the call to the shard: acting, stepping, building rows, encoding blocks.
 Bars: Atari at random 0.9 of ALE's vector environment with as many threads, with the Nature CNN 0.8 of the
 slower of that and of bare batched inference; CartPole's native form 0.6; at most 1.2 frames of 7,056 bytes a
 transition.

@@ -20,10 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.recorded_runs import json_lines, read_runs, write_runs
+from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.api import train
 from cluster.load_config import PRESETS, load_config
-from cluster.show.report_data import played_once
+from cluster.show import report_data
 
 DATA = PRESETS.parent / "docs" / "learning_curves.json"
 MARGIN = 1.2
@@ -103,16 +103,15 @@ def one_run(name: str, seed: int, run_dir: Path, seconds: float | None) -> Run:
 
 def read_run(name: str, seed: int, run_dir: Path) -> Run:
     """What a run directory holds by now."""
-    lines = played_once(json_lines(run_dir / "metrics.jsonl"), "env_steps_total")
-    screened = [line for line in json_lines(run_dir / "evaluations.jsonl") if not line["confirms"]]
-    scored = played_once(screened, "version")
+    told = report_data.read_run(run_dir)
+    scored = [line for line in told.evaluations if not line["confirms"]]
     curve = [
         (line["env_steps_total"], round(line["run_seconds"], 1), round(line["train_return_mean"], 3))
-        for line in lines
+        for line in told.metrics
         if line.get("train_return_mean") is not None
     ]
     every = -(-len(curve) // MOST_POINTS)
-    last = lines[-1]
+    last = told.last
     return Run(
         case=name,
         seed=seed,

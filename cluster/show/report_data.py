@@ -136,8 +136,8 @@ def read_run(path: Path) -> Run:
     metrics, evaluations = tuple(_lines(path / "metrics.jsonl")), tuple(_lines(path / "evaluations.jsonl"))
     if (path / RESUMES).exists():
         # Not otherwise: a learner that was lost and replaced goes back by some versions, too.
-        metrics = played_once(metrics, "env_steps_total")
-        evaluations = played_once(evaluations, "version")
+        metrics = _played_once(metrics, "env_steps_total")
+        evaluations = _played_once(evaluations, "version")
     return Run(
         path,
         dict(leaves(config if isinstance(config, dict) else {})),
@@ -149,7 +149,7 @@ def read_run(path: Path) -> Run:
     )
 
 
-def played_once(lines: Iterable[Line], counter: str) -> tuple[Line, ...]:
+def _played_once(lines: Iterable[Line], counter: str) -> tuple[Line, ...]:
     """Without what a run wrote behind a checkpoint from which it was resumed: it has played that again.
 
     counter: what grows from line to line, and goes back where the run did. A run that went back less than one

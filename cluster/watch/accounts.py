@@ -281,7 +281,7 @@ class Accounts:
 
     def _sum_rollout(self, report: RolloutReport, policy_lag: int) -> None:
         self._add_seconds("actor", report.seconds)
-        worked = sum(report.seconds.values()) - report.seconds.get("idle", 0.0)
+        worked = report.worked_seconds
         self._acting[report.actor] = _Acting(
             policy_lag,
             report.env_steps / worked if worked > 0.0 else 0.0,

@@ -159,10 +159,9 @@ class Figures:
             self._first_returns = (*self._first_returns, *report.episode_returns)[:_RECENT_EPISODES]
         self._lengths.extend(report.episode_lengths)
         actor = self._actors.setdefault(report.actor, _Actor())
-        seconds = sum(report.seconds.values())
         actor.steps += report.env_steps
-        actor.seconds += seconds
-        actor.worked_seconds += seconds - report.seconds.get("idle", 0.0)
+        actor.seconds += sum(report.seconds.values())
+        actor.worked_seconds += report.worked_seconds
         self._accounts.take_rollout(report, self._policy_lag)
 
     def take_learning(self, report: LearnReport, batch_size: int) -> None:

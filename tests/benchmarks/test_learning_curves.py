@@ -48,6 +48,8 @@ def test_a_run_is_told_against_the_paper() -> None:
 def test_what_a_resumed_run_played_again_counts_once(tmp_path: Path) -> None:
     steps = [10, 20, 30, 40, 20, 30, 35]  # killed behind 40, and resumed from 10
     versions = [(1, False), (1, True), (2, False), (1, False), (3, False)]
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "resumes.jsonl").touch()
     (tmp_path / "metrics.jsonl").write_text(
         "".join(
             f'{{"env_steps_total": {count}, "updates_total": 1, '
