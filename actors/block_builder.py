@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.core import frame_dtype
+from actors.envs.stepper import Step
 from actors.exploration import ALL_LANES
 from actors.nstep import NStepRows, n_step_rows
-from actors.stepper import Step
 from replay_service.block import BlockSchema, TransitionBlock
 
 
@@ -24,7 +24,7 @@ class ChunkSteps:
     Attributes:
         reward: float64, raw; 0 where the step was an autoreset.
         real: bool, False where the step was an autoreset.
-        ended, starts: bool, see actors.stepper.Step.
+        ended, starts: bool, see actors.envs.stepper.Step.
         q: [T, A, N] float32, of the frames before the steps.
     """
 

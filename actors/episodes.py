@@ -22,7 +22,7 @@ class EpisodeLedger:
     def add(self, reward: np.ndarray, ended: np.ndarray, starts: np.ndarray) -> None:
         """Counts T vector steps: reward [T, N], 0 in an autoreset; ended and starts [T, N] bool.
 
-        As in `actors.stepper.Step`: an episode ends with the step `ended`; the next one begins behind
+        As in `actors.envs.stepper.Step`: an episode ends with the step `ended`; the next one begins behind
         the step `starts`, the same one or the next.
         """
         num_steps, num_lanes = reward.shape

@@ -13,11 +13,11 @@ import numpy as np
 
 from actors.config import EnvConfig
 from actors.core import EvaluationReport, Policy
-from actors.envs import lane_seeds, make_vector
-from actors.errors import EnvFailed
-from actors.frame_stack import FrameStack
-from actors.observations import masked, split
-from actors.stepper import VectorStepper
+from actors.envs.errors import EnvFailed
+from actors.envs.frame_stack import FrameStack
+from actors.envs.make import lane_seeds, make_vector
+from actors.envs.observations import masked, split
+from actors.envs.stepper import VectorStepper
 
 
 class Evaluator:

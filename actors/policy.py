@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-# Of learner.normalisation, whose numbers acting must repeat.
+# Of learner.normalization, whose numbers acting must repeat.
 NORMALISED_LIMIT = np.float32(10.0)
 
 
@@ -71,7 +71,7 @@ class MlpPolicy:
         else:
             hidden = hidden.astype(np.float32, copy=False)
         if self._moments is not None:
-            # As learner.normalisation does, operation by operation: the same bits on both sides.
+            # As learner.normalization does, operation by operation: the same bits on both sides.
             mean, inverse = self._moments
             hidden = np.clip((hidden - mean) * inverse, -NORMALISED_LIMIT, NORMALISED_LIMIT)
         if not self._buffers or len(self._buffers[0]) != num_lanes:

@@ -14,12 +14,12 @@ import numpy as np
 from actors.block_builder import BlockBuilder
 from actors.config import ActorsConfig, EnvConfig
 from actors.core import BlockSink, Policy, RolloutReport
-from actors.envs import lane_seeds, make_vector
+from actors.envs.frame_stack import FrameStack
+from actors.envs.make import lane_seeds, make_vector
+from actors.envs.observations import masked, split
+from actors.envs.stepper import VectorStepper
 from actors.episodes import EpisodeLedger
 from actors.exploration import Exploration, ladder_epsilons, linear_epsilon
-from actors.frame_stack import FrameStack
-from actors.observations import masked, split
-from actors.stepper import VectorStepper
 from replay_service.block import TransitionBlock
 
 _MAX_GROUPS = 4

@@ -23,9 +23,9 @@ import numpy as np
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.core import Policy
-from actors.envs import make_vector
+from actors.envs.make import make_vector
 from actors.rollout import EnvActor
-from cluster.resolve import network_spec
+from cluster.settings.resolve import network_spec
 from learner.config import LearnerConfig
 from learner.torch_policy import TorchPolicy
 from learner.update import UpdateStep

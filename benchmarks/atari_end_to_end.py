@@ -21,7 +21,7 @@ from statistics import median
 from time import perf_counter
 
 from benchmarks.recorded_runs import json_lines
-from cluster.load_config import PRESETS
+from cluster.settings.load_config import PRESETS
 
 WARM_UP_SECONDS = 10.0
 LEARNING_STARTS = 2_000

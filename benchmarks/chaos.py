@@ -29,10 +29,10 @@ import psutil
 from benchmarks.failure_page import measure, page
 from benchmarks.failures import FAILURES, arguments, restarts
 from benchmarks.followed_run import CLASSES, FollowedRun, Line
-from cluster.config import RunConfig
-from cluster.run_dir import read_config
+from cluster.record.run_dir import read_config
+from cluster.settings.config import RunConfig
 from replay_service.codec import decode
-from replay_service.journal import BLOCK, DELIVERY, read_segment, segment_paths, unpack_delivery
+from replay_service.journal.segments import BLOCK, DELIVERY, read_segment, segment_paths, unpack_delivery
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "failures.md"

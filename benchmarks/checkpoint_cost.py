@@ -19,15 +19,15 @@ from actors.core import EnvSpec
 from benchmarks.replay_data import ATARI, CONFIG
 from benchmarks.replay_through_ray import Writer
 from cluster.checkpoints.checkpoint import Checkpoints, Committed, RunState, shard_folder
-from cluster.config import RunConfig
+from cluster.control.evaluation import JudgeState
 from cluster.engines.engine import Need, Ref
 from cluster.engines.ray_engine import RayEngine
-from cluster.runtime.judge import JudgeState
+from cluster.metrics.figures import FiguresState
 from cluster.runtime.roles import LearnerRole, RoleContext, ShardRole
-from cluster.watch.figures import FiguresState
+from cluster.settings.config import RunConfig
 from learner.config import LearnerConfig
 from learner.core import LearnerState
-from replay_service.durability import SealReply
+from replay_service.journal.durability import SealReply
 
 UPDATES_PER_CHUNK = 8
 NO_RUN = RunState(0.0, {}, FiguresState(), JudgeState(), "")

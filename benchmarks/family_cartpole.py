@@ -18,7 +18,7 @@ from cluster.engines.threads import SINGLE_THREADED
 os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real run
 
 from benchmarks.quiet_run import quiet_run
-from cluster.load_config import PRESETS, load_config
+from cluster.settings.load_config import PRESETS, load_config
 
 SEEDS = (0, 1, 2)
 BAR = 475.0
@@ -27,7 +27,7 @@ MEMBERS = {
     "double": (),
     "huber": ("learner.loss=huber",),
     "dueling": ("learner.dueling=true",),
-    "noisy": ("learner.noisy=true",),
+    "noisy": ("learner.networks.noisy=true",),
     "layer norm": ("learner.layer_norm=true",),
     "prioritised": ("replay.sampling=prioritised",),
     "c51": ("learner.head=c51",),

@@ -23,8 +23,8 @@ os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real 
 
 from benchmarks.quiet_run import quiet_run
 from benchmarks.recorded_runs import read_runs, write_runs
-from cluster.load_config import PRESETS, load_config
 from cluster.policies.evaluate import evaluate_run
+from cluster.settings.load_config import PRESETS, load_config
 
 DATA = PRESETS.parent / "docs" / "family_tasks.json"
 MEMBERS = ("rainbow", "apex", "modern")

@@ -23,11 +23,11 @@ from benchmarks.replay_through_ray import Writer
 from benchmarks.update_step import ATARI as ATARI_NETWORK
 from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
 from benchmarks.update_step import BareLoop, Case, Minibatches, updates_per_second
-from cluster.config import RunConfig
 from cluster.engines.engine import Need
 from cluster.engines.ray_engine import RayEngine
-from cluster.resolve import resolve
 from cluster.runtime.roles import LearnerRole, RoleContext, ShardRole
+from cluster.settings.config import RunConfig
+from cluster.settings.resolve import resolve
 from learner.config import LearnerConfig
 from learner.core import LearnReport
 from replay_service.block import BlockSchema

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.api import train
-from cluster.load_config import PRESETS, load_config
+from cluster.settings.load_config import PRESETS, load_config
 from cluster.show import report_data
 
 DATA = PRESETS.parent / "docs" / "learning_curves.json"

@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.update_step import CARTPOLE, BareLoop, Case, Minibatches, updates_per_second
 from cluster.api import train
-from cluster.config import RunConfig
-from cluster.load_config import PRESETS, load_config
+from cluster.metrics.snapshot import Snapshot
+from cluster.settings.config import RunConfig
+from cluster.settings.load_config import PRESETS, load_config
 from cluster.show.view import LineView
-from cluster.watch.metrics import Snapshot
 
 RUNS = 3
 SECONDS = 20.0

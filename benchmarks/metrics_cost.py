@@ -29,19 +29,19 @@ os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real 
 
 import actors.evaluation
 import actors.rollout
-import cluster.watch.metrics
+import cluster.record.prometheus
 import learner.loop
 from actors.episodes import EpisodeLedger
 from actors.evaluation import Evaluator
 from actors.rollout import EnvActor
 from cluster.api import train
-from cluster.config import RunConfig, StopConfig
-from cluster.load_config import load_config, preset_for_env
-from cluster.run_dir import RunDir, read_config
+from cluster.diagnosis.diagnosis import Diagnosis
+from cluster.metrics.figures import Figures
+from cluster.metrics.snapshot import Snapshot
+from cluster.record.run_dir import RunDir, read_config
+from cluster.settings.config import RunConfig, StopConfig
+from cluster.settings.load_config import load_config, preset_for_env
 from cluster.show.view import Headline, LineView
-from cluster.watch.diagnosis import Diagnosis
-from cluster.watch.figures import Figures
-from cluster.watch.metrics import Snapshot
 from learner.loop import Learner
 from learner.update import UpdateStep
 from replay_service.histogram import Tally
@@ -215,7 +215,7 @@ def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
         views.append(Scraped(headline, stop))
         return views[0]
 
-    make_app = cluster.watch.metrics.make_wsgi_app
+    make_app = cluster.record.prometheus.make_wsgi_app
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for owner, names in (
             (Figures, ("take_rollout", "take_learning", "take_evaluation", "take_wait", "snapshot")),
@@ -224,7 +224,9 @@ def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
         ):
             stack.enter_context(watch.timing("coordinator", owner, *names))
         timed_app = mock.patch.object(
-            cluster.watch.metrics, "make_wsgi_app", lambda *a, **k: watch.timed("scrapes", make_app(*a, **k))
+            cluster.record.prometheus,
+            "make_wsgi_app",
+            lambda *a, **k: watch.timed("scrapes", make_app(*a, **k)),
         )
         stack.enter_context(timed_app)
         run_dir = Path(folder) / "run"

@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks.quiet_run import quiet_run
 from benchmarks.recorded_runs import json_lines, read_runs, write_runs
-from cluster.load_config import PRESETS, load_config
-from cluster.run_dir import read_config, read_spec
-from cluster.runtime.coordinator import RunFailed
+from cluster.coordinator import RunFailed
+from cluster.record.run_dir import read_config, read_spec
 from cluster.runtime.roles import make_policy
+from cluster.settings.load_config import PRESETS, load_config
 from learner.weights import load_weights
 
 DOCS = PRESETS.parent / "docs"

@@ -19,7 +19,7 @@ from statistics import median
 from time import perf_counter
 
 from benchmarks.recorded_runs import json_lines, read_runs, write_runs
-from cluster.load_config import PRESETS
+from cluster.settings.load_config import PRESETS
 
 DATA = PRESETS.parent / "docs" / "presets.json"
 SEEDS = 5

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cluster.api import Result, train
-from cluster.config import RunConfig
+from cluster.settings.config import RunConfig
 from cluster.show.view import make_view
 
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from actors.core import EnvSpec
 from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG, full_shard, peer, print_paired, random_block
-from cluster.config import RunConfig
 from cluster.engines.engine import Calls, Handle, Need
 from cluster.engines.ray_engine import RayEngine
 from cluster.runtime.roles import RoleContext, ShardRole
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
+from cluster.settings.config import RunConfig
 from replay_service import sampler as sampler_module
 from replay_service.block import BlockSchema
 from replay_service.messages import SampleRequest

@@ -22,8 +22,8 @@ import psutil
 from gymnasium import spaces
 
 from cluster.api import train
-from cluster.load_config import load_config
-from cluster.watch.metrics import Snapshot
+from cluster.metrics.snapshot import Snapshot
+from cluster.settings.load_config import load_config
 
 ACTORS = (1, 2, 4, 8, 16)
 SECONDS = 12.0

@@ -19,30 +19,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from actors.core import EnvSpec
-from actors.envs import probe
+from actors.envs.make import probe
 from cluster.checkpoints.checkpoint import cut_folders, read_cut
 from cluster.checkpoints.resume import Resumed, changes, go_on, newest_good_cut, saved_config
-from cluster.config import ConfigError, RunConfig, check
+from cluster.coordinator import Coordinator, Outcome, RunFailed
+from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import Engine
 from cluster.engines.machine import this_machine
 from cluster.engines.placement import Claims, Placement, place
 from cluster.engines.signals import StopSignals
 from cluster.engines.threads import available_cores
-from cluster.plan import Plan, make_claims, make_plan, refuse_what_cannot_fit
+from cluster.metrics.accounts import Accounts
+from cluster.metrics.snapshot import Snapshot
 from cluster.policies.evaluate import GreedyPolicy, load_policy
 from cluster.policies.initial_weights import read_initial_weights
-from cluster.resolve import resolve
-from cluster.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
-from cluster.runtime.coordinator import Coordinator, Outcome, RunFailed
-from cluster.runtime.recorder import Recorder
+from cluster.record.logs import SerialLogs
+from cluster.record.prometheus import MetricsServer
+from cluster.record.recorder import Recorder
+from cluster.record.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
+from cluster.record.scrape_targets import advertised, targets_folder
+from cluster.record.tensorboard import require_tensorboard
+from cluster.settings.config import ConfigError, RunConfig, check
+from cluster.settings.plan import Plan, make_claims, make_plan, refuse_what_cannot_fit
+from cluster.settings.resolve import resolve
 from cluster.show.status import announce, status_document
 from cluster.show.view import Headline, View, make_view
-from cluster.watch.accounts import Accounts
-from cluster.watch.diagnosis import Diagnosis
-from cluster.watch.logs import SerialLogs
-from cluster.watch.metrics import MetricsServer, Snapshot
-from cluster.watch.targets import advertised, targets_folder
-from cluster.watch.tensorboard import require_tensorboard
 
 Resume = Literal["never", "must", "auto"]
 

@@ -10,14 +10,14 @@ import time
 import numpy as np
 
 from actors.core import EnvSpec
-from actors.envs import make_vector
+from actors.envs.make import make_vector
+from actors.envs.observations import masked, split
 from actors.exploration import epsilon_greedy
-from actors.observations import masked, split
 from cluster.api import prepare
-from cluster.config import RunConfig
 from cluster.engines.machine import this_machine
 from cluster.engines.threads import available_cores, env_threads
-from cluster.plan import make_plan
+from cluster.settings.config import RunConfig
+from cluster.settings.plan import make_plan
 
 _MEASURED_SECONDS = 1.0
 

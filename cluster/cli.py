@@ -15,11 +15,17 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from cluster.config import ConfigError, RunConfig
 from cluster.engines.signals import Interrupted
-from cluster.load_config import SHARED_PRESETS, dump_config, load_config, preset_for_env, preset_paths
 from cluster.policies.scores import beside_human, reference
-from cluster.watch.logs import last_words, log_path
+from cluster.record.logs import last_words, log_path
+from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.load_config import (
+    SHARED_PRESETS,
+    dump_config,
+    load_config,
+    preset_for_env,
+    preset_paths,
+)
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 _LAST_WORDS = 20
@@ -156,7 +162,7 @@ def _address(text: str | None) -> tuple[str | None, str | None]:
 
 def _train(options: argparse.Namespace) -> int:
     from cluster.api import train
-    from cluster.runtime.coordinator import RunFailed
+    from cluster.coordinator import RunFailed
 
     host, port = _address(options.metrics_addr)
     flags = {
@@ -194,7 +200,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _train_config(options: argparse.Namespace, flags: Sequence[str]) -> RunConfig:
     """What to train: the source that was named, or the very config of the run that is resumed."""
-    from cluster.run_dir import holds_run, read_config
+    from cluster.record.run_dir import holds_run, read_config
 
     overrides = [*options.set, *flags]
     if options.resume != "never" and options.run_dir is None:
@@ -208,7 +214,7 @@ def _train_config(options: argparse.Namespace, flags: Sequence[str]) -> RunConfi
 
 def _eval(options: argparse.Namespace) -> int:
     from cluster.policies.evaluate import evaluate_run
-    from cluster.run_dir import read_config
+    from cluster.record.run_dir import read_config
 
     played = evaluate_run(options.run_dir, options.episodes, options.seed)
     mean, std = statistics.fmean(played.returns), statistics.pstdev(played.returns)
@@ -251,7 +257,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from cluster.show.report import write_report
+    from cluster.report.report import write_report
 
     for path in write_report(options.run_dirs, options.out, options.png):
         print(path)
@@ -295,7 +301,7 @@ def _check_env(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from cluster.api import ask_for_placement, prepare
     from cluster.engines.machine import this_machine
-    from cluster.plan import make_plan, refuse_what_cannot_fit
+    from cluster.settings.plan import make_plan, refuse_what_cannot_fit
 
     prepared = prepare(_config(options.source, options.set))
     plan = make_plan(prepared.config, prepared.spec, this_machine())

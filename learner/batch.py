@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.torsos import Observations
 from replay_service.block import ACTION_MASK, OBSERVATION
 from replay_service.messages import Minibatch
+
+Observations = Tensor | dict[str, Tensor]
+"""[B, *observation_shape], or part name -> [B, *shape] where an observation consists of several arrays."""
 
 
 @dataclass(frozen=True, eq=False)

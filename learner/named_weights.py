@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from learner.config import LearnerConfig, NetworkSpec
-from learner.networks import build_network
-from learner.normalisation import tail_size
+from learner.networks.build import build_network
+from learner.normalization import tail_size
 
 NORMALISER_TAIL = "observation_normaliser"
 """[2 D] float32, where observations are normalised: means and inverse deviations of a frame's D values."""

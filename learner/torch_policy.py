@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from learner.batch import Observations
 from learner.config import LearnerConfig, NetworkSpec
-from learner.heads import make_head
-from learner.normalisation import ObservationNormaliser
-from learner.torsos import Observations
+from learner.normalization import ObservationNormaliser
+from learner.objectives.heads import make_head
 from learner.update import flat_network
 from replay_service.block import OBSERVATION
 

@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learner.batch import Batch
+from learner.batch import Batch, Observations
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState
-from learner.flat import FlatNetwork
-from learner.heads import Fit, make_head
-from learner.mlp_gradient import FlatMlp
-from learner.networks import Mlp, build_network
-from learner.normalisation import ObservationNormaliser, moments_of, moments_state, restored_moments
-from learner.optimiser import FlatOptimiser, learning_rate
-from learner.torsos import Observations
+from learner.networks.build import Mlp, build_network
+from learner.networks.flat import FlatNetwork
+from learner.networks.mlp_gradient import FlatMlp
+from learner.normalization import ObservationNormaliser, moments_of, moments_state, restored_moments
+from learner.objectives.heads import Fit, make_head
+from learner.optimizer import FlatOptimiser, learning_rate
 from replay_service.block import OBSERVATION
 
 _HELD_UPDATES = 64

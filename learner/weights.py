@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from replay_service.durable_files import sync_folder
+from replay_service.journal.durable_files import sync_folder
 
 
 def save_weights(path: Path, flat: np.ndarray, metadata: Mapping[str, str]) -> None:

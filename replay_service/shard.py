@@ -14,10 +14,10 @@ import numpy as np
 from replay_service.block import BlockSchema, TransitionBlock
 from replay_service.codec import decode
 from replay_service.config import ReplayConfig
-from replay_service.durability import Durability, SealReply
-from replay_service.journal import SEGMENT_BYTES, Delivered, Journal
+from replay_service.journal.durability import Durability, SealReply
+from replay_service.journal.recovery import FoundJournal, RecoveryReport
+from replay_service.journal.segments import SEGMENT_BYTES, Delivered, Journal
 from replay_service.messages import InsertReply, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
-from replay_service.recovery import FoundJournal, RecoveryReport
 from replay_service.selectors import PrioritisedSelector, Selector, UniformSelector
 from replay_service.shard_meter import ShardMeter
 from replay_service.transition_store import TransitionStore, frame_capacity

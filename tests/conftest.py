@@ -1,4 +1,4 @@
-"""Makes cluster/support/ importable by name; keeps the user's own state folder as it is; a run to follow."""
+"""Makes support/ importable by name; keeps the user's own state folder as it is; a run to follow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster.engines.threads import SINGLE_THREADED
 # Read by numpy and torch when they load. As in a real run: threads of several workers would wait in turn.
 os.environ.update(SINGLE_THREADED)
 
-sys.path.append(str(Path(__file__).parent / "cluster" / "support"))
+sys.path.append(str(Path(__file__).parent / "support"))
 
 from qfleet_processes import LocalRun, adopting_orphans
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.runtime.judge import JudgeState
-from cluster.watch.figures import FiguresState
+from cluster.control.evaluation import JudgeState
+from cluster.metrics.figures import FiguresState
 from learner.core import LearnerState
 from learner.weights import load_tensors, save_tensors
-from replay_service.durable_files import crc32_of, sync_folder
-from replay_service.journal import SegmentFact
+from replay_service.journal.durable_files import crc32_of, sync_folder
+from replay_service.journal.segments import SegmentFact
 
 FORMAT = 1
 _MANIFEST = "manifest.json"

@@ -17,15 +17,15 @@ import msgspec
 import yaml
 
 from cluster.checkpoints.checkpoint import Cut, DamagedCutError, Manifest, cut_folders, read_cut, shard_folder
-from cluster.config import ConfigError, RunConfig
-from cluster.load_config import parse_config
-from cluster.run_dir import RESUMES
+from cluster.control.evaluation import Best
+from cluster.record.run_dir import RESUMES
 from cluster.runtime.fleet import role_name
-from cluster.runtime.judge import Best
+from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.load_config import parse_config
 from learner.core import LearnerState
 from learner.weights import load_weights
-from replay_service.durable_files import link_or_copy
-from replay_service.journal import segment_paths
+from replay_service.journal.durable_files import link_or_copy
+from replay_service.journal.segments import segment_paths
 
 # What may differ from the run that is resumed. Everything else decides what the rows in replay, the weights
 # or the streams of random numbers mean.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.engines.presence import Presence
+from cluster.engines.process_info import Presence
 
 _STACK_SECONDS = 3.0
 _SETTLED_SECONDS = 0.1

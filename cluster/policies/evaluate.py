@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from actors.adapter import Adapter, make_adapter
 from actors.core import EnvSpec, Policy
+from actors.envs.adapter import Adapter, make_adapter
+from actors.envs.frame_stack import FrameStack
+from actors.envs.observations import masked, split
 from actors.evaluation import evaluate
-from actors.frame_stack import FrameStack
-from actors.observations import masked, split
-from cluster.config import ConfigError, RunConfig
-from cluster.run_dir import read_config, read_spec, read_weights
+from cluster.record.run_dir import read_config, read_spec, read_weights
 from cluster.runtime.roles import make_policy
+from cluster.settings.config import ConfigError, RunConfig
 
 # Domains of this command lie beyond every domain that training can reach (two for each version).
 _FIRST_SEED_DOMAIN = 1 << 40

@@ -19,21 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from actors.adapter import Adapter, make_adapter
 from actors.core import EnvSpec, Policy
-from actors.envs import lane_seeds
-from actors.observations import Part, parts_of
-from cluster.config import ConfigError, RunConfig
+from actors.envs.adapter import Adapter, make_adapter
+from actors.envs.make import lane_seeds
+from actors.envs.observations import Part, parts_of
 from cluster.policies.evaluate import GreedyPolicy
 from cluster.policies.playback import Moment, open_stage
-from cluster.resolve import network_spec
-from cluster.run_dir import WeightsName, read_config, read_provenance, read_spec, read_weights
+from cluster.record.run_dir import WeightsName, read_config, read_provenance, read_spec, read_weights
 from cluster.runtime.roles import make_policy
-from learner.heads import make_head
+from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.resolve import network_spec
+from learner.batch import Observations
 from learner.named_weights import NORMALISER_TAIL, named_weights, network_facts, seeded_network
-from learner.noisy import NoisyLinear
-from learner.normalisation import ObservationNormaliser
-from learner.torsos import Observations
+from learner.networks.noisy import NoisyLinear
+from learner.normalization import ObservationNormaliser
+from learner.objectives.heads import make_head
 from learner.weights import save_tensors
 from replay_service.block import ACTION_MASK, OBSERVATION
 

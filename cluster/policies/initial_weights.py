@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from actors.core import EnvSpec
-from cluster.config import ConfigError, RunConfig
-from cluster.resolve import network_spec
-from cluster.run_dir import read_config, read_spec, read_weights
+from cluster.record.run_dir import read_config, read_spec, read_weights
+from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.resolve import network_spec
 from learner.weights import load_tensors
 
 

@@ -16,9 +16,9 @@ from gymnasium.vector import VectorEnv
 
 from actors.config import EnvConfig
 from actors.core import EnvSpec
-from actors.envs import make_atari, make_user_env
-from actors.errors import EnvError
-from cluster.config import ConfigError
+from actors.envs.errors import EnvError
+from actors.envs.make import make_atari, make_user_env
+from cluster.settings.config import ConfigError
 from replay_service.block import ACTION_MASK
 
 _ATARI_SCREEN = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}

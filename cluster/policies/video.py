@@ -14,11 +14,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from actors.envs import lane_seeds
-from cluster.config import ConfigError
+from actors.envs.make import lane_seeds
 from cluster.policies.evaluate import load_policy
 from cluster.policies.playback import Acts, Stage, open_stage, play
-from cluster.run_dir import read_config, read_spec
+from cluster.record.run_dir import read_config, read_spec
+from cluster.settings.config import ConfigError
 
 MAX_STEPS = 10_000
 """Steps of one episode that are shown: an environment without a limit of its own may never end."""

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 from actors.core import EnvSpec
-from cluster.config import RunConfig
+from cluster.control.evaluation import EvaluationRequest
+from cluster.control.timeouts import Patience, WakingClock
 from cluster.engines.engine import Engine, Handle, Need, Ref
-from cluster.engines.presence import Presence
+from cluster.engines.process_info import Presence
 from cluster.engines.threads import available_cores, learner_threads
-from cluster.runtime.judge import EvaluationRequest
-from cluster.runtime.patience import Patience, WakingClock
+from cluster.metrics.accounts import FleetFigures
+from cluster.record.logs import Speaker
 from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole, RoleContext, ShardRole
-from cluster.watch.accounts import FleetFigures
-from cluster.watch.logs import Speaker
+from cluster.settings.config import RunConfig
 from replay_service.sharding import shard_capacities
 
 RoleKind = Literal["shard", "learner", "actor", "evaluator"]

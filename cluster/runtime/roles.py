@@ -14,18 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
-from cluster.config import RunConfig
 from cluster.engines.engine import Calls, Handle
-from cluster.engines.presence import Presence, presence
+from cluster.engines.process_info import Presence, presence
 from cluster.engines.stacks import answer_stack_requests
 from cluster.engines.threads import available_cores, env_threads
-from cluster.resolve import network_spec
+from cluster.metrics.usage import MemoryMeter, UsageMeter
+from cluster.record.logs import ProcessLog, Speaker
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
-from cluster.watch.logs import ProcessLog, Speaker
-from cluster.watch.usage import MemoryMeter, UsageMeter
+from cluster.settings.config import RunConfig
+from cluster.settings.resolve import network_spec
 from learner.config import acts_in_numpy
 from learner.core import LearnerState, LearnReport
-from replay_service.durability import SealReply
+from replay_service.journal.durability import SealReply
+from replay_service.journal.recovery import RecoveryReport
 from replay_service.messages import (
     InsertReply,
     PriorityUpdate,
@@ -34,7 +35,6 @@ from replay_service.messages import (
     SampleRequest,
     ShardStatus,
 )
-from replay_service.recovery import RecoveryReport
 from replay_service.shard import ReplayShard
 
 

@@ -1,4 +1,4 @@
-"""What people look at: the terminal while a run goes on, status from elsewhere, the report afterwards.
+"""What a person sees on the terminal: the live view of a run, and its status from elsewhere.
 
-Must not import ray or torch.
+Must not import torch or ray.
 """

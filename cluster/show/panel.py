@@ -17,9 +17,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cluster.config import StopConfig
+from cluster.metrics.snapshot import Snapshot
+from cluster.settings.config import StopConfig
 from cluster.show.progress import progress
-from cluster.watch.metrics import Snapshot
 from cluster.wording import byte_size, count, duration, figure
 
 _BLOCKS = "▁▂▃▄▅▆▇█"

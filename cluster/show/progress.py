@@ -5,8 +5,8 @@ Owns that share and the time left; pure, must not import any engine.
 
 from __future__ import annotations
 
-from cluster.config import StopConfig
-from cluster.watch.metrics import Snapshot
+from cluster.metrics.snapshot import Snapshot
+from cluster.settings.config import StopConfig
 
 
 def progress(snapshot: Snapshot, stop: StopConfig) -> tuple[float | None, float | None]:

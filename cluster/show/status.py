@@ -25,11 +25,11 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 
-from cluster.config import ConfigError, RunConfig, StopConfig
-from cluster.run_dir import events_path, read_config
+from cluster.metrics.snapshot import Snapshot, figures
+from cluster.record.logs import gist, read_messages, tail
+from cluster.record.run_dir import events_path, read_config
+from cluster.settings.config import ConfigError, RunConfig, StopConfig
 from cluster.show.view import Headline, LineView, LiveView, can_draw, figures_line
-from cluster.watch.logs import gist, read_messages, tail
-from cluster.watch.metrics import Snapshot, figures
 from cluster.wording import duration
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from cluster.config import StopConfig
-from cluster.runtime.recorder import Observer
+from cluster.metrics.snapshot import Snapshot
+from cluster.record.logs import gist
+from cluster.record.recorder import Observer
+from cluster.settings.config import StopConfig
 from cluster.show.progress import progress
-from cluster.watch.logs import gist
-from cluster.watch.metrics import Snapshot
 from cluster.wording import duration, figure
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from actors.core import EnvSpec
-from actors.stepper import VectorStepper
+from actors.envs.stepper import VectorStepper
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 

@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from actors.config import EnvConfig
-from actors.envs import lane_seeds
+from actors.envs.make import lane_seeds
 from actors.evaluation import Evaluator, evaluate
 from actors.policy import MlpPolicy
 

@@ -18,11 +18,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.core import EnvSpec
-from actors.envs import EnvError, make_vector, probe
+from actors.envs.make import EnvError, make_vector, probe
+from actors.envs.observations import parts_of
+from actors.envs.stepper import VectorStepper
 from actors.evaluation import Evaluator
-from actors.observations import parts_of
 from actors.rollout import EnvActor
-from actors.stepper import VectorStepper
 from replay_service.block import ACTION_MASK, TransitionBlock
 from replay_service.codec import decode, encode
 

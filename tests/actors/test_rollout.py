@@ -14,10 +14,10 @@ from qfleet_sinks import ListSink
 
 from actors.config import ActorsConfig, EnvConfig, LadderConfig
 from actors.core import EnvRestart, RolloutReport
-from actors.envs import make_vector
+from actors.envs.make import make_vector
+from actors.envs.stepper import VectorStepper
 from actors.policy import MlpPolicy
 from actors.rollout import EnvActor, _groups
-from actors.stepper import VectorStepper
 from replay_service.block import ROW_FIELDS, TransitionBlock
 from replay_service.messages import ShardStatus
 

@@ -17,7 +17,7 @@ from benchmarks.failure_page import Measured, measure, page  # noqa: E402
 from benchmarks.failures import FAILURES, Failure, Outcome, restarts  # noqa: E402
 from benchmarks.replay_data import CARTPOLE, random_block  # noqa: E402
 from replay_service.codec import encode  # noqa: E402
-from replay_service.journal import BLOCK, Delivered, Journal, segment_paths  # noqa: E402
+from replay_service.journal.segments import BLOCK, Delivered, Journal, segment_paths  # noqa: E402
 
 ROWS = 8
 

@@ -14,7 +14,7 @@ from benchmarks import learning_curves  # noqa: E402
 from benchmarks.learning_curves import CASES, Run, read_run, sentence  # noqa: E402
 from benchmarks.recorded_runs import read_runs, write_runs  # noqa: E402
 from cluster.api import train  # noqa: E402
-from cluster.load_config import PRESETS, load_config  # noqa: E402
+from cluster.settings.load_config import PRESETS, load_config  # noqa: E402
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import naive_study  # noqa: E402
 from benchmarks.naive_study import Run  # noqa: E402
 from benchmarks.recorded_runs import read_runs, write_runs  # noqa: E402
-from cluster.config import RunConfig, check  # noqa: E402
-from cluster.load_config import PRESETS, load_config  # noqa: E402
+from cluster.settings.config import RunConfig, check  # noqa: E402
+from cluster.settings.load_config import PRESETS, load_config  # noqa: E402
 
 
 def a_run(**changes: object) -> Run:

@@ -15,7 +15,7 @@ from benchmarks import presets  # noqa: E402
 from benchmarks.presets import Run  # noqa: E402
 from benchmarks.recorded_runs import read_runs, write_runs  # noqa: E402
 from cluster.api import prepare  # noqa: E402
-from cluster.load_config import PRESETS, load_config, preset_for_env, preset_paths  # noqa: E402
+from cluster.settings.load_config import PRESETS, load_config, preset_for_env, preset_paths  # noqa: E402
 
 ACROBOT = Run("acrobot", 0, "local", 40.0, 300_000, 18_000, 9_000, -77.0, 12.0)
 

@@ -12,7 +12,7 @@ import pytest
 from qfleet_serial import SMALL
 
 from cluster.cli import run
-from cluster.load_config import preset_paths
+from cluster.settings.load_config import preset_paths
 
 SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
 

@@ -16,15 +16,15 @@ from qfleet_serial import Recorder
 
 from actors.core import EnvSpec, EvaluationReport, RolloutReport
 from cluster.checkpoints import continuity
-from cluster.config import RunConfig
+from cluster.control.timeouts import WakingClock
+from cluster.coordinator import Coordinator, Outcome, RunFailed
 from cluster.engines.engine import Handle, Need, Ref, RoleDied
-from cluster.engines.presence import Presence
-from cluster.load_config import load_config
-from cluster.resolve import resolve
+from cluster.engines.process_info import Presence
+from cluster.record.recorder import Recorder as RunRecorder
 from cluster.runtime import coordinator as coordinator_module
-from cluster.runtime.coordinator import Coordinator, Outcome, RunFailed
-from cluster.runtime.patience import WakingClock
-from cluster.runtime.recorder import Recorder as RunRecorder
+from cluster.settings.config import RunConfig
+from cluster.settings.load_config import load_config
+from cluster.settings.resolve import resolve
 from learner.core import LearnerState, LearnReport
 from replay_service.messages import ShardStatus
 

@@ -120,8 +120,8 @@ def test_the_cluster_of_the_manifests() -> None:
 
 def test_the_jobs_command_is_one_that_the_program_takes() -> None:
     from cluster.cli import _parser
-    from cluster.config import check
-    from cluster.load_config import load_config
+    from cluster.settings.config import check
+    from cluster.settings.load_config import load_config
 
     entrypoint = load("kuberay/ray-job.yaml")["spec"]["entrypoint"].split()
     assert entrypoint[:3] == ["python", "-m", "cluster.main"]

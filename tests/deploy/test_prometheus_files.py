@@ -19,7 +19,7 @@ from deployed_files import (
     rules,
 )
 
-from cluster.watch.targets import targets_folder
+from cluster.record.scrape_targets import targets_folder
 
 PANELS = [(name, panel) for name, dashboard in dashboards().items() for panel in dashboard["panels"]]
 

@@ -20,7 +20,7 @@ import yaml
 from deployed_files import METRIC, PROMETHEUS, installed, metrics_named, panel_expressions, rules
 from qfleet_processes import LocalRun
 
-from cluster.watch.targets import targets_folder
+from cluster.record.scrape_targets import targets_folder
 
 DEADLINE_SECONDS = 60.0
 NOT_YET = {

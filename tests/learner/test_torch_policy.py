@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils import vector_to_parameters
 
 from learner.config import LearnerConfig, NetworkSpec
-from learner.networks import build_network
+from learner.networks.build import build_network
 from learner.torch_policy import TorchPolicy
 from learner.update import UpdateStep
 

@@ -12,9 +12,9 @@ from learner import update as update_module
 from learner.batch import observations, to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState
-from learner.losses import td_loss
-from learner.networks import build_network
-from learner.targets import double_q_target, q_learning_target, tabular_backup
+from learner.networks.build import build_network
+from learner.objectives.losses import td_loss
+from learner.objectives.targets import double_q_target, q_learning_target, tabular_backup
 from learner.update import UpdateStep, resolve_device
 from replay_service.messages import Minibatch
 

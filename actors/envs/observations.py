@@ -1,0 +1,236 @@
+"""Observations of any supported space as frames: an array each, or a record of several arrays and a mask.
+
+Owns which observation spaces work and how they are laid out; must not know of policies, rows or blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from actors.core import EnvSpec
+from actors.envs.errors import EnvError
+from replay_service.block import ACTION_MASK, OBSERVATION, FrameField
+
+
+@dataclass(frozen=True)
+class Part:
+    """One array of an observation, and how it enters a frame.
+
+    Attributes:
+        path: the keys of Dicts and indices of Tuples that lead to it; empty where it is the observation.
+        field: its dotted name, and dtype and shape within a frame.
+        raw_shape: its shape in the environment's own observation.
+        starts: first value of each Discrete or MultiDiscrete component; empty for other spaces.
+        sizes: values of each component where they become one-hot; empty where the array is kept as it is.
+    """
+
+    path: tuple[Any, ...]
+    field: FrameField
+    raw_shape: tuple[int, ...]
+    starts: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def of(self, observation: Any) -> Any:
+        """The part of an observation, or of a batch of them as vector environments give it."""
+        for key in self.path:
+            observation = observation[key]
+        return observation
+
+    def converted(self, values: np.ndarray) -> np.ndarray:
+        """[K, *raw_shape] -> [K, *field.shape] of field.dtype."""
+        if self.starts and any(self.starts):
+            values = values - np.reshape(self.starts, self.raw_shape)
+        if self.sizes:
+            return _one_hot(values.reshape(len(values), -1), self.sizes)
+        return values.astype(self.field.dtype, copy=False).reshape(-1, *self.field.shape)
+
+
+def parts_of(space: spaces.Space[Any]) -> tuple[Part, ...]:
+    """The arrays of an observation space, in its own order.
+
+    uint8 and bool arrays keep their dtype, other numbers become float32. Discrete and MultiDiscrete values
+    become one-hot, except a Discrete observation as a whole, which stays a state number.
+
+    Raises EnvError naming a space without a fixed size and the cure.
+    """
+    if isinstance(space, spaces.Discrete):
+        return (Part((), FrameField("", "<i8", ()), (), (int(space.start),)),)
+    parts = tuple(_parts(space, ()))
+    names = [part.field.name for part in parts]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise EnvError(f"observations with two arrays named {sorted(twice)[0]!r}; rename a key")
+    if not parts:
+        raise EnvError(f"observations {space}, which hold nothing; give at least one array")
+    return parts
+
+
+class FrameMaker:
+    """Makes frames of `spec.frame_dtype` from observations: plain arrays, or records of all parts."""
+
+    def __init__(self, parts: tuple[Part, ...], spec: EnvSpec) -> None:
+        # The environment may give its own stack of one, a shape that the spec leaves out.
+        self._parts = tuple(
+            replace(part, field=field) for part, field in zip(parts, spec.frame_fields, strict=False)
+        )
+        self._spec = spec
+        self._dtype = spec.frame_dtype
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Of the frames that are made."""
+        return self._spec
+
+    def of_batch(
+        self, observations: Any, masks: np.ndarray | None, lanes: np.ndarray | None = None
+    ) -> np.ndarray:
+        """A vector environment's observations -> frames [N]; with lanes [K], copies of those frames alone.
+
+        masks [N] (or [K]) x A bool, exactly where the spec says so.
+        """
+        if self._dtype.names is None and lanes is None:
+            return self._parts[0].converted(np.asarray(self._parts[0].of(observations)))
+        arrays = [np.asarray(part.of(observations)) for part in self._parts]
+        return self._assembled(arrays if lanes is None else [array[lanes] for array in arrays], masks)
+
+    def of_list(self, observations: Sequence[Any], masks: np.ndarray | None) -> np.ndarray:
+        """K single observations -> frames [K]."""
+        stacked = [np.stack([np.asarray(part.of(one)) for one in observations]) for part in self._parts]
+        return self._assembled(stacked, masks)
+
+    def of_one(self, observation: Any, mask: np.ndarray | None) -> np.ndarray:
+        """One observation and the mask [A] of its actions -> frames [1].
+
+        Raises ValueError on a missing part, another shape, a missing mask or one that is not wanted.
+        """
+        arrays = []
+        for part in self._parts:
+            try:
+                array = np.asarray(part.of(observation))
+            except (KeyError, IndexError, TypeError):
+                raise ValueError(f"the observation has no {_dotted(part.path)!r}") from None
+            if array.shape != part.raw_shape:
+                which = f"'s {_dotted(part.path)!r}" if part.path else ""
+                raise ValueError(
+                    f"the observation{which} has shape {array.shape}; this policy takes {part.raw_shape}"
+                )
+            arrays.append(array[None])
+        if (mask is not None) != self._spec.action_mask:
+            expected = "needs the action mask of the observation" if mask is None else "takes no action mask"
+            raise ValueError(f"this policy {expected}: its environment decides by info['action_mask']")
+        return self._assembled(arrays, None if mask is None else _checked(mask, self._spec.num_actions)[None])
+
+    def _assembled(self, arrays: Sequence[np.ndarray], masks: np.ndarray | None) -> np.ndarray:
+        if self._dtype.names is None:
+            return self._parts[0].converted(arrays[0])
+        records = np.empty(len(arrays[0]), self._dtype)
+        for part, array in zip(self._parts, arrays, strict=True):
+            records[part.field.name] = part.converted(array)
+        if masks is not None:
+            records[ACTION_MASK] = masks
+        return records
+
+
+def split(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a policy sees of frames [N] or stacks [N, stack], and the mask [N, A] of the newest ones, if any.
+
+    An observation of one array comes as that; one of several as records, see `actors.core.Policy`.
+    """
+    names = frames.dtype.names
+    if names is None:
+        return frames, None
+    allowed = None
+    if ACTION_MASK in names:
+        allowed = frames[ACTION_MASK]
+        allowed = allowed[:, -1] if allowed.ndim == 3 else allowed
+    return (frames[OBSERVATION] if OBSERVATION in names else frames), allowed
+
+
+def masked(q: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+    """q [N, A], -inf where an action is not allowed: neither a maximum nor an argmax meets it then."""
+    return q if allowed is None else np.where(allowed, q, np.float32(-np.inf))
+
+
+def masks_of(info: Mapping[str, Any], num_envs: int, num_actions: int) -> np.ndarray:
+    """[N, A] bool of a vector environment's info; nothing is allowed in lanes that gave no mask.
+
+    As Gymnasium has it, "_action_mask" [N] says which lanes gave one; without it all did.
+    Raises EnvError where masks are not of A actions.
+    """
+    masks = np.zeros((num_envs, num_actions), np.bool_)
+    given = info.get(ACTION_MASK)
+    if given is None:
+        return masks
+    present = np.asarray(info.get(f"_{ACTION_MASK}", np.ones(num_envs, np.bool_)))
+    if not isinstance(given, np.ndarray) or given.dtype.hasobject:
+        for lane in np.flatnonzero(present):
+            masks[lane] = _checked(given[lane], num_actions)
+        return masks
+    if given.shape != masks.shape:
+        raise EnvError(_wrong_mask(given.shape[1:], num_actions))
+    return np.where(present[:, None], given != 0, masks)
+
+
+def _checked(mask: Any, num_actions: int) -> np.ndarray:
+    array: np.ndarray = np.asarray(mask)
+    if array.shape != (num_actions,):
+        raise EnvError(_wrong_mask(array.shape, num_actions))
+    return array.astype(np.bool_)
+
+
+def _wrong_mask(shape: tuple[int, ...], num_actions: int) -> str:
+    return (
+        f"info['action_mask'] has shape {shape}; give one number for each of the {num_actions} actions "
+        "(those of a discretised space are numbered flat), or set env.action_mask=false"
+    )
+
+
+def _one_hot(values: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """[K, M] counted from 0 -> [K, sum(sizes)] bool, component after component."""
+    first = np.cumsum((0, *sizes[:-1]))
+    hot = np.zeros((len(values), sum(sizes)), np.bool_)
+    hot[np.arange(len(values))[:, None], values + first] = True
+    return hot
+
+
+def _parts(space: spaces.Space[Any], path: tuple[Any, ...]) -> Iterator[Part]:
+    name = _dotted(path)
+    match space:
+        case spaces.Dict():
+            for key, inner in space.spaces.items():
+                yield from _parts(inner, (*path, key))
+        case spaces.Tuple():
+            for index, inner in enumerate(space.spaces):
+                yield from _parts(inner, (*path, index))
+        case spaces.Discrete():
+            size = int(space.n)
+            yield Part(path, FrameField(name, "|b1", (size,)), (), (int(space.start),), (size,))
+        case spaces.MultiDiscrete():
+            sizes = tuple(int(size) for size in space.nvec.ravel())
+            starts = tuple(int(start) for start in space.start.ravel())
+            yield Part(path, FrameField(name, "|b1", (sum(sizes),)), space.nvec.shape, starts, sizes)
+        case spaces.Box() | spaces.MultiBinary() if space.shape is not None and 0 not in space.shape:
+            shape = tuple(space.shape)
+            yield Part(path, FrameField(name, _stored_dtype(space), shape), shape)
+        case _:
+            where = f" {name!r}:" if path else ""
+            raise EnvError(
+                f"observations{where} {space}, which have no fixed size; wrap the environment so that it "
+                "leaves them out or gives Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple ones"
+            )
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _stored_dtype(space: spaces.Space[Any]) -> str:
+    """A byte stays a byte; networks compute in float32, so more digits would be lost there anyway."""
+    if isinstance(space, spaces.MultiBinary) or space.dtype == np.bool_:
+        return "|b1"
+    return "|u1" if space.dtype == np.uint8 else "<f4"

@@ -1,0 +1,142 @@
+"""The newest snapshot served over HTTP: /metrics for Prometheus, /status as JSON.
+
+Owns the export and the server; must not import torch, ray or gymnasium.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from cluster.metrics.snapshot import ByLabel, ByLabels, Snapshot
+from cluster.settings.config import ConfigError
+from replay_service.histogram import BOUNDS, Histogram
+
+_BUCKETS = tuple(map(floatToGoString, (*BOUNDS, math.inf)))
+_FIELDS = {item.name: item.metadata for item in dataclasses.fields(Snapshot)}
+
+
+class SnapshotCollector(Collector):
+    """Turns the newest snapshot into metric families when Prometheus asks; holds no state of its own."""
+
+    def __init__(self, newest: Callable[[], Snapshot | None], run: Mapping[str, str]) -> None:
+        """run: the labels of qfleet_run_info, which say what run this is."""
+        self._newest = newest
+        self._run = dict(run)
+
+    def collect(self) -> Iterator[Metric]:
+        """qfleet_run_info, and one family for each known figure, prefixed qfleet_."""
+        yield InfoMetricFamily("qfleet_run", "What run this is", value=self._run)
+        snapshot = self._newest()
+        if snapshot is None:
+            return
+        for name, metadata in _FIELDS.items():
+            value = getattr(snapshot, name)
+            if value is not None and metadata["kind"] != "text":
+                yield _family(f"qfleet_{name}", metadata, value)
+
+
+def _family(name: str, metadata: Mapping[str, Any], value: float | ByLabel | ByLabels | Histogram) -> Metric:
+    text, labels = metadata["help"], metadata["labels"]
+    if isinstance(value, Histogram):
+        buckets = list(zip(_BUCKETS, accumulate(value.counts), strict=True))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=value.sum)
+    family = (CounterMetricFamily if metadata["kind"] == "counter" else GaugeMetricFamily)(
+        name, text, labels=labels
+    )
+    for label_values, number in _samples(value):
+        family.add_metric(label_values, number)
+    return family
+
+
+def _samples(value: float | ByLabel | ByLabels) -> Iterator[tuple[tuple[str, ...], float]]:
+    """The label values of each sample, and its number."""
+    if not isinstance(value, Mapping):
+        yield (), value
+        return
+    for label, part in value.items():
+        for rest, number in _samples(part):
+            yield (label, *rest), number
+
+
+class _SilentHandler(WSGIRequestHandler):
+    """Writes no access log: the terminal belongs to the run."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _with_status(others: WSGIApplication, status: Callable[[], bytes]) -> WSGIApplication:
+    """`others`, but for /status."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ.get("PATH_INFO") != "/status":
+            return others(environ, start_response)
+        document = status()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(document)))]
+        start_response("200 OK", headers)
+        return [document]
+
+    return answer
+
+
+class MetricsServer:
+    """Serves /metrics, and the JSON of status() on /status, from a thread; port 0 takes a free one.
+
+    Raises ConfigError where the address is taken or not this machine's.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        newest: Callable[[], Snapshot | None],
+        run: Mapping[str, str],
+        status: Callable[[], bytes] = lambda: b"null",
+    ) -> None:
+        """run: the labels of qfleet_run_info."""
+        registry = CollectorRegistry()
+        registry.register(SnapshotCollector(newest, run))
+        try:
+            self._server = make_server(
+                host,
+                port,
+                _with_status(make_wsgi_app(registry, disable_compression=True), status),
+                ThreadingWSGIServer,
+                handler_class=_SilentHandler,
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"metrics.host is {host} and metrics.port {port}: {error.strerror}; "
+                "give an address of this machine, and port 0 for a free one"
+            ) from error
+        self.url = f"http://{host}:{self._server.server_port}/metrics"
+        # Who listens on every address is scraped from this machine all the same.
+        self.target = f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{self._server.server_port}"
+        # The poll interval is how long close() may wait.
+        self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)

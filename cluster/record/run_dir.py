@@ -1,0 +1,262 @@
+"""The run directory: what a run leaves behind, and how it is read again.
+
+Owns file names and formats; reading it executes nothing. Must not import torch or ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from actors.core import EnvSpec, EvaluationReport
+from cluster.control.evaluation import EvaluationRequest
+from cluster.engines.threads import available_cores
+from cluster.metrics.snapshot import Snapshot, figures
+from cluster.record.line_file import LineFile
+from cluster.record.logs import Level, Speaker
+from cluster.record.tensorboard import EventFile
+from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.load_config import dump_config, load_config
+from learner.weights import load_weights, save_weights
+from replay_service.block import FrameField
+
+RESUMES = "resumes.jsonl"
+WeightsName = Literal["best", "latest"]
+_PACKAGES = ("ray", "torch", "gymnasium", "numpy", "msgpack", "prometheus-client")
+
+
+class RunDir:
+    """A run directory that this process writes."""
+
+    def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
+        """Raises ConfigError if another process runs in this folder; OSError."""
+        self.path = path
+        # Held until this process ends, however it ends.
+        self._lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ConfigError(f"run directory {path}: another process is running in it") from None
+        self._event_file = EventFile(path / "tensorboard") if tensorboard else None
+        self._metrics = LineFile(path / "metrics.jsonl")
+        self._evaluations = LineFile(path / "evaluations.jsonl")
+
+    @property
+    def logs(self) -> Path:
+        """Where events and stacks go."""
+        return self.path / "logs"
+
+    @property
+    def replay(self) -> Path:
+        """Where shards keep their journals; made by the first that does."""
+        return self.path / "replay"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where cuts are kept; made by the first."""
+        return self.path / "checkpoints"
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        config: RunConfig,
+        spec: EnvSpec,
+        initial_weights: Mapping[str, str] | None = None,
+    ) -> RunDir:
+        """Makes the folder with config and provenance in it; initial_weights: where they come from, if any.
+
+        Raises:
+            ConfigError: if it holds a run already, or cannot be written.
+        """
+        refuse_unusable(path)
+        try:
+            for folder in (path, path / "weights", path / "logs"):
+                folder.mkdir(parents=True, exist_ok=True)
+            (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+            provenance = _provenance(spec)
+            if initial_weights is not None:
+                provenance["initial_weights"] = dict(initial_weights)
+            (path / "provenance.json").write_text(json.dumps(provenance, indent=2), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
+        return cls(path, tensorboard=config.metrics.tensorboard)
+
+    @classmethod
+    def reopen(cls, path: Path, config: RunConfig, cut: int | None, changed: Mapping[str, Any]) -> RunDir:
+        """Goes on in a run's folder, and notes from which cut (None: from the beginning) and what changed.
+
+        Raises:
+            ConfigError: if another process runs in it, or it cannot be written.
+        """
+        note = {
+            "cut": -1 if cut is None else cut,
+            "time": time.time(),
+            "command": sys.argv,
+            "host": platform.node(),
+            "changed": changed,
+        }
+        try:
+            run_dir = cls(path, tensorboard=config.metrics.tensorboard)
+            partial = path / "config.yaml.partial"
+            partial.write_text(dump_config(config), encoding="utf-8")
+            partial.replace(path / "config.yaml")
+            with contextlib.closing(LineFile(path / RESUMES)) as resumes:
+                resumes.write(json.dumps(note, default=str))
+        except OSError as error:
+            raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
+        return run_dir
+
+    def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Adds a line to metrics.jsonl, and to the TensorBoard events if there are any."""
+        self._metrics.write(msgspec.json.encode(figures(snapshot)).decode())
+        if self._event_file is not None:
+            self._event_file.write(snapshot)
+
+    def write_event(self, text: str, run_seconds: float) -> None:
+        """Adds a line to logs/events.log: restarts, saves, the reason of the end."""
+        now = time.time()
+        level: Level = (
+            "ERROR" if text.startswith("failed:") else "WARNING" if text.startswith("warning:") else "INFO"
+        )
+        with events_path(self.path).open("a", encoding="utf-8") as file:
+            file.write(Speaker("coordinator", 0, now - run_seconds).lines(level, text, now))
+
+    def write_evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
+        """Adds a line to evaluations.jsonl, every return in it."""
+        line = {
+            "version": report.version,
+            "seed_domain": report.seed_domain,
+            "confirms": request.confirms,
+            "return_mean": float(np.mean(report.returns)),
+            "return_std": float(np.std(report.returns)),
+            "returns": list(report.returns),
+            "lengths": list(report.lengths),
+            "seconds": round(report.seconds, 4),
+        }
+        self._evaluations.write(json.dumps(line))
+
+    def write_weights(self, name: WeightsName, flat: np.ndarray, facts: Mapping[str, str]) -> None:
+        """Replaces weights/NAME.safetensors in one step: a reader sees the old file or the new one."""
+        save_weights(self.path / "weights" / f"{name}.safetensors", flat, facts)
+
+    def close(self) -> None:
+        """Closes the files and lets another process run here."""
+        events = (self._event_file,) if self._event_file else ()
+        for file in (self._metrics, self._evaluations, *events, self._lock):
+            with contextlib.suppress(OSError):  # a full disk, of which the run was told when it wrote
+                file.close()
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a run began in this folder."""
+    return (path / "config.yaml").is_file()
+
+
+def refuse_unusable(path: Path) -> None:
+    """Raises ConfigError if `path` is a file, a folder with something in it, or cannot be written."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"run directory {path}: {nearest} cannot be written; choose another with --run-dir")
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        kind, cure = "exists and is not empty", "move this one away"
+        if holds_run(path):
+            kind, cure = "already holds a run", "go on with this one by --resume"
+        raise ConfigError(
+            f"run directory {path}: {kind}, and nothing recorded is overwritten; "
+            f"choose another with --run-dir, or {cure}"
+        )
+
+
+def events_path(path: Path) -> Path:
+    """Where a run's events are, in the format of cluster.record.logs."""
+    return path / "logs" / "events.log"
+
+
+def read_config(path: Path) -> RunConfig:
+    """The resolved config of a run. Raises ConfigError if there is none."""
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path}: no run directory (config.yaml is missing)")
+    return load_config(path / "config.yaml")
+
+
+def read_weights(
+    path: Path, which: WeightsName | None = None
+) -> tuple[WeightsName, np.ndarray, Mapping[str, str]]:
+    """The best weights of a run, or the latest if none was confirmed; or those named. ConfigError if none."""
+    names: tuple[WeightsName, ...] = ("best", "latest") if which is None else (which,)
+    for name in names:
+        file = path / "weights" / f"{name}.safetensors"
+        if file.is_file():
+            try:
+                flat, facts = load_weights(file)
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{file}: cannot be read: {error}") from error
+            return name, flat, facts
+    if which == "best":
+        raise ConfigError(f"{path}: holds no best weights: no version was confirmed; take --which latest")
+    raise ConfigError(f"{path}: holds no weights yet; a run writes them when its first update is done")
+
+
+def read_provenance(path: Path) -> Mapping[str, Any]:
+    """provenance.json of a run. Raises ConfigError where there is none."""
+    file = path / "provenance.json"
+    try:
+        facts: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    return facts
+
+
+def read_spec(path: Path) -> EnvSpec:
+    """What the run's environment was like. Raises ConfigError where the run does not say."""
+    file = path / "provenance.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))["environment"]
+        facts["observation_shape"] = tuple(facts["observation_shape"])
+        facts["parts"] = tuple(
+            FrameField(part["name"], part["dtype"], tuple(part["shape"])) for part in facts.get("parts", ())
+        )
+        return EnvSpec(**facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: does not say what the run's environment was like: {error!r}") from error
+
+
+def _provenance(spec: EnvSpec) -> dict[str, Any]:
+    return {
+        "environment": asdict(spec),
+        "command": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "cores": available_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "+" where files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        git = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

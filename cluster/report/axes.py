@@ -1,0 +1,68 @@
+"""Axes of a chart: its range, round ticks and how they are written.
+
+Owns that arithmetic; pure, imports nothing but numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cluster.report.data import Chart
+
+
+@dataclass(frozen=True)
+class Axis:
+    """low and high bound it, ticks lie within. log: positions go by the logarithm."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool = False
+
+    def position(self, value: float) -> float:
+        """Where a value lies, 0 at low and 1 at high; values outside are moved to the edge."""
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+        return (value - self.low) / (self.high - self.low)
+
+
+def axes(chart: Chart) -> tuple[Axis, Axis]:
+    """The chart's horizontal and vertical axis; the latter logarithmic where positive values span far."""
+    xs = [x for line in chart.series for x in line.xs]
+    ys = [y for line in chart.series for y in (*line.ys, *line.low, *line.high)]
+    return linear(min(xs), max(xs), pad=0.0), vertical(min(ys), max(ys))
+
+
+def vertical(low: float, high: float) -> Axis:
+    """Logarithmic from three powers of ten on, else with room above and below."""
+    if low > 0.0 and high / low >= 1_000.0:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        step = max(1, math.ceil(len(powers) / 6))
+        return Axis(10.0 ** powers[0], 10.0 ** powers[-1], tuple(10.0**p for p in powers[::step]), log=True)
+    return linear(low, high, pad=0.05)
+
+
+def linear(low: float, high: float, pad: float) -> Axis:
+    """From low to high, widened by a share `pad` of their distance; about five ticks of round distance."""
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        around = 0.5 * max(abs(low), 1e-9)
+        low, high = (0.0, 1.0) if low == 0.0 else (low - around, high + around)
+    else:
+        # What is never negative, such as a rate, has no room below zero.
+        floor = 0.0 if low >= 0.0 else -math.inf
+        low, high = max(floor, low - pad * (high - low)), high + pad * (high - low)
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.999 * rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return Axis(low, high, tuple(step * index for index in range(first, last + 1)))
+
+
+def tick(value: float) -> str:
+    """A tick's number in few characters: 250k, 1.5M, 0.02."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= max(scale, 10_000):
+            return f"{value / scale:.4g}{unit}"
+    return f"{value:.4g}"

@@ -1,0 +1,148 @@
+"""From YAML files and --set overrides to a checked RunConfig, and back to YAML.
+
+Owns parsing and the errors a user meets first; must not import torch, ray or gymnasium.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from cluster.settings.config import ConfigError, RunConfig
+
+_FAMILIES = {"ALE/": "atari", "MinAtar/": "minatar"}
+"""How ids begin whose environments share a preset."""
+SHARED_PRESETS = frozenset(_FAMILIES.values())
+PRESETS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load_config(source: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file (None: defaults) and applies overrides like "learner.batch_size=128".
+
+    Raises:
+        ConfigError: for an unreadable file, an unknown key (with the nearest valid one) or a wrong value.
+    """
+    tree = _read(source) if source is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Converts nested mappings to a RunConfig; raises ConfigError as load_config does."""
+    _check_keys(tree, RunConfig, "")
+    try:
+        return msgspec.convert(tree, RunConfig, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_readable(str(error), tree)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML that load_config turns into an equal RunConfig."""
+    # Through asdict: msgspec itself leaves out the defaults of a dataclass that it has converted.
+    return yaml.safe_dump(msgspec.to_builtins(dataclasses.asdict(config)), sort_keys=False)
+
+
+def preset_paths() -> dict[str, Path]:
+    """Preset name -> its file, by name."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+
+
+def preset_for_env(env_id: str) -> Path | None:
+    """The preset for this environment: one with this very env.id, else that of all ids that begin alike."""
+    presets = preset_paths()
+    candidates = [path for path in presets.values() if _env_id(path) == env_id]
+    family = next((name for start, name in _FAMILIES.items() if env_id.startswith(start)), None)
+    return min(candidates, key=lambda path: len(path.stem), default=presets[family] if family else None)
+
+
+def _env_id(path: Path) -> str | None:
+    env = _read(path).get("env", {})
+    return env.get("id") if isinstance(env, dict) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = ", ".join(preset_paths())
+        raise ConfigError(f"{path}: no such file; the presets in {PRESETS} are: {names}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds {type(tree).__name__}, expected sections such as env: and learner:")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Sets one "a.b=value" in the tree; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: write it as section.name=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
+    *parents, leaf = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: {parent} is {child!r}, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _check_keys(tree: Mapping[str, Any], kind: type, path: str) -> None:
+    """Refuses keys that kind does not have, naming the nearest: msgspec ignores them for dataclasses."""
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path or 'the configuration'} is {tree!r}; expected a section with names")
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for key, value in tree.items():
+        full = f"{path}.{key}" if path else str(key)
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            hint = (
+                f"did you mean {full.removesuffix(str(key))}{near[0]}?"
+                if near
+                else f"valid: {', '.join(names)}"
+            )
+            raise ConfigError(f"unknown key {full}; {hint}")
+        section = _dataclass_in(hints[key])
+        if section is not None and value is not None:
+            _check_keys(value, section, full)
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    options = typing.get_args(hint) or (hint,)
+    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
+
+
+def _readable(message: str, tree: Mapping[str, Any]) -> str:
+    """Puts name and value first: msgspec says "Expected `int`, got `str` - at `$.learner.batch_size`"."""
+    text, _, where = message.partition("$.")
+    text, path = text.partition(" - at ")[0], where.rstrip("`")
+    if text.startswith(f"{path}."):
+        return text  # a section's own check, which names the value itself
+    value: Any = tree
+    kind: Any = RunConfig
+    for name in path.split("[")[0].split("."):
+        value = value[name]
+        kind = typing.get_type_hints(_dataclass_in(kind) or kind)[name]
+    if typing.get_origin(kind) is Literal:
+        text = f"give one of {', '.join(typing.get_args(kind))}"
+    return f"{path} is {value!r}: {text.replace('`', '').lower()}"

@@ -1,0 +1,303 @@
+"""What a run will need of a machine's memory, and whether it fits: what `qfleet plan` and every start print.
+
+Owns the arithmetic and its wording, all pure; must not import ray or torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.core import EnvSpec
+from cluster.engines.engine import Need
+from cluster.engines.machine import Machine
+from cluster.engines.placement import Claims, Placement, room
+from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.resolve import network_spec
+from cluster.wording import byte_size
+from learner.config import acts_in_numpy
+from replay_service.block import ROW_FIELDS, BlockSchema
+from replay_service.compressed_frame_store import is_packed, segment_frames
+from replay_service.config import Compression
+from replay_service.transition_store import ROW, frame_capacity
+
+# Two float64 nodes of the sum tree for each row.
+_PRIORITY_BYTES = 16
+# A compressed copy of a frame: a fiftieth of it on Atari games played at random (docs/architecture.md).
+_LZ4_SHRINKS_TO = 1 / 50
+# Memory of the processes of a run (shared pages counted once), beside what they hold of frames: measured,
+# rounded up by a sixth.
+_RAY_BYTES = 420 << 20
+_PROCESS_BYTES = 100 << 20
+_TORCH_BYTES = 250 << 20
+# Ray's own rule for the size of its object store.
+_OBJECT_STORE_SHARE = 0.3
+_OBJECT_STORE_MOST_BYTES = 200 * 10**9
+_OBJECT_STORE_LEAST_CAP_BYTES = 10**10
+
+_LABEL_WIDTH = len("a transition, raw")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes that a run needs, beside those that the machine has.
+
+    Attributes:
+        capacity, num_shards, compression: of the replay, resolved.
+        raw_bytes: one transition in a plain buffer: two stacks of frames and a row.
+        deduplicated_bytes: one transition with each frame held once, as stored without compression.
+        compressed_bytes: one transition with lz4, expected; None where no frame field is compressed.
+        priority_bytes: one transition's share of the priority structure.
+        request_bytes: the windows of one request of K minibatches. requests: requests that exist at a time.
+        push_bytes: one block of one actor. pushes: blocks in flight, of all actors.
+        process_bytes: all processes of the run, beside the above.
+        object_store_bytes: what Ray will give its object store; 0 where this process does not start Ray.
+        machine: the machine that was planned for.
+        on_one_machine: False where a cluster's nodes, not this machine, hold the run.
+        placement: where the roles would go on that cluster, if it was asked.
+    """
+
+    capacity: int
+    num_shards: int
+    compression: Compression
+    raw_bytes: int
+    deduplicated_bytes: int
+    compressed_bytes: int | None
+    priority_bytes: int
+    request_bytes: int
+    requests: int
+    push_bytes: int
+    pushes: int
+    process_bytes: int
+    object_store_bytes: int
+    machine: Machine
+    on_one_machine: bool
+    placement: Placement | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """One transition as it will be stored, its priority included."""
+        if self.compression == "lz4" and self.compressed_bytes is not None:
+            return self.compressed_bytes + self.priority_bytes
+        return self.deduplicated_bytes + self.priority_bytes
+
+    @property
+    def replay_bytes(self) -> int:
+        """All shards, full."""
+        return self.capacity * self.stored_bytes
+
+    @property
+    def shard_bytes(self) -> int:
+        """The largest shard, full."""
+        return -(-self.capacity // self.num_shards) * self.stored_bytes
+
+    @property
+    def messages_bytes(self) -> int:
+        """Requests and pushes that exist at a time: the most that the object store must hold."""
+        return self.requests * self.request_bytes + self.pushes * self.push_bytes
+
+    @property
+    def run_bytes(self) -> int:
+        """All memory of the run."""
+        return self.replay_bytes + self.messages_bytes + self.process_bytes
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why the run cannot fit, with numbers and knobs; empty if it can, or if its machines are unknown."""
+        if not self.on_one_machine:
+            return ()
+        found = []
+        if self.run_bytes > self.machine.available_bytes:
+            found.append(
+                f"the run needs {byte_size(self.run_bytes)} of memory, "
+                f"{byte_size(self.machine.available_bytes)} of {byte_size(self.machine.memory_bytes)} are "
+                f"available: replay {byte_size(self.replay_bytes)} ({self._per_transition}), messages "
+                f"{byte_size(self.messages_bytes)}, processes {byte_size(self.process_bytes)}; "
+                f"{self._memory_knobs}"
+            )
+        if self.object_store_bytes and self.messages_bytes > self.object_store_bytes:
+            found.append(
+                f"messages in flight need {byte_size(self.messages_bytes)}, Ray's object store will have "
+                f"{byte_size(self.object_store_bytes)}: {self._messages}; lower "
+                "replay.minibatches_per_request, replay.prefetch_requests, learner.batch_size, "
+                "actors.steps_per_chunk or actors.envs_per_actor"
+            )
+        return tuple(found)
+
+    @property
+    def short(self) -> str:
+        """One line."""
+        replay = (
+            f"replay {byte_size(self.replay_bytes)} ({self._per_transition}) in {self.num_shards} shard(s)"
+        )
+        if not self.on_one_machine:
+            return f"{replay} of {byte_size(self.shard_bytes)}"
+        free = byte_size(self.machine.available_bytes)
+        text = f"{replay}; the run about {byte_size(self.run_bytes)} of {free} free memory"
+        return (
+            f"{text}\nwarning: Ray's object store is {self._on_disk}, which is slow"
+            if self._on_disk
+            else text
+        )
+
+    @property
+    def text(self) -> str:
+        """Every figure, one a line, and the verdict."""
+        machine = self.machine
+        compressed = "does not apply: no images of bytes"
+        if self.compressed_bytes is not None:
+            compressed = (
+                f"about {self.compressed_bytes:,} bytes, if frames shrink as Atari's do "
+                f"(replay.compression is {self.compression})"
+            )
+        lines = {
+            "a transition, raw": f"{self.raw_bytes:,} bytes: both stacks, as a plain buffer stores them",
+            "frames held once": f"{self.deduplicated_bytes:,} bytes",
+            "compressed": compressed,
+            "priorities": f"{self.priority_bytes} bytes",
+            "replay": f"{byte_size(self.replay_bytes)} for {self.capacity:,} transitions",
+            "a shard": f"{byte_size(self.shard_bytes)}, {self.num_shards} in all",
+            "messages": f"{byte_size(self.messages_bytes)} at most: {self._messages}",
+            "processes": byte_size(self.process_bytes),
+        }
+        if self.on_one_machine:
+            lines["this machine"] = (
+                f"{byte_size(self.run_bytes)} needed, {byte_size(machine.available_bytes)} of "
+                f"{byte_size(machine.memory_bytes)} free, {machine.cores} cores"
+            )
+            if self.object_store_bytes:
+                lines["object store"] = self._object_store
+            lines["verdict"] = "does not fit" if self.problems else "fits"
+        elif self.placement is not None:
+            missing = self.placement.missing
+            lines["cluster"] = room(self.placement.machines)
+            lines["verdict"] = "waits for room" if missing else "has room"
+            lines["placement"] = self.placement.text.replace("\n", "\n" + " " * (_LABEL_WIDTH + 2))
+        else:
+            lines["verdict"] = "not given: the memory of the cluster's nodes is not known here"
+        return "\n".join(f"{name:{_LABEL_WIDTH}}  {text}" for name, text in lines.items())
+
+    @property
+    def _per_transition(self) -> str:
+        return f"{self.capacity:,} x {self.stored_bytes:,} bytes"
+
+    @property
+    def _messages(self) -> str:
+        text = f"{self.requests} requests of {byte_size(self.request_bytes)}"
+        return f"{text}, {self.pushes} pushes of {byte_size(self.push_bytes)}" if self.pushes else text
+
+    @property
+    def _object_store(self) -> str:
+        text = f"{byte_size(self.object_store_bytes)} by Ray's rule"
+        return f"{text}, {self._on_disk}" if self._on_disk else text
+
+    @property
+    def _on_disk(self) -> str | None:
+        """What to say where shared memory is smaller than the messages: Ray then takes the disk."""
+        shm_bytes = self.machine.shm_bytes
+        if shm_bytes is None or shm_bytes >= min(self.object_store_bytes, self.messages_bytes):
+            return None
+        return f"on disk: /dev/shm has only {byte_size(shm_bytes)} (docker run --shm-size)"
+
+    @property
+    def _memory_knobs(self) -> str:
+        knobs = ["replay.capacity"]
+        if self.pushes:
+            knobs += ["actors.num_actors", "actors.envs_per_actor", "actors.steps_per_chunk"]
+        text = f"lower {', '.join(knobs)}"
+        if self.compression == "none" and self.compressed_bytes is not None:
+            text += f", or set replay.compression=lz4 (about {self.compressed_bytes:,} bytes a transition)"
+        return text + ", or run on a cluster, where replay.num_shards spreads the replay over machines"
+
+
+def make_plan(config: RunConfig, spec: EnvSpec, machine: Machine) -> Plan:
+    """The plan of a resolved config."""
+    schema = spec.block_schema(config.actors.n_step)
+    replay, actors = config.replay, config.actors
+    serial = config.run.runtime == "serial"
+    capacity = replay.capacity or 1
+    deduplicated, compressed = _stored_bytes(schema, -(-capacity // replay.num_shards))
+
+    frame_bytes = sum(field.bytes_per_frame for field in schema.frame_fields)
+    minibatches = replay.minibatches_per_request or 1
+    lanes, steps = actors.envs_per_actor or 1, actors.steps_per_chunk or 1
+    num_actors = actors.num_actors or 1
+    row_bytes = sum(np.dtype(dtype).itemsize for _, dtype in ROW_FIELDS)
+    push_bytes = lanes * ((steps + schema.span - 1) * frame_bytes + steps * row_bytes)
+    return Plan(
+        capacity=capacity,
+        num_shards=replay.num_shards,
+        compression=replay.compression,
+        raw_bytes=2 * schema.stack * frame_bytes + ROW.itemsize,
+        deduplicated_bytes=deduplicated,
+        compressed_bytes=compressed,
+        priority_bytes=_PRIORITY_BYTES if replay.sampling == "prioritised" else 0,
+        request_bytes=minibatches * config.learner.batch_size * (schema.window * frame_bytes + ROW.itemsize),
+        # One is read while the others are on their way.
+        requests=replay.prefetch_requests + 1,
+        push_bytes=push_bytes,
+        pushes=0 if serial else num_actors * actors.pushes_in_flight,
+        # An actor also holds a chunk while it collects, builds and encodes it.
+        process_bytes=_process_bytes(config, spec) + 3 * num_actors * push_bytes,
+        object_store_bytes=_object_store_bytes(machine) if config.run.runtime == "local" else 0,
+        machine=machine,
+        on_one_machine=config.run.runtime != "cluster",
+    )
+
+
+def make_claims(config: RunConfig, spec: EnvSpec, plan: Plan, learner_gpus: float) -> Claims:
+    """What each role claims of a cluster: a core, and the memory that the plan gives it."""
+    torch_to_act = 0 if acts_in_numpy(network_spec(spec), config.learner) else _TORCH_BYTES
+    shard = Need(memory_bytes=_PROCESS_BYTES + plan.shard_bytes)
+    learner = Need(gpus=learner_gpus, memory_bytes=_PROCESS_BYTES + _TORCH_BYTES + plan.request_bytes)
+    # Blocks in flight belong to the object store, whose memory Ray keeps apart.
+    actor = Need(memory_bytes=_PROCESS_BYTES + torch_to_act + 3 * plan.push_bytes)
+    num_actors = config.actors.num_actors or 1
+    return Claims(
+        core={
+            **{f"shard {index}": shard for index in range(config.replay.num_shards)},
+            "learner": learner,
+            "evaluator": Need(memory_bytes=_PROCESS_BYTES + torch_to_act),
+        },
+        actors={f"actor {index}": actor for index in range(num_actors)},
+        min_actors=config.actors.min_actors or num_actors,
+    )
+
+
+def refuse_what_cannot_fit(plan: Plan) -> None:
+    """Raises ConfigError with the plan's problems, one a line, if it has any."""
+    if plan.problems:
+        raise ConfigError("\n".join(plan.problems))
+
+
+def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
+    """A full shard's bytes a transition, frames as they are and compressed (None: no difference)."""
+    frames_per_row = frame_capacity(schema, capacity) / capacity
+    stride, length = segment_frames(schema.span)
+    plain = sum(field.bytes_per_frame for field in schema.frame_fields)
+    packed = sum(field.bytes_per_frame for field in schema.frame_fields if is_packed(field))
+    deduplicated = ROW.itemsize + round(frames_per_row * plain)
+    if not packed:
+        return deduplicated, None
+    held = (plain - packed) + packed * (length / stride) * _LZ4_SHRINKS_TO
+    return deduplicated, ROW.itemsize + round(frames_per_row * held)
+
+
+def _process_bytes(config: RunConfig, spec: EnvSpec) -> int:
+    """Ray, driver, shards, learner, actors and evaluator, without what they hold of frames."""
+    actors_have_torch = not acts_in_numpy(network_spec(spec), config.learner)
+    if config.run.runtime == "serial":
+        return _PROCESS_BYTES + _TORCH_BYTES
+    actors = (config.actors.num_actors or 1) + 1
+    processes = 1 + config.replay.num_shards + 1 + actors
+    with_torch = 1 + (actors if actors_have_torch else 0)
+    return _RAY_BYTES + processes * _PROCESS_BYTES + with_torch * _TORCH_BYTES
+
+
+def _object_store_bytes(machine: Machine) -> int:
+    cap = _OBJECT_STORE_MOST_BYTES
+    if machine.shm_bytes is not None:
+        # Below 10 GB of shared memory Ray takes the disk rather than a small store.
+        cap = min(cap, max(_OBJECT_STORE_LEAST_CAP_BYTES, int(0.95 * machine.shm_bytes)))
+    return min(int(_OBJECT_STORE_SHARE * machine.available_bytes), cap)

@@ -1,0 +1,4 @@
+"""Networks: torsos, streams, flat weights and their products.
+
+Must not import objectives, the update step or the loop.
+"""

@@ -1,0 +1,194 @@
+"""The networks that map observations to Q-values, or to distributions of returns.
+
+Owns architectures; must not import the learning loop, nor of the replay service more than names of fields.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from learner.batch import Observations
+from learner.config import (
+    LearnerConfig,
+    NetworkSpec,
+    image_shape,
+    is_import_path,
+    is_large_image,
+    is_plain,
+    output_shape,
+    resolve_network,
+)
+from learner.networks.noisy import NoisyLinear
+from learner.networks.products import Linear
+from learner.networks.torsos import (
+    DenseTorso,
+    Encoder,
+    ImpalaTorso,
+    JoinedTorso,
+    MinatarTorso,
+    NatureTorso,
+    dense,
+    features,
+)
+from replay_service.block import OBSERVATION
+
+HIDDEN = {"nature_cnn": 512, "impala_cnn": 256, "minatar_cnn": 128}
+"""Width of the layer between the convolutions and the outputs, as in the papers."""
+
+
+def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
+    """A freshly initialised network [B, *observation_shape] -> [B, *output_shape(spec, config)] float32.
+
+    Of an observation of several arrays it takes a dict, part name -> [B, *shape].
+    parameters() come layer by layer, weight [out, in] then bias: a plain MLP's flat vector is W1, b1, W2, b2,
+    …; a table's is [S, A], row by row, all zero at first. Draws from torch's global generator.
+
+    Raises:
+        ValueError: the network that config names does not fit the observations, or cannot be had.
+    """
+    network = resolve_network(spec, config)
+    outputs = output_shape(spec, config)
+    if is_import_path(network):
+        return custom_network(network, spec, config)
+    if network == "table":
+        assert spec.num_states is not None, "resolve_network gives a table to Discrete observations only"
+        table = nn.Embedding(spec.num_states, math.prod(outputs))
+        nn.init.zeros_(table.weight)
+        return table if config.head == "q" else nn.Sequential(table, nn.Unflatten(1, outputs))
+    if network == "mlp" and is_plain(config) and not spec.parts:
+        return Mlp((math.prod(spec.observation_shape), *config.hidden_sizes, spec.num_actions))
+    encoders = {name: encoder(array, network, config) for name, array in spec.arrays.items()}
+    torso = JoinedTorso(encoders) if spec.parts else encoders[OBSERVATION]
+    hidden = HIDDEN.get(network, config.hidden_sizes[-1])
+    return TorsoAndStreams(torso, hidden, outputs, config)
+
+
+def encoder(array: NetworkSpec, network: str, config: LearnerConfig) -> Encoder:
+    """What turns one array into features: the named convolutions where it is an image that they fit, else
+    the MLP's layers below its last hidden one."""
+    image = image_shape(array)
+    if network == "nature_cnn" and image is not None and is_large_image(array):
+        return NatureTorso(image, config.layer_norm)
+    if network == "minatar_cnn" and image is not None:
+        return MinatarTorso(image, config.layer_norm)
+    if network == "impala_cnn" and image is not None:
+        return ImpalaTorso(image, config.layer_norm)
+    sizes = (math.prod(array.observation_shape), *config.hidden_sizes[:-1])
+    return DenseTorso(sizes, config.layer_norm)
+
+
+class Mlp(nn.Module):
+    """Fully connected layers with ReLU between them; sizes are [D, hidden…, A]."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(sizes))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """[B, *shape] -> [B, A]."""
+        hidden = features(observations)
+        for layer in self.layers[:-1]:
+            hidden = functional.relu(layer(hidden))
+        q: Tensor = self.layers[-1](hidden)
+        return q
+
+
+class TorsoAndStreams(nn.Module):
+    """A torso, one hidden layer and the outputs; a dueling network has a second such stream for the value.
+
+    Where config.noisy, the layers above the torso are noisy ones: the fully connected layers of an image
+    network, the last hidden layer and the outputs of an MLP.
+    """
+
+    def __init__(
+        self,
+        torso: Encoder | JoinedTorso,
+        hidden: int,
+        outputs: tuple[int, ...],
+        config: LearnerConfig,
+    ) -> None:
+        super().__init__()
+        linear = NoisyLinear if config.noisy else Linear
+
+        def stream(shape: tuple[int, ...]) -> nn.Sequential:
+            layers = dense(torso.num_features, hidden, config.layer_norm, linear)
+            return nn.Sequential(*layers, linear(hidden, math.prod(shape)), nn.Unflatten(1, shape))
+
+        self.torso = torso
+        self.advantage = stream(outputs)
+        self.value = stream((1, *outputs[1:])) if config.dueling else None
+
+    def forward(self, observations: Observations) -> Tensor:
+        """[B, *shape], or a dict of parts -> [B, *outputs]."""
+        hidden = self.torso(observations)
+        advantage: Tensor = self.advantage(hidden)
+        return advantage if self.value is None else dueling(self.value(hidden), advantage)
+
+
+def dueling(value: Tensor, advantage: Tensor) -> Tensor:
+    """Q(s, a) = V(s) + A(s, a) - mean over a' of A(s, a') (Wang et al. 2016, arXiv:1511.06581, equation 9).
+
+    For distributions the same holds for each atom's logit (Hessel et al. 2018, arXiv:1710.02298) or quantile.
+
+    Args:
+        value: [B, 1] or [B, 1, N].
+        advantage: [B, A] or [B, A, N].
+
+    Returns:
+        In the shape of advantage.
+
+    Raises:
+        ValueError: shapes do not agree.
+    """
+    batch_size, _, *atoms = advantage.shape
+    if tuple(value.shape) != (batch_size, 1, *atoms):
+        raise ValueError(f"value has shape {list(value.shape)}, expected {[batch_size, 1, *atoms]}")
+    return value + advantage - advantage.mean(dim=1, keepdim=True)
+
+
+def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
+    """What the factory at package.module:factory makes of (spec, config).
+
+    Raises:
+        ValueError: there is no such factory, it makes no module, the module's outputs have another shape, or
+            it holds buffers: only parameters travel to the actors.
+    """
+    module, _, name = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"learner.network is {path}: {error}") from error
+    network = factory(spec, config)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"learner.network is {path}, which gives {type(network).__name__}, not a nn.Module")
+    buffers = network.state_dict().keys() - dict(network.named_parameters()).keys()
+    if buffers:
+        raise ValueError(
+            f"learner.network is {path}, which holds buffers ({', '.join(sorted(buffers))}): only parameters "
+            "travel to the actors, so use layer norm, not batch norm"
+        )
+    with torch.no_grad():
+        outputs = network(zero_observations(spec, 2))
+    expected = (2, *output_shape(spec, config))
+    if tuple(outputs.shape) != expected:
+        raise ValueError(
+            f"learner.network is {path}, which gives {list(outputs.shape)} for 2 observations, "
+            f"expected {list(expected)}"
+        )
+    return network
+
+
+def zero_observations(spec: NetworkSpec, batch_size: int) -> Observations:
+    """batch_size observations as the spec has them, all zero."""
+    zeros = {
+        name: torch.from_numpy(np.zeros((batch_size, *array.observation_shape), array.observation_dtype))
+        for name, array in spec.arrays.items()
+    }
+    return zeros if spec.parts else zeros[OBSERVATION]

@@ -1,0 +1,54 @@
+"""Linear layers with learned, factorised noise on their weights (Fortunato et al. 2018, arXiv:1706.10295).
+
+Owns the layer and its noise; must not import the replay service or the learning loop.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from learner.networks.products import linear
+
+SIGMA_ZERO = 0.5
+"""Noise of a fresh layer, times sqrt(inputs): the paper's value for factorised noise."""
+
+
+class NoisyLinear(nn.Linear):
+    """y = (mu_w + sigma_w * f(e_out) f(e_in)^T) x + mu_b + sigma_b * f(e_out), f(e) = sign(e) sqrt|e|.
+
+    weight and bias are mu. Without noise (as built, before `redraw`) the layer is its mean, mu: that is
+    what evaluation plays. One noise holds for all rows of a batch.
+    """
+
+    noise_in: Tensor
+    noise_out: Tensor
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        sigma = SIGMA_ZERO / math.sqrt(in_features)
+        self.weight_sigma = nn.Parameter(torch.full((out_features, in_features), sigma))
+        self.bias_sigma = nn.Parameter(torch.full((out_features,), sigma))
+        self.register_buffer("noise_in", torch.zeros(in_features), persistent=False)
+        self.register_buffer("noise_out", torch.zeros(out_features), persistent=False)
+
+    def redraw(self, generator: torch.Generator) -> None:
+        """Takes new noise from a generator on the CPU, whatever the layer's device is."""
+        normal = torch.randn(self.in_features + self.out_features, generator=generator)
+        noise = (normal.sign() * normal.abs().sqrt()).to(self.weight.device)
+        # New tensors, not written in place: a backward pass may still need the old ones.
+        self.noise_in, self.noise_out = noise[: self.in_features], noise[self.in_features :]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, in] -> [B, out]; a rank-one factor on the weights is a factor on inputs and one on outputs."""
+        noise = linear(inputs * self.noise_in, self.weight_sigma, self.bias_sigma)
+        return linear(inputs, self.weight, self.bias) + self.noise_out * noise
+
+
+def redraw_noise(network: nn.Module, generator: torch.Generator) -> None:
+    """New noise for every noisy layer of a network, in the order of its modules."""
+    for module in network.modules():
+        if isinstance(module, NoisyLinear):
+            module.redraw(generator)

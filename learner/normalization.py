@@ -1,0 +1,143 @@
+"""Running statistics of float observations, and observations normalised by them.
+
+Owns the statistics and the formula; must not import networks, optimisers or the learning loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learner.batch import Observations
+from learner.config import NetworkSpec, is_float
+from learner.objectives.shapes import require_shape
+from replay_service.block import OBSERVATION
+
+NORMALISED_LIMIT = 10.0
+"""Normalised values are clipped to this many deviations; actors.policy repeats it."""
+
+INITIAL_SAMPLES = 10_000.0
+"""What statistics that came with initial weights count for: weights do not tell how many were seen."""
+
+# Keeps a value that never changes from being divided by 0; far below any variance that float32 resolves.
+_VARIANCE_FLOOR = 1e-12
+
+
+class Moments(NamedTuple):
+    """Size [1], mean [D] and sum of squared deviations m2 [D] of samples, all float64."""
+
+    size: Tensor
+    mean: Tensor
+    m2: Tensor
+
+
+def merged(moments: Moments, samples: Tensor) -> Moments:
+    """The moments of what `moments` has seen and of samples [M, D], M >= 1, together.
+
+    Chan, Golub and LeVeque 1983, doi:10.1080/00031305.1983.10483115, equations 2.1; in float64, so that a
+    mean far from 0 costs no digits. Raises ValueError where D differs.
+    """
+    require_shape("samples", samples, (len(samples), len(moments.mean)))
+    samples = samples.double()
+    added = len(samples)
+    size = moments.size + added
+    sample_mean = samples.mean(dim=0)
+    delta = sample_mean - moments.mean
+    return Moments(
+        size,
+        moments.mean + delta * (added / size),
+        moments.m2
+        + (samples - sample_mean).square().sum(dim=0)
+        + delta.square() * (moments.size * added / size),
+    )
+
+
+class ObservationNormaliser:
+    """x -> clip((x - mean) / sqrt(variance), -10, 10), elementwise for each value of a frame, in float32.
+
+    The frames of a stack share their statistics. Parts that are not float pass as they are. Before anything
+    was absorbed or loaded, mean is 0 and variance 1.
+
+    The learner absorbs the observations that it samples: there is one learner, and what it samples is what
+    its network must fit; from the same minibatches come the same statistics, bit for bit.
+
+    Attributes:
+        tail: [2 D] float32, mean and inverse deviation of the D values: what travels behind the weights. Its
+            memory stays the same.
+    """
+
+    def __init__(self, spec: NetworkSpec, device: torch.device) -> None:
+        self._frame_shapes = {
+            name: array.frame_shape for name, array in spec.arrays.items() if is_float(array)
+        }
+        self._sizes = [math.prod(shape) for shape in self._frame_shapes.values()]
+        size = sum(self._sizes)
+        zeros = torch.zeros(size, dtype=torch.float64, device=device)
+        self._moments = Moments(torch.zeros(1, dtype=torch.float64, device=device), zeros, zeros)
+        self.tail = torch.cat((torch.zeros(size), torch.ones(size))).to(device)
+
+    def __call__(self, observations: Observations) -> Observations:
+        """Normalised copies, in the shapes of the observations."""
+        if isinstance(observations, Tensor):
+            return self._normalised(observations, *self._tail_of(OBSERVATION))
+        return {
+            name: self._normalised(array, *self._tail_of(name)) if name in self._frame_shapes else array
+            for name, array in observations.items()
+        }
+
+    def absorb(self, observations: Observations) -> None:
+        """Counts observations in, every frame of a stack as one sample."""
+        arrays = {OBSERVATION: observations} if isinstance(observations, Tensor) else observations
+        flat = [
+            arrays[name].reshape(-1, size) for name, size in zip(self._frame_shapes, self._sizes, strict=True)
+        ]
+        self.restore(merged(self._moments, torch.cat(flat, dim=1)))
+
+    def moments(self) -> Moments:
+        """What was absorbed; never changed in place."""
+        return self._moments
+
+    def restore(self, moments: Moments) -> None:
+        """Goes on from moments."""
+        self._moments = moments
+        variance = moments.m2 / moments.size.clamp(min=1.0)
+        inverse = (variance + _VARIANCE_FLOOR).rsqrt()
+        inverse = torch.where(moments.size > 0.0, inverse, torch.ones_like(inverse))
+        self.tail.copy_(torch.cat((moments.mean, inverse)))
+
+    def _tail_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mean and inverse deviation in the shape of a frame."""
+        place = list(self._frame_shapes).index(name)
+        shape = self._frame_shapes[name]
+        mean, inverse = (torch.split(half, self._sizes)[place].view(shape) for half in self.tail.chunk(2))
+        return mean, inverse
+
+    @staticmethod
+    def _normalised(array: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+        return ((array - mean) * inverse).clamp_(-NORMALISED_LIMIT, NORMALISED_LIMIT)
+
+
+def moments_of(tail: Tensor) -> Moments:
+    """Moments that give this tail [2 D], and weigh as much as INITIAL_SAMPLES observations."""
+    mean, inverse = tail.double().chunk(2)
+    count = torch.full((1,), INITIAL_SAMPLES, dtype=torch.float64, device=tail.device)
+    return Moments(count, mean, inverse.square().reciprocal() * count)
+
+
+def tail_size(spec: NetworkSpec) -> int:
+    """2 D: the floats that travel behind the weights where observations are normalised."""
+    return 2 * sum(math.prod(array.frame_shape) for array in spec.arrays.values() if is_float(array))
+
+
+def moments_state(moments: Moments) -> dict[str, Tensor]:
+    """Moments under the names that they have in a learner's state."""
+    return {f"observation_{name}": tensor for name, tensor in moments._asdict().items()}
+
+
+def restored_moments(tensors: Mapping[str, Tensor]) -> Moments:
+    """The moments of a learner's state."""
+    return Moments(*(tensors[f"observation_{name}"] for name in Moments._fields))

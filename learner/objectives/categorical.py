@@ -1,0 +1,103 @@
+"""C51: the distribution of returns over fixed values, and its fit (Bellemare et al. 2017, arXiv:1707.06887).
+
+Owns pure functions of logits and probabilities; must not import networks, optimisers or numpy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learner.objectives.shapes import require_shape, require_vector
+
+
+def support(value_range: tuple[float, float], num_atoms: int) -> Tensor:
+    """The values z_i = low + i (high - low) / (N - 1) that a return may take, [N] float32."""
+    return torch.linspace(*value_range, num_atoms)
+
+
+def categorical_mean(logits: Tensor, atoms: Tensor) -> Tensor:
+    """E[Z] = sum_i softmax(logits)_i z_i.
+
+    Args:
+        logits: [..., N].
+        atoms: [N], as `support` gives them.
+
+    Returns:
+        [...].
+
+    Raises:
+        ValueError: shapes do not agree; nothing is broadcast.
+    """
+    require_shape("atoms", atoms, tuple(logits.shape[-1:]))
+    return logits.softmax(dim=-1) @ atoms
+
+
+def categorical_target(r_t: Tensor, discount_t: Tensor, probability_t: Tensor, atoms: Tensor) -> Tensor:
+    """The distribution of r_t + discount_t Z projected onto the atoms (algorithm 1 of the paper).
+
+    Each atom's mass goes to the two neighbours of clip(r_t + discount_t z_j), in proportion to nearness.
+    NaN in, NaN out.
+
+    Args:
+        r_t: [B], the n-step reward.
+        discount_t: [B], gamma^n, 0 where the episode terminated: all mass is then at r_t.
+        probability_t: [B, N], the target network's distribution for the chosen action.
+        atoms: [N], equally spaced, ascending.
+
+    Returns:
+        [B, N], rows that sum to 1.
+
+    Raises:
+        ValueError: shapes do not agree; nothing is broadcast.
+    """
+    require_vector("r_t", r_t)
+    require_shape("discount_t", discount_t, tuple(r_t.shape))
+    require_vector("atoms", atoms)
+    num_atoms = len(atoms)
+    require_shape("probability_t", probability_t, (len(r_t), num_atoms))
+    spacing = (atoms[-1] - atoms[0]) / (num_atoms - 1)
+    position = (r_t.unsqueeze(1) + discount_t.unsqueeze(1) * atoms - atoms[0]) / spacing
+    position = position.clamp(0.0, num_atoms - 1.0)
+    # The last atom counts as the upper neighbour of the last gap: a position on an atom, where floor and
+    # ceiling agree, then keeps its mass. An index cannot be NaN, so that only the shares carry it on.
+    lower = position.floor().nan_to_num(0.0).clamp_(max=num_atoms - 2.0)
+    upper_share = position - lower
+    index = lower.long()
+    projected = torch.zeros_like(probability_t)
+    projected.scatter_add_(1, index, probability_t * (1.0 - upper_share))
+    return projected.scatter_add_(1, index + 1, probability_t * upper_share)
+
+
+def cross_entropy_loss(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """L = mean over B of weight * -sum_i target_i log softmax(logits_tm1)_i.
+
+    Args:
+        logits_tm1: [B, N], of the action taken.
+        target: [B, N], as `categorical_target` gives it.
+        weight: [B], importance weights.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: shapes do not agree; nothing is broadcast.
+    """
+    _require_rows(logits_tm1, target, weight)
+    return -(weight * (target * logits_tm1.log_softmax(dim=1)).sum(dim=1)).mean()
+
+
+def cross_entropy_slope(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """dL / dlogits_tm1 of cross_entropy_loss, [B, N]: weight (softmax(logits_tm1) - target) / B.
+
+    The target counts as a constant whose rows sum to 1.
+    """
+    _require_rows(logits_tm1, target, weight)
+    return weight.unsqueeze(1) * (logits_tm1.softmax(dim=1) - target) / len(weight)
+
+
+def _require_rows(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> None:
+    require_vector("weight", weight)
+    if logits_tm1.dim() != 2 or len(logits_tm1) != len(weight):
+        raise ValueError(f"logits_tm1 has shape {list(logits_tm1.shape)}, expected [{len(weight)}, N]")
+    require_shape("target", target, tuple(logits_tm1.shape))

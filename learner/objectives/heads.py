@@ -1,0 +1,163 @@
+"""What a network's outputs mean, and how they are fitted: Q-values, a categorical distribution, quantiles.
+
+Owns the choice among the pure targets and losses; must not import networks, optimisers or numpy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from learner.batch import Batch
+from learner.config import LearnerConfig
+from learner.objectives.categorical import (
+    categorical_mean,
+    categorical_target,
+    cross_entropy_loss,
+    cross_entropy_slope,
+    support,
+)
+from learner.objectives.losses import td_loss
+from learner.objectives.quantile import quantile_huber_loss, quantile_huber_slope, quantile_target
+from learner.objectives.targets import double_q_target, masked, q_learning_target
+
+
+class Fit(NamedTuple):
+    """How far a batch's outputs are from their targets.
+
+    Attributes:
+        loss: scalar.
+        slope: the loss's derivative by the outputs, in their shape; 0 for actions not taken.
+        q_tm1, target: [B], the value of the action taken and what it should have been.
+        td_error: [B], |target - q_tm1|, the priority; for distributions of the two means, because that is
+            the unit of the priorities that actors give to new rows.
+    """
+
+    loss: Tensor
+    slope: Tensor
+    q_tm1: Tensor
+    target: Tensor
+    td_error: Tensor
+
+
+class Head(Protocol):
+    """The meaning of outputs [B, A] or [B, A, N]."""
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Q-values [B, A]: what acting compares."""
+
+    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
+        """Fits outputs_tm1 (online) to targets made of outputs_t (target network).
+
+        `choosing` are the online network's outputs for obs_t where they choose the next action (double
+        Q-learning); None where the target network chooses its own best.
+        """
+
+
+class QHead:
+    """One mean return for each action, outputs [B, A]."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self._loss = td_loss(config)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """See Head."""
+        return outputs
+
+    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
+        """See Head."""
+        if choosing is None:
+            target = q_learning_target(batch.r_t, batch.discount_t, outputs_t, batch.allowed_t)
+        else:
+            target = double_q_target(batch.r_t, batch.discount_t, choosing, outputs_t, batch.allowed_t)
+        chosen = batch.a_tm1.unsqueeze(1)
+        q_tm1 = outputs_tm1.gather(1, chosen).squeeze(1)
+        td = target - q_tm1
+        slope = self._loss.slope(td, batch.weight).unsqueeze(1)
+        return Fit(
+            loss=self._loss.value(td, batch.weight),
+            slope=torch.zeros_like(outputs_tm1).scatter_(1, chosen, slope),
+            q_tm1=q_tm1,
+            target=target,
+            td_error=td.abs(),
+        )
+
+
+class CategoricalHead:
+    """Logits of N fixed returns for each action, outputs [B, A, N] (`learner.objectives.categorical`)."""
+
+    def __init__(self, config: LearnerConfig, device: torch.device) -> None:
+        self._atoms = support(config.value_range, config.num_atoms).to(device)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """See Head."""
+        return categorical_mean(outputs, self._atoms)
+
+    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
+        """See Head."""
+        values_t = self.values(outputs_t if choosing is None else choosing)
+        a_t = masked(values_t, batch.allowed_t).argmax(dim=1)
+        probability_t = of_action(outputs_t, a_t).softmax(dim=1)
+        target = categorical_target(batch.r_t, batch.discount_t, probability_t, self._atoms)
+        logits_tm1 = of_action(outputs_tm1, batch.a_tm1)
+        q_tm1, y = self.values(logits_tm1), target @ self._atoms
+        slope = cross_entropy_slope(logits_tm1, target, batch.weight)
+        return Fit(
+            loss=cross_entropy_loss(logits_tm1, target, batch.weight),
+            slope=at_action(slope, batch.a_tm1, outputs_tm1),
+            q_tm1=q_tm1,
+            target=y,
+            td_error=(y - q_tm1).abs(),
+        )
+
+
+class QuantileHead:
+    """N quantiles of the return for each action, outputs [B, A, N] (`learner.objectives.quantile`)."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self._kappa = config.huber_delta
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """See Head."""
+        return outputs.mean(dim=-1)
+
+    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
+        """See Head."""
+        values_t = self.values(outputs_t if choosing is None else choosing)
+        a_t = masked(values_t, batch.allowed_t).argmax(dim=1)
+        target = quantile_target(batch.r_t, batch.discount_t, of_action(outputs_t, a_t))
+        quantiles_tm1 = of_action(outputs_tm1, batch.a_tm1)
+        q_tm1, y = quantiles_tm1.mean(dim=1), target.mean(dim=1)
+        slope = quantile_huber_slope(quantiles_tm1, target, batch.weight, self._kappa)
+        return Fit(
+            loss=quantile_huber_loss(quantiles_tm1, target, batch.weight, self._kappa),
+            slope=at_action(slope, batch.a_tm1, outputs_tm1),
+            q_tm1=q_tm1,
+            target=y,
+            td_error=(y - q_tm1).abs(),
+        )
+
+
+def make_head(config: LearnerConfig, device: torch.device) -> Head:
+    """The head that the configuration names."""
+    match config.head:
+        case "q":
+            return QHead(config)
+        case "c51":
+            return CategoricalHead(config, device)
+        case "qr":
+            return QuantileHead(config)
+
+
+def of_action(outputs: Tensor, action: Tensor) -> Tensor:
+    """outputs [B, A, N] of each row's action [B] int64, [B, N]."""
+    index = action.view(-1, 1, 1).expand(-1, 1, outputs.shape[2])
+    return outputs.gather(1, index).squeeze(1)
+
+
+def at_action(slope: Tensor, action: Tensor, outputs: Tensor) -> Tensor:
+    """Zeros in the shape of outputs [B, A, N] with slope [B, N] at each row's action [B] int64."""
+    index = action.view(-1, 1, 1).expand(-1, 1, outputs.shape[2])
+    return torch.zeros_like(outputs).scatter_(1, index, slope.unsqueeze(1))

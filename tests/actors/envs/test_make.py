@@ -1,0 +1,407 @@
+"""Which environments work, with which backend, and what the others' errors say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Literal
+from unittest import mock
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec as Registration
+from gymnasium.wrappers import TimeLimit
+
+from actors.config import EnvConfig
+from actors.core import EnvSpec
+from actors.envs.make import EnvError, lane_seeds, make_vector, probe
+
+
+class SpacesEnv(gym.Env[Any, Any]):
+    """Any spaces; observations are samples, episodes never end."""
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any] | None = None
+    ) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space or spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action in self.action_space
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """An importable module `my_envs` with a factory `make`."""
+    made = ModuleType("my_envs")
+    made.make = SpacesEnv  # type: ignore[attr-defined]
+    made.not_callable = 3  # type: ignore[attr-defined]
+    made.make_text = lambda: "an environment"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_envs", made)
+    return made
+
+
+@pytest.fixture
+def registered() -> Iterator[dict[str, Registration]]:
+    """Gymnasium's registry; what a test adds is taken out again."""
+    before = set(gym.registry)
+    yield gym.registry
+    for added in set(gym.registry) - before:
+        del gym.registry[added]
+
+
+def test_cartpole_is_native() -> None:
+    assert probe(EnvConfig("CartPole-v1")) == EnvSpec(
+        (4,), "<f4", None, 2, 1, "native", "NextStep", 500, 475.0
+    )
+
+
+def test_actions_for_a_native_form_are_not_looked_at_again() -> None:
+    lanes = 3
+    stepper = make_vector(EnvConfig("CartPole-v1"), lanes)
+    stepper.reset(np.arange(lanes))
+    plain = gym.make_vec("CartPole-v1", lanes, "vector_entry_point")
+    plain.reset(seed=0)
+    actions = np.array([1, 0, 1])
+    with mock.patch.object(spaces.MultiDiscrete, "contains", side_effect=AssertionError):
+        frames = stepper.step(actions).frames
+    assert np.array_equal(frames, plain.step(actions)[0])
+
+
+def test_an_environment_without_vector_form_is_stepped_lane_by_lane() -> None:
+    assert probe(EnvConfig("Acrobot-v1", stack=4)) == EnvSpec(
+        (6,), "<f4", None, 3, 4, "sync", "NextStep", 500, -100.0
+    )
+
+
+def test_discrete_observations_are_states() -> None:
+    spec = probe(EnvConfig("FrozenLake-v1", max_episode_steps=7))
+    assert spec == EnvSpec((), "<i8", 16, 4, 1, "sync", "NextStep", 7, 0.7)
+
+
+def test_continuous_actions_are_refused_with_the_cure() -> None:
+    message = (
+        "Pendulum-v1 has continuous actions Box(-2.0, 2.0, (1,)); "
+        "set env.discretize=5 to act with 5 bins a dimension"
+    )
+    with pytest.raises(EnvError) as raised:
+        probe(EnvConfig("Pendulum-v1"))
+    assert str(raised.value) == message
+    assert probe(EnvConfig("Pendulum-v1", discretize=5)).num_actions == 5
+
+
+@pytest.mark.parametrize(
+    ("space", "shape", "dtype"),
+    [
+        (spaces.Box(0, 255, (8, 9, 3), np.uint8), (8, 9, 3), "|u1"),
+        (spaces.Box(-1, 1, (2,), np.float64), (2,), "<f4"),
+        (spaces.Box(-5, 5, (2, 2), np.int32), (2, 2), "<f4"),
+        (spaces.Box(-1, 1, (), np.float32), (), "<f4"),
+        (spaces.Box(0, 1, (3, 8, 9), np.float16), (3, 8, 9), "<f4"),
+        (spaces.MultiBinary(3), (3,), "|b1"),
+        (spaces.MultiBinary([2, 3]), (2, 3), "|b1"),
+        (spaces.MultiDiscrete([2, 3], start=[-1, 4]), (5,), "|b1"),
+        (spaces.Dict({"only": spaces.Box(0, 255, (8, 9), np.uint8)}), (8, 9), "|u1"),
+    ],
+)
+def test_observation_spaces(
+    module: ModuleType, space: spaces.Space[Any], shape: tuple[int, ...], dtype: str
+) -> None:
+    stepper = make_vector(EnvConfig("my_envs:make", kwargs={"observation_space": space}), 2)
+    assert (stepper.spec.observation_shape, stepper.spec.observation_dtype) == (shape, dtype)
+    frames = stepper.reset(np.array([1, 2]))
+    assert (frames.shape, frames.dtype) == ((2, *shape), np.dtype(dtype))
+    space.seed(1)
+    expected = np.asarray(spaces.flatten(space, space.sample()), dtype=dtype)
+    # Both lanes share the space and its random stream; the first lane's sample is drawn after seeding with 1.
+    assert np.array_equal(frames[0].ravel(), expected.ravel())
+    assert stepper.step(np.zeros(2, np.int64)).frames.dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_an_observation_of_several_arrays_is_a_record(module: ModuleType, backend: Any) -> None:
+    space = spaces.Dict(
+        {
+            "where": spaces.Tuple([spaces.Discrete(3, start=5), spaces.Box(-1, 1, (2,), np.float64)]),
+            "camera": spaces.Box(0, 255, (4, 5), np.uint8),
+            "height": spaces.Box(-1, 1, ()),
+        }
+    )
+    config = EnvConfig("my_envs:make", kwargs={"observation_space": space}, backend=backend)
+    stepper = make_vector(config, 2)
+    shapes = {field.name: (field.dtype, field.shape) for field in stepper.spec.parts}
+    assert shapes == {
+        "camera": ("|u1", (4, 5)),
+        "height": ("<f4", ()),
+        "where.0": ("|b1", (3,)),
+        "where.1": ("<f4", (2,)),
+    }
+    frames = stepper.reset(np.array([1, 1]))
+    assert frames.dtype == stepper.spec.frame_dtype
+    space.seed(1)
+    sample = space.sample()
+    assert frames[0]["observation.camera"].tolist() == sample["camera"].tolist()
+    assert frames[0]["observation.height"] == sample["height"]
+    assert frames[0]["observation.where.0"].tolist() == [sample["where"][0] == 5 + i for i in range(3)]
+    assert frames[0]["observation.where.1"].tolist() == sample["where"][1].astype(np.float32).tolist()
+    if backend == "async":
+        assert (frames[1] == frames[0]).all()
+    stepper.close()
+
+
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [
+        (spaces.Sequence(spaces.Discrete(2)), "Sequence"),
+        (spaces.Graph(spaces.Discrete(2), None), "Graph"),
+        (spaces.Text(5), "Text"),
+        (spaces.OneOf([spaces.Discrete(2), spaces.Box(0, 1, (2,))]), "OneOf"),
+        (spaces.Dict({"a": spaces.Tuple([spaces.Text(3)]), "b": spaces.Discrete(2)}), "'a.0': Text"),
+        (spaces.Dict({"a": spaces.Box(0, 1, (0,))}), "'a': Box"),
+    ],
+)
+def test_observations_without_a_fixed_size_are_refused(
+    module: ModuleType, space: spaces.Space[Any], named: str
+) -> None:
+    with pytest.raises(EnvError, match=rf"my_envs:make has observations.*{named}.* have no fixed size; wrap"):
+        probe(EnvConfig("my_envs:make", kwargs={"observation_space": space}))
+
+
+def test_observations_whose_dotted_names_collide_are_refused(module: ModuleType) -> None:
+    inner = spaces.Dict({"b": spaces.Discrete(2)})
+    space = spaces.Dict({"a": inner, "a.b": spaces.Discrete(2)})
+    with pytest.raises(EnvError, match=r"two arrays named 'a\.b'; rename a key"):
+        probe(EnvConfig("my_envs:make", kwargs={"observation_space": space}))
+
+
+def test_multi_discrete_actions_are_flattened(module: ModuleType) -> None:
+    kwargs = {"observation_space": spaces.Discrete(4, start=2), "action_space": spaces.MultiDiscrete([2, 3])}
+    stepper = make_vector(EnvConfig("my_envs:make", kwargs=kwargs), 2)
+    assert (stepper.spec.num_actions, stepper.spec.num_states) == (6, 4)
+    assert set(stepper.reset(np.array([1, 2])).tolist()) <= {0, 1, 2, 3}
+    for action in range(6):
+        stepper.step(np.array([action, 5 - action]))
+
+
+def test_a_factory_gets_a_time_limit(module: ModuleType) -> None:
+    kwargs = {"observation_space": spaces.Discrete(4)}
+    stepper = make_vector(EnvConfig("my_envs:make", kwargs=kwargs, max_episode_steps=3), 2)
+    assert stepper.spec.max_episode_steps == 3
+    stepper.reset(np.array([1, 2]))
+    truncated = [stepper.step(np.zeros(2, np.int64)).truncated.all() for _ in range(3)]
+    assert truncated == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (EnvConfig("CartPol-v1"), r"no environment 'CartPol-v1': did you mean CartPole-v1"),
+        (EnvConfig("Cart Pole-v1"), "no environment 'Cart Pole-v1'"),
+        (EnvConfig("CartPole-v7"), r"did you mean CartPole-v[01] or CartPole-v[01]"),
+        (EnvConfig("Qwxzk/Qwxzk-v0"), r"is the package that registers it installed\?.*package:id"),
+        (EnvConfig("no_such_package:make"), "No module named 'no_such_package'.*PYTHONPATH"),
+        (EnvConfig("json:nothing"), "json neither registers an environment 'nothing' nor has a callable"),
+        (EnvConfig("my_envs:not_callable"), "nor has a callable"),
+        (
+            EnvConfig("my_envs:make_text"),
+            "my_envs:make_text returned a str; a factory returns a gymnasium.Env",
+        ),
+        (EnvConfig("my_envs:make", kwargs={"colour": 1}), r"env.kwargs {'colour': 1}.*'colour'"),
+        (EnvConfig("CartPole-v1", kwargs={"colour": 1}), r"env.kwargs {'colour': 1}.*'colour'"),
+        (EnvConfig("Acrobot-v1", kwargs={"colour": 1}), r"env.kwargs {'colour': 1}.*'colour'"),
+        (
+            EnvConfig("Acrobot-v1", backend="native"),
+            "Acrobot-v1 has no native vector environment; set env.backend=sync",
+        ),
+        (EnvConfig("Ant-v2"), "Ant-v2 cannot be imported: .*Install what is missing"),
+    ],
+)
+@pytest.mark.usefixtures("module")
+@pytest.mark.filterwarnings("ignore:.*out of date")
+def test_errors_name_the_cure(config: EnvConfig, message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        probe(config)
+
+
+def test_a_bug_inside_an_environment_keeps_its_traceback(registered: dict[str, Registration]) -> None:
+    def entry_point() -> gym.Env[Any, Any]:
+        return len(3)  # type: ignore[arg-type, return-value]
+
+    gym.register("Buggy-v0", entry_point)
+    with pytest.raises(TypeError, match="has no len"):
+        probe(EnvConfig("Buggy-v0"))
+
+
+def test_a_missing_dependency_is_named(registered: dict[str, Registration]) -> None:
+    def entry_point() -> gym.Env[Any, Any]:
+        raise gym.error.DependencyNotInstalled("Box2D is not installed, run `pip install box2d`")
+
+    gym.register("NeedsBox2d-v0", entry_point)
+    with pytest.raises(EnvError, match="NeedsBox2d-v0 cannot be imported: Box2D is not installed"):
+        probe(EnvConfig("NeedsBox2d-v0"))
+
+
+def test_an_id_that_a_module_registers(module: ModuleType, registered: dict[str, Registration]) -> None:
+    gym.register("Mine-v0", lambda: SpacesEnv(spaces.Discrete(3)), max_episode_steps=9)
+    module.Mine = None  # type: ignore[attr-defined]
+    spec = probe(EnvConfig("my_envs:Mine-v0"))
+    assert (spec.num_states, spec.max_episode_steps) == (3, 9)
+
+
+def test_bugs_in_an_environment_keep_their_own_error(module: ModuleType) -> None:
+    def broken() -> gym.Env[Any, Any]:
+        raise ZeroDivisionError("a bug")
+
+    module.broken = broken  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        probe(EnvConfig("my_envs:broken"))
+
+
+# Native vector environments
+
+
+def test_every_native_environment_is_known() -> None:
+    """Whoever adds one must check its dynamics and truncation as the tests below do."""
+    native = {
+        spec.id for spec in gym.registry.values() if spec.vector_entry_point and spec.namespace != "ALE"
+    }
+    phys2d = {"phys2d/CartPole-v0", "phys2d/CartPole-v1", "phys2d/Pendulum-v0"}
+    assert native == {"CartPole-v0", "CartPole-v1"} | phys2d
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (EnvConfig("CartPole-v0"), 200),
+        (EnvConfig("CartPole-v1"), 500),
+        (EnvConfig("CartPole-v1", max_episode_steps=60), 60),
+        (EnvConfig("CartPole-v1", kwargs={"sutton_barto_reward": True}), 500),
+    ],
+)
+def test_native_cartpole_plays_the_single_game(config: EnvConfig, limit: int) -> None:
+    """Each step of each lane equals that of a single environment in the same state; episodes end alike.
+
+    The state is taken over at every step, because rounding it grows through an episode.
+    """
+    num_lanes = 4
+    stepper = make_vector(config, num_lanes)
+    assert (stepper.spec.backend, stepper.spec.max_episode_steps) == ("native", limit)
+    frames = stepper.reset(np.arange(num_lanes))
+    singles = [
+        TimeLimit(gym.make("CartPole-v1", max_episode_steps=-1, **config.kwargs).unwrapped, limit)
+        for _ in range(num_lanes)
+    ]
+    for single in singles:
+        single.reset()
+    truncations = terminations = 0
+    for _ in range(2 * limit + 50):
+        # Lane 0 is pushed to the right until it falls; the others balance until their limit.
+        actions = (frames[:, 2] + frames[:, 3] + 0.1 * frames[:, 0] + 0.2 * frames[:, 1] > 0).astype(np.int64)
+        actions[0] = 1
+        before, step = frames.astype(np.float64), stepper.step(actions)
+        frames = step.frames.copy()
+        for lane, single in enumerate(singles):
+            if step.fake[lane]:
+                assert (np.abs(frames[lane]) <= 0.05).all()
+                single.reset()
+                continue
+            single.unwrapped.state = before[lane]  # type: ignore[attr-defined]
+            observation, reward, terminated, truncated, _ = single.step(actions[lane])
+            assert frames[lane] == pytest.approx(observation, abs=1e-6)
+            assert (step.reward[lane], step.terminated[lane], step.truncated[lane]) == (
+                reward,
+                terminated,
+                truncated,
+            )
+            terminations += terminated
+            truncations += truncated
+    assert terminations > 1
+    assert truncations > 1
+
+
+def test_phys2d_natives_are_excluded() -> None:
+    """Their vector form freezes all lanes while one resets."""
+    with pytest.raises(EnvError, match=r"wrong dynamics; set env.backend=sync"):
+        probe(EnvConfig("phys2d/CartPole-v1", backend="native"))
+
+
+@pytest.mark.filterwarnings("ignore:.*is missing AutoresetMode")
+def test_a_native_form_is_used_only_where_nothing_prevents_it(registered: dict[str, Registration]) -> None:
+    cartpole = gym.spec("CartPole-v1")
+    made = {"entry_point": cartpole.entry_point, "vector_entry_point": cartpole.vector_entry_point}
+    gym.register("NoLimit-v0", **made)
+    assert probe(EnvConfig("NoLimit-v0")).backend == "native"
+    assert probe(EnvConfig("NoLimit-v0", max_episode_steps=5)).backend == "sync"
+    gym.register("Wrapped-v0", **made, additional_wrappers=(TimeLimit.wrapper_spec(max_episode_steps=3),))
+    assert probe(EnvConfig("Wrapped-v0")).backend == "sync"
+
+    class Silent(gym.vector.VectorEnv[Any, Any, Any]):
+        metadata = {}  # noqa: RUF012
+        single_observation_space = spaces.Box(0, 1, (1,))
+        single_action_space: spaces.Space[Any] = spaces.Discrete(2)
+
+        def __init__(self, num_envs: int) -> None:
+            self.num_envs = num_envs
+
+    class Continuous(Silent):
+        metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+        single_action_space = spaces.Box(0, 1, (1,))
+
+    for name, vector, reason in (
+        ("Silent-v0", Silent, "does not say how it resets"),
+        ("Continuous-v0", Continuous, "which need a wrapper"),
+    ):
+        gym.register(name, cartpole.entry_point, vector_entry_point=vector)
+        assert probe(EnvConfig(name)).backend == "sync"
+        with pytest.raises(EnvError, match=reason):
+            probe(EnvConfig(name, backend="native"))
+
+
+def test_atari_is_native_and_gives_single_frames() -> None:
+    pytest.importorskip("ale_py")
+    spec = probe(EnvConfig("ALE/Pong-v5"))
+    assert spec == EnvSpec((84, 84), "|u1", None, 6, 4, "native", "NextStep", 27_000, None)
+    assert probe(EnvConfig("ALE/Pong-v5", kwargs={"stack_num": 4})).observation_shape == (4, 84, 84)
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("backend", ["native", "sync"])
+def test_seeds_decide_the_first_frames(backend: Literal["native", "sync"]) -> None:
+    first, second = (make_vector(EnvConfig("CartPole-v1", backend=backend), 3) for _ in range(2))
+    seeds = lane_seeds(np.random.SeedSequence(5), 3)
+    assert np.array_equal(first.reset(seeds).copy(), second.reset(seeds))
+    assert len({tuple(frame) for frame in first.reset(seeds)}) == 3
+    assert not np.array_equal(first.reset(seeds).copy(), first.reset(seeds + 1))
+
+
+def test_lane_seeds_extend_and_fit_31_bits() -> None:
+    seeds = lane_seeds(np.random.SeedSequence(1), 1000)
+    assert np.array_equal(lane_seeds(np.random.SeedSequence(1), 10), seeds[:10])
+    assert 0 <= seeds.min() <= seeds.max() < 2**31
+    assert len(set(seeds.tolist())) == 1000
+
+
+def test_processes_give_what_lanes_in_this_one_give() -> None:
+    """The async backend is the sync one with a process for each lane."""
+    seeds, actions = np.array([4, 5]), np.array([0, 2])
+    streams = []
+    backends: tuple[Literal["sync", "async"], ...] = ("sync", "async")
+    for backend in backends:
+        stepper = make_vector(EnvConfig("Acrobot-v1", backend=backend, max_episode_steps=3), 2)
+        assert stepper.spec.backend == backend
+        frames = [stepper.reset(seeds).copy()] + [stepper.step(actions).frames.copy() for _ in range(5)]
+        streams.append(np.array(frames))
+        stepper.close()
+    assert np.array_equal(*streams)

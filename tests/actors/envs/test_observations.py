@@ -1,0 +1,101 @@
+"""Records of several arrays and action masks: what is made of observations and infos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from actors.core import EnvSpec
+from actors.envs.errors import EnvError
+from actors.envs.frame_stack import FrameStack
+from actors.envs.observations import FrameMaker, masked, masks_of, parts_of, split
+from replay_service.block import FrameField
+
+SPACE = spaces.Dict(
+    {"n": spaces.MultiDiscrete([2, 3], start=[5, -1]), "x": spaces.Box(-9, 9, (2,), np.float64)}
+)
+PARTS = (FrameField("n", "|b1", (5,)), FrameField("x", "<f4", (2,)))
+SPEC = EnvSpec((), "|V", None, 3, 2, "sync", "NextStep", None, None, PARTS, action_mask=True)
+BATCH = {"n": np.array([[5, -1], [6, 1]]), "x": np.array([[0.5, 1.5], [2.5, 3.5]])}
+MASKS = np.array([[True, False, True], [False, True, False]])
+
+
+def maker() -> FrameMaker:
+    return FrameMaker(parts_of(SPACE), SPEC)
+
+
+def test_a_record_holds_every_part_and_the_mask() -> None:
+    assert [part.field for part in parts_of(SPACE)] == list(PARTS)
+    frames = maker().of_batch(BATCH, MASKS)
+    assert frames.dtype == SPEC.frame_dtype
+    assert [field.name for field in SPEC.frame_fields] == ["observation.n", "observation.x", "action_mask"]
+    assert frames["observation.n"].astype(int).tolist() == [[1, 0, 1, 0, 0], [0, 1, 0, 0, 1]]
+    assert frames["observation.x"].tolist() == BATCH["x"].tolist()
+    assert frames["action_mask"].tolist() == MASKS.tolist()
+
+
+def test_batches_lists_and_single_observations_make_the_same_frames() -> None:
+    whole = maker().of_batch(BATCH, MASKS)
+    singles = [{name: array[lane] for name, array in BATCH.items()} for lane in range(2)]
+    assert (maker().of_list(singles, MASKS) == whole).all()
+    assert (maker().of_batch(BATCH, MASKS[[1]], np.array([1])) == whole[1:]).all()
+    for lane in range(2):
+        assert (maker().of_one(singles[lane], MASKS[lane]) == whole[lane : lane + 1]).all()
+
+
+def test_a_policy_sees_the_newest_mask_of_a_stack() -> None:
+    frames = maker().of_batch(BATCH, MASKS)
+    stack = FrameStack(2, frames)
+    stack.push(maker().of_batch(BATCH, MASKS[::-1]), np.zeros(2, np.bool_))
+    observations, allowed = split(stack.observations)
+    assert observations.shape == (2, 2)
+    assert allowed is not None
+    assert allowed.tolist() == MASKS[::-1].tolist()
+
+
+def test_a_plain_observation_beside_a_mask_comes_as_an_array() -> None:
+    spec = EnvSpec((2,), "<f4", None, 3, 1, "sync", "NextStep", None, None, action_mask=True)
+    frames = FrameMaker(parts_of(SPACE["x"]), spec).of_batch(BATCH["x"], MASKS)
+    observations, allowed = split(frames)
+    assert (observations.dtype, observations.tolist()) == (np.float32, BATCH["x"].tolist())
+    assert allowed is not None
+    assert (split(observations)[0], split(observations)[1]) == (pytest.approx(observations), None)
+
+
+def test_what_is_not_allowed_is_no_maximum() -> None:
+    q = np.array([[-3.0, 5.0, -4.0], [9.0, -1.0, 9.0]], np.float32)
+    values = masked(q, MASKS)
+    assert (values.dtype, values.max(axis=1).tolist()) == (np.float32, [-3.0, -1.0])
+    assert values.argmax(axis=1).tolist() == [0, 1]
+    assert masked(q, None) is q
+
+
+@pytest.mark.parametrize(
+    ("given", "present", "expected"),
+    [
+        (np.array([[1, 0], [0, 1]], np.int8), None, [[1, 0], [0, 1]]),
+        (np.array([[1, 0], [0, 0]], np.int8), [True, False], [[1, 0], [0, 0]]),
+        # A lane that gave nothing may hold what it gave at another step.
+        (np.array([[True, False], [True, True]]), [True, False], [[1, 0], [0, 0]]),
+        (np.array([[1, 1], None], dtype=object), [True, False], [[1, 1], [0, 0]]),
+        ([[1, 1], [0, 1]], None, [[1, 1], [0, 1]]),
+    ],
+)
+def test_masks_of_a_vector_info(given: Any, present: list[bool] | None, expected: list[list[int]]) -> None:
+    if isinstance(given, np.ndarray) and given.dtype == object:
+        given = np.array([[1, 1], None], dtype=object)
+    info = {"action_mask": given} | ({} if present is None else {"_action_mask": np.array(present)})
+    assert masks_of(info, 2, 2).astype(int).tolist() == expected
+
+
+def test_no_mask_in_an_info_allows_nothing() -> None:
+    assert not masks_of({}, 2, 3).any()
+
+
+@pytest.mark.parametrize("given", [np.ones((2, 3)), np.ones(2), [[1, 1], [1]]])
+def test_a_mask_of_other_actions_is_refused(given: Any) -> None:
+    with pytest.raises(EnvError, match=r"action_mask.* has shape .*one number for each of the 2 actions"):
+        masks_of({"action_mask": given}, 2, 2)

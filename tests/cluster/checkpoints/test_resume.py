@@ -1,0 +1,345 @@
+"""Going on from a checkpoint: bit for bit in the serial runtime, and what is refused or passed over."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qfleet_serial import RECALL, SMALL, Recorder, train_serial
+
+from cluster.api import train
+from cluster.checkpoints.checkpoint import cut_folders, read_cut, shard_folder
+from cluster.record.run_dir import read_config, read_spec
+from cluster.settings.config import ConfigError
+from cluster.settings.load_config import dump_config, load_config
+from learner.weights import load_weights
+from replay_service.shard import ReplayShard
+from replay_service.sharding import shard_capacities
+
+CUTS = ("checkpoint.every_updates=100", "stop.target_return=1e9")
+FAMILY = {
+    "plain": (),
+    "prioritised over shards": ("replay.sampling=prioritised", "replay.num_shards=3"),
+    "rainbow": (
+        "replay.sampling=prioritised",
+        "learner.double=true",
+        "learner.dueling=true",
+        "learner.networks.noisy=true",
+        "learner.head=c51",
+        "actors.n_step=3",
+        "actors.epsilon_start=0",
+        "actors.epsilon_end=0",
+    ),
+    "quantiles": ("learner.head=qr", "learner.loss=huber", "actors.n_step=2"),
+    "polyak and layer norm": ("learner.target_polyak=0.01", "learner.layer_norm=true"),
+    "apex": (
+        "replay.sampling=prioritised",
+        "replay.num_shards=2",
+        "learner.double=true",
+        "learner.dueling=true",
+        "actors.epsilon_ladder={base: 0.4, alpha: 7.0}",
+        "actors.n_step=3",
+    ),
+    "several minibatches a request": ("replay.sampling=prioritised", "replay.minibatches_per_request=3"),
+    "normalised observations": ("learner.normalise_observations=true",),
+    "several arrays and masks": (
+        "env.id=qfleet_test_envs:Signals",
+        "env.stack=2",
+        "actors.n_step=2",
+        "learner.network=mlp",
+        "learner.normalise_observations=true",
+        "replay.sampling=prioritised",
+        "replay.num_shards=2",
+        "replay.compression=lz4",
+    ),
+    "small replay": ("replay.capacity=300", "replay.sampling=prioritised"),
+    "stacked frames, table of seeds": (*RECALL[len(SMALL) :], "stop.updates=200", "evaluation.episodes=3"),
+}
+
+
+def replay_of(run_dir: Path, cut: Path, scratch: Path) -> list[np.ndarray]:
+    """Every row that a cut holds, with its windows and TD errors, shard after shard."""
+    config, arrays = read_config(run_dir), []
+    schema = read_spec(run_dir).block_schema(config.actors.n_step)
+    capacities = shard_capacities(config.replay.capacity or 0, config.replay.num_shards)
+    for index, capacity in enumerate(capacities):
+        folder = scratch / f"{run_dir.name}-{cut.name}-{index}"
+        shutil.copytree(shard_folder(cut, index), folder)
+        shard = ReplayShard(
+            config.replay,
+            schema,
+            shard=index,
+            incarnation=1_000,
+            capacity=capacity,
+            seed=np.random.SeedSequence(0),
+            folder=folder,
+        )
+        store, selector = shard._store, shard._selector
+        rows = store.gather(np.arange(store.oldest_key, store.next_key))
+        arrays += [rows.action, rows.reward, rows.discount, rows.policy_version, *rows.windows.values()]
+        arrays.append(selector.td_errors(store.oldest_key, store.next_key))
+        arrays.append(np.array([store.oldest_key % capacity, shard.status().earlier_env_steps_total]))
+    return arrays
+
+
+def assert_equal_runs(one: Path, other: Path, scratch: Path) -> None:
+    """Weights, learner's state and replay of the last checkpoints are equal bit for bit."""
+    weights = [load_weights(run / "weights" / "latest.safetensors")[0] for run in (one, other)]
+    np.testing.assert_array_equal(*weights)
+    cuts = [read_cut(cut_folders(run / "checkpoints")[-1]) for run in (one, other)]
+    assert cuts[0].manifest.version == cuts[1].manifest.version
+    assert cuts[0].learner.tensors.keys() == cuts[1].learner.tensors.keys()
+    for name, array in cuts[0].learner.tensors.items():
+        np.testing.assert_array_equal(array, cuts[1].learner.tensors[name], err_msg=name)
+    replays = [replay_of(run, cut.folder, scratch) for run, cut in zip((one, other), cuts, strict=True)]
+    for array, twin in zip(*replays, strict=True):
+        np.testing.assert_array_equal(array, twin)
+
+
+def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Recorder:
+    recorder = Recorder()
+    config = load_config(run_dir / "config.yaml", overrides)
+    train(config, run_dir, resume="must", view=lambda *_: recorder)
+    return recorder
+
+
+@pytest.mark.parametrize("member", FAMILY)
+def test_a_run_in_two_lives_equals_one_in_one(tmp_path: Path, member: str) -> None:
+    settings = (*SMALL, *CUTS, *FAMILY[member])
+    train_serial(tmp_path / "whole", settings)
+    train_serial(tmp_path / "halves", (*settings, "stop.updates=100"))
+    recorder = resume(tmp_path / "halves", ["stop.updates=200"])
+    assert "resumed from checkpoint 0, version 100" in recorder.events
+    assert_equal_runs(tmp_path / "whole", tmp_path / "halves", tmp_path)
+
+
+def test_killed_after_a_checkpoint_it_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    settings = (*SMALL, *CUTS, "replay.sampling=prioritised", "stop.updates=300")
+    train_serial(tmp_path / "whole", settings)
+    run_dir = tmp_path / "killed"
+    endless = load_config(None, (*settings, "stop.updates=1000000", "checkpoint.keep=1000"))
+    (tmp_path / "endless.yaml").write_text(dump_config(endless))
+    command = [sys.executable, "-m", "cluster.main", "train", str(tmp_path / "endless.yaml")]
+    command += ["--run-dir", str(run_dir)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: (run_dir / "checkpoints" / "cut-000001").is_dir(), seconds=60)
+        process.send_signal(signal.SIGKILL)
+    # Whatever came after the second checkpoint is repeated, the very same.
+    for folder in cut_folders(run_dir / "checkpoints"):
+        if folder.name > "cut-000001":
+            shutil.rmtree(folder)
+    resume(run_dir, ["stop.updates=300"])
+    assert_equal_runs(tmp_path / "whole", run_dir, tmp_path)
+    assert len((run_dir / "resumes.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two checkpoints."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    train_serial(run_dir, (*SMALL, *CUTS, "replay.num_shards=2"))
+    assert [path.name for path in cut_folders(run_dir / "checkpoints")] == ["cut-000000", "cut-000001"]
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def segment(run_dir: Path, cut: str, shard: int) -> Path:
+    return next((run_dir / "checkpoints" / cut / f"shard-{shard}").iterdir())
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def put_in_the_other_shards(run_dir: Path) -> None:
+    shutil.copyfile(segment(run_dir, "cut-000001", 1), segment(run_dir, "cut-000001", 0))
+
+
+def put_in_an_older_learner(run_dir: Path) -> None:
+    cuts = run_dir / "checkpoints"
+    shutil.copyfile(cuts / "cut-000000/learner.safetensors", cuts / "cut-000001/learner.safetensors")
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a bit of the learner": (
+        lambda run: flip_a_byte(run / "checkpoints/cut-000001/learner.safetensors"),
+        "learner.safetensors is not the file of this cut",
+    ),
+    "a bit of a segment": (lambda run: flip_a_byte(segment(run, "cut-000001", 1)), "is not the file of this"),
+    "a missing segment": (lambda run: segment(run, "cut-000001", 0).unlink(), "cannot be read: No such file"),
+    "a bit of the manifest": (
+        lambda run: flip_a_byte(run / "checkpoints/cut-000001/manifest.json"),
+        "manifest.json",
+    ),
+    "the manifest of another cut": (
+        lambda run: shutil.copyfile(
+            run / "checkpoints/cut-000000/manifest.json", run / "checkpoints/cut-000001/manifest.json"
+        ),
+        "holds cut 0, not the one of its name",
+    ),
+    "a segment of another shard": (put_in_the_other_shards, "is not the file of this cut"),
+    "an older learner": (put_in_an_older_learner, "learner.safetensors is not the file of this cut"),
+    "an unfinished cut": (
+        lambda run: (run / "checkpoints/cut-000001").rename(run / "checkpoints/cut-000001.partial"),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_bad_checkpoint_is_named_and_the_one_before_taken(run_dir: Path, spoil: str) -> None:
+    change, problem = SPOILT[spoil]
+    change(run_dir)
+    recorder = resume(run_dir, ["stop.updates=210"])
+    assert "resumed from checkpoint 0, version 100" in recorder.events
+    warned = [event for event in recorder.events if event.startswith("warning")]
+    if problem:
+        assert len(warned) == 1
+        assert "cut-000001" in warned[0]
+        assert problem in warned[0]
+
+
+def test_with_no_good_checkpoint_each_is_named(run_dir: Path) -> None:
+    before = sorted(run_dir.rglob("*"))
+    for cut in ("cut-000000", "cut-000001"):
+        flip_a_byte(segment(run_dir, cut, 0))
+    with pytest.raises(ConfigError, match=r"(?s)no checkpoint can be used.*cut-000001.*cut-000000"):
+        resume(run_dir)
+    assert sorted(run_dir.rglob("*")) == before
+
+
+def test_a_manifest_cannot_reach_outside_of_its_folder(run_dir: Path) -> None:
+    import zlib
+
+    import msgspec
+
+    path = run_dir / "checkpoints/cut-000001/manifest.json"
+    body = json.loads(path.read_bytes())["manifest"]
+    body["files"][1]["name"] = "../../../../etc/hostname"
+    raw = json.dumps(body).encode()
+    path.write_bytes(msgspec.json.encode({"crc32": zlib.crc32(raw), "manifest": msgspec.Raw(raw)}))
+    recorder = resume(run_dir, ["stop.updates=210"])
+    assert any("outside of its folder" in event for event in recorder.events)
+
+
+def test_what_changes_the_meaning_of_the_run_is_refused_key_by_key(run_dir: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        resume(run_dir, ["actors.n_step=2", "learner.hidden_sizes=[8]", "run.seed=7", "stop.updates=300"])
+    for name in ("actors.n_step: 1 -> 2", "learner.hidden_sizes: ", "run.seed: 0 -> 7"):
+        assert name in str(refused.value)
+    assert "stop.updates" not in str(refused.value)
+
+
+def test_harmless_changes_are_taken_and_told(run_dir: Path) -> None:
+    recorder = resume(run_dir, ["stop.updates=210", "learner.learning_rate=1e-4", "replay.compression=lz4"])
+    told = next(event for event in recorder.events if event.startswith("changed since"))
+    assert "stop.updates: 200 -> 210" in told
+    assert "learner.learning_rate: 0.0005 -> 0.0001" in told
+    assert read_config(run_dir).learner.learning_rate == 1e-4
+    note = json.loads((run_dir / "resumes.jsonl").read_text())
+    assert note["changed"]["stop.updates"] == 210
+
+
+def test_totals_go_on_and_files_are_added_to(run_dir: Path) -> None:
+    before = (run_dir / "metrics.jsonl").read_text()
+    last = json.loads(before.splitlines()[-1])
+    recorder = resume(run_dir, ["stop.updates=260"])
+    after = (run_dir / "metrics.jsonl").read_text()
+    assert after.startswith(before)
+    lines = [json.loads(line) for line in after[len(before) :].splitlines()]
+    for name in ("env_steps_total", "updates_total", "inserted_transitions_total", "episodes_total"):
+        assert all(line[name] >= last[name] for line in lines), name
+    assert recorder.snapshots[-1].updates_total == 260
+
+
+def test_auto_begins_where_there_is_nothing_and_goes_on_where_there_is(tmp_path: Path) -> None:
+    config = load_config(None, [*SMALL, *CUTS, "stop.updates=100"])
+    for expected in (False, True):
+        recorder = Recorder()
+        train(config, tmp_path / "run", resume="auto", view=lambda *_, r=recorder: r)
+        assert any(event.startswith("resumed from") for event in recorder.events) == expected
+
+
+def test_auto_begins_anew_before_the_first_checkpoint(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "checkpoints")
+    recorder = Recorder()
+    config = load_config(run_dir / "config.yaml")
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        train(config, run_dir, resume="must", view=lambda *_: recorder)
+    train(config, run_dir, resume="auto", view=lambda *_: recorder)
+    assert any("begins anew" in event for event in recorder.events)
+
+
+def test_two_processes_never_run_in_one_folder(run_dir: Path) -> None:
+    from cluster.record.run_dir import RunDir
+
+    holder = RunDir(run_dir)
+    try:
+        with pytest.raises(ConfigError, match="another process is running in it"):
+            resume(run_dir)
+    finally:
+        holder.close()
+
+
+def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train_serial(run_dir, (*SMALL, *CUTS, "checkpoint.keep=1", "checkpoint.every_updates=40"))
+    names = [path.name for path in cut_folders(run_dir / "checkpoints")]
+    assert names[-1] == "cut-000004"
+    assert 1 <= len(names) <= 2
+    scores = {
+        name: read_cut(run_dir / "checkpoints" / name).manifest.run.figures.evaluation_return_mean
+        for name in names
+    }
+    evaluated = [json.loads(line) for line in (run_dir / "evaluations.jsonl").read_text().splitlines()]
+    best = max((line["return_mean"] for line in evaluated), default=None)
+    assert best is not None
+    assert max(score for score in scores.values() if score is not None) <= best
+
+
+@pytest.mark.parametrize("on_disk_full", ["continue", "stop"])
+def test_a_full_disk_under_a_checkpoint(tmp_path: Path, on_disk_full: str) -> None:
+    """A limit of the size of files stands for the disk: segments do not fit, weights do."""
+    settings = (*SMALL, *CUTS, f"replay.on_disk_full={on_disk_full}", "stop.updates=300")
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(None, settings)))
+    command = [sys.executable, "-m", "cluster.main", "train", str(tmp_path / "config.yaml")]
+    ended = subprocess.run(
+        [*command, "--run-dir", str(tmp_path / "run")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if on_disk_full == "stop":
+        assert ended.returncode == 1
+        assert "no room for" in ended.stderr
+    else:
+        assert ended.returncode == 0, ended.stderr
+        assert "warning: no checkpoint: the disk is full for shard 0" in ended.stdout
+        assert "stop.updates = 300 reached" in ended.stdout
+    assert load_weights(tmp_path / "run" / "weights" / "latest.safetensors")[0].size
+    # Nothing half done is left that could be taken for a checkpoint.
+    assert all(read_cut(folder) for folder in cut_folders(tmp_path / "run" / "checkpoints"))
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,78 @@
+"""How long a role may be silent, and the clock that stands still with its owner."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from actors.core import EvaluationReport
+from cluster.control.timeouts import Patience, WakingClock
+
+
+def report(seconds: float, *lengths: int) -> EvaluationReport:
+    return EvaluationReport(1, 2, (1.0,) * len(lengths), lengths, seconds)
+
+
+def test_a_clock_counts_only_what_its_owner_was_awake() -> None:
+    clock = WakingClock(100.0)
+    for now in (100.25, 100.5, 160.5, 160.75):
+        clock.look(now)
+    # The minute in which nobody looked counts as one second.
+    assert clock.seconds == pytest.approx(0.25 + 0.25 + 1.0 + 0.25)
+
+
+def test_limits_are_generous_and_grow_with_what_work_takes() -> None:
+    patience = Patience(30.0, max_episode_steps=500)
+    assert patience.limits()["shard"] == 30.0
+    assert patience.limits()["learner"] == 60.0
+    patience.answered("learner", 2.0)
+    patience.answered("learner", 7.0)
+    patience.answered("learner", 1.0)
+    patience.answered("shard", 25.0)
+    assert patience.limits()["learner"] == 140.0
+    # A shard answers between two calls: nothing that it does takes long.
+    assert patience.limits()["shard"] == 30.0
+
+
+def test_a_chunk_has_a_minute_or_what_chunks_and_starts_have_taken() -> None:
+    patience = Patience(30.0, 500)
+    assert patience.limits()["actor"] == 60.0
+    patience.answered("actor", 2.0)
+    patience.came_up("actor", 4.0)
+    patience.came_up("learner", 900.0)
+    assert patience.limits()["actor"] == 60.0
+    patience.answered("actor", 4.0)
+    assert patience.limits()["actor"] == 80.0
+    # Such a simulator takes long to begin an episode.
+    patience.came_up("actor", 30.0)
+    assert patience.limits()["actor"] == 120.0
+    given = Patience(30.0, 500, chunk_deadline_seconds=5.0)
+    given.answered("actor", 100.0)
+    assert given.limits()["actor"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("max_episode_steps", "reports", "answered", "limit"),
+    [
+        (500, [], [], math.inf),
+        (500, [(0.1, (10, 500))], [0.2], 120.0),
+        # Played for 5 s to 180 steps: episodes of 27,000 steps would take 750 s.
+        (27_000, [(5.0, (90, 180))], [5.1], 3_000.0),
+        (None, [(5.0, (90, 180))], [5.1], 120.0),
+        (None, [(50.0, (90, 180)), (1.0, (9, 9))], [51.0, 1.1], 1_020.0),
+        (500, [(1.0, ())], [], 120.0),
+    ],
+)
+def test_an_evaluator_has_what_full_episodes_would_take(
+    max_episode_steps: int | None,
+    reports: list[tuple[float, tuple[int, ...]]],
+    answered: list[float],
+    limit: float,
+) -> None:
+    patience = Patience(30.0, max_episode_steps)
+    for seconds, lengths in reports:
+        patience.evaluated(report(seconds, *lengths))
+    for seconds in answered:
+        patience.answered("evaluator", seconds)
+    assert patience.limits()["evaluator"] == pytest.approx(limit)

@@ -1,0 +1,276 @@
+"""The verdict: the rule by hand-made times, its words, and runs that are slow in each way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from qfleet_serial import Recorder
+
+from cluster.api import train
+from cluster.diagnosis.bottleneck import Stage, sentence, shares_between, stage_of
+from cluster.diagnosis.diagnosis import LOOKS, Diagnosis
+from cluster.metrics.snapshot import Snapshot
+from cluster.metrics.usage import MachineUsage
+from cluster.settings.config import RunConfig
+from cluster.settings.load_config import load_config
+from cluster.show.status import snapshot_of
+
+LOCAL = load_config(None, ["run.runtime=local", "actors.num_actors=2", "actors.envs_per_actor=8"])
+SERIAL = load_config(None, ["run.runtime=serial"])
+Seconds = Mapping[str, Mapping[str, float]]
+
+
+def at(seconds: float, spent: Seconds, **changes: object) -> Snapshot:
+    """A snapshot after so many seconds, of which roles spent these shares in each phase; two actors."""
+    processes = {"actor": 2.0}
+    role_seconds = {
+        role: {phase: share * seconds * processes.get(role, 1.0) for phase, share in phases.items()}
+        for role, phases in spent.items()
+    }
+    role_seconds.setdefault("coordinator", {"wait": 0.9 * seconds, "work": 0.1 * seconds})
+    known = replace(
+        snapshot_of({}),
+        run_seconds=seconds,
+        updates_total=100,
+        roles_up={"actor": 2.0, "learner": 1.0},
+        shard_transitions={"0": 1.0},
+        role_seconds_total=role_seconds,
+    )
+    return replace(known, **changes)
+
+
+def spent(
+    actor: Sequence[float], learner: Sequence[float], shard: float, evaluator: float = 0.0
+) -> dict[str, dict[str, float]]:
+    """Shares of work, push, idle; of update, wait, idle and draw; of work; of play."""
+    return {
+        "actor": {"env": actor[0], "push": actor[1], "idle": actor[2]},
+        "learner": dict(zip(("update", "wait", "idle", "draw"), learner, strict=False)),
+        "shard": {"sample": shard},
+        "evaluator": {"play": evaluator},
+    }
+
+
+@pytest.mark.parametrize(
+    ("actor", "learner", "shard", "stage"),
+    [
+        # One side works all the time, the other one waits for it.
+        ((0.95, 0.05, 0.0), (0.1, 0.0, 0.9), 0.1, "actor"),
+        ((0.1, 0.0, 0.9), (0.9, 0.1, 0.0), 0.1, "learner"),
+        ((0.1, 0.0, 0.9), (0.3, 0.4, 0.0, 0.3), 0.1, "learner"),
+        # The side that is behind spends its time on rows: shards are busy, or they are not.
+        ((0.1, 0.0, 0.9), (0.3, 0.7, 0.0), 0.8, "replay"),
+        ((0.1, 0.0, 0.9), (0.3, 0.7, 0.0), 0.2, "network"),
+        ((0.2, 0.8, 0.0), (0.1, 0.0, 0.9), 0.9, "replay"),
+        ((0.2, 0.8, 0.0), (0.1, 0.0, 0.9), 0.1, "network"),
+        # Nobody has anything to do.
+        ((0.3, 0.1, 0.6), (0.2, 0.1, 0.7), 0.1, "pacing"),
+        # Both are busy: who waits less.
+        ((0.6, 0.0, 0.4), (0.7, 0.0, 0.3), 0.1, "learner"),
+        ((0.8, 0.0, 0.2), (0.7, 0.0, 0.3), 0.1, "actor"),
+    ],
+)
+def test_who_waits_less_is_behind(
+    actor: Sequence[float], learner: Sequence[float], shard: float, stage: Stage
+) -> None:
+    told = spent(actor, learner, shard)
+    window = [at(10.0, told), at(20.0, told)]
+    assert stage_of(window, LOCAL) == stage
+    text = sentence(stage, window, LOCAL)
+    assert text is not None
+    assert text.startswith(f"{stage}-bound: ")
+    assert "(now " in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("actor", "learner", "evaluator", "stage"),
+    [
+        ((0.5, 0.1, 0.4), (0.2, 0.1, 0.7), 0.0, "actor"),
+        ((0.2, 0.1, 0.7), (0.5, 0.1, 0.4), 0.0, "learner"),
+        ((0.2, 0.2, 0.6), (0.2, 0.3, 0.5), 0.0, "replay"),
+        ((0.2, 0.2, 0.6), (0.2, 0.0, 0.5, 0.3), 0.0, "replay"),
+        ((0.2, 0.1, 0.7), (0.2, 0.1, 0.7), 0.4, "evaluation"),
+        ((0.1, 0.0, 0.9), (0.1, 0.0, 0.9), 0.1, "pacing"),
+    ],
+)
+def test_in_one_process_it_is_what_takes_most_time(
+    actor: Sequence[float], learner: Sequence[float], evaluator: float, stage: Stage
+) -> None:
+    told = {role: dict(phases) for role, phases in spent(actor, learner, 0.1, evaluator).items()}
+    told["actor"] = {phase: share / 2 for phase, share in told["actor"].items()}  # there is one actor
+    window = [at(10.0, told), at(20.0, told)]
+    assert stage_of(window, SERIAL) == stage
+    text = sentence(stage, window, SERIAL)
+    assert text is not None
+    assert text.startswith(f"{stage}-bound: ")
+
+
+def test_the_window_counts_and_not_what_was_before() -> None:
+    idle_first = spent((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), 0.1)
+    before = at(100.0, idle_first)
+    then = spent((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), 0.1)
+    now = at(160.0, then)
+    summed = {
+        role: {
+            phase: before.role_seconds_total[role][phase] + 0.375 * seconds  # type: ignore[index]
+            for phase, seconds in phases.items()
+        }
+        for role, phases in now.role_seconds_total.items()  # type: ignore[union-attr]
+    }
+    assert stage_of([before, replace(now, role_seconds_total=summed)], LOCAL) == "actor"
+    # Chunks longer than the window: nobody has told anything of it yet, so all that is known counts.
+    silent = replace(now, role_seconds_total={**before.role_seconds_total, "coordinator": {"wait": 160.0}})  # type: ignore[dict-item]
+    assert stage_of([before, silent], LOCAL) == "learner"
+
+
+def test_before_the_first_update_the_transitions_are_counted() -> None:
+    told = {"actor": {"env": 1.0, "push": 0.0, "idle": 0.0}}
+    window = [at(2.0, told, updates_total=0, inserted_transitions_total=400)]
+    assert stage_of(window, LOCAL) == "actor"
+    text = sentence("actor", window, LOCAL)
+    assert text is not None
+    assert "(400 of 1,000); lower pacing.learning_starts" in text
+    full = [replace(window[0], inserted_transitions_total=1_000)]
+    assert stage_of(full, LOCAL) == "learner"
+    assert "the first updates are not done yet" in (sentence("learner", full, LOCAL) or "")
+
+
+def test_nothing_is_said_before_anybody_worked() -> None:
+    assert stage_of([snapshot_of({})], LOCAL) is None
+    assert shares_between(None, snapshot_of({}), serial=True) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"machine_memory_bytes": 10 * 10**9, "machine_memory_available_bytes": 499_000_000},
+            "499 MB of the machine's 10.0 GB are left",
+        ),
+        (
+            {"shared_memory_bytes": 10**9, "shared_memory_used_bytes": 960_000_000},
+            "/dev/shm is full (960 MB of 1.0 GB)",
+        ),
+    ],
+)
+def test_memory_comes_first(changes: dict[str, int], words: str) -> None:
+    window = [at(20.0, spent((1.0, 0.0, 0.0), (0.1, 0.0, 0.9), 0.1), **changes)]
+    assert stage_of(window, LOCAL) == "memory"
+    text = sentence("memory", window, LOCAL)
+    assert text is not None
+    assert words in text
+    enough = {name: value * (0.9 if "used" in name else 1.1) for name, value in changes.items()}
+    if "machine_memory_bytes" in changes:
+        enough["machine_memory_bytes"] = changes["machine_memory_bytes"]
+    else:
+        enough["shared_memory_bytes"] = changes["shared_memory_bytes"]
+    assert stage_of([replace(window[0], **enough)], LOCAL) == "actor"
+
+
+def test_the_verdict_changes_once_it_is_sure() -> None:
+    diagnosis = Diagnosis(LOCAL)
+    acting, learning = (
+        spent((1.0, 0.0, 0.0), (0.1, 0.0, 0.9), 0.1),
+        spent((0.1, 0.0, 0.9), (1.0, 0.0, 0.0), 0.1),
+    )
+
+    def said(told: Seconds) -> str:
+        diagnosis._window.clear()  # each by itself
+        verdict = diagnosis.take(at(10.0, told))[0].verdict
+        assert verdict is not None
+        return verdict.partition("-")[0]
+
+    assert said(acting) == "actor"
+    assert [said(learning) for _ in range(LOOKS - 1)] == ["actor"] * (LOOKS - 1)
+    assert said(acting) == "actor"
+    assert [said(learning) for _ in range(LOOKS)] == ["actor"] * (LOOKS - 1) + ["learner"]
+
+
+SLOW = ("metrics.every_seconds=0.2", "stop.target_return=1000000000.0", "evaluation.every_updates=100000")
+
+
+def final_verdict(folder: Path, *overrides: str) -> str:
+    """The last line that a run says of itself."""
+    recorder = Recorder()
+    config: RunConfig = load_config(None, [*SLOW, *overrides])
+    train(config, folder / "run", view=lambda *_: recorder)
+    # The last snapshot comes after the end, when everybody rests.
+    verdict = recorder.snapshots[-2].verdict
+    assert verdict is not None
+    return verdict
+
+
+RUNS: dict[Stage, tuple[str, ...]] = {
+    "actor": (
+        "env.id=qfleet_diagnosis_envs:busy_cartpole",
+        "env.kwargs.seconds=0.002",
+        "actors.envs_per_actor=4",
+        "pacing.learning_starts=100",
+        "pacing.samples_per_insert=4",
+        "learner.batch_size=32",
+        "learner.updates_per_chunk=8",
+        "stop.updates=600",
+    ),
+    "learner": (
+        "learner.hidden_sizes=[1024, 1024]",
+        "learner.batch_size=256",
+        "learner.updates_per_chunk=8",
+        # Few steps for each update: acting computes the same large network.
+        "pacing.samples_per_insert=64",
+        "stop.updates=120",
+    ),
+    # Large rows that shards unpack, and a network that looks at next to nothing of them.
+    "replay": (
+        "env.id=qfleet_diagnosis_envs:Wide",
+        "learner.network=qfleet_diagnosis_envs:narrow_network",
+        "learner.batch_size=256",
+        "learner.updates_per_chunk=8",
+        "replay.capacity=2000",
+        "replay.compression=lz4",
+        "replay.minibatches_per_request=2",
+        "actors.envs_per_actor=4",
+        "actors.steps_per_chunk=16",
+        "pacing.learning_starts=500",
+        "pacing.samples_per_insert=64",
+        "stop.updates=150",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", RUNS)
+@pytest.mark.parametrize("runtime", ["serial", "local"])
+def test_runs_that_are_made_slow(
+    tmp_path: Path, stage: Stage, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support"))  # for the roles' processes
+    said = final_verdict(tmp_path, *RUNS[stage], f"run.runtime={runtime}", "actors.num_actors=1")
+    assert said.startswith(f"{stage}-bound: "), said
+
+
+@pytest.mark.slow
+def test_chunks_so_small_that_all_wait_for_leave(tmp_path: Path) -> None:
+    said = final_verdict(
+        tmp_path,
+        *("run.runtime=local", "actors.num_actors=1", "actors.envs_per_actor=1", "actors.steps_per_chunk=1"),
+        *("learner.updates_per_chunk=1", "learner.batch_size=8", "learner.hidden_sizes=[4]"),
+        *(
+            "pacing.learning_starts=64",
+            "pacing.samples_per_insert=8",
+            "replay.capacity=1000",
+            "stop.seconds=25",
+        ),
+    )
+    assert said.startswith("pacing-bound: "), said
+
+
+@pytest.mark.slow
+def test_a_machine_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = MachineUsage(10**10, 10**8, None, None)
+    monkeypatch.setattr("cluster.metrics.usage.machine_usage", lambda: full)
+    said = final_verdict(tmp_path, "run.runtime=serial", "stop.updates=300")
+    assert said.startswith("memory-bound: 100 MB of the machine's 10.0 GB"), said

@@ -1,0 +1,174 @@
+"""What every engine promises, asked of each of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qfleet_test_roles import Asker, BrokenFromTheStart, Counter
+
+from cluster.engines.engine import Engine, EngineError, Handle, Need, RoleDied, RoleError
+from cluster.engines.serial_engine import SerialEngine
+
+NEED = Need(cpus=0.0)
+
+
+@pytest.fixture(scope="module")
+def ray_engine() -> Iterator[Engine]:
+    """One private Ray for the whole module."""
+    from cluster.engines.ray_engine import RayEngine
+
+    environment = dict(os.environ)
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2] / "support")
+    engine = RayEngine(private=True)
+    try:
+        engine.start()
+        yield engine
+    finally:
+        engine.close()
+        engine.close()  # closing twice is allowed
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@pytest.fixture(params=["serial", "ray"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if request.param == "ray":
+        yield request.getfixturevalue("ray_engine")
+    else:
+        serial = SerialEngine()
+        yield serial
+        serial.close()
+
+
+@pytest.fixture
+def counter(engine: Engine) -> Iterator[Handle]:
+    handle = engine.spawn("counter 3", Counter, 100, need=NEED)
+    yield handle
+    engine.kill(handle)
+
+
+def ask(engine: Engine, handle: Handle, method: str, *args: object) -> object:
+    (ref,) = engine.call(handle, method, *args)
+    return engine.get(ref)
+
+
+def ask_until_dead(engine: Engine, handle: Handle, method: str, *args: object) -> RoleDied:
+    """What ends it. Ray kills from beside the queue of calls, so one made after may get through."""
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        try:
+            ask(engine, handle, method, *args)
+        except RoleDied as death:
+            return death
+    raise AssertionError(f"{handle.name} lives on")
+
+
+def test_calls_to_a_role_run_in_order(engine: Engine, counter: Handle) -> None:
+    refs = [engine.call(counter, "add", value)[0] for value in range(20)]
+    assert ask(engine, counter, "history") == [100, *range(20)]
+    assert [engine.get(ref) for ref in reversed(refs)] == [
+        100 + sum(range(n + 1)) for n in reversed(range(20))
+    ]
+
+
+def test_two_results_have_a_ref_each_and_arrive_as_values_elsewhere(engine: Engine, counter: Handle) -> None:
+    report, weights = engine.call(counter, "two", returns=2)
+    assert engine.get(report) == "report"
+    np.testing.assert_array_equal(engine.get(weights), np.arange(3, dtype=np.float32))
+    assert ask(engine, counter, "total_of", weights, 10) == 30.0
+
+
+def test_put_gives_a_ref_that_calls_take(engine: Engine, counter: Handle) -> None:
+    ref = engine.put(np.ones(4))
+    assert ask(engine, counter, "total_of", ref, 2) == 8.0
+    assert ask(engine, counter, "total_of", ref, 3) == 12.0
+    np.testing.assert_array_equal(engine.get(ref), np.ones(4))
+
+
+def test_refs_are_hashable_and_wait_returns_some_of_them(engine: Engine, counter: Handle) -> None:
+    refs = {engine.call(counter, "add", value)[0] for value in range(5)}
+    done: set[object] = set()
+    while refs - done:
+        ready = engine.wait(sorted(refs - done, key=id), 60.0)
+        assert ready
+        assert set(ready) <= refs - done
+        done.update(ready)
+    assert done == refs
+
+
+def test_an_exception_of_a_role_carries_its_own_traceback(engine: Engine, counter: Handle) -> None:
+    with pytest.raises(RoleError) as raised:
+        ask(engine, counter, "fail")
+    assert raised.value.role == "counter 3"
+    assert "in deep_inside" in raised.value.message
+    assert "ZeroDivisionError: seven of nine" in raised.value.message
+    # An exception ends the call, not the role.
+    assert ask(engine, counter, "add", 1) == 101
+
+
+def test_an_exception_is_in_every_ref_of_its_call(engine: Engine, counter: Handle) -> None:
+    for ref in engine.call(counter, "fail_in_two", returns=2):
+        with pytest.raises(RoleError, match="no pair today"):
+            engine.get(ref)
+
+
+def test_a_constructor_that_raises_shows_at_the_first_get(engine: Engine) -> None:
+    handle = engine.spawn("builder", BrokenFromTheStart, need=NEED)
+    with pytest.raises(RoleError) as raised:
+        ask(engine, handle, "hello")
+    assert raised.value.role == "builder"
+    assert "LookupError: nothing to build from" in raised.value.message
+
+
+def test_a_killed_role_has_died(engine: Engine) -> None:
+    handle = engine.spawn("victim", Counter, need=NEED)
+    assert ask(engine, handle, "add", 1) == 1
+    engine.kill(handle)
+    assert ask_until_dead(engine, handle, "add", 1).role == "victim"
+
+
+def test_the_death_behind_a_failed_call_is_named(engine: Engine) -> None:
+    dead = engine.spawn("shard 1", Counter, need=NEED)
+    asker = engine.spawn("actor 0", Asker, engine.calls, dead, need=NEED)
+    assert ask(engine, asker, "ask", "add", 5) == 5
+    engine.kill(dead)
+    assert ask_until_dead(engine, asker, "ask", "add", 5).role == "shard 1"
+    engine.kill(asker)
+
+
+def test_the_error_behind_a_failed_call_is_named(engine: Engine, counter: Handle) -> None:
+    asker = engine.spawn("actor 0", Asker, engine.calls, counter, need=NEED)
+    with pytest.raises(RoleError) as raised:
+        ask(engine, asker, "ask", "fail")
+    assert raised.value.role == "counter 3"
+    assert "in deep_inside" in raised.value.message
+    engine.kill(asker)
+
+
+def test_serial_get_refuses_what_is_no_ref() -> None:
+    with pytest.raises(TypeError, match="no Ref of this engine"):
+        SerialEngine().get(3)  # type: ignore[arg-type]
+
+
+def test_ray_wait_comes_back_at_the_first_result_and_at_its_timeout(ray_engine: Engine) -> None:
+    stuck = ray_engine.spawn("stuck", Counter, need=NEED)
+    quick = ray_engine.spawn("quick", Counter, need=NEED)
+    (never,) = ray_engine.call(stuck, "block")
+    (soon,) = ray_engine.call(quick, "add", 1)
+    assert ray_engine.wait([never, soon], 60.0) == [soon]
+    assert ray_engine.wait([never], 0.05) == []
+    ray_engine.kill(stuck)
+    # The call that was in flight when its role was killed gives the death, not a hang.
+    assert ray_engine.wait([never], 60.0) == [never]
+    with pytest.raises(RoleDied, match="stuck"):
+        ray_engine.get(never)
+    ray_engine.kill(quick)
+
+
+def test_errors_name_role_and_message_once_each() -> None:
+    assert str(EngineError("learner", "gone")) == "learner: gone"

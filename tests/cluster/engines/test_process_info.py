@@ -1,0 +1,47 @@
+"""That a run is one program: the same folder on one machine, the same sources on all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.engines.process_info import _digest, presence, require_same_root
+
+
+def test_the_same_program_is_let_in() -> None:
+    own = presence()
+    require_same_root(own)
+    require_same_root(replace(own, host="elsewhere", root="/another/folder"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"root": "/another/folder"}, "/another/folder"),
+        ({"host": "elsewhere", "code": "0"}, "elsewhere runs other code"),
+    ],
+)
+def test_another_program_is_named(change: dict[str, str], words: str) -> None:
+    with pytest.raises(ImportError, match=words):
+        require_same_root(replace(presence(), **change))
+
+
+def test_the_digest_sees_content_names_and_folders(tmp_path: Path) -> None:
+    def digest(files: dict[str, str]) -> str:
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, text in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+        return _digest(str(root))
+
+    first = digest({"cluster/a.py": "1", "learner/b.py": "2"})
+    assert digest({"learner/b.py": "2", "cluster/a.py": "1", "runs/c.py": "3", "cluster/d.txt": "4"}) == first
+    for other in (
+        {"cluster/a.py": "1", "learner/b.py": "3"},
+        {"cluster/a.py": "1", "learner/c.py": "2"},
+        {"cluster/a.py": "1", "actors/b.py": "2"},
+        {"cluster/a.py": "1"},
+    ):
+        assert digest(other) != first

@@ -1,0 +1,172 @@
+"""What a run learned, played again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from qfleet_serial import RECALL, SMALL, train_serial
+
+from actors.core import EnvSpec
+from actors.envs.adapter import plain_adapter
+from actors.envs.make import lane_seeds
+from cluster.api import load_policy
+from cluster.cli import run
+from cluster.policies.evaluate import GreedyPolicy, evaluate_run
+from learner.weights import load_weights, save_weights
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("cartpole") / "run"
+    train_serial(run_dir, SMALL)
+    return run_dir
+
+
+def eval_json(capsys: pytest.CaptureFixture[str], run_dir: Path, *arguments: str) -> dict[str, object]:
+    assert run(["eval", str(run_dir), "--json", *arguments]) == 0
+    answer: dict[str, object] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_eval_prints_one_json_object(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = eval_json(capsys, cartpole, "--episodes", "5")
+    assert set(answer) == {"weights", "version", "episodes", "seed", "mean", "std", "returns"}
+    returns = answer["returns"]
+    assert isinstance(returns, list)
+    assert (answer["weights"], answer["episodes"], answer["seed"], len(returns)) == ("best", 5, 0, 5)
+    assert answer["mean"] == pytest.approx(np.mean(returns))
+    assert answer["std"] == pytest.approx(np.std(returns))
+    facts = load_weights(cartpole / "weights" / "best.safetensors")[1]
+    assert answer["version"] == int(facts["version"])
+
+
+def test_eval_depends_on_its_seed_alone(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, again, other = (
+        eval_json(capsys, cartpole, "--episodes", "20", "--seed", seed)["returns"] for seed in ("1", "1", "2")
+    )
+    assert one == again
+    assert one != other
+
+
+def test_eval_speaks_plainly_without_json(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", str(cartpole), "--episodes", "4"]) == 0
+    assert "over 4 greedy episodes" in capsys.readouterr().out
+
+
+def test_eval_falls_back_to_the_latest_weights(
+    cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.yaml", "provenance.json"):
+        (tmp_path / name).write_bytes((cartpole / name).read_bytes())
+    assert run(["eval", str(tmp_path)]) == 2
+    assert "holds no weights yet" in capsys.readouterr().err
+    (tmp_path / "weights").mkdir()
+    flat = load_weights(cartpole / "weights" / "latest.safetensors")[0]
+    save_weights(tmp_path / "weights" / "latest.safetensors", flat, {"version": "200"})
+    answer = eval_json(capsys, tmp_path, "--episodes", "2")
+    assert (answer["weights"], answer["version"]) == ("latest", 200)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [(["--episodes", "0"], "--episodes is 0"), (["--seed", "-1"], "--seed is -1")],
+)
+def test_eval_refuses_bad_numbers(
+    cartpole: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], fact: str
+) -> None:
+    assert run(["eval", str(cartpole), *arguments]) == 2
+    assert fact in capsys.readouterr().err
+
+
+def test_eval_refuses_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", str(tmp_path / "nowhere")]) == 2
+    captured = capsys.readouterr()
+    assert f"qfleet: {tmp_path / 'nowhere'}: no run directory" in captured.err
+    assert captured.out == ""
+
+
+def test_a_policy_acts_by_the_largest_value_of_its_weights(cartpole: Path) -> None:
+    policy = load_policy(cartpole)
+    flat = load_weights(cartpole / "weights" / "best.safetensors")[0]
+    first, bias_1, second, bias_2 = np.split(flat, [64, 80, 112])
+    actions = set()
+    for observation in np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32):
+        hidden = np.maximum(first.reshape(16, 4) @ observation + bias_1, 0.0)
+        q = second.reshape(2, 16) @ hidden + bias_2
+        if abs(q[0] - q[1]) > 1e-4:  # else rounding may decide
+            assert policy(observation) == int(q.argmax())
+            actions.add(int(q.argmax()))
+    assert actions == {0, 1}
+
+
+def test_a_policy_refuses_another_shape(cartpole: Path) -> None:
+    with pytest.raises(ValueError, match=r"shape \(3,\); this policy takes \(4,\)"):
+        load_policy(cartpole)(np.zeros(3, np.float32))
+
+
+def test_a_policy_replays_its_evaluation_episode_by_episode(tmp_path: Path) -> None:
+    # On this backend every episode has a seed of its own, so it can be played again by itself.
+    train_serial(tmp_path / "run", [*SMALL, "env.backend=sync", "run.seed=4"])
+    played = evaluate_run(tmp_path / "run", episodes=6, seed=5)
+    policy = load_policy(tmp_path / "run")
+    env = gym.make("CartPole-v1")
+    domain = np.random.SeedSequence(4, spawn_key=((1 << 40) + 5,))
+    returns = []
+    for seed in lane_seeds(domain, 6):
+        observation, _ = env.reset(seed=int(seed))
+        policy.reset()
+        total, ended = 0.0, False
+        while not ended:
+            observation, reward, terminated, truncated, _ = env.step(policy(observation))
+            total += float(reward)
+            ended = terminated or truncated
+        returns.append(total)
+    env.close()
+    assert tuple(returns) == played.returns
+    assert len(set(returns)) > 1
+
+
+class LooksBack:
+    """Q-values that tell which frames of the stack were seen: action = first frame's number."""
+
+    def load(self, flat_weights: np.ndarray) -> None:
+        raise AssertionError("not asked for")
+
+    def q_values(self, observations: np.ndarray) -> np.ndarray:
+        assert observations.shape == (1, 3, 1)
+        self.seen = observations[0, :, 0].tolist()
+        return np.eye(10, dtype=np.float32)[[int(observations[0, 0, 0])]]
+
+
+def test_a_stack_begins_with_the_first_frame_and_is_emptied_by_reset() -> None:
+    inner = LooksBack()
+    spec = EnvSpec((1,), "<f4", None, 10, 3, "sync", "next_step", None, None)
+    policy = GreedyPolicy(inner, plain_adapter(spec))
+    seen = []
+    for number in (1, 2, 3, 4):
+        action = policy(np.array([number], np.float32))
+        seen.append((inner.seen, action))
+    assert seen == [([1, 1, 1], 1), ([1, 1, 2], 1), ([1, 2, 3], 1), ([2, 3, 4], 2)]
+    policy.reset()
+    policy(np.array([7], np.float32))
+    assert inner.seen == [7, 7, 7]
+
+
+def test_a_stacked_policy_of_a_run_plays_perfectly_once_trained(tmp_path: Path) -> None:
+    from qfleet_test_envs import Recall
+
+    assert train_serial(tmp_path / "run", RECALL).outcome.solved
+    policy = load_policy(str(tmp_path / "run"))
+    for seed in range(10):
+        env = Recall()
+        observation, _ = env.reset(seed=seed)
+        policy.reset()
+        total, ended = 0.0, False
+        while not ended:
+            observation, reward, ended, _, _ = env.step(policy(observation))
+            total += reward
+        assert total == 1.0

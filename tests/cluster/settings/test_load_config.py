@@ -1,0 +1,211 @@
+"""Configurations from files and --set, and what a user is told about a bad one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.settings.config import ConfigError, RunConfig, check
+from cluster.settings.load_config import dump_config, load_config, parse_config, preset_for_env, preset_paths
+
+
+@pytest.mark.parametrize(
+    ("override", "facts"),
+    [
+        # A key that does not exist: its full name and the nearest one, at either level.
+        ("lerner.batch_size=3", ["unknown key lerner", "did you mean learner?"]),
+        ("learner.batchsize=3", ["unknown key learner.batchsize", "did you mean learner.batch_size?"]),
+        ("actors.epsilon_ladder.bas=0.4", ["did you mean actors.epsilon_ladder.base?"]),
+        ("xyzzy.q=1", ["unknown key xyzzy", "valid: env, actors, replay, learner"]),
+        ("learner.zzzzz=1", ["unknown key learner.zzzzz", "valid: network, hidden_sizes"]),
+        # A wrong type: name, value and what is expected.
+        ("learner.batch_size=abc", ["learner.batch_size is 'abc'", "expected int"]),
+        ("learner.batch_size=1.5", ["learner.batch_size is 1.5", "expected int"]),
+        ("learner.batch_size=null", ["learner.batch_size is None", "expected int"]),
+        ("learner.batch_size=true", ["learner.batch_size is True", "expected int"]),
+        ("learner.device=gpu", ["learner.device is gpu", "cuda:N"]),
+        ("learner.hidden_sizes=[1, a]", ["learner.hidden_sizes[1]", "expected int"]),
+        ("env.kwargs=[1]", ["env.kwargs is [1]", "expected object"]),
+        ("env.kwargs={1: 2}", ["env.kwargs", "expected str"]),
+        ("env=3", ["env is 3", "section"]),
+        ("env=null", ["env is None"]),
+        ("learner.batch_size.deeper=2", ["learner.batch_size", "expected int"]),
+        ("run.runtime=laptop", ["run.runtime is 'laptop'", "local, cluster, serial"]),
+        ("replay.sampling=prio", ["replay.sampling is 'prio'", "uniform, prioritised"]),
+        # An impossible value: name, value and bounds.
+        ("actors.discount=1.5", ["actors.discount is 1.5", "[0, 1]"]),
+        ("actors.discount=.nan", ["actors.discount is nan"]),
+        ("actors.epsilon_ladder.base=2", ["actors.epsilon_ladder.base is 2.0", "(0, 1]"]),
+        ("actors.num_actors=0", ["actors.num_actors is 0", "at least 1"]),
+        ("replay.num_shards=0", ["replay.num_shards is 0"]),
+        ("pacing.samples_per_insert=0", ["pacing.samples_per_insert is 0.0", "above 0"]),
+        ("pacing.samples_per_insert=.nan", ["pacing.samples_per_insert is nan"]),
+        ("evaluation.episodes=0", ["evaluation.episodes is 0"]),
+        ("stop.updates=0", ["stop.updates is 0", "above 0"]),
+        ("stop.seconds=-1", ["stop.seconds is -1.0"]),
+        ("checkpoint.weights_every_seconds=0", ["checkpoint.weights_every_seconds is 0.0"]),
+        ("metrics.every_seconds=0", ["metrics.every_seconds is 0.0"]),
+        ("metrics.port=70000", ["metrics.port is 70000", "65535"]),
+        ("run.seed=-1", ["run.seed is -1", "0 or more"]),
+        ("run.restarts=-1", ["run.restarts is -1"]),
+        ("run.stall_seconds=0", ["run.stall_seconds is 0.0"]),
+        # A malformed override.
+        ("learner.batch_size", ["--set learner.batch_size", "section.name=value"]),
+        ("learner.batch_size=[", ["--set learner.batch_size=[", "not valid YAML"]),
+        ("=3", ["unknown key"]),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_cure(override: str, facts: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, [override])
+    for fact in facts:
+        assert fact in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "facts"),
+    [
+        (
+            ["replay.capacity=32", "learner.batch_size=64", "pacing.learning_starts=64"],
+            [
+                "replay.capacity is 32",
+                "learner.batch_size = 64",
+                "raise the capacity or lower the batch size",
+            ],
+        ),
+        (["actors.epsilon_ladder.alpha=.nan"], ["actors.epsilon_ladder.alpha is nan", "finite"]),
+        (["learner.learning_rate=.inf"], ["learner.learning_rate is inf", "finite"]),
+        (["stop.target_return=.nan"], ["stop.target_return is nan", "finite"]),
+        (
+            ["stop.env_steps=1000", "pacing.learning_starts=1000"],
+            ["stop.env_steps is 1000", "pacing.learning_starts = 1000", "end before it learns"],
+        ),
+        (
+            ["replay.capacity=500", "pacing.learning_starts=501"],
+            ["pacing.learning_starts is 501", "replay.capacity = 500", "learning would never start"],
+        ),
+        (
+            ["replay.capacity=1000", "replay.num_shards=16", "learner.batch_size=64"],
+            ["replay.num_shards is 16", "15 batches of 64"],
+        ),
+        (
+            ["pacing.learning_starts=10", "learner.batch_size=64"],
+            ["pacing.learning_starts is 10", "learner.batch_size = 64"],
+        ),
+        (
+            ["actors.epsilon_start=0.1", "actors.epsilon_end=0.2"],
+            ["actors.epsilon_end is 0.2", "actors.epsilon_start = 0.1"],
+        ),
+        (
+            ["run.runtime=serial", "actors.num_actors=3"],
+            ["actors.num_actors is 3", "serial", "actors.envs_per_actor"],
+        ),
+    ],
+)
+def test_a_combination_that_cannot_work_is_named_with_its_cure(
+    overrides: list[str], facts: list[str]
+) -> None:
+    config = load_config(None, overrides)
+    with pytest.raises(ConfigError) as raised:
+        check(config)
+    for fact in facts:
+        assert fact in str(raised.value)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    config = load_config(
+        None, ["pacing.learning_starts=10", "actors.epsilon_start=0", "actors.epsilon_end=1"]
+    )
+    with pytest.raises(ConfigError) as raised:
+        check(config)
+    assert len(str(raised.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["replay.capacity=64", "learner.batch_size=64", "pacing.learning_starts=64"],
+        ["replay.capacity=1024", "replay.num_shards=16", "learner.batch_size=64"],
+        ["actors.epsilon_start=0.2", "actors.epsilon_end=0.2"],
+        ["run.runtime=serial", "actors.num_actors=1"],
+        [],
+    ],
+)
+def test_what_just_works_is_accepted(overrides: list[str]) -> None:
+    check(load_config(None, overrides))
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("env: [", "not valid YAML"),
+        ("- 1\n- 2\n", "holds list, expected sections"),
+        ("just words", "holds str"),
+        ("env: {id: Foo-v1}\nlearnr: {}\n", "did you mean learner?"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, fact: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.yaml|unknown key") as raised:
+        load_config(path)
+    assert fact in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file; the presets .*cartpole"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"cannot be read|not valid YAML"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "empty.yaml") == RunConfig()
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("learner: {batch_size: 8, learning_rate: 3e-3}\nenv: {kwargs: {a: 1}}\n")
+    config = load_config(path, ["learner.batch_size=16", "learner.batch_size=32", "env.kwargs.b=two"])
+    assert config.learner.batch_size == 32
+    assert config.learner.learning_rate == 3e-3  # YAML 1.1 reads 3e-3 as text
+    assert config.env.kwargs == {"a": 1, "b": "two"}
+
+
+def test_dump_and_load_give_the_same_config(tmp_path: Path) -> None:
+    config = load_config(
+        None,
+        [
+            "env.id=my.module:make",
+            "env.kwargs={deep: {list: [1, 2.5, null, text]}}",
+            "actors.epsilon_ladder={base: 0.3, alpha: 5}",
+            "learner.hidden_sizes=[7, 9]",
+            "learner.max_grad_norm=null",
+            "learner.learning_rate=1e-7",
+            "stop.target_return=-3.5",
+        ],
+    )
+    path = tmp_path / "dumped.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize("given", [{}, {"run": {"seed": 3}, "replay": {}, "metrics": {"port": 9}}])
+def test_every_setting_is_in_the_dump_whether_given_or_not(given: dict[str, dict[str, int]]) -> None:
+    config = parse_config(given)
+    dumped = yaml.safe_load(dump_config(config))
+    for section in dataclasses.fields(RunConfig):
+        names = {item.name for item in dataclasses.fields(getattr(config, section.name))}
+        assert dumped[section.name].keys() == names
+
+
+def test_a_preset_is_found_by_its_environment() -> None:
+    assert preset_for_env("CartPole-v1") == preset_paths()["cartpole"]
+    assert preset_for_env("CartPole-v0") is None

@@ -1,0 +1,236 @@
+"""What a run is said to need, against figures worked out by hand and against what is really stored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from actors.core import EnvSpec
+from cluster.api import train
+from cluster.cli import run
+from cluster.engines.machine import Machine, this_machine
+from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.load_config import load_config
+from cluster.settings.plan import Plan, make_plan, refuse_what_cannot_fit
+from cluster.settings.resolve import resolve
+from replay_service.block import ROW_FIELDS, TransitionBlock
+from replay_service.codec import encode
+from replay_service.config import ReplayConfig
+from replay_service.shard import ReplayShard
+
+CARTPOLE = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, 475.0)
+ATARI = EnvSpec((84, 84), "|u1", None, 6, 4, "native", "next_step", 27_000, None)
+LARGE = Machine(cores=2, memory_bytes=32 * 10**9, available_bytes=24 * 10**9, shm_bytes=16 * 10**9)
+THREE_STEP = ["actors.n_step=3", "replay.sampling=prioritised"]
+
+
+def config_of(spec: EnvSpec, *overrides: str) -> RunConfig:
+    return resolve(load_config(None, overrides), spec, cores=2)
+
+
+def plan_of(spec: EnvSpec, *overrides: str, machine: Machine = LARGE) -> Plan:
+    return make_plan(config_of(spec, *overrides), spec, machine)
+
+
+def test_cartpole_by_hand() -> None:
+    plan = plan_of(CARTPOLE, "replay.capacity=10000", "replay.num_shards=3", "learner.batch_size=64")
+    # Two observations of 16 bytes and a row of 32; each frame once, but twice as many frames as rows.
+    assert plan.raw_bytes == plan.deduplicated_bytes == 2 * 16 + 32
+    assert plan.compressed_bytes is None
+    assert plan.priority_bytes == 0
+    assert plan.replay_bytes == 640_000
+    assert plan.shard_bytes == 3_334 * 64
+    # Up to 64 minibatches of 64 windows of two frames, each with its row; four on their way, one being read.
+    assert plan.request_bytes == 64 * 64 * (2 * 16 + 32)
+    assert plan.requests == 5
+    # 32 steps of 16 lanes: 33 frames and 32 rows of 41 bytes a lane; one actor, two pushes in flight.
+    assert sum(np.dtype(dtype).itemsize for _, dtype in ROW_FIELDS) == 41
+    assert plan.push_bytes == 16 * (33 * 16 + 32 * 41)
+    assert plan.pushes == 2
+    assert plan.messages_bytes == 5 * 262_144 + 2 * 29_440
+    assert plan.object_store_bytes == int(0.3 * 24e9)
+    assert plan.problems == ()
+
+
+def test_atari_by_hand() -> None:
+    plan = plan_of(ATARI, *THREE_STEP, "replay.capacity=1000000", "replay.num_shards=2")
+    assert plan.raw_bytes == 8 * 7_056 + 32
+    assert plan.deduplicated_bytes == round(1.04 * 7_056) + 32
+    # Segments of ten frames, one every four; a fiftieth each.
+    assert plan.compressed_bytes == round(1.04 * 7_056 * 10 / 4 / 50) + 32
+    assert plan.priority_bytes == 16
+    assert plan.replay_bytes == 1_000_000 * (7_338 + 32 + 16)
+    assert plan.shard_bytes == plan.replay_bytes // 2
+    # As many minibatches as 16 MiB hold.
+    assert plan.request_bytes == 4 * 64 * (8 * 7_056 + 32)
+    # 30 x (4 + 3) steps of 16 lanes, and the stack + n_step - 1 frames more that their rows need.
+    assert plan.push_bytes == 16 * (216 * 7_056 + 210 * 41)
+    packed = plan_of(ATARI, *THREE_STEP, "replay.capacity=1000000", "replay.compression=lz4")
+    assert packed.replay_bytes == 1_000_000 * (399 + 16)
+
+
+@pytest.mark.parametrize("spec", [CARTPOLE, ATARI], ids=["cartpole", "atari"])
+def test_a_full_shard_takes_what_was_planned(spec: EnvSpec) -> None:
+    capacity = 30_000
+    plan = plan_of(spec, *THREE_STEP, f"replay.capacity={capacity}")
+    schema = spec.block_schema(3)
+    shard = ReplayShard(
+        ReplayConfig(sampling="prioritised"),
+        schema,
+        shard=0,
+        incarnation=0,
+        capacity=capacity,
+        seed=np.random.SeedSequence(0),
+    )
+    num_rows = 5_000
+    # As many frames for each row as a shard has room for: the ring comes round with the rows.
+    num_frames = math.ceil(num_rows * (2.0 if spec is CARTPOLE else 1.04)) + 1
+    rows = {name: np.zeros(num_rows, dtype) for name, dtype in ROW_FIELDS}
+    rows["next_frame"] += 1
+    (field,) = schema.frame_fields
+    block = TransitionBlock(
+        schema=schema,
+        writer=0,
+        incarnation=0,
+        sequence=0,
+        env_steps=num_rows,
+        frames={field.name: np.zeros((num_frames, *field.shape), field.dtype)},
+        **rows,
+    )
+    for sequence in range(7):
+        status = shard.insert(encode(replace(block, sequence=sequence))).status
+    assert status.count > 0.8 * capacity
+    assert status.stored_bytes == pytest.approx(plan.replay_bytes, rel=0.02)
+
+
+def test_a_replay_larger_than_memory_is_refused_with_numbers_and_knobs() -> None:
+    plan = plan_of(ATARI, *THREE_STEP, "replay.capacity=5000000")
+    with pytest.raises(ConfigError) as raised:
+        refuse_what_cannot_fit(plan)
+    message = str(raised.value)
+    for fact in (
+        "24.0 GB of 32.0 GB",
+        "36.9 GB",
+        "5,000,000 x 7,386 bytes",
+        "replay.capacity",
+        "replay.compression=lz4 (about 399 bytes",
+        "replay.num_shards",
+    ):
+        assert fact in message
+    refuse_what_cannot_fit(plan_of(ATARI, *THREE_STEP, "replay.capacity=5000000", "replay.compression=lz4"))
+
+
+def test_the_border_of_what_fits() -> None:
+    plan = plan_of(ATARI)
+    for free, fits in ((plan.run_bytes, True), (plan.run_bytes - 1, False)):
+        assert (not replace(plan, machine=replace(LARGE, available_bytes=free)).problems) is fits
+
+
+def test_compression_is_no_advice_where_nothing_compresses() -> None:
+    plan = plan_of(CARTPOLE, "replay.capacity=1000000000")
+    (problem,) = plan.problems
+    assert "lz4" not in problem
+    assert "lower replay.capacity" in problem
+
+
+def test_requests_larger_than_the_object_store_are_refused() -> None:
+    overrides = ["learner.batch_size=4096", "replay.minibatches_per_request=16", "replay.capacity=70000"]
+    assert plan_of(ATARI, *overrides, machine=replace(LARGE, available_bytes=10**12)).problems == ()
+    (problem,) = plan_of(ATARI, *overrides, "replay.prefetch_requests=3").problems
+    for fact in (
+        "7.2 GB",
+        "4 requests of 2.3 GB",
+        "replay.minibatches_per_request",
+        "replay.prefetch_requests",
+    ):
+        assert fact in problem
+
+
+def test_ray_takes_the_disk_where_shared_memory_is_small() -> None:
+    small = replace(LARGE, shm_bytes=64 << 20)
+    assert plan_of(ATARI, machine=small).object_store_bytes == int(0.3 * 24e9)
+    assert "/dev/shm" not in plan_of(CARTPOLE, machine=small).text
+    assert "/dev/shm" not in plan_of(CARTPOLE, machine=small).short
+    assert "warning: Ray's object store is on disk" in plan_of(ATARI, *THREE_STEP, machine=small).short
+    assert "--shm-size" in plan_of(ATARI, *THREE_STEP, machine=small).text
+    large = replace(LARGE, available_bytes=10**11)
+    assert plan_of(ATARI, machine=large).object_store_bytes == int(0.95 * 16e9)
+
+
+def test_a_cluster_is_not_judged_by_this_machine() -> None:
+    plan = plan_of(ATARI, "run.runtime=cluster", "replay.capacity=50000000", "replay.num_shards=8")
+    assert plan.problems == ()
+    assert "not known" in plan.text
+    assert "46.1 GB" in plan.short
+
+
+def test_a_serial_run_has_no_ray() -> None:
+    serial, local = plan_of(CARTPOLE, "run.runtime=serial"), plan_of(CARTPOLE)
+    assert serial.object_store_bytes == serial.pushes == 0
+    assert serial.process_bytes < local.process_bytes / 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage", "cached", "total", "left"),
+    [
+        ("2000000000", "1500000000", "600000000", 2_000_000_000, 1_100_000_000),
+        ("max", "5", "5", None, None),
+        ("9223372036854771712", "5", "5", None, None),  # version 1's way to say "no limit"
+    ],
+)
+def test_the_containers_limit_counts(
+    tmp_path: Path, limit: str, usage: str, cached: str, total: int | None, left: int | None
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{usage}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 7\ninactive_file {cached}\nslab 3\n")
+    machine = this_machine(tmp_path)
+    assert machine.memory_bytes == (total or psutil.virtual_memory().total)
+    if left is not None:
+        assert machine.available_bytes == left
+
+
+def test_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "CartPole-v1", "--set", "replay.capacity=100000"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = dict(line.split("  ", 1) for line in captured.out.splitlines())
+    assert lines["replay"].strip() == "6.4 MB for 100,000 transitions"
+    assert lines["verdict"].strip() == "fits"
+
+
+def test_a_plan_that_cannot_fit_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "CartPole-v1", "--set", "replay.capacity=1000000000000"]) == 2
+    captured = capsys.readouterr()
+    assert "does not fit" in captured.out
+    assert captured.err.startswith("qfleet: the run needs 64.0 TB")
+
+
+def test_training_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    children = set(psutil.Process().children(recursive=True))
+    config = load_config(None, ["replay.capacity=1000000000000"])
+    with pytest.raises(ConfigError, match=r"64\.0 TB"):
+        train(config, tmp_path / "run")
+    assert set(psutil.Process().children(recursive=True)) == children
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_says_its_plan_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "CartPole-v1", "--runtime", "serial", "--run-dir", str(tmp_path / "run")]
+    for override in (
+        "replay.capacity=2000",
+        "learner.batch_size=8",
+        "pacing.learning_starts=64",
+        "stop.updates=8",
+        "learner.updates_per_chunk=8",
+    ):
+        arguments += ["--set", override]
+    assert run(arguments) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "replay" in line and "free" in line]
+    # 2,000 rows keep 2 x 2,000 frames.
+    assert "replay 128 kB (2,000 x 64 bytes) in 1 shard(s); the run about" in line

@@ -1,0 +1,137 @@
+"""Automatic settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from actors.core import EnvSpec
+from cluster.api import prepare
+from cluster.settings.config import RunConfig, check
+from cluster.settings.load_config import dump_config, load_config, preset_paths
+from cluster.settings.resolve import network_spec, resolve
+
+VECTOR = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, 475.0)
+TABLE = EnvSpec((), "<i8", 16, 4, 1, "sync", "next_step", 100, None)
+ATARI = EnvSpec((84, 84), "|u1", None, 6, 4, "native", "next_step", 27_000, None)
+OPEN_ON_PURPOSE = {
+    "learner.initial_weights",
+    "learner.max_grad_norm",
+    "learner.target_polyak",
+    "learner.learning_rate_decay_updates",
+}
+
+
+def open_settings(config: RunConfig) -> set[str]:
+    return {
+        f"{section}.{name}"
+        for section, values in asdict(config).items()
+        for name, value in values.items()
+        if value is None
+    }
+
+
+@pytest.mark.parametrize("spec", [VECTOR, TABLE, ATARI], ids=["vector", "table", "atari"])
+@pytest.mark.parametrize("runtime", ["local", "cluster", "serial"])
+def test_everything_that_decides_the_run_is_filled_in(spec: EnvSpec, runtime: str, tmp_path: Path) -> None:
+    config = resolve(load_config(None, [f"run.runtime={runtime}"]), spec, cores=4)
+    check(config)
+    still_open = open_settings(config)
+    assert not {name for name in still_open if name.startswith(("replay.",))}
+    assert still_open <= OPEN_ON_PURPOSE | {
+        "env.discretize",
+        "env.max_episode_steps",
+        "actors.epsilon_ladder",
+        "actors.min_actors",
+        "actors.reward_clip",
+        "actors.chunk_deadline_seconds",
+        "actors.memory_limit_bytes",
+        "checkpoint.every_updates",
+        "stop.updates",
+        "stop.seconds",
+        "stop.target_return",
+    }
+    # What is saved repeats the run: resolving it again, on any machine, changes nothing.
+    saved = tmp_path / "config.yaml"
+    saved.write_text(dump_config(config))
+    assert load_config(saved) == config
+    assert resolve(load_config(saved), spec, cores=96) == config
+
+
+@pytest.mark.parametrize(
+    ("spec", "network"), [(VECTOR, "mlp"), (TABLE, "table"), (ATARI, "nature_cnn")], ids=str
+)
+def test_the_network_follows_the_observations(spec: EnvSpec, network: str) -> None:
+    assert resolve(RunConfig(), spec, cores=2).learner.network == network
+
+
+@pytest.mark.parametrize(
+    ("spec", "runtime", "cores", "actors"),
+    [
+        (TABLE, "local", 1, 1),
+        (TABLE, "local", 8, 7),
+        (TABLE, "serial", 8, 1),
+        (VECTOR, "local", 8, 1),  # native environments: one process keeps up with the learner
+        (ATARI, "local", 8, 7),  # except where each step costs a convolution
+    ],
+)
+def test_the_learner_keeps_a_core(spec: EnvSpec, runtime: str, cores: int, actors: int) -> None:
+    config = resolve(load_config(None, [f"run.runtime={runtime}"]), spec, cores)
+    assert config.actors.num_actors == actors
+
+
+def test_what_was_given_is_kept() -> None:
+    given = load_config(
+        None,
+        [
+            "actors.num_actors=3",
+            "actors.envs_per_actor=5",
+            "actors.steps_per_chunk=7",
+            "replay.capacity=5000",
+            "replay.minibatches_per_request=3",
+            "learner.updates_per_chunk=11",
+            "stop.updates=13",
+            "stop.target_return=17",
+        ],
+    )
+    config = resolve(given, VECTOR, cores=2)
+    assert (config.actors, config.stop) == (given.actors, given.stop)
+    assert config.replay == replace(given.replay, persist="checkpoint")
+    assert config.learner == replace(given.learner, network="mlp")
+
+
+def test_the_target_return_is_the_environments_own() -> None:
+    assert resolve(RunConfig(), VECTOR, cores=2).stop.target_return == 475.0
+
+
+def test_serial_draws_only_when_it_needs() -> None:
+    serial = resolve(load_config(None, ["run.runtime=serial"]), VECTOR, cores=2).replay
+    assert (serial.prefetch_requests, serial.minibatches_per_request) == (0, 1)
+
+
+def test_images_bound_the_replay_by_memory() -> None:
+    capacity = resolve(RunConfig(), ATARI, cores=2).replay.capacity
+    assert capacity == 100_000
+    large = replace(ATARI, observation_shape=(512, 512, 3))
+    assert resolve(RunConfig(), large, cores=2).replay.capacity == (2 << 30) // (512 * 512 * 3)
+
+
+def test_a_stack_is_part_of_the_networks_input() -> None:
+    assert network_spec(ATARI).observation_shape == (4, 84, 84)
+    assert network_spec(VECTOR).observation_shape == (4,)
+
+
+@pytest.mark.parametrize("name", preset_paths())
+def test_every_preset_loads_checks_and_resolves(name: str) -> None:
+    prepared = prepare(load_config(preset_paths()[name]))
+    assert prepare(prepared.config).config == prepared.config
+
+
+@pytest.mark.parametrize("network", ["mlp", "nature_cnn"])
+def test_a_network_that_does_not_fit_is_bad_input(network: str) -> None:
+    config = load_config(None, ["env.id=FrozenLake-v1", f"learner.network={network}"])
+    with pytest.raises(ValueError, match=f"learner.network is {network}") as raised:
+        prepare(config)
+    assert type(raised.value).__name__ == "ConfigError"

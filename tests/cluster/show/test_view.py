@@ -1,0 +1,327 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qfleet_serial import SMALL
+from qfleet_snapshots import EMPTY
+from rich.cells import cell_len
+from rich.console import Console
+
+from cluster.metrics.snapshot import Snapshot
+from cluster.settings.config import StopConfig
+from cluster.show.panel import Screen, sparkline
+from cluster.show.progress import progress
+from cluster.show.view import Headline, LineView, LiveView, Returns, figures_line, make_view
+from cluster.wording import byte_size, count, figure
+
+SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
+
+MIDDLE = replace(
+    EMPTY,
+    run_seconds=90.0,
+    env_steps_total=25_000,
+    updates_total=6_000,
+    env_steps_per_second=1_234.5,
+    updates_per_second=321.0,
+    samples_per_insert=3.987,
+    samples_per_insert_target=4.0,
+    epsilon=0.25,
+    train_return_mean=-12.3456,
+    evaluation_return_mean=45.6,
+    best_return_mean=44.0,
+    loss=0.12345,
+    q_mean=9.87,
+    policy_lag_updates=64,
+    restarts_total=2,
+    learner_update_share=0.9,
+)
+HEADLINE = Headline("CartPole-v1", "local", Path("runs/x"), "http://127.0.0.1:9/metrics", "replay 1 MB")
+
+
+@pytest.mark.parametrize(
+    ("stop", "share", "seconds_left"),
+    [
+        (StopConfig(env_steps=100_000), 0.25, 270.0),
+        (StopConfig(updates=8_000), 0.75, 30.0),
+        (StopConfig(seconds=180.0), 0.5, 90.0),
+        # The first condition to be reached ends the run.
+        (StopConfig(env_steps=100_000, updates=8_000, seconds=900.0), 0.75, 30.0),
+        (StopConfig(updates=6_000), 1.0, 0.0),
+        (StopConfig(updates=3_000), 1.0, 0.0),
+        (StopConfig(target_return=50.0), None, None),
+    ],
+)
+def test_progress_and_time_left(stop: StopConfig, share: float | None, seconds_left: float | None) -> None:
+    assert progress(MIDDLE, stop) == (pytest.approx(share), pytest.approx(seconds_left))
+
+
+def test_nothing_is_foretold_before_anything_moved() -> None:
+    assert progress(EMPTY, StopConfig(updates=100)) == (0.0, None)
+
+
+def test_lines_tell_headline_figures_and_events() -> None:
+    stream = io.StringIO()
+    with LineView(HEADLINE, StopConfig(updates=8_000), stream) as view:
+        view.figures(EMPTY)
+        view.figures(MIDDLE)
+        view.event("actor 3 died", 91.26)
+        view.event("failed: Traceback:\n  in x\nValueError: y\n\nactor 3 raised the error above", 92.0)
+    *head, empty, middle, event, failure = stream.getvalue().splitlines()
+    for fact in ("CartPole-v1", "local runtime", "runs/x", "http://127.0.0.1:9/metrics"):
+        assert fact in " ".join(head)
+    assert "return - | greedy - |" in empty
+    assert "ETA" not in empty
+    assert middle == (
+        "   90.0 s |  75% | ETA 0:30 | steps 25,000 | updates 6,000 | return -12.3 | greedy 45.6 | "
+        "1,234 steps/s | 321 updates/s | samples/insert 3.99 of 4 | lag 64"
+    )
+    assert event == "   91.3 s | actor 3 died"
+    assert failure == "   92.0 s | failed: ValueError: y; actor 3 raised the error above"
+
+
+def test_lines_become_rare_and_the_last_is_always_shown() -> None:
+    stream = io.StringIO()
+    with LineView(HEADLINE, StopConfig(), stream) as view:
+        for second in range(2 * 3_600 + 1):
+            view.figures(replace(EMPTY, run_seconds=float(second)))
+        view.event("end: enough", 7_200.0)
+    shown = [float(line.split()[0]) for line in stream.getvalue().splitlines() if " | steps " in line]
+    assert shown[:3] == [0.0, 1.0, 2.0]
+    assert shown[-1] == 7_200.0
+    gaps = [later - earlier for earlier, later in pairwise(shown)]
+    assert max(gaps) == 60.0
+    assert all(gap >= 0.99 * min(max(0.1 * at, 1.0), 60.0) for at, gap in zip(shown[:-2], gaps, strict=False))
+    # Two hours in a log that a person can still read.
+    assert len(shown) < 170
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "term", "kind"),
+    [
+        (io.StringIO(), "xterm", LineView),
+        (Terminal(), "xterm", LiveView),
+        (Terminal(), "dumb", LineView),
+    ],
+)
+def test_only_a_terminal_that_can_draw_gets_the_panel(
+    stream: io.StringIO, term: str, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    assert isinstance(make_view(HEADLINE, StopConfig(), stream), kind)
+
+
+LARGE = replace(
+    MIDDLE,
+    run_seconds=360_000.0,
+    env_steps_total=12_345_678_901,
+    updates_total=987_654_321,
+    env_steps_per_second=1_234_567.0,
+    updates_per_second=99_999.0,
+    samples_per_insert_target=33.25,
+    train_return_mean=-1_234_567.8,
+    loss=123_456.7,
+    policy_lag_updates=123_456,
+    replay_transitions=10_000_000,
+    replay_bytes=123_456_789_012,
+    roles_up={"actor": 999, "shard": 16},
+    roles_wanted={"actor": 1_000, "shard": 16},
+    process_resident_memory_bytes={"actor": 500_000_000_000},
+    checkpoint_age_seconds=300.0,
+)
+
+
+def drawn(screen: Screen, width: int, **settings: Any) -> list[str]:
+    stream = io.StringIO()
+    Console(file=stream, width=width, force_terminal=True, **settings).print(screen)
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("snapshot", [EMPTY, MIDDLE, LARGE], ids=["empty", "middle", "large"])
+def test_the_panel_fits_and_cuts_nothing_off(snapshot: Snapshot, width: int) -> None:
+    returns = [float(value) for value in range(1_000)]
+    screen = Screen("CartPole-v1 · local", "runs/x", StopConfig(updates=10**9), snapshot, returns)
+    lines = drawn(screen, width, color_system=None)
+    assert {cell_len(line) for line in lines} == {width}
+    text = "\n".join(lines)
+    assert "…" not in text
+    for fact in (
+        "CartPole-v1 · local",
+        "runs/x",
+        figure(snapshot.train_return_mean),
+        count(snapshot.env_steps_total),
+        count(snapshot.updates_total),
+        f"{snapshot.samples_per_insert:.2f}",
+        byte_size(snapshot.replay_bytes),
+    ):
+        assert fact in text
+    # All six groups beside each other where there is room, else three.
+    (heads,) = [line for line in lines if "learning" in line and "acting" in line]
+    assert ("fleet" in heads) == (width == 200)
+    # The width is used: the sparkline nearly reaches from side to side.
+    (spark,) = [line for line in lines if "training return" in line]
+    assert sum(char in "▁▂▃▄▅▆▇█" for char in spark) > width - 40
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 79])
+def test_a_narrow_terminal_gets_a_panel_of_its_width(width: int) -> None:
+    screen = Screen("CartPole-v1 · local", "runs/x", StopConfig(), LARGE, [1.0, 2.0])
+    assert {cell_len(line) for line in drawn(screen, width, color_system=None)} == {width}
+
+
+def test_a_place_or_a_note_that_looks_like_markup_is_shown_as_it_is() -> None:
+    screen = Screen("[red]x[/red]", "runs/[bold]y", StopConfig(), MIDDLE, (), "[link=a]note[/link]")
+    text = "\n".join(drawn(screen, 80, color_system=None))
+    for fact in ("[red]x[/red]", "runs/[bold]y", "[link=a]note[/link]"):
+        assert fact in text
+
+
+def test_verdict_and_warnings_are_said_in_full() -> None:
+    verdict = "actor-bound: actors work 97 % of the time and the learner waits; raise actors.num_actors"
+    warnings = ("stale data: rows are 12,000 updates old", "diverging Q: |Q| is 300, at most 100 can be")
+    snapshot = replace(MIDDLE, verdict=verdict, warnings=warnings)
+    lines = drawn(Screen("CartPole-v1", "runs/x", StopConfig(), snapshot), 80, color_system=None)
+    assert {cell_len(line) for line in lines} == {80}
+    text = " ".join(" ".join(line.strip("│ ") for line in lines).split())
+    for said in (verdict, *(f"! {warning}" for warning in warnings)):
+        assert said in text
+    assert figures_line(snapshot, StopConfig()).endswith(f" | {verdict}")
+    silent = drawn(Screen("CartPole-v1", "runs/x", StopConfig(), MIDDLE), 80, color_system=None)
+    assert "!" not in "".join(silent)
+
+
+def test_an_ended_run_foretells_nothing() -> None:
+    screen = Screen("CartPole-v1", "runs/x", None, MIDDLE, (), "ended: enough")
+    text = "\n".join(drawn(screen, 80, color_system=None))
+    assert "left" not in text
+    assert "━" not in text
+    assert "ended: enough" in text
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen("CartPole-v1", "runs/x", StopConfig(updates=8_000), MIDDLE, (1.0, 2.0))
+    # Codes 30 to 37 and 90 to 97 are foreground colours, 38 chooses from palettes.
+    colour = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])[;m]")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert colour.search("".join(drawn(screen, 80, color_system="truecolor")))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colour.search("".join(drawn(screen, 80, color_system="truecolor")))
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "bars"),
+    [
+        ([], 8, ""),
+        ([1.0, 2.0], 0, ""),
+        ([5.0], 8, "▄"),
+        ([3.0, 3.0, 3.0], 8, "▄▄▄"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], 8, "▁▂▃▄▅▆▇█"),
+        ([7, 0], 8, "█▁"),
+        # Means of pairs: 0.5, 2.5, 4.5, 6.5.
+        ([0, 1, 2, 3, 4, 5, 6, 7], 4, "▁▃▆█"),
+        # Shares of three and four: nothing is left out. Means 0, 0 and 3.
+        ([0, 0, 0, 0, 0, 9, 0, 0, 0], 3, "▁█▁"),
+    ],
+)
+def test_sparklines(values: list[float], width: int, bars: str) -> None:
+    assert sparkline(values, width) == bars
+
+
+def test_returns_are_kept_in_bounded_memory() -> None:
+    returns = Returns()
+    for value in range(20_000):
+        returns.take(replace(EMPTY, train_return_mean=float(value)))
+    assert 1_000 <= len(returns.values) < 2_048
+    assert returns.values[0] == 0.0
+    gaps = {later - earlier for earlier, later in pairwise(returns.values)}
+    assert gaps == {16.0}
+    returns.take(EMPTY)
+    assert None not in returns.values
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0.0"),
+        (-12.345, "-12.3"),
+        (9_999.94, "9,999.9"),
+        (12_345.6, "12,346"),
+        (-9_876_543.0, "-9,876,543"),
+        (12_345_678.0, "12.35 M"),
+        (1.5e9, "1.50 G"),
+        (2e13, "20.00 T"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_figures_stay_short(value: float | None, text: str) -> None:
+    assert figure(value) == text
+
+
+def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    """A real run on a real terminal: the panel, then Ctrl-C typed at it."""
+    main, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 80))
+    before = termios.tcgetattr(terminal)
+    arguments = ["train", "CartPole-v1", *SMALL_FLAGS, "--set", "stop.updates=10000000"]
+    arguments += ["--set", "metrics.every_seconds=0.2", "--run-dir", str(tmp_path / "run")]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "40"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cluster.main", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    output = b""
+
+    def read_until(fact: Callable[[], bool]) -> None:
+        nonlocal output
+        deadline = time.monotonic() + 90.0
+        while not fact():
+            assert time.monotonic() < deadline, output.decode(errors="replace")
+            if select.select([main], [], [], 0.2)[0]:
+                output += os.read(main, 65_536)
+
+    try:
+        read_until(lambda: output.count("╭".encode()) >= 2 and b"updates/s" in output)
+        assert b"\x1b[?25l" in output, "the cursor hides while the panel is drawn"
+        os.write(main, b"\x03")
+        read_until(lambda: process.poll() is not None and not select.select([main], [], [], 0.0)[0])
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    text = output.decode()
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor is back"
+    assert "stopped by SIGINT after" in text.rpartition("╰")[2]
+    assert "Traceback" not in text
+    assert termios.tcgetattr(terminal) == before
+    os.close(terminal)
+    os.close(main)

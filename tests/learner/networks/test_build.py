@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from learner.config import LearnerConfig, NetworkSpec
+from learner.networks.build import build_network, dueling
+from learner.networks.torsos import ResidualBlock
+
+VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
+IMAGES = NetworkSpec((2, 36, 40), "uint8", None, 3, stack=2)
+
+
+def test_mlp_is_the_numpy_forward_pass_over_its_flat_vector() -> None:
+    # What actors do: cut the vector into W1 [out, in], b1, W2, b2, ... and multiply.
+    spec = NetworkSpec((2, 3), "float32", None, 2, stack=1)
+    network = build_network(spec, LearnerConfig(hidden_sizes=(5, 7)))
+    flat = parameters_to_vector(network.parameters()).detach().numpy()
+    observations = np.random.default_rng(0).normal(size=(9, 2, 3)).astype(np.float32)
+    hidden, offset = observations.reshape(9, 6), 0
+    for fan_in, fan_out in [(6, 5), (5, 7), (7, 2)]:
+        weight = flat[offset : offset + fan_in * fan_out].reshape(fan_out, fan_in)
+        offset += weight.size
+        hidden = hidden @ weight.T + flat[offset : offset + fan_out]
+        offset += fan_out
+        if fan_out != 2:
+            hidden = np.maximum(hidden, 0.0)
+    assert offset == flat.size
+    np.testing.assert_allclose(network(torch.from_numpy(observations)).detach(), hidden, rtol=1e-4, atol=1e-6)
+
+
+def test_mlp_takes_bytes_as_fractions_of_255_and_other_numbers_as_they_are() -> None:
+    network = build_network(NetworkSpec((3,), "uint8", None, 2, stack=1), LearnerConfig())
+    whole = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
+    torch.testing.assert_close(network(whole), network(torch.tensor([[0.0, 0.2, 1.0]])))
+    torch.testing.assert_close(network(whole.double()), network(whole.float()))
+
+
+def test_mlp_of_a_scalar_observation() -> None:
+    network = build_network(NetworkSpec((), "float32", None, 3, stack=1), LearnerConfig())
+    assert network(torch.zeros(8)).shape == (8, 3)
+
+
+def test_table_starts_at_zero_and_is_read_row_by_row() -> None:
+    network = build_network(NetworkSpec((), "int64", 3, 2, stack=1), LearnerConfig())
+    states = torch.tensor([2, 0, 2])
+    torch.testing.assert_close(network(states), torch.zeros(3, 2))
+    vector_to_parameters(torch.arange(6.0), network.parameters())
+    torch.testing.assert_close(network(states), torch.tensor([[4.0, 5.0], [0.0, 1.0], [4.0, 5.0]]))
+
+
+def test_nature_cnn_has_the_sizes_of_the_paper() -> None:
+    network = build_network(NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), LearnerConfig())
+    sizes = [tuple(parameter.shape) for parameter in network.parameters()]
+    assert sizes[0::2] == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "stack", "to_channels_first"),
+    [
+        ((4, 44, 36), 4, (0, 1, 2, 3)),
+        ((44, 36, 3), 1, (0, 3, 1, 2)),
+        ((3, 44, 36), 1, (0, 1, 2, 3)),
+        ((2, 44, 36, 3), 2, (0, 1, 4, 2, 3)),
+    ],
+)
+def test_nature_cnn_sees_the_same_image_in_every_layout(
+    shape: tuple[int, ...], stack: int, to_channels_first: tuple[int, ...]
+) -> None:
+    network = build_network(NetworkSpec(shape, "uint8", None, 2, stack), LearnerConfig())
+    images = np.random.default_rng(0).integers(256, size=(5, *shape), dtype=np.uint8)
+    plain = images.transpose(to_channels_first).reshape(5, -1, 44, 36).astype(np.float32) / 255
+    first, *others = [parameter.detach() for parameter in network.parameters()]
+    bias, w2, b2, w3, b3, w4, b4, w5, b5 = others
+    conv2d, relu = torch.nn.functional.conv2d, torch.relu
+    hidden = relu(conv2d(torch.from_numpy(plain), first, bias, stride=4))
+    hidden = relu(conv2d(relu(conv2d(hidden, w2, b2, stride=2)), w3, b3))
+    expected = relu(hidden.flatten(1) @ w4.T + b4) @ w5.T + b5
+    torch.testing.assert_close(network(torch.from_numpy(images)).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nature_cnn_works_down_to_36_pixels_and_refuses_less() -> None:
+    config = LearnerConfig(network="nature_cnn")
+    network = build_network(NetworkSpec((36, 36), "uint8", None, 2, stack=1), config)
+    assert network(torch.zeros(2, 36, 36, dtype=torch.uint8)).shape == (2, 2)
+    with pytest.raises(ValueError, match="at least 36 x 36"):
+        build_network(NetworkSpec((36, 35), "uint8", None, 2, stack=1), config)
+
+
+def test_dueling_takes_the_mean_of_the_advantages_off() -> None:
+    # Their maximum taken off would give 8, 10, 9; nothing 13, 15, 14.
+    q = dueling(torch.tensor([[10.0]]), torch.tensor([[3.0, 5.0, 4.0]]))
+    torch.testing.assert_close(q, torch.tensor([[9.0, 11.0, 10.0]]))
+
+
+def test_dueling_of_distributions_is_dueling_of_each_atom() -> None:
+    value, advantage = torch.randn(2, 1, 5), torch.randn(2, 3, 5)
+    outputs = dueling(value, advantage)
+    for atom in range(5):
+        torch.testing.assert_close(outputs[..., atom], dueling(value[..., atom], advantage[..., atom]))
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), torch.ones(2, 3), torch.ones(1, 1), torch.ones(2, 1, 1)])
+def test_dueling_broadcasts_only_the_value_over_the_actions(value: Tensor) -> None:
+    with pytest.raises(ValueError, match="value has shape"):
+        dueling(value, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("spec", [VECTOR, IMAGES], ids=["vector", "images"])
+def test_a_dueling_network_is_two_streams_over_one_torso(spec: NetworkSpec) -> None:
+    config = LearnerConfig(dueling=True, hidden_sizes=(8, 6))
+    network = build_network(spec, config)
+    sizes = [tuple(parameter.shape) for parameter in network.parameters()]
+    below, width = (8, 6) if spec is VECTOR else (64, 512)
+    assert sizes[-8::2] == [(width, below), (3, width), (width, below), (1, width)]
+    observations = torch.ones(2, *spec.observation_shape).to(torch.uint8 if spec is IMAGES else torch.float32)
+    q = network(observations).detach()
+    with torch.no_grad():
+        list(network.parameters())[-1].add_(2.0)  # the value's bias: all actions alike
+        torch.testing.assert_close(network(observations), q + 2.0)
+        list(network.parameters())[-5].add_(2.0)  # the advantages' biases, all alike: nothing
+        torch.testing.assert_close(network(observations), q + 2.0)
+
+
+SWITCHES: list[dict[str, Any]] = [
+    {"dueling": True},
+    {"noisy": True},
+    {"layer_norm": True},
+    {"head": "c51", "num_atoms": 5},
+    {"head": "qr", "num_atoms": 4, "dueling": True, "noisy": True, "layer_norm": True},
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+@pytest.mark.parametrize("network", ["mlp", "nature_cnn", "impala_cnn"])
+def test_every_switch_goes_with_every_network(network: str, switches: dict[str, Any]) -> None:
+    spec = VECTOR if network == "mlp" else IMAGES
+    config = LearnerConfig(network=network, hidden_sizes=(7,), **switches)
+    module = build_network(spec, config)
+    observations = torch.randint(255, (2, *spec.observation_shape), dtype=torch.uint8)
+    outputs = module(observations)
+    assert outputs.shape == ((2, 3) if config.head == "q" else (2, 3, config.num_atoms))
+    assert (outputs[0] != outputs[1]).any()
+    outputs.square().sum().backward()
+    noise = {name for name, _ in module.named_parameters() if name.endswith("_sigma")}
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any() == (name not in noise), name  # no noise drawn: no slope
+
+
+def test_tables_of_distributions() -> None:
+    spec = NetworkSpec((), "int64", 3, 2, stack=1)
+    network = build_network(spec, LearnerConfig(head="qr", num_atoms=4))
+    vector_to_parameters(torch.arange(24.0), network.parameters())
+    torch.testing.assert_close(network(torch.tensor([1])), torch.arange(8.0, 16.0).view(1, 2, 4))
+
+
+@pytest.mark.parametrize("switch", ["dueling", "noisy", "layer_norm"])
+def test_switches_of_layers_are_refused_where_no_layer_is_ours(switch: str) -> None:
+    table = NetworkSpec((), "int64", 3, 2, stack=1)
+    config = LearnerConfig(**{switch: True})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"learner.{switch} is true"):
+        build_network(table, config)
+
+
+def test_layer_norm_makes_hidden_layers_blind_to_scale() -> None:
+    torch.manual_seed(0)
+    network = build_network(VECTOR, LearnerConfig(layer_norm=True, hidden_sizes=(64, 64)))
+    norms = [module for module in network.modules() if isinstance(module, nn.LayerNorm)]
+    assert [norm.normalized_shape for norm in norms] == [(64,), (64,)]
+    observations = 100.0 * torch.randn(5, 4)
+    torch.testing.assert_close(network(observations), network(10.0 * observations), rtol=0.05, atol=0.02)
+
+
+def test_impala_cnn_has_the_sizes_of_the_paper() -> None:
+    network = build_network(
+        NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), LearnerConfig(network="impala_cnn")
+    )
+    sizes = [tuple(parameter.shape) for parameter in network.parameters()][0::2]
+    sections = [
+        size
+        for before, channels in [(4, 16), (16, 32), (32, 32)]
+        for size in [(channels, before, 3, 3), *[(channels, channels, 3, 3)] * 4]
+    ]
+    assert sizes == [*sections, (256, 32 * 11 * 11), (6, 256)]
+
+
+def test_a_residual_block_adds_to_what_enters_it() -> None:
+    block = ResidualBlock(2, layer_norm=False)
+    inputs = torch.randn(3, 2, 5, 5)
+    first, second = (module for module in block.layers if isinstance(module, nn.Conv2d))
+    torch.testing.assert_close(block(inputs), inputs + second(torch.relu(first(torch.relu(inputs)))))
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(block(inputs), inputs)
+
+
+def test_impala_cnn_takes_small_images_and_nothing_else() -> None:
+    config = LearnerConfig(network="impala_cnn")
+    small = NetworkSpec((7, 7, 3), "uint8", None, 5, stack=1)
+    assert build_network(small, config)(torch.zeros(2, 7, 7, 3, dtype=torch.uint8)).shape == (2, 5)
+    with pytest.raises(ValueError, match="impala_cnn, which needs images"):
+        build_network(VECTOR, config)
+
+
+class Linear(nn.Linear):
+    """A custom network; `outputs` as the head wants them."""
+
+    def __init__(self, spec: NetworkSpec, config: LearnerConfig) -> None:
+        super().__init__(4, spec.num_actions)
+
+
+def batch_normed(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, spec.num_actions))
+
+
+def no_module(spec: NetworkSpec, config: LearnerConfig) -> object:
+    return "network"
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> str:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "my_networks", sys.modules[__name__])
+    return "my_networks"
+
+
+def test_a_custom_network_by_import_path(here: str) -> None:
+    network = build_network(VECTOR, LearnerConfig(network=f"{here}:Linear"))
+    assert isinstance(network, Linear)
+    assert network(torch.zeros(5, 4)).shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "switches", "complaint"),
+    [
+        ("my_networks:missing", {}, "missing"),
+        ("no_such_package.networks:make", {}, "No module named 'no_such_package'"),
+        ("my_networks:no_module", {}, "gives str, not a nn.Module"),
+        ("my_networks:batch_normed", {}, "running_mean"),
+        ("my_networks:Linear", {"head": "qr", "num_atoms": 7}, r"gives \[2, 3\].*expected \[2, 3, 7\]"),
+        ("my_networks:Linear", {"noisy": True}, "learner.networks.noisy is true"),
+    ],
+)
+def test_a_custom_network_that_does_not_fit_is_refused(
+    here: str, path: str, switches: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        build_network(VECTOR, LearnerConfig(network=path, **switches))
+
+
+def test_minatar_cnn_has_the_sizes_of_the_paper() -> None:
+    """Young and Tian 2019, section 4: 16 filters of 3 x 3 at stride 1, then 128 units."""
+    network = build_network(
+        NetworkSpec((10, 10, 4), "|b1", None, 6, stack=1), LearnerConfig(network="minatar_cnn")
+    )
+    shapes = [tuple(parameter.shape) for parameter in network.parameters()]
+    assert shapes == [(16, 4, 3, 3), (16,), (128, 16 * 8 * 8), (128,), (6, 128), (6,)]
+
+
+def test_flags_enter_a_network_as_zeros_and_ones() -> None:
+    spec = NetworkSpec((10, 10, 4), "|b1", None, 3, stack=1)
+    network = build_network(spec, LearnerConfig(network="minatar_cnn"))
+    flags = torch.rand(5, 10, 10, 4) < 0.3
+    channels_first = flags.permute(0, 3, 1, 2).float()
+    convolution = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    hidden = torch.relu(convolution(channels_first)).flatten(1)
+    expected = network.advantage(hidden)
+    assert torch.allclose(network(flags), expected, atol=1e-6)
+
+
+def test_minatar_cnn_takes_images_only() -> None:
+    with pytest.raises(ValueError, match="minatar_cnn, which needs images"):
+        build_network(NetworkSpec((4,), "<f4", None, 2, stack=1), LearnerConfig(network="minatar_cnn"))

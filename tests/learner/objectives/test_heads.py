@@ -1,0 +1,149 @@
+"""Heads inside the update step, against the same thing written out with autograd and loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils import vector_to_parameters
+
+from learner.batch import Batch, to_batch
+from learner.config import LearnerConfig, NetworkSpec
+from learner.core import LearnerState
+from learner.loop import Learner
+from learner.networks.build import build_network
+from learner.networks.noisy import redraw_noise
+from learner.objectives.categorical import categorical_target, support
+from learner.objectives.heads import make_head
+from learner.objectives.quantile import quantile_huber_loss
+from learner.update import UpdateStep
+from replay_service.messages import Minibatch
+
+VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
+BANDIT = NetworkSpec((), "int64", 1, 2, stack=1)
+CPU = torch.device("cpu")
+N = 7
+
+
+def expected_loss(
+    config: LearnerConfig, batch: Batch, tm1: Tensor, target: Tensor, choosing: Tensor
+) -> tuple[Tensor, list[float]]:
+    """The loss by its definition, row by row, and the TD errors of the means; outputs are [B, A, N]."""
+    atoms = support(config.value_range, N)
+    losses, errors = [], []
+    for row in range(len(tm1)):
+        r_t, discount_t = batch.r_t[row : row + 1], batch.discount_t[row : row + 1]
+        if config.head == "c51":
+            a_t = int((choosing[row].softmax(1) @ atoms).argmax())
+            y = categorical_target(r_t, discount_t, target[row, a_t].softmax(0).unsqueeze(0), atoms)
+            chances = tm1[row, batch.a_tm1[row]].softmax(0)
+            losses.append(batch.weight[row] * -(y[0] * chances.log()).sum())
+            errors.append(abs(float(y[0] @ atoms - chances.detach() @ atoms)))
+        else:
+            a_t = int(choosing[row].mean(1).argmax())
+            y = r_t + discount_t * target[row : row + 1, a_t]
+            quantiles = tm1[row, batch.a_tm1[row]].unsqueeze(0)
+            losses.append(quantile_huber_loss(quantiles, y, batch.weight[row : row + 1], config.huber_delta))
+            errors.append(abs(float(y.mean() - quantiles.detach().mean())))
+    return torch.stack(losses).mean(), errors
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("head", ["c51", "qr"])
+@pytest.mark.parametrize("switches", [{}, {"dueling": True, "noisy": True, "layer_norm": True}], ids=str)
+def test_sgd_moves_weights_by_the_gradient_of_the_definition(
+    head: Any, double: bool, switches: dict[str, bool], random_minibatch: Callable[..., Minibatch]
+) -> None:
+    config = LearnerConfig(
+        head=head,
+        double=double,
+        num_atoms=N,
+        value_range=(-3.0, 2.0),
+        huber_delta=0.5,
+        hidden_sizes=(16, 16),
+        optimiser="sgd",
+        learning_rate=0.1,
+        max_grad_norm=None,
+        **switches,  # type: ignore[arg-type]
+    )
+    step = UpdateStep(VECTOR, config, seed=1)
+    state = step.state()
+    rng = np.random.default_rng(2)
+    old, target_weights = (
+        (state.tensors[name] + rng.normal(0, 0.3, state.tensors[name].size)).astype(np.float32)
+        for name in ("online", "target")
+    )
+    step.restore(LearnerState(0, {**state.tensors, "online": old, "target": target_weights}))
+    batch = to_batch(random_minibatch(VECTOR, 16), 1, CPU)
+
+    online, target = build_network(VECTOR, config), build_network(VECTOR, config)
+    vector_to_parameters(torch.from_numpy(old.copy()), online.parameters())
+    vector_to_parameters(torch.from_numpy(target_weights.copy()), target.parameters())
+    noise = torch.Generator().manual_seed(1)
+    redraw_noise(online, noise)
+    redraw_noise(target, noise)
+    with torch.no_grad():
+        outputs_t, choosing = target(batch.obs_t), (online if double else target)(batch.obs_t)
+    loss, errors = expected_loss(config, batch, online(batch.obs_tm1), outputs_t, choosing)
+    gradients = torch.autograd.grad(loss, list(online.parameters()))
+    gradient = torch.cat([piece.flatten() for piece in gradients]).numpy()
+
+    td_errors = step(batch)
+
+    np.testing.assert_allclose(td_errors, errors, rtol=1e-4, atol=1e-5)
+    moved = step.weights() - old
+    assert np.abs(moved + 0.1 * gradient).max() < 1e-4 * np.abs(0.1 * gradient).max() + 3e-7
+    means = step.take_means()
+    assert means.loss == pytest.approx(loss.item(), rel=1e-4)
+    assert means.grad_norm == pytest.approx(float(np.linalg.norm(gradient)), rel=1e-4)
+    assert means.td_error == pytest.approx(float(np.mean(errors)), rel=1e-4)
+    assert abs(means.target - means.q) <= means.td_error + 1e-5
+
+
+def test_double_choice_differs_from_single_in_what_it_is_tested_on(
+    random_minibatch: Callable[..., Minibatch],
+) -> None:
+    batch = to_batch(random_minibatch(VECTOR, 16), 1, CPU)
+    for name in ("c51", "qr"):
+        head = make_head(LearnerConfig(head=name, num_atoms=N), CPU)  # type: ignore[arg-type]
+        tm1, outputs_t, choosing = torch.randn(3, 16, 3, N, generator=torch.Generator().manual_seed(0))
+        single, double = (head.fit(batch, tm1, outputs_t, other) for other in (None, choosing))
+        assert not torch.equal(single.target, double.target)
+        own = head.fit(batch, tm1, outputs_t, outputs_t)
+        assert torch.equal(single.target, own.target)
+        # Actions not taken have no slope.
+        taken = single.slope.abs().sum(2).argmax(1)
+        assert torch.equal(taken, batch.a_tm1)
+        assert (single.slope.abs().sum(2) > 0).sum() == 16
+
+
+def bandit_minibatch(rewards: np.ndarray, make: Callable[..., Minibatch]) -> Minibatch:
+    """Action 1 pays each reward in turn and ends the episode; action 0 is never tried."""
+    return make([(0, 1, float(reward), 0.0, 0) for reward in rewards])
+
+
+def test_c51_learns_the_chances_of_a_bandit(list_source: Any, table_minibatch: Any) -> None:
+    # Cross entropy is least where the prediction is the distribution itself.
+    config = LearnerConfig(
+        head="c51", num_atoms=3, value_range=(0, 2), optimiser="sgd", learning_rate=2.0, max_grad_norm=None
+    )
+    source = list_source([bandit_minibatch(np.array([0, 1, 1, 2, 2, 2, 2, 2]), table_minibatch)])
+    report, flat = Learner(config, BANDIT, source, seed=0, threads=1).learn(200)
+    chances = torch.tensor(flat).view(2, 3).softmax(1)
+    np.testing.assert_allclose(chances[1], [1 / 8, 2 / 8, 5 / 8], atol=1e-4)
+    np.testing.assert_allclose(chances[0], [1 / 3] * 3, atol=1e-6)
+    assert report.target_mean == pytest.approx(1.5)
+
+
+def test_qr_learns_the_quantiles_of_a_bandit(list_source: Any, table_minibatch: Any) -> None:
+    config = LearnerConfig(
+        head="qr", num_atoms=2, huber_delta=0.01, optimiser="sgd", learning_rate=0.05, max_grad_norm=None
+    )
+    # Quantiles 1/4 and 3/4 of {0, 0, 4, 8, 8}: 0 and 8.
+    source = list_source([bandit_minibatch(np.array([0, 0, 4, 8, 8]), table_minibatch)])
+    _, flat = Learner(config, BANDIT, source, seed=0, threads=1).learn(1500)
+    np.testing.assert_allclose(flat, [0.0, 0.0, 0.0, 8.0], atol=0.05)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learner.objectives.targets import double_q_target, q_learning_target, tabular_backup
+
+
+def test_worked_example() -> None:
+    # gamma 0.99, reward 1, best next value 14.0: target 1 + 0.99 * 14.0 = 14.86; less Q = 12.4: 2.46.
+    target = q_learning_target(torch.tensor([1.0]), torch.tensor([0.99]), torch.tensor([[13.0, 14.0]]))
+    torch.testing.assert_close(target, torch.tensor([14.86]))
+    torch.testing.assert_close(target - torch.tensor([12.4]), torch.tensor([2.46]))
+
+
+def test_terminal_row_is_its_reward_and_truncated_row_bootstraps() -> None:
+    r_t, discount_t = torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.99])
+    q_t = torch.tensor([[5.0, 100.0], [5.0, 100.0]])
+    torch.testing.assert_close(q_learning_target(r_t, discount_t, q_t), torch.tensor([1.0, 100.0]))
+    torch.testing.assert_close(double_q_target(r_t, discount_t, q_t, q_t), torch.tensor([1.0, 100.0]))
+
+
+def test_double_q_takes_the_online_choice_at_the_target_value() -> None:
+    r_t, discount_t = torch.tensor([1.0, -1.0]), torch.tensor([0.5, 0.5])
+    q_t_online = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 9.0]])
+    q_t_target = torch.tensor([[10.0, 99.0, 99.0], [99.0, 99.0, -4.0]])
+    target = double_q_target(r_t, discount_t, q_t_online, q_t_target)
+    torch.testing.assert_close(target, torch.tensor([6.0, -3.0]))
+
+
+@given(seed=st.integers(0, 2**31), batch_size=st.integers(1, 9), num_actions=st.integers(1, 5))
+def test_targets_equal_their_definition_row_by_row(seed: int, batch_size: int, num_actions: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    r_t, discount_t = torch.randn(2, batch_size, generator=generator)
+    q_online, q_target = torch.randn(2, batch_size, num_actions, generator=generator)
+    single = q_learning_target(r_t, discount_t, q_target)
+    double = double_q_target(r_t, discount_t, q_online, q_target)
+    for row in range(batch_size):
+        values, choices = q_target[row].tolist(), q_online[row].tolist()
+        reward, discount = float(r_t[row]), float(discount_t[row])
+        assert float(single[row]) == pytest.approx(reward + discount * max(values), abs=1e-5)
+        chosen = values[choices.index(max(choices))]
+        assert float(double[row]) == pytest.approx(reward + discount * chosen, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("r_t", "discount_t", "q_t"),
+    [
+        (torch.ones(3, 1), torch.ones(3), torch.ones(3, 2)),
+        (torch.ones(3), torch.ones(3, 1), torch.ones(3, 2)),
+        (torch.ones(3), torch.ones(1), torch.ones(3, 2)),
+        (torch.ones(3), torch.ones(3), torch.ones(1, 2)),
+        (torch.ones(3), torch.ones(3), torch.ones(3)),
+    ],
+)
+def test_nothing_is_broadcast(r_t: Tensor, discount_t: Tensor, q_t: Tensor) -> None:
+    with pytest.raises(ValueError, match="has shape"):
+        q_learning_target(r_t, discount_t, q_t)
+    with pytest.raises(ValueError, match="has shape"):
+        double_q_target(r_t, discount_t, q_t, q_t)
+
+
+def test_double_q_wants_both_networks_on_the_same_actions() -> None:
+    with pytest.raises(ValueError, match="q_t_target"):
+        double_q_target(torch.ones(3), torch.ones(3), torch.ones(3, 2), torch.ones(3, 3))
+
+
+def test_tabular_backup_by_hand() -> None:
+    q = torch.tensor([[12.4, 0.0], [13.0, 14.0]])
+    # 12.4 + 0.5 * (1 + 0.99 * 14.0 - 12.4) = 12.4 + 0.5 * 2.46 = 13.63
+    backed_up = tabular_backup(q, s_tm1=0, a_tm1=0, r_t=1.0, discount_t=0.99, s_t=1, alpha=0.5)
+    torch.testing.assert_close(backed_up, torch.tensor([[13.63, 0.0], [13.0, 14.0]]))
+    torch.testing.assert_close(q[0, 0], torch.tensor(12.4))
+
+
+def test_tabular_backup_of_a_terminal_row_does_not_bootstrap() -> None:
+    q = torch.tensor([[0.0, 2.0], [50.0, 60.0]])
+    backed_up = tabular_backup(q, s_tm1=0, a_tm1=1, r_t=-1.0, discount_t=0.0, s_t=1, alpha=1.0)
+    torch.testing.assert_close(backed_up, torch.tensor([[0.0, -1.0], [50.0, 60.0]]))

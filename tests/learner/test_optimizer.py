@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from learner.config import LearnerConfig
+from learner.networks.build import Mlp
+from learner.networks.flat import FlatNetwork
+from learner.optimizer import FlatOptimiser, clip_, learning_rate
+
+
+def test_clipping_by_hand() -> None:
+    gradient = torch.tensor([3.0, 4.0])
+    torch.testing.assert_close(clip_(gradient, 2.5), torch.tensor(5.0))
+    torch.testing.assert_close(gradient, torch.tensor([1.5, 2.0]))
+
+
+@pytest.mark.parametrize("max_norm", [None, 5.1, 1e9])
+def test_a_gradient_within_bounds_keeps_every_bit(max_norm: float | None) -> None:
+    for gradient in (torch.tensor([3.0, 4.0]), torch.zeros(2), torch.tensor([0.1, 1e-30])):
+        before = gradient.clone()
+        clip_(gradient, max_norm)
+        assert torch.equal(gradient, before)
+
+
+def test_learning_rate_falls_in_a_line_and_stays_down() -> None:
+    config = LearnerConfig(learning_rate=1.0, learning_rate_end=0.2, learning_rate_decay_updates=4)
+    rates = [learning_rate(config, update) for update in (0, 1, 2, 4, 100)]
+    assert rates == pytest.approx([1.0, 0.8, 0.6, 0.2, 0.2])
+    assert learning_rate(LearnerConfig(learning_rate=0.5), 10**6) == 0.5
+
+
+def adam_by_hand(weights: np.ndarray, gradients: np.ndarray, config: LearnerConfig) -> np.ndarray:
+    """Algorithm 1 of arXiv:1412.6980, with the clipping and the decay before it, in float64."""
+    w, m, v = weights.astype(np.float64), 0.0, 0.0
+    for update, g in enumerate(gradients.astype(np.float64)):
+        if config.max_grad_norm is not None:
+            g = g * min(1.0, config.max_grad_norm / np.linalg.norm(g))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        m_hat, v_hat = m / (1 - 0.9 ** (update + 1)), v / (1 - 0.999 ** (update + 1))
+        w = w - learning_rate(config, update) * m_hat / (np.sqrt(v_hat) + config.adam_epsilon)
+    return w
+
+
+def test_adam_is_the_paper_s_algorithm() -> None:
+    config = LearnerConfig(
+        learning_rate=1e-2, learning_rate_decay_updates=8, adam_epsilon=1e-3, max_grad_norm=2.0
+    )
+    flat = FlatNetwork(Mlp((2, 3, 2)), torch.device("cpu"))
+    optimiser = FlatOptimiser(flat, config)
+    start = flat.weights.numpy().copy()
+    scales = np.array([[0.01], [5.0], [1.0], [0.1], [3.0], [0.5]])
+    gradients = (np.random.default_rng(0).normal(size=(6, start.size)) * scales).astype(np.float32)
+    for update, gradient in enumerate(gradients):
+        flat.gradient.copy_(torch.from_numpy(gradient))
+        assert float(optimiser.clip()) == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+        optimiser.step(update)
+    np.testing.assert_allclose(flat.weights.numpy(), adam_by_hand(start, gradients, config), atol=1e-6)
