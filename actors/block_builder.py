@@ -13,7 +13,7 @@ import numpy as np
 from actors.core import frame_dtype
 from actors.envs.stepper import Step
 from actors.exploration import ALL_LANES
-from actors.nstep import NStepRows, n_step_rows
+from actors.nstep import NStepTransitions, n_step_transitions
 from replay_service.block import BlockSchema, TransitionBlock
 
 
@@ -179,7 +179,7 @@ class BlockBuilder:
         self._drop_broken(steps)
         clip = self._reward_clip
         reward = steps["reward"] if clip is None else steps["reward"].clip(-clip, clip)
-        rows = n_step_rows(
+        rows = n_step_transitions(
             reward,
             steps["terminated"] | steps["life_lost"],
             steps["truncated"],
@@ -224,7 +224,7 @@ class BlockBuilder:
                     steps["pending"][t, lane] = False
         self._new_broken = []
 
-    def _hold_back(self, ready: np.ndarray, rows: NStepRows) -> None:
+    def _hold_back(self, ready: np.ndarray, rows: NStepTransitions) -> None:
         """Takes the rows out of ready [T, N] that lack the Q-values of the newest frame, on which nobody has
         acted yet."""
         num_steps = len(ready)
@@ -242,7 +242,7 @@ class BlockBuilder:
         return value
 
     def _block(
-        self, steps: dict[str, np.ndarray], rows: NStepRows, reward: np.ndarray, ready: np.ndarray
+        self, steps: dict[str, np.ndarray], rows: NStepTransitions, reward: np.ndarray, ready: np.ndarray
     ) -> TransitionBlock:
         """The block of the rows `ready` [T, N], lane by lane, each lane in time; reward [T, N] as learned."""
         num_steps, num_lanes = ready.shape

@@ -107,7 +107,7 @@ class EnvRestart:
 
     cause: EnvRestartCause
     lane: int | None
-    story: str
+    description: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class RolloutReport:
     incarnation: int
     version: int
     env_steps: int
-    rows_pushed: int
+    transitions_pushed: int
     episode_returns: tuple[float, ...]
     episode_lengths: tuple[int, ...]
     epsilon: float

@@ -68,7 +68,7 @@ class Evaluator:
         while played < episodes:
             if len(rounds) > 2 * -(-episodes // stepper.num_envs):
                 raise EnvFailed(
-                    f"{stepper.take_restarts()[-1].story}\nMost episodes of an evaluation broke off."
+                    f"{stepper.take_restarts()[-1].description}\nMost episodes of an evaluation broke off."
                 )
             first = len(rounds) * stepper.num_envs
             round_seeds = lane_seeds(domain, first + stepper.num_envs)[first:]

@@ -13,7 +13,7 @@ from replay_service.block import TERMINATED, TRUNCATED
 
 
 @dataclass(frozen=True, eq=False)
-class NStepRows:
+class NStepTransitions:
     """One row for each of T steps of N lanes, [T, N] each; meaningless where a step was not real.
 
     Attributes:
@@ -36,14 +36,14 @@ class NStepRows:
         return self.steps + np.arange(len(self.steps))[:, None]
 
 
-def n_step_rows(
+def n_step_transitions(
     reward: np.ndarray,
     terminated: np.ndarray,
     truncated: np.ndarray,
     real: np.ndarray,
     n_step: int,
     gamma: float,
-) -> NStepRows:
+) -> NStepTransitions:
     """Rows of up to n_step steps (Sutton and Barto 2018, equation 7.1, as reward and discount).
 
     reward [T, N] float; terminated, truncated, real [T, N] bool. real is False where a step was only an
@@ -64,4 +64,4 @@ def n_step_rows(
         end[rows] |= bits[k:] * now
         now &= goes_on[k:]
     discount = np.where(end & TERMINATED, 0.0, (gamma ** np.arange(n_step + 1)).take(steps))
-    return NStepRows(total, discount, steps, end, real & ((end != 0) | (steps == n_step)))
+    return NStepTransitions(total, discount, steps, end, real & ((end != 0) | (steps == n_step)))

@@ -11,19 +11,19 @@ from itertools import pairwise
 import numpy as np
 
 # Of learner.normalization, whose numbers acting must repeat.
-NORMALISED_LIMIT = np.float32(10.0)
+NORMALIZED_LIMIT = np.float32(10.0)
 
 
 class MlpPolicy:
     """Fully connected layers with ReLU between them.
 
-    Flat weights: for each layer W [out, in] row by row, then b [out]; then, of normalised observations, the
+    Flat weights: for each layer W [out, in] row by row, then b [out]; then, of normalized observations, the
     mean and the inverse deviation of each value of a frame. Observations are flattened; uint8 ones are
     divided by 255.
     """
 
-    def __init__(self, layer_sizes: Sequence[int], normalised: int = 0) -> None:
-        """layer_sizes: inputs, hidden layers, actions; normalised: the values of a frame, 0 if they stay raw.
+    def __init__(self, layer_sizes: Sequence[int], normalized: int = 0) -> None:
+        """layer_sizes: inputs, hidden layers, actions; normalized: the values of a frame, 0 if they stay raw.
 
         Raises ValueError on fewer than two sizes or one below 1, and where inputs are no whole frames.
         """
@@ -32,12 +32,12 @@ class MlpPolicy:
             raise ValueError(
                 f"layer sizes {self._sizes}: give inputs, hidden layers and actions, each at least 1"
             )
-        if normalised and self._sizes[0] % normalised:
-            raise ValueError(f"{self._sizes[0]} inputs are no stack of frames of {normalised} values")
-        self._normalised = normalised
+        if normalized and self._sizes[0] % normalized:
+            raise ValueError(f"{self._sizes[0]} inputs are no stack of frames of {normalized} values")
+        self._normalized = normalized
         self._moments: tuple[np.ndarray, np.ndarray] | None = None
         parameters = sum(inputs * outputs + outputs for inputs, outputs in pairwise(self._sizes))
-        self.num_weights = parameters + 2 * normalised
+        self.num_weights = parameters + 2 * normalized
         self._layers: list[tuple[np.ndarray, np.ndarray]] = []
         self._buffers: list[np.ndarray] = []
 
@@ -53,9 +53,9 @@ class MlpPolicy:
             offset += outputs
             # [in, out] in memory: the product of a small batch is faster than with a transposed view.
             self._layers.append((weight.T.astype(np.float32, order="C"), bias.astype(np.float32)))
-        if self._normalised:
-            stack = self._sizes[0] // self._normalised
-            mean, inverse = flat_weights[offset:].reshape(2, self._normalised)
+        if self._normalized:
+            stack = self._sizes[0] // self._normalized
+            mean, inverse = flat_weights[offset:].reshape(2, self._normalized)
             self._moments = np.tile(mean, stack), np.tile(inverse, stack)
 
     def q_values(self, observations: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ class MlpPolicy:
         if self._moments is not None:
             # As learner.normalization does, operation by operation: the same bits on both sides.
             mean, inverse = self._moments
-            hidden = np.clip((hidden - mean) * inverse, -NORMALISED_LIMIT, NORMALISED_LIMIT)
+            hidden = np.clip((hidden - mean) * inverse, -NORMALIZED_LIMIT, NORMALIZED_LIMIT)
         if not self._buffers or len(self._buffers[0]) != num_lanes:
             self._buffers = [np.empty((num_lanes, size), np.float32) for size in self._sizes[1:-1]]
         for (weight, bias), buffer in zip(self._layers[:-1], self._buffers, strict=True):

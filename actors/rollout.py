@@ -186,7 +186,7 @@ class EnvActor:
             incarnation=self._incarnation,
             version=version,
             env_steps=env_steps,
-            rows_pushed=0 if block is None else block.num_rows,
+            transitions_pushed=0 if block is None else block.num_transitions,
             episode_returns=returns,
             episode_lengths=lengths,
             epsilon=float(np.mean(epsilon)),

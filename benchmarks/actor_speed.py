@@ -50,7 +50,7 @@ class CountingSink:
     sent_bytes: int = 0
 
     def push(self, block: TransitionBlock) -> None:
-        self.rows += block.num_rows
+        self.rows += block.num_transitions
         self.sent_bytes += encode(block).nbytes
 
     def statuses(self) -> tuple[ShardStatus, ...]:

@@ -100,7 +100,7 @@ def audit(replay: Path) -> Audit:
                 if record.kind == DELIVERY:
                     delivered = unpack_delivery(record.payload)
                     gaps += _differences(path, due, dict(delivered.writers))
-                    due, total = dict(delivered.writers), delivered.inserted_rows_total
+                    due, total = dict(delivered.writers), delivered.inserted_transitions_total
                 elif record.kind == BLOCK:
                     block = decode(record.payload)
                     expected = due.get(block.writer)
@@ -109,7 +109,7 @@ def audit(replay: Path) -> Audit:
                     if found != expected and not (begins and block.sequence == 0):
                         gaps.append(f"{path.name}: writer {block.writer} is at {found}, {expected} was due")
                     due[block.writer] = (block.incarnation, block.sequence + 1)
-                    total, blocks = total + block.num_rows, blocks + 1
+                    total, blocks = total + block.num_transitions, blocks + 1
         rows += total
     return Audit(rows, blocks, tuple(gaps))
 

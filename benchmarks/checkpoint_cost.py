@@ -1,6 +1,6 @@
 """What a checkpoint costs: its bytes and seconds by what is new in it, and what learning loses meanwhile.
 
-A shard and a learner (Nature network, prioritised, batch 32) in processes of their own, as in a run. Run as
+A shard and a learner (Nature network, prioritized, batch 32) in processes of their own, as in a run. Run as
 `python -m benchmarks.checkpoint_cost --transitions 1000000`, which needs some 8 GB of memory and disk.
 """
 
@@ -18,11 +18,11 @@ from time import perf_counter
 from actors.core import EnvSpec
 from benchmarks.replay_data import ATARI, CONFIG
 from benchmarks.replay_through_ray import Writer
-from cluster.checkpoints.checkpoint import Checkpoints, Committed, RunState, shard_folder
-from cluster.control.evaluation import JudgeState
+from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheckpoint, shard_folder
+from cluster.control.evaluation import ModelSelectionState
 from cluster.engines.engine import Need, Ref
 from cluster.engines.ray_engine import RayEngine
-from cluster.metrics.figures import FiguresState
+from cluster.metrics.figures import CountersState
 from cluster.runtime.roles import LearnerRole, RoleContext, ShardRole
 from cluster.settings.config import RunConfig
 from learner.config import LearnerConfig
@@ -30,14 +30,14 @@ from learner.core import LearnerState
 from replay_service.journal.durability import SealReply
 
 UPDATES_PER_CHUNK = 8
-NO_RUN = RunState(0.0, {}, FiguresState(), JudgeState(), "")
+NO_RUN = RunState(0.0, {}, CountersState(), ModelSelectionState(), "")
 
 
 @dataclass(frozen=True)
 class Cost:
     """A cut that was taken while the learner went on: seconds, longest slice, updates a second meanwhile."""
 
-    committed: Committed
+    committed: SavedCheckpoint
     seconds: float
     longest_slice_milliseconds: float
     updates_per_second: float
@@ -61,7 +61,7 @@ class Bench:
         self._learner = engine.spawn(
             "learner", LearnerRole, context, engine.calls, [self._shard], 0, 1, need=Need()
         )
-        self._checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+        self._checkpoints = CheckpointStore(folder / "checkpoints", keep=2)
         self._thread = ThreadPoolExecutor(1)
         self._learning: list[Ref] = []
 

@@ -16,7 +16,7 @@ _HEAD = f"""# Failures
 
 What can be lost, how long until training moves again, and what a run says. Each line was injected for real
 by `python -m benchmarks.chaos --table`, which writes this page: one actor, one shard, so that nothing moves
-before the lost role is back; CartPole, prioritised replay with a journal, a checkpoint every 3 seconds (a
+before the lost role is back; CartPole, prioritized replay with a journal, a checkpoint every 3 seconds (a
 learner's state is kept every 5).
 
 *Killed* processes are noticed at once. *Frozen* ones (stopped, or hanging) are noticed because they do not

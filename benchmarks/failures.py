@@ -32,7 +32,7 @@ SMALL = {
     "learner.updates_per_chunk": "16",
     "replay.num_shards": "1",
     "replay.capacity": "50000",
-    "replay.sampling": "prioritised",
+    "replay.sampling": "prioritized",
     "replay.persist": "continuous",
     "pacing.learning_starts": "500",
     "pacing.samples_per_insert": "4",

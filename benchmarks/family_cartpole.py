@@ -29,7 +29,7 @@ MEMBERS = {
     "dueling": ("learner.dueling=true",),
     "noisy": ("learner.networks.noisy=true",),
     "layer norm": ("learner.layer_norm=true",),
-    "prioritised": ("replay.sampling=prioritised",),
+    "prioritized": ("replay.sampling=prioritized",),
     "c51": ("learner.head=c51",),
     "qr": ("learner.head=qr",),
 }

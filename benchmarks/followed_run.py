@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_SECONDS = 180.0
+TIMEOUT_SECONDS = 180.0
 _LOOK_SECONDS = 0.02
 CLASSES = {"actor": "ActorRole", "shard": "ShardRole", "learner": "LearnerRole", "evaluator": "EvaluatorRole"}
 
@@ -96,7 +96,7 @@ class FollowedRun:
         self._family = {process for process in self._family if process.is_running()}
         return self._family
 
-    def wait_for(self, fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
+    def wait_for(self, fact: Callable[[], Any], what: str, seconds: float = TIMEOUT_SECONDS) -> Any:
         """Looks until `fact` is true, and returns it. Raises RuntimeError where it never is."""
         deadline = time.monotonic() + seconds
         while True:
@@ -118,7 +118,7 @@ class FollowedRun:
         self.family()
         if number is not None:
             self.driver.send_signal(number)
-        return self.driver.wait(PATIENCE_SECONDS)
+        return self.driver.wait(TIMEOUT_SECONDS)
 
     def kill_all(self) -> None:
         """kill -9 of the driver and all that it started, at once: what losing the machine looks like."""
@@ -128,7 +128,7 @@ class FollowedRun:
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.driver.wait(PATIENCE_SECONDS)
+        self.driver.wait(TIMEOUT_SECONDS)
         psutil.wait_procs(family, timeout=10)
 
     def left(self, seconds: float = 15.0) -> list[str]:

@@ -1,4 +1,4 @@
-"""Updates a second of the learner with prioritised replay through Ray against a bare PyTorch loop whose
+"""Updates a second of the learner with prioritized replay through Ray against a bare PyTorch loop whose
 data is in memory, both on one thread, plain DQN; and the share of the learner's time spent waiting for data.
 
 Run as `python -m benchmarks.learner_through_ray`. One full shard and one learner, each in a process of its
@@ -95,7 +95,7 @@ def turns_of(engine: RayEngine, case: Case, schema: BlockSchema, capacity: int, 
 def main() -> None:
     torch.set_num_threads(1)
     print(
-        f"{'prioritised, through Ray':24s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s} {'bar':>5s} waiting"
+        f"{'prioritized, through Ray':24s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s} {'bar':>5s} waiting"
     )
     engine = RayEngine(private=True)
     try:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.api import train
+from cluster.report import data as report_data
 from cluster.settings.load_config import PRESETS, load_config
-from cluster.show import report_data
 
 DATA = PRESETS.parent / "docs" / "learning_curves.json"
 MARGIN = 1.2

@@ -1,5 +1,5 @@
 """Updates a second of the learner in the local runtime, beside its actors, shard and evaluator,
-against a bare PyTorch loop with the same network, batch and optimiser on data in memory.
+against a bare PyTorch loop with the same network, batch and optimizer on data in memory.
 
 Run as `python -m benchmarks.local_learner`. The bare loop runs before and after each training run, with the
 machine to itself, so a machine that changes speed shows; the ratio is against the mean of the two.
@@ -70,7 +70,7 @@ def main() -> None:
     print(f"{'local runtime':34s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s}   (medians of {RUNS} runs)")
     for name, batch_size, sampling in (
         ("MLP 128x128, batch 64, uniform", 64, "uniform"),
-        ("MLP 128x128, batch 64, prioritised", 64, "prioritised"),
+        ("MLP 128x128, batch 64, prioritized", 64, "prioritized"),
         ("MLP 128x128, batch 128, uniform", 128, "uniform"),
     ):
         config = load_config(

@@ -127,12 +127,12 @@ class Events:
 
 def events(snapshot: Snapshot, config: RunConfig) -> Events:
     """All until now, by role."""
-    request_rows = config.learner.batch_size * (config.replay.minibatches_per_request or 1)
+    request_transitions = config.learner.batch_size * (config.replay.minibatches_per_request or 1)
     return Events(
         {
             "actor": snapshot.env_steps_total,
             "learner": snapshot.updates_total,
-            "shard": (snapshot.drawn_transitions_total or 0) / request_rows,
+            "shard": (snapshot.drawn_transitions_total or 0) / request_transitions,
             "evaluator": snapshot.evaluations_total or 0,
         },
         snapshot.process_cpu_seconds_total or {},

@@ -20,7 +20,7 @@ CARTPOLE = BlockSchema((FrameField("observation", "<f4", (4,)),), stack=1, n_ste
 ATARI = BlockSchema((FrameField("observation", "|u1", (84, 84)),), stack=4, n_step=1)
 CARTPOLE_CAPACITY = 1_000_000
 ATARI_CAPACITY = 100_000
-CONFIG = ReplayConfig(sampling="prioritised")
+CONFIG = ReplayConfig(sampling="prioritized")
 
 
 def random_block(schema: BlockSchema, rows: int, seed: int = 0) -> TransitionBlock:
@@ -60,7 +60,7 @@ def encoded_blocks(schema: BlockSchema, rows: int, *, writer: int) -> Iterator[n
 
 
 def full_shard(schema: BlockSchema, capacity: int, config: ReplayConfig = CONFIG) -> ReplayShard:
-    """A shard, prioritised unless told otherwise, whose every row is taken."""
+    """A shard, prioritized unless told otherwise, whose every row is taken."""
     shard = ReplayShard(
         config, schema, shard=0, incarnation=0, capacity=capacity, seed=np.random.SeedSequence(0)
     )

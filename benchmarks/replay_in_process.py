@@ -1,4 +1,4 @@
-"""One shard in this process: insert 64, prioritised sample 512 with gather, update 512, against peers.
+"""One shard in this process: insert 64, prioritized sample 512 with gather, update 512, against peers.
 
 Run as `python -m benchmarks.replay_in_process --peer-python PATH`, the interpreter of an environment that has
 any of cpprb, tianshou and stable-baselines3; without it peers are not measured. Blocks are encoded before the

@@ -2,7 +2,7 @@
 
 Run as `python -m benchmarks.replay_memory`. Real frames: the project's own actors play three games at random
 (stack 4, three-step rows, the chunks of an automatic configuration). Their blocks fill one shard with frames
-as they are and one with lz4, 100,000 prioritised transitions each, the same blocks again where the games
+as they are and one with lz4, 100,000 prioritized transitions each, the same blocks again where the games
 brought fewer. Bytes are all that a shard holds: frames, rows, priorities, segment overhead. Draws of 512 are
 timed in turn on both shards; a ratio is lz4's throughput over the plain one's. "shard" is the draw alone,
 "sampler" a whole minibatch at the learner in one process, "ray" the same with shard and learner in processes
@@ -98,13 +98,13 @@ def pushes(blocks: list[TransitionBlock]) -> Iterator[np.ndarray]:
         if rows > 1.2 * CAPACITY:
             return
         block = replace(blocks[sequence % len(blocks)], sequence=sequence)
-        rows += block.num_rows
+        rows += block.num_transitions
         yield encode(block)
 
 
 def make_shard(compression: Compression, blocks: list[TransitionBlock]) -> ReplayShard:
     return ReplayShard(
-        ReplayConfig(sampling="prioritised", compression=compression),
+        ReplayConfig(sampling="prioritized", compression=compression),
         blocks[0].schema,
         shard=0,
         incarnation=0,
@@ -131,7 +131,7 @@ class ShardProcess:
 
 def sampler_over(transport: ShardTransport, prefetch_requests: int) -> ReplaySampler:
     return ReplaySampler(
-        ReplayConfig(sampling="prioritised"),
+        ReplayConfig(sampling="prioritized"),
         transport,
         batch_size=BATCH_SIZE,
         minibatches_per_request=1,

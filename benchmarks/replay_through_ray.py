@@ -48,7 +48,7 @@ class Writer:
         """Returns the rows pushed."""
         for _ in range(blocks):
             self._sink.push(self._block)
-        return blocks * self._block.num_rows
+        return blocks * self._block.num_transitions
 
 
 def spawn(engine: RayEngine, schema: BlockSchema, capacity: int, folder: Path) -> tuple[Handle, Handle]:

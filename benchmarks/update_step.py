@@ -108,7 +108,7 @@ class BareLoop:
     def __init__(self, case: Case, minibatches: list[Minibatch]) -> None:
         network = textbook_network(case.spec, case.config)
         self.online, self.target = network, copy.deepcopy(network)
-        self.optimiser = torch.optim.Adam(self.online.parameters(), lr=case.config.learning_rate)
+        self.optimizer = torch.optim.Adam(self.online.parameters(), lr=case.config.learning_rate)
         stack = case.spec.stack
         self.batches = cycle(
             [
@@ -130,10 +130,10 @@ class BareLoop:
                 target = r_t + discount_t * self.target(obs_t).max(dim=1).values
             q_tm1 = self.online(obs_tm1).gather(1, a_tm1.unsqueeze(1)).squeeze(1)
             loss = nn.functional.mse_loss(q_tm1, target)
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.online.parameters(), 10.0)
-            self.optimiser.step()
+            self.optimizer.step()
 
 
 def updates_per_second(loop: BareLoop | Learner, updates: int) -> float:

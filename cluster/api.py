@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 from actors.core import EnvSpec
 from actors.envs.make import probe
-from cluster.checkpoints.checkpoint import cut_folders, read_cut
-from cluster.checkpoints.resume import Resumed, changes, go_on, newest_good_cut, saved_config
+from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
+from cluster.checkpoints.resume import Resumed, changes, go_on, newest_good_checkpoint, saved_config
 from cluster.coordinator import Coordinator, Outcome, RunFailed
 from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import Engine
@@ -206,7 +206,7 @@ def train(
                 outcome = ended
             else:
                 engine.close()
-                resumed = go_on(run_dir, read_cut(life.directory.checkpoints / ended.name), config)
+                resumed = go_on(run_dir, read_checkpoint(life.directory.checkpoints / ended.name), config)
     return Result(run_dir, outcome, time.monotonic() - began, signals.received)
 
 
@@ -226,7 +226,7 @@ def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
     """
     checkpoints = run_dir / "checkpoints"
     read_config(run_dir)
-    if not cut_folders(checkpoints) and not required:
+    if not checkpoint_folders(checkpoints) and not required:
         directory = RunDir.reopen(run_dir.absolute(), prepared.config, None, {})
         # Rows without a learner's state that belongs to them.
         shutil.rmtree(run_dir / "replay", ignore_errors=True)
@@ -237,7 +237,7 @@ def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
             f"{run_dir}: the environment was {spec}, it now is {prepared.spec}; a run goes on "
             "with its own environment only"
         )
-    cut, problems = newest_good_cut(checkpoints)
+    cut, problems = newest_good_checkpoint(checkpoints)
     changed = changes(saved_config(cut.manifest), prepared.config)
     given = {change.name: change.given for change in changed}
     directory = RunDir.reopen(run_dir.absolute(), prepared.config, cut.manifest.number, given)
@@ -255,7 +255,7 @@ def _start_engine(config: RunConfig, stack: ExitStack, run_dir: Path, started: f
 
         run_started_at = time.time() - (time.monotonic() - started)
         logs = stack.enter_context(closing(SerialLogs(run_dir / "logs", run_started_at)))
-        serial = SerialEngine(logs.speaking_as)
+        serial = SerialEngine(logs.output_of)
         stack.callback(serial.close)
         return serial, 0.0
     engine = stack.enter_context(closing(_ray_engine(config)))

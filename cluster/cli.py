@@ -231,7 +231,7 @@ def _eval(options: argparse.Namespace) -> int:
             "returns": played.returns,
         }
         if scores is not None:
-            line |= {"human_normalised": scores.normalised(mean), **asdict(scores)}
+            line |= {"human_normalized": scores.normalized(mean), **asdict(scores)}
         print(json.dumps(line))
     else:
         low, high = min(played.returns), max(played.returns)

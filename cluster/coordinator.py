@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from actors.core import EnvRestart, EnvSpec, EvaluationReport, RolloutReport
-from cluster.checkpoints.checkpoint import Committed
-from cluster.checkpoints.recovery import Continuity, Parts
+from cluster.checkpoints.checkpoint import SavedCheckpoint
+from cluster.checkpoints.recovery import Parts, Recovery
 from cluster.checkpoints.resume import Resumed
-from cluster.control.evaluation import EvaluationRequest, Judge
+from cluster.control.evaluation import EvaluationRequest, ModelSelection
 from cluster.control.pacing import Ledger, Pacing, slack_samples
 from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import Engine, EngineError, ObjectLost, Ref, RoleDied, RoleOutOfMemory
-from cluster.engines.process_info import require_same_root
+from cluster.engines.process_info import require_same_code
 from cluster.engines.stacks import end_process, request_stack, stack_of
 from cluster.metrics.accounts import Accounts, RestartCause
 from cluster.metrics.figures import Figures
@@ -111,23 +111,27 @@ class Coordinator:
         )
         self._serial = config.run.runtime == "serial"
         before = resumed.manifest.run if resumed else None
-        self._judge = Judge(config.evaluation, config.stop.target_return, before.judge if before else None)
+        self._selection = ModelSelection(
+            config.evaluation, config.stop.target_return, before.selection if before else None
+        )
         self._chunk_steps = config.actors.steps_per_chunk or 1
-        self._chunk_rows = self._chunk_steps * (config.actors.envs_per_actor or 1)
+        self._chunk_transitions = self._chunk_steps * (config.actors.envs_per_actor or 1)
         self._chunk_updates = config.learner.updates_per_chunk or 1
         self._batch_size = config.learner.batch_size
         # Half of a shard so small that rows leave it early: such a batch only repeats more of them.
-        self._least_rows = min(self._batch_size, (config.replay.capacity or 2) // 2)
+        self._least_transitions = min(self._batch_size, (config.replay.capacity or 2) // 2)
         # The serial runtime runs each call where it is made: a second credit would only add policy lag.
         self._credits_each = 1 if self._serial else _CREDITS_EACH
         # A chunk stays outstanding until a shard confirms it, and its actor says so with its next chunk only.
-        unconfirmed = 0 if self._serial else config.actors.pushes_in_flight
-        rollout_rows = (self._credits_each + unconfirmed) * len(self._fleet.actors) * self._chunk_rows
-        learn_rows = self._credits_each * self._chunk_updates * self._batch_size
+        unacknowledged = 0 if self._serial else config.actors.pushes_in_flight
+        rollout_transitions = (
+            (self._credits_each + unacknowledged) * len(self._fleet.actors) * self._chunk_transitions
+        )
+        learn_transitions = self._credits_each * self._chunk_updates * self._batch_size
         self._pacing = Pacing(
             config.pacing.samples_per_insert,
             config.pacing.learning_starts,
-            slack_samples(config.pacing.samples_per_insert, rollout_rows, learn_rows),
+            slack_samples(config.pacing.samples_per_insert, rollout_transitions, learn_transitions),
         )
         self._totals = ShardTotals()
         self._weights: Ref | None = None
@@ -153,19 +157,19 @@ class Coordinator:
             self._fleet,
             self._figures,
             self._totals,
-            self._judge,
+            self._selection,
             run_dir,
             self._recorder,
             started,
             self._restored,
         )
-        self._continuity = Continuity(parts, resumed=resumed, initial_weights=initial_weights)
+        self._recovery = Recovery(parts, resumed=resumed, initial_weights=initial_weights)
         self._asked_at = self._asked_logs_at = self._asked_machines_at = time.monotonic()
         self._advanced = (started, 0)
         self._saved_at = time.monotonic()
         self.newest: Snapshot | None = None
 
-    def run(self) -> Outcome | Committed:
+    def run(self) -> Outcome | SavedCheckpoint:
         """Trains until a stop condition, a signal or a failure.
 
         In the serial runtime also until a checkpoint is due: the run is then to go on from that, so that one
@@ -189,8 +193,8 @@ class Coordinator:
                 self._figures.take_wait(waited - asked, now - turn)
                 turn = now
                 reason = self._reason_to_stop()
-                if reason is None and self._serial and self._continuity.cut_is_due():
-                    committed = self._come_to_rest_and_cut()
+                if reason is None and self._serial and self._recovery.checkpoint_is_due():
+                    committed = self._rest_and_checkpoint()
                     if committed is not None:
                         return committed
             return self._finish(reason)
@@ -201,38 +205,40 @@ class Coordinator:
             self._collect_logs()
             raise RunFailed(str(error), error.role, self._run_dir.logs) from None
         finally:
-            self._continuity.close()
+            self._recovery.close()
 
     def _ledger(self) -> Ledger:
         return Ledger(
-            inserted=self._totals.inserted_rows,
+            inserted=self._totals.inserted_transitions,
             inserting=self._fleet.outstanding("rollout"),
-            sampled=self._figures.sampled_rows,
+            sampled=self._figures.sampled_transitions,
             sampling=self._fleet.outstanding("learn"),
         )
 
     def _grant(self) -> None:
-        if self._continuity.restoring:
+        if self._recovery.restoring:
             return
         for depth in range(self._credits_each):
             for actor in self._fleet.actors:
                 idle = actor.pid is not None and len(actor.in_flight) <= depth
-                if idle and (self._refills() or self._pacing.may_insert(self._ledger(), self._chunk_rows)):
+                if idle and (
+                    self._refills() or self._pacing.may_insert(self._ledger(), self._chunk_transitions)
+                ):
                     self._grant_rollout(actor)
         learner = self._fleet.learner
         while learner.pid is not None and self._fleet.granted(learner, "learn") < self._credits_each:
             updates = self._next_chunk_updates()
             if updates == 0 or not self._pacing.may_sample(self._ledger(), updates * self._batch_size):
                 break
-            if self._held_rows() < self._least_rows:
+            if self._held_transitions() < self._least_transitions:
                 break
             credit = Credit("learn", learner, rows=updates * self._batch_size)
             report, weights = self._fleet.grant(credit, "learn", updates, returns=2)
             self._learn_weights[report] = weights
         # Initial weights are worth an evaluation of their own; random ones are not.
-        self._grant_evaluation(due=self._continuity.starts_from_weights and self._figures.version == 0)
+        self._grant_evaluation(due=self._recovery.starts_from_weights and self._figures.version == 0)
 
-    def _held_rows(self) -> int:
+    def _held_transitions(self) -> int:
         """Rows that can be sampled now: a shard that was lost counts again once it is back."""
         return sum(
             status.count
@@ -242,10 +248,10 @@ class Coordinator:
 
     def _refills(self) -> bool:
         """Whether acting must go on whatever pacing says: a lost shard left too few rows to sample."""
-        return self._held_rows() + self._fleet.outstanding("rollout") < self._least_rows
+        return self._held_transitions() + self._fleet.outstanding("rollout") < self._least_transitions
 
     def _grant_rollout(self, actor: Member) -> None:
-        credit = Credit("rollout", actor, rows=self._chunk_rows)
+        credit = Credit("rollout", actor, rows=self._chunk_transitions)
         self._fleet.grant(
             credit, "rollout", self._chunk_steps, self._figures.version, self._weights, self._totals.env_steps
         )
@@ -266,7 +272,7 @@ class Coordinator:
         evaluator = self._fleet.evaluator
         if evaluator.pid is None or evaluator.in_flight or self._weights is None:
             return False
-        request = self._judge.next_request(self._figures.version, due=due)
+        request = self._selection.next_request(self._figures.version, due=due)
         if request is None:
             return False
         weights = self._candidate_weights if request.confirms else self._weights
@@ -286,9 +292,9 @@ class Coordinator:
             value = self._engine.get(ref)
         except (RoleDied, ObjectLost) as error:
             if credit.evaluation is not None:
-                self._judge.lost(credit.evaluation)
+                self._selection.lost(credit.evaluation)
                 if isinstance(error, ObjectLost):
-                    self._judge.withdraw()
+                    self._selection.withdraw()
             if isinstance(error, ObjectLost) and credit.kind in ("rollout", "evaluate"):
                 # The weights died with the learner's machine; its replacement brings others.
                 self._weights = None
@@ -299,13 +305,13 @@ class Coordinator:
             raise RunFailed(
                 f"{error.message}\n{error.role} raised the error above; the run has ended.", error.role
             ) from None
-        if credit.kind == "presence":
+        if credit.kind == "process_info":
             try:
-                require_same_root(value)
+                require_same_code(value)
             except ImportError as error:
                 name = credit.member.handle.name
                 raise RunFailed(f"{name}: {error}", name) from None
-            credit.member.presence = value
+            credit.member.process_info = value
             credit.member.machine = self._engine.machine_of(credit.member.handle)
             # Coming up takes its time, on a busy machine or a cluster without free CPUs.
             self._advanced = (time.monotonic(), self._advanced[1])
@@ -316,24 +322,24 @@ class Coordinator:
         elif credit.kind == "status":
             self._totals.take([value])
         elif credit.kind == "recovery":
-            self._continuity.take_recovery(credit.member, *value)
+            self._recovery.take_recovery(credit.member, *value)
         elif credit.kind == "state":
-            self._continuity.take_state(ref, value)
+            self._recovery.take_state(ref, value)
         elif credit.kind == "restore":
-            self._weights = self._continuity.take_restored(ref, credit.member, value)
+            self._weights = self._recovery.take_restored(ref, credit.member, value)
         elif credit.kind == "seal":
-            self._continuity.take_seal(credit.member, value)
-        elif credit.kind == "unconfirmed":
-            credit.member.rows_unacknowledged, statuses = value
+            self._recovery.take_seal(credit.member, value)
+        elif credit.kind == "unacknowledged":
+            credit.member.unacknowledged_transitions, statuses = value
             self._totals.take(statuses)
         elif credit.kind == "replace_shard":
             if credit.member.kind == "actor":
-                credit.member.rows_unacknowledged = value
+                credit.member.unacknowledged_transitions = value
         elif credit.evaluation is not None:
             self._take_evaluation(credit.evaluation, value, credit.weights)
 
-    def _take_rollout(self, actor: Member, report: RolloutReport, rows_unacknowledged: int) -> None:
-        actor.rows_unacknowledged = rows_unacknowledged
+    def _take_rollout(self, actor: Member, report: RolloutReport, unacknowledged_transitions: int) -> None:
+        actor.unacknowledged_transitions = unacknowledged_transitions
         self._totals.take(report.statuses)
         self._figures.take_rollout(report)
         self._take_env_restarts(actor, report.env_restarts)
@@ -356,16 +362,16 @@ class Coordinator:
     ) -> None:
         self._figures.take_evaluation(report)
         self._take_env_restarts(self._fleet.evaluator, report.env_restarts)
-        self._fleet.patience.evaluated(report)
+        self._fleet.timeouts.evaluated(report)
         self._recorder.evaluation(request, report)
         try:
             # Before it is the best: the machine that holds the weights may be gone.
             flat = self._engine.get(weights) if request.confirms and weights is not None else None
         except ObjectLost:
-            self._judge.withdraw()
+            self._selection.withdraw()
             return
-        if self._judge.take(request, report) and flat is not None and self._judge.best is not None:
-            self._recorder.best(self._judge.best, flat)
+        if self._selection.take(request, report) and flat is not None and self._selection.best is not None:
+            self._recorder.best(self._selection.best, flat)
 
     def _bury(self, dead: Member, error: EngineError, frozen_seconds: float | None = None) -> None:
         """Replaces a dead role within the budget, of which a machine that takes its roles along costs one.
@@ -392,7 +398,7 @@ class Coordinator:
         fresh.machine = dead.machine  # until it is up
         if dead.kind == "learner":
             self._learn_weights.clear()
-            if not self._continuity.give_state(fresh):
+            if not self._recovery.give_state(fresh):
                 self._weights = None
 
     def _end_frozen(self) -> None:
@@ -402,27 +408,27 @@ class Coordinator:
             return
         member, seconds = frozen
         if member.kind == "actor":
-            stacks = stack_of(member.presence, self._run_dir.logs, member.handle.name)
-            story = f"it did not return from a chunk for {seconds:.0f} s"
-            self._replace_actor(member, "frozen", EnvRestart("hang", None, f"{stacks}{story}"))
+            stacks = stack_of(member.process_info, self._run_dir.logs, member.handle.name)
+            description = f"it did not return from a chunk for {seconds:.0f} s"
+            self._replace_actor(member, "frozen", EnvRestart("hang", None, f"{stacks}{description}"))
             return
         # Ray would first ask a process that is stopped, and wait.
-        end_process(member.presence)
+        end_process(member.process_info)
         for credit in map(self._fleet.credits.__getitem__, member.in_flight):
             if credit.evaluation is not None:
-                self._judge.lost(credit.evaluation)
+                self._selection.lost(credit.evaluation)
         self._bury(member, RoleDied(member.handle.name, f"it did not answer for {seconds:.0f} s"), seconds)
 
     def _replace_actor(self, actor: Member, cause: RestartCause, restart: EnvRestart) -> None:
         """Ends and replaces an actor because of its environments."""
-        end_process(actor.presence)
+        end_process(actor.process_info)
         self._take_env_restarts(actor, [restart])
         self._replace(actor, cause, "was ended")
 
     def _replace(self, dead: Member, cause: RestartCause, how: str, left: str = "") -> Member:
         """Puts the next incarnation in the place of a role that is gone, and says so."""
         self._figures.take_restart(dead.kind, cause)
-        held = self._continuity.dies(dead)
+        held = self._recovery.dies(dead)
         fresh = self._fleet.replace(dead)
         self._recorder.event(
             f"{dead.handle.name} (process {dead.pid}) {how}{held}; replaced by incarnation "
@@ -439,14 +445,14 @@ class Coordinator:
             if left < 0:
                 ends = "raised the error above" if restart.cause == "raise" else "is where that happened"
                 raise RunFailed(
-                    f"{restart.story}\n{name} {ends}; actors.env_restarts = {budget} were used up, and the "
-                    "run has ended.",
+                    f"{restart.description}\n{name} {ends}; actors.env_restarts = {budget} were used up, "
+                    "and the run has ended.",
                     name,
                 )
             which = "its environments" if restart.lane is None else f"environment {restart.lane}"
             self._recorder.event(
-                f"{name}: {which} made anew ({restart.cause}: {restart.story.strip().splitlines()[-1]}), "
-                f"{left} restarts of environments left"
+                f"{name}: {which} made anew ({restart.cause}: {restart.description.strip().splitlines()[-1]})"
+                f", {left} restarts of environments left"
             )
 
     def _notice_leaving(self) -> None:
@@ -455,13 +461,13 @@ class Coordinator:
         news, self._leaving = leaving - self._leaving, leaving
         roles = [member.handle.name for member in self._fleet.members if member.machine in news]
         if roles:
-            self._continuity.cut_soon(f"warning: a machine is about to go, with {', '.join(roles)}")
+            self._recovery.checkpoint_soon(f"warning: a machine is about to go, with {', '.join(roles)}")
 
     def _went_with_its_machine(self, dead: Member, now: float) -> bool:
         """Whether another role of the same other machine has just gone, and this one had not yet."""
         since, roles = self._gone.get(dead.machine, (-math.inf, set()))
         # One that never came up may have been sent to that very machine, before Ray knew that it is gone.
-        new = dead.presence is None or dead.handle.name not in roles
+        new = dead.process_info is None or dead.handle.name not in roles
         together = new and now - since < _GONE_TOGETHER_SECONDS
         if not dead.machine or not together:
             self._gone[dead.machine] = (now, {dead.handle.name})
@@ -473,14 +479,14 @@ class Coordinator:
         """All roles are as they were: the run goes on, at its pace of before."""
         self._figures.resumed(time.monotonic())
         # Rows newer than the learner's state were learned from by one that is lost.
-        self._figures.sampled_rows += self._pacing.surplus_samples(self._ledger())
+        self._figures.sampled_transitions += self._pacing.surplus_samples(self._ledger())
 
-    def _come_to_rest_and_cut(self) -> Committed | None:
+    def _rest_and_checkpoint(self) -> SavedCheckpoint | None:
         """The serial runtime's cut, between two lives of the run."""
         while self._fleet.credits:
             for ref in self._engine.wait(list(self._fleet.credits), 0.0):
                 self._complete(ref)
-        return self._continuity.cut_now(self._complete)
+        return self._recovery.checkpoint_now(self._complete)
 
     def _tick(self, *, idle: bool) -> None:
         now = time.monotonic()
@@ -490,7 +496,7 @@ class Coordinator:
         if now - self._asked_machines_at >= _ASK_MACHINES_SECONDS:
             self._asked_machines_at = now
             self._notice_leaving()
-        self._continuity.tick(now)
+        self._recovery.tick(now)
         if now - self._asked_at >= _ASK_SHARDS_SECONDS:
             self._asked_at = now
             self._fleet.ask_shards()
@@ -503,11 +509,11 @@ class Coordinator:
             self._fleet.spread_ladder()
         # Before all roles are back their totals are not known.
         due = self._figures.interval_seconds(now) >= self._config.metrics.every_seconds
-        if due and not self._continuity.restoring:
+        if due and not self._recovery.restoring:
             self._snapshot(now)
         if now - self._saved_at >= self._config.checkpoint.weights_every_seconds:
             self._save_latest()
-        moved = self._totals.inserted_rows + self._figures.version
+        moved = self._totals.inserted_transitions + self._figures.version
         if moved != self._advanced[1]:
             self._advanced = (now, moved)
         elif idle and now - self._advanced[0] > self._config.run.stall_seconds:
@@ -519,7 +525,7 @@ class Coordinator:
             self._ledger(),
             self._pacing,
             self._totals,
-            self._judge.best,
+            self._selection.best,
             self._fleet.figures(),
             self._usage.due(),
         )
@@ -549,13 +555,13 @@ class Coordinator:
     def _fail_stalled(self) -> None:
         waiting = [
             f"  {member.handle.name} (process {member.pid}): {len(member.in_flight)} calls in flight"
-            if member.presence
+            if member.process_info
             else f"  {member.handle.name}: has not come up; are there free CPUs for it?"
             for member in self._fleet.members
         ]
         # Every role answers SIGUSR1 by writing its stack to the log folder; it works while the role hangs.
         for member in self._fleet.members:
-            request_stack(member.presence)
+            request_stack(member.process_info)
         raise RunFailed(
             f"nothing was inserted or learned for run.stall_seconds = {self._config.run.stall_seconds:g}:\n"
             + "\n".join(waiting)
@@ -567,7 +573,7 @@ class Coordinator:
         asked = self._stop_requested()
         if asked is not None:
             return asked
-        if self._judge.solved:
+        if self._selection.solved:
             return f"the target return {stop.target_return:g} was reached and confirmed"
         if stop.env_steps is not None and self._totals.env_steps >= stop.env_steps:
             return f"stop.env_steps = {stop.env_steps} reached"
@@ -579,20 +585,20 @@ class Coordinator:
 
     def _finish(self, reason: str) -> Outcome:
         saved, version = self._save_latest(), self._figures.version
-        if self._stop_requested() is None and not self._judge.solved:
+        if self._stop_requested() is None and not self._selection.solved:
             self._evaluate_last()
-        self._continuity.last_cut(self._complete)
+        self._recovery.last_checkpoint(self._complete)
         if self._figures.version >= version:  # one that died meanwhile went on from an older one
             saved = self._save_latest()
         final = self._snapshot(time.monotonic())
-        best = self._judge.best
+        best = self._selection.best
         if not saved:
             raise RunFailed(f"{reason}, but the newest weights could not be written to {self._run_dir.path}")
         self._collect_logs()
         self._recorder.event(f"end: {reason}")
         return Outcome(
             reason=reason,
-            solved=self._judge.solved,
+            solved=self._selection.solved,
             best_version=best.version if best else None,
             best_return_mean=best.score if best else None,
             final=final,
@@ -601,16 +607,16 @@ class Coordinator:
 
     def _evaluate_last(self) -> None:
         """Gives the last version its chance to be the best, once the learner has come to rest."""
-        patience_seconds = max(self._config.run.stall_seconds, 10 * self._figures.longest_evaluation_seconds)
-        deadline = time.monotonic() + patience_seconds
+        timeout_seconds = max(self._config.run.stall_seconds, 10 * self._figures.longest_evaluation_seconds)
+        deadline = time.monotonic() + timeout_seconds
         rested = self._wait_for(lambda: not self._fleet.learner.in_flight, deadline)
         rested = rested and self._wait_for(lambda: not self._fleet.evaluator.in_flight, deadline)
         while rested and self._grant_evaluation(due=True):
-            deadline = time.monotonic() + patience_seconds
+            deadline = time.monotonic() + timeout_seconds
             rested = self._wait_for(lambda: not self._fleet.evaluator.in_flight, deadline)
         if not rested and self._stop_requested() is None:
             self._recorder.event(
-                f"the last evaluation did not end within {patience_seconds:g} s and is left out"
+                f"the last evaluation did not end within {timeout_seconds:g} s and is left out"
             )
 
     def _wait_for(self, done: Callable[[], bool], deadline: float) -> bool:

@@ -57,11 +57,11 @@ class LearnerConfig:
 
     network is one of NETWORKS, or an import path "package.module:factory": a callable (spec, config) that
     returns a torch module [B, *observation_shape] -> [B, A] ([B, A, num_atoms] for a distributional head).
-    hidden_sizes are those of the MLP. layer_norm normalises before each ReLU. Of several arrays each has an
+    hidden_sizes are those of the MLP. layer_norm normalizes before each ReLU. Of several arrays each has an
     encoder of its own: the convolutions that `network` names for images, the layers of the MLP below its
     last hidden one for the rest; their outputs are joined below the last hidden layer.
 
-    normalise_observations: float observations enter networks as (x - mean) / deviation, clipped to 10
+    normalize_observations: float observations enter networks as (x - mean) / deviation, clipped to 10
     deviations, by running statistics of the sampled minibatches, which travel with the weights.
 
     head says what is learned of each action's return: "q" its mean, "c51" its distribution over num_atoms
@@ -75,14 +75,14 @@ class LearnerConfig:
     initial_weights: a run directory or a file of weights by name; online and target network begin with them.
 
     precision "bfloat16" computes the learner's networks under autocast; weights, targets, losses and the
-    optimiser stay float32, and so does acting. compile has torch.compile make the learner's forward and
+    optimizer stay float32, and so does acting. compile has torch.compile make the learner's forward and
     backward passes; where there is no compiler the run says so and goes on without.
     """
 
     network: str = "auto"
     hidden_sizes: tuple[int, ...] = (128, 128)
     layer_norm: bool = False
-    normalise_observations: bool = False
+    normalize_observations: bool = False
     head: Literal["q", "c51", "qr"] = "q"
     num_atoms: int = 51
     value_range: tuple[float, float] = (-10.0, 10.0)
@@ -91,7 +91,7 @@ class LearnerConfig:
     loss: Literal["squared", "huber"] = "squared"
     huber_delta: float = 1.0
     double: bool = False
-    optimiser: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 5e-4
     learning_rate_end: float = 0.0
     learning_rate_decay_updates: int | None = None
@@ -209,9 +209,9 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
         raise ValueError(
             f"learner.{switches[0]} is true, which needs layers of ours; learner.network is {network}"
         )
-    if config.normalise_observations and not any(map(is_float, arrays)):
+    if config.normalize_observations and not any(map(is_float, arrays)):
         raise ValueError(
-            f"learner.normalise_observations is true, which needs float observations; {seen}; give false"
+            f"learner.normalize_observations is true, which needs float observations; {seen}; give false"
         )
     return network
 
@@ -223,7 +223,7 @@ def is_large_image(spec: NetworkSpec) -> bool:
 
 
 def is_float(spec: NetworkSpec) -> bool:
-    """Whether an observation of one array can be normalised: it holds no bytes, flags or state numbers."""
+    """Whether an observation of one array can be normalized: it holds no bytes, flags or state numbers."""
     return spec.observation_dtype in ("<f4", "float32")
 
 

@@ -45,15 +45,15 @@ class Outcome(Protocol):
 class SkippedBatch:
     """A minibatch that met `version` and gave a loss or gradient that is not finite.
 
-    keys are the rows' item ids, shard after shard; rows_per_shard says how many are of each. Both are empty
-    where the source gives no keys. arrays: name -> its figures.
+    keys are the transitions' item ids, shard after shard; transitions_per_shard says how many are of each.
+    Both are empty where the source gives no keys. arrays: name -> its figures.
     """
 
     version: int
     loss: float
     grad_norm: float
     keys: tuple[int, ...]
-    rows_per_shard: tuple[int, ...]
+    transitions_per_shard: tuple[int, ...]
     arrays: Mapping[str, Figures]
 
 
@@ -72,7 +72,9 @@ def skipped_batch(minibatch: Minibatch, version: int, outcome: Outcome) -> Skipp
         loss=outcome.loss,
         grad_norm=outcome.grad_norm,
         keys=() if minibatch.keys is None else tuple(minibatch.keys.tolist()),
-        rows_per_shard=() if minibatch.rows_per_shard is None else tuple(minibatch.rows_per_shard.tolist()),
+        transitions_per_shard=()
+        if minibatch.transitions_per_shard is None
+        else tuple(minibatch.transitions_per_shard.tolist()),
         arrays={name: summary(array) for name, array in arrays.items()},
     )
 

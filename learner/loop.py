@@ -171,7 +171,7 @@ class Learner:
         return self._step.state()
 
     def restore(self, state: LearnerState) -> None:
-        """Goes on from a state. Raises ValueError where it is of another network or optimiser."""
+        """Goes on from a state. Raises ValueError where it is of another network or optimizer."""
         self._step.restore(state)
 
     def _skip(self, batch: SkippedBatch) -> None:

@@ -15,8 +15,8 @@ from learner.config import LearnerConfig, NetworkSpec
 from learner.networks.build import build_network
 from learner.normalization import tail_size
 
-NORMALISER_TAIL = "observation_normaliser"
-"""[2 D] float32, where observations are normalised: means and inverse deviations of a frame's D values."""
+NORMALIZER_TAIL = "observation_normalizer"
+"""[2 D] float32, where observations are normalized: means and inverse deviations of a frame's D values."""
 
 
 def seeded_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
@@ -26,7 +26,7 @@ def seeded_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
 
 
 def named_weights(spec: NetworkSpec, config: LearnerConfig, flat: np.ndarray) -> dict[str, np.ndarray]:
-    """Parameter name -> its part of flat [P] float32, a view in its shape; then the normaliser's tail.
+    """Parameter name -> its part of flat [P] float32, a view in its shape; then the normalizer's tail.
 
     Raises ValueError where the network has another number of weights.
     """
@@ -74,7 +74,7 @@ def network_facts(spec: NetworkSpec, config: LearnerConfig) -> dict[str, object]
 def _shapes(spec: NetworkSpec, config: LearnerConfig) -> dict[str, tuple[int, ...]]:
     network = seeded_network(spec, config)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    return shapes | ({NORMALISER_TAIL: (tail_size(spec),)} if config.normalise_observations else {})
+    return shapes | ({NORMALIZER_TAIL: (tail_size(spec),)} if config.normalize_observations else {})
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

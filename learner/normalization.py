@@ -1,6 +1,6 @@
-"""Running statistics of float observations, and observations normalised by them.
+"""Running statistics of float observations, and observations normalized by them.
 
-Owns the statistics and the formula; must not import networks, optimisers or the learning loop.
+Owns the statistics and the formula; must not import networks, optimizers or the learning loop.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from learner.config import NetworkSpec, is_float
 from learner.objectives.shapes import require_shape
 from replay_service.block import OBSERVATION
 
-NORMALISED_LIMIT = 10.0
-"""Normalised values are clipped to this many deviations; actors.policy repeats it."""
+NORMALIZED_LIMIT = 10.0
+"""Normalized values are clipped to this many deviations; actors.policy repeats it."""
 
 INITIAL_SAMPLES = 10_000.0
 """What statistics that came with initial weights count for: weights do not tell how many were seen."""
@@ -56,7 +56,7 @@ def merged(moments: Moments, samples: Tensor) -> Moments:
     )
 
 
-class ObservationNormaliser:
+class ObservationNormalizer:
     """x -> clip((x - mean) / sqrt(variance), -10, 10), elementwise for each value of a frame, in float32.
 
     The frames of a stack share their statistics. Parts that are not float pass as they are. Before anything
@@ -81,11 +81,11 @@ class ObservationNormaliser:
         self.tail = torch.cat((torch.zeros(size), torch.ones(size))).to(device)
 
     def __call__(self, observations: Observations) -> Observations:
-        """Normalised copies, in the shapes of the observations."""
+        """Normalized copies, in the shapes of the observations."""
         if isinstance(observations, Tensor):
-            return self._normalised(observations, *self._tail_of(OBSERVATION))
+            return self._normalized(observations, *self._tail_of(OBSERVATION))
         return {
-            name: self._normalised(array, *self._tail_of(name)) if name in self._frame_shapes else array
+            name: self._normalized(array, *self._tail_of(name)) if name in self._frame_shapes else array
             for name, array in observations.items()
         }
 
@@ -117,8 +117,8 @@ class ObservationNormaliser:
         return mean, inverse
 
     @staticmethod
-    def _normalised(array: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
-        return ((array - mean) * inverse).clamp_(-NORMALISED_LIMIT, NORMALISED_LIMIT)
+    def _normalized(array: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+        return ((array - mean) * inverse).clamp_(-NORMALIZED_LIMIT, NORMALIZED_LIMIT)
 
 
 def moments_of(tail: Tensor) -> Moments:
@@ -129,7 +129,7 @@ def moments_of(tail: Tensor) -> Moments:
 
 
 def tail_size(spec: NetworkSpec) -> int:
-    """2 D: the floats that travel behind the weights where observations are normalised."""
+    """2 D: the floats that travel behind the weights where observations are normalized."""
     return 2 * sum(math.prod(array.frame_shape) for array in spec.arrays.values() if is_float(array))
 
 

@@ -1,6 +1,6 @@
-"""One optimiser step on one vector: learning rate, clipping, Adam or SGD.
+"""One optimizer step on one vector: learning rate, clipping, Adam or SGD.
 
-Owns the optimiser's state; must not import networks' architectures, numpy or the replay service.
+Owns the optimizer's state; must not import networks' architectures, numpy or the replay service.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def clip_(gradient: Tensor, max_norm: float | None) -> Tensor:
     return norm
 
 
-class FlatOptimiser:
+class FlatOptimizer:
     """Fused Adam (Kingma and Ba 2015, arXiv:1412.6980) or plain SGD on a network's flat weights.
 
     Calls the operators below torch.optim: for one tensor its bookkeeping takes twice as long as they do, a
@@ -47,7 +47,7 @@ class FlatOptimiser:
         self._gradient = network.gradient
         self._moments: dict[str, Tensor] = {}
         self._steps = torch.zeros((), device=self._weights.device)
-        if config.optimiser == "adam":
+        if config.optimizer == "adam":
             self._moments = {name: torch.zeros_like(self._weights) for name in ("exp_avg", "exp_avg_sq")}
 
     def clip(self) -> Tensor:
@@ -60,7 +60,7 @@ class FlatOptimiser:
         `skip` is what gradient scaling uses: the operators look at it on the device.
         """
         rate = learning_rate(self._config, update)
-        if self._config.optimiser == "sgd":
+        if self._config.optimizer == "sgd":
             torch._fused_sgd_(
                 [self._weights],
                 [self._gradient],

@@ -12,7 +12,7 @@ import torch
 
 from learner.batch import Observations
 from learner.config import LearnerConfig, NetworkSpec
-from learner.normalization import ObservationNormaliser
+from learner.normalization import ObservationNormalizer
 from learner.objectives.heads import make_head
 from learner.update import flat_network
 from replay_service.block import OBSERVATION
@@ -35,7 +35,7 @@ class TorchPolicy:
         torch.set_num_threads(threads)
         cpu = torch.device("cpu")
         self._network = flat_network(spec, replace(config, precision="float32"), cpu)
-        self._normaliser = ObservationNormaliser(spec, cpu) if config.normalise_observations else None
+        self._normalizer = ObservationNormalizer(spec, cpu) if config.normalize_observations else None
         self._part_names = tuple(part.name for part in spec.parts)
         self._head = make_head(config, cpu)
         self._noise: torch.Generator | None = None
@@ -43,11 +43,11 @@ class TorchPolicy:
             self._noise = torch.Generator().manual_seed(int(noise.generate_state(1)[0]))
 
     def load(self, flat_weights: np.ndarray) -> None:
-        """Takes [P] float32 in the learner's order, its normaliser's tail included.
+        """Takes [P] float32 in the learner's order, its normalizer's tail included.
 
         Raises ValueError on a wrong size or dtype.
         """
-        tail = torch.empty(0) if self._normaliser is None else self._normaliser.tail
+        tail = torch.empty(0) if self._normalizer is None else self._normalizer.tail
         num_weights = len(self._network.weights)
         expected = num_weights + len(tail)
         if flat_weights.shape != (expected,) or flat_weights.dtype != np.float32:
@@ -69,7 +69,7 @@ class TorchPolicy:
             inputs = {n: torch.from_numpy(observations[f"{OBSERVATION}.{n}"]) for n in self._part_names}
         else:
             inputs = torch.from_numpy(observations)
-        if self._normaliser is not None:
-            inputs = self._normaliser(inputs)
+        if self._normalizer is not None:
+            inputs = self._normalizer(inputs)
         outputs = self._network.evaluate(inputs)
         return self._head.values(outputs).numpy()

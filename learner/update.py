@@ -1,6 +1,6 @@
 """One update: a minibatch in, TD errors out, weights changed.
 
-Owns the train state (online, target, optimiser, version); must not import the learning loop or any transport.
+Owns the train state (online, target, optimizer, version); must not import the learning loop or any transport.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from learner.core import LearnerState
 from learner.networks.build import Mlp, build_network
 from learner.networks.flat import FlatNetwork
 from learner.networks.mlp_gradient import FlatMlp
-from learner.normalization import ObservationNormaliser, moments_of, moments_state, restored_moments
+from learner.normalization import ObservationNormalizer, moments_of, moments_state, restored_moments
 from learner.objectives.heads import Fit, make_head
-from learner.optimizer import FlatOptimiser, learning_rate
+from learner.optimizer import FlatOptimizer, learning_rate
 from replay_service.block import OBSERVATION
 
 _HELD_UPDATES = 64
@@ -131,15 +131,15 @@ class UpdateStep:
             self._target = flat_network(spec, config, self.device)
         self._target.weights.copy_(self._online.weights)
         self._noise = torch.Generator().manual_seed(seed) if config.noisy else None
-        self._normaliser = ObservationNormaliser(spec, self.device) if config.normalise_observations else None
-        self._optimiser = FlatOptimiser(self._online, config)
+        self._normalizer = ObservationNormalizer(spec, self.device) if config.normalize_observations else None
+        self._optimizer = FlatOptimizer(self._online, config)
         self._head = make_head(config, self.device)
         self._config = config
         self._gap_at_copy = torch.zeros((), device=self.device)
         self._clear_sums()
         self.version = 0
-        # A normaliser's statistics would have to be taken back behind an update that is queued already.
-        possible = self._normaliser is None
+        # A normalizer's statistics would have to be taken back behind an update that is queued already.
+        possible = self._normalizer is None
         self.queues = possible and (self.device.type == "cuda" if queues is None else queues)
         self._notes = [] if not config.compile else [self._compile(spec)]
 
@@ -147,17 +147,17 @@ class UpdateStep:
     def __call__(self, batch: Batch) -> np.ndarray | SkippedUpdate:
         """Applies one update; returns the absolute TD errors [B] float32 from before it, a fresh array.
 
-        A SkippedUpdate means that neither weights, target nor optimiser have changed.
+        A SkippedUpdate means that neither weights, target nor optimizer have changed.
         """
-        moments_before = None if self._normaliser is None else self._normaliser.moments()
+        moments_before = None if self._normalizer is None else self._normalizer.moments()
         fit, norm = self._fit(batch)
         # Waits for the device before the step, so that a bad gradient is left out.
         td_errors, loss, grad_norm = _read(fit.td_error, fit.loss, norm)
         if not math.isfinite(loss + grad_norm):
-            if self._normaliser is not None and moments_before is not None:
-                self._normaliser.restore(moments_before)
+            if self._normalizer is not None and moments_before is not None:
+                self._normalizer.restore(moments_before)
             return SkippedUpdate(loss, grad_norm, td_errors)
-        self._optimiser.step(self.version)
+        self._optimizer.step(self.version)
         self.version += 1
         self._follow()
         self._add_to_sums(fit, loss, grad_norm)
@@ -172,7 +172,7 @@ class UpdateStep:
         """
         fit, norm = self._fit(batch)
         figures = torch.cat((fit.td_error, fit.loss.view(1), norm.view(1)))
-        self._optimiser.step(self.version, skip=(fit.loss + norm).isfinite().logical_not().float())
+        self._optimizer.step(self.version, skip=(fit.loss + norm).isfinite().logical_not().float())
         self.version += 1
         self._follow()
         if self.device.type == "cpu":
@@ -210,9 +210,9 @@ class UpdateStep:
             self._online.redraw_noise(self._noise)
             self._target.redraw_noise(self._noise)
         obs_tm1, obs_t = batch.obs_tm1, batch.obs_t
-        if self._normaliser is not None:
-            self._normaliser.absorb(obs_tm1)
-            obs_tm1, obs_t = self._normaliser(obs_tm1), self._normaliser(obs_t)
+        if self._normalizer is not None:
+            self._normalizer.absorb(obs_tm1)
+            obs_tm1, obs_t = self._normalizer(obs_tm1), self._normalizer(obs_t)
         outputs_t = self._target.evaluate(obs_t)
         choosing = None
         if self._config.double:
@@ -220,14 +220,14 @@ class UpdateStep:
         else:
             outputs_tm1 = self._online.forward(obs_tm1)
         fit = self._head.fit(batch, outputs_tm1, outputs_t, choosing)
-        self._online.backward(fit.slope)
-        return fit, self._optimiser.clip()
+        self._online.backward(fit.gradient)
+        return fit, self._optimizer.clip()
 
     def weights(self) -> np.ndarray:
-        """The online weights [P] float32, a fresh copy; behind them the tail of the normaliser, if any."""
-        if self._normaliser is None:
+        """The online weights [P] float32, a fresh copy; behind them the tail of the normalizer, if any."""
+        if self._normalizer is None:
             return _copy(self._online.weights)
-        return _copy(torch.cat((self._online.weights, self._normaliser.tail)))
+        return _copy(torch.cat((self._online.weights, self._normalizer.tail)))
 
     def learning_rate(self) -> float:
         """The rate of the next update."""
@@ -255,15 +255,15 @@ class UpdateStep:
         size = len(self._online.weights)
         self._online.weights.copy_(given[:size])
         self._target.weights.copy_(given[:size])
-        if self._normaliser is not None:
-            self._normaliser.restore(moments_of(given[size:]))
+        if self._normalizer is not None:
+            self._normalizer.restore(moments_of(given[size:]))
 
     def state(self) -> LearnerState:
         """Copies of all that later updates depend on."""
         return LearnerState(self.version, {name: _copy(tensor) for name, tensor in self._tensors().items()})
 
     def restore(self, state: LearnerState) -> None:
-        """Goes on from a state. Raises ValueError where it is of another network or optimiser."""
+        """Goes on from a state. Raises ValueError where it is of another network or optimizer."""
         expected = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
         given = {name: array.shape for name, array in state.tensors.items()}
         if given != expected:
@@ -273,9 +273,9 @@ class UpdateStep:
         tensors = {name: torch.tensor(array, device=self.device) for name, array in state.tensors.items()}
         self._online.weights.copy_(tensors["online"])
         self._target.weights.copy_(tensors["target"])
-        self._optimiser.restore(tensors, state.version)
-        if self._normaliser is not None:
-            self._normaliser.restore(restored_moments(tensors))
+        self._optimizer.restore(tensors, state.version)
+        if self._normalizer is not None:
+            self._normalizer.restore(restored_moments(tensors))
         self.version = state.version
 
     def _compile(self, spec: NetworkSpec) -> str:
@@ -305,9 +305,9 @@ class UpdateStep:
         return f"the learner's passes were compiled in {perf_counter() - began:.1f} s"
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {"online": self._online.weights, "target": self._target.weights, **self._optimiser.state()}
-        if self._normaliser is not None:
-            tensors |= moments_state(self._normaliser.moments())
+        tensors = {"online": self._online.weights, "target": self._target.weights, **self._optimizer.state()}
+        if self._normalizer is not None:
+            tensors |= moments_state(self._normalizer.moments())
         return tensors if self._noise is None else {**tensors, "noise": self._noise.get_state()}
 
     def _follow(self) -> None:

@@ -116,7 +116,10 @@ def _held(minibatch: Minibatch, host: dict[str, Tensor]) -> Minibatch:
     arrays = {name: tensor.numpy() for name, tensor in host.items()}
     copies = {
         name: None if array is None else array.copy()
-        for name, array in (("keys", minibatch.keys), ("rows_per_shard", minibatch.rows_per_shard))
+        for name, array in (
+            ("keys", minibatch.keys),
+            ("transitions_per_shard", minibatch.transitions_per_shard),
+        )
     }
     return replace(
         minibatch,
@@ -127,5 +130,5 @@ def _held(minibatch: Minibatch, host: dict[str, Tensor]) -> Minibatch:
         weight=arrays["weight"],
         policy_version=minibatch.policy_version.copy(),
         keys=copies["keys"],
-        rows_per_shard=copies["rows_per_shard"],
+        transitions_per_shard=copies["transitions_per_shard"],
     )

@@ -101,7 +101,7 @@ class TransitionBlock:
     priority: np.ndarray
 
     @property
-    def num_rows(self) -> int:
+    def num_transitions(self) -> int:
         """R."""
         return len(self.action)
 
@@ -111,7 +111,7 @@ class TransitionBlock:
         return len(next(iter(self.frames.values())))
 
 
-ROW_FIELDS: tuple[tuple[str, str], ...] = (
+TRANSITION_FIELDS: tuple[tuple[str, str], ...] = (
     ("action", "<i4"),
     ("reward", "<f4"),
     ("discount", "<f4"),

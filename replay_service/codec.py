@@ -14,7 +14,14 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from replay_service.block import ROW_FIELDS, TERMINATED, TRUNCATED, BlockSchema, FrameField, TransitionBlock
+from replay_service.block import (
+    TERMINATED,
+    TRANSITION_FIELDS,
+    TRUNCATED,
+    BlockSchema,
+    FrameField,
+    TransitionBlock,
+)
 
 MAGIC = b"QFTB"
 VERSION = 1
@@ -30,7 +37,15 @@ FRAME_DTYPES = frozenset(
 # Magic, version, CRC-32 of everything after these twelve bytes, header bytes, body bytes.
 _PREFIX = struct.Struct("<4sIIIQ")
 _CHECKED_FROM = 12
-_COUNTERS = ("writer", "incarnation", "sequence", "env_steps", "num_rows", "num_frames")
+# Key in the header -> the block's attribute. The format's own name for R is older than ours.
+_COUNTERS = {
+    "writer": "writer",
+    "incarnation": "incarnation",
+    "sequence": "sequence",
+    "env_steps": "env_steps",
+    "num_rows": "num_transitions",
+    "num_frames": "num_frames",
+}
 _HEADER_KEYS = frozenset({"schema", *_COUNTERS})
 _SCHEMA_KEYS = frozenset({"frame_fields", "stack", "n_step"})
 
@@ -45,17 +60,17 @@ def encode(block: TransitionBlock) -> np.ndarray:
     Raises BlockError where a dtype or shape is not the schema's. Values are checked by `decode`.
     """
     header: dict[str, Any] = {"schema": _wire_schema(block.schema)}
-    header |= {name: getattr(block, name) for name in _COUNTERS}
+    header |= {key: getattr(block, attribute) for key, attribute in _COUNTERS.items()}
     header_bytes = msgpack.packb(header)
     if len(header_bytes) > MAX_HEADER_BYTES:
         raise BlockError(f"header of {len(header_bytes)} bytes; at most {MAX_HEADER_BYTES} are allowed")
     body_start = _aligned(_PREFIX.size + len(header_bytes))
-    layout, body_bytes = _layout(block.schema, block.num_rows, block.num_frames)
+    layout, body_bytes = _layout(block.schema, block.num_transitions, block.num_frames)
     # Zeroed, so that the padding is defined and equal blocks are equal bytes.
     out = np.zeros(body_start + body_bytes, np.uint8)
     out[_PREFIX.size : _PREFIX.size + len(header_bytes)] = np.frombuffer(header_bytes, np.uint8)
     arrays = [block.frames.get(field.name) for field in block.schema.frame_fields]
-    arrays += [getattr(block, name) for name, _ in ROW_FIELDS]
+    arrays += [getattr(block, name) for name, _ in TRANSITION_FIELDS]
     for (name, dtype, shape, offset), array in zip(layout, arrays, strict=True):
         if array is None or array.dtype != dtype or array.shape != shape:
             got = "missing" if array is None else f"{array.dtype} {array.shape}"
@@ -91,10 +106,10 @@ def decode(
                 f"header field {name!r} is {header[name]!r}; it is an integer from 0 to 2^63 - 1"
             )
     schema = _read_schema(header["schema"], expected_schema)
-    num_rows, num_frames = header["num_rows"], header["num_frames"]
-    layout, expected_bytes = _layout(schema, num_rows, num_frames)
+    num_transitions, num_frames = header["num_rows"], header["num_frames"]
+    layout, expected_bytes = _layout(schema, num_transitions, num_frames)
     if body_bytes != expected_bytes:
-        raise BlockError(f"body of {body_bytes} bytes is not {num_rows} rows and {num_frames} frames")
+        raise BlockError(f"body of {body_bytes} bytes is not {num_transitions} rows and {num_frames} frames")
     arrays = {
         name: np.ndarray(shape, dtype, buffer=data, offset=body_start + offset)
         for name, dtype, shape, offset in layout
@@ -106,10 +121,10 @@ def decode(
         sequence=header["sequence"],
         env_steps=header["env_steps"],
         frames={field.name: arrays["frames." + field.name] for field in schema.frame_fields},
-        **{name: arrays[name] for name, _ in ROW_FIELDS},
+        **{name: arrays[name] for name, _ in TRANSITION_FIELDS},
     )
-    if num_rows:
-        _check_rows(block)
+    if num_transitions:
+        _check_transitions(block)
     return block
 
 
@@ -136,7 +151,7 @@ def _check_prefix(data: np.ndarray, max_body_bytes: int) -> tuple[int, int, int]
     return header_end, body_start, body_bytes
 
 
-def _check_rows(block: TransitionBlock) -> None:
+def _check_transitions(block: TransitionBlock) -> None:
     """Raises BlockError where values break the invariants of TransitionBlock."""
     # Comparisons, not differences: those of hostile int32 values could wrap.
     if block.first_frame.min() < 0 or (block.first_frame > block.obs_frame).any():
@@ -160,7 +175,7 @@ def _aligned(num_bytes: int) -> int:
 
 
 def _layout(
-    schema: BlockSchema, num_rows: int, num_frames: int
+    schema: BlockSchema, num_transitions: int, num_frames: int
 ) -> tuple[list[tuple[str, np.dtype[Any], tuple[int, ...], int]], int]:
     """Name, dtype, shape and offset in the body of each buffer in wire order; and the body's length in bytes.
 
@@ -169,7 +184,7 @@ def _layout(
     layout = []
     end = 0
     for name, dtype, shape, item_bytes, per_frame in _columns(schema):
-        count = num_frames if per_frame else num_rows
+        count = num_frames if per_frame else num_transitions
         offset = _aligned(end)
         layout.append((name, dtype, (count, *shape), offset))
         end = offset + count * item_bytes
@@ -183,7 +198,7 @@ def _columns(schema: BlockSchema) -> tuple[tuple[str, np.dtype[Any], tuple[int, 
         ("frames." + field.name, np.dtype(_wire_dtype(field)), field.shape, field.bytes_per_frame, True)
         for field in schema.frame_fields
     ]
-    rows = [(name, np.dtype(dtype), (), np.dtype(dtype).itemsize, False) for name, dtype in ROW_FIELDS]
+    rows = [(name, np.dtype(dtype), (), np.dtype(dtype).itemsize, False) for name, dtype in TRANSITION_FIELDS]
     return (*frames, *rows)
 
 

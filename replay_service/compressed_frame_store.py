@@ -122,8 +122,8 @@ class CompressedFrameStore:
         at_most_bytes = self._length * frame_bytes
         # A frame as one item: nothing is reshaped for each row.
         item = np.dtype((np.void, frame_bytes))
-        num_rows, width = positions.shape
-        windows = target.reshape(num_rows, width * frame_bytes).view(item)
+        num_transitions, width = positions.shape
+        windows = target.reshape(num_transitions, width * frame_bytes).view(item)
         for slot, position, window in zip(slots, positions, windows, strict=True):
             data = self._decompress(segments[slot], uncompressed_size=at_most_bytes)
             # Clip spares a copy: into an `out` that may fail half-way, as with "raise", take writes last.

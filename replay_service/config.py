@@ -15,7 +15,7 @@ Compression = Literal["none", "lz4"]
 class ReplayConfig:
     """capacity is the total over all shards, in transitions.
 
-    sampling "prioritised" draws p_i = (|TD| + priority_epsilon)^priority_exponent
+    sampling "prioritized" draws p_i = (|TD| + priority_epsilon)^priority_exponent
     (Schaul et al. 2016, arXiv:1511.05952); importance weights use
     importance_exponent_start, annealed linearly to 1 over importance_anneal_updates.
 
@@ -33,7 +33,7 @@ class ReplayConfig:
 
     capacity: int | None = None
     num_shards: int = 1
-    sampling: Literal["uniform", "prioritised"] = "uniform"
+    sampling: Literal["uniform", "prioritized"] = "uniform"
     priority_exponent: float = 0.6
     priority_epsilon: float = 1e-6
     importance_exponent_start: float = 0.4

@@ -38,7 +38,7 @@ class PrioritySummary:
 
 
 @dataclass(frozen=True)
-class ShardFigures:
+class ShardMetrics:
     """What a shard counted of its work since this incarnation began; only a reply to `status` carries it.
 
     seconds by phase: "insert", "sample", "update" (of priorities). inserted_bytes as encoded, sampled_bytes
@@ -73,16 +73,16 @@ class ShardStatus:
     count: int
     mass: float
     min_priority: float
-    inserted_rows_total: int
+    inserted_transitions_total: int
     env_steps_total: int
-    evicted_rows_total: int
-    sampled_rows_total: int
+    evicted_transitions_total: int
+    sampled_transitions_total: int
     late_priorities_total: int
     stored_bytes: int
-    earlier_rows_total: int = 0
+    earlier_transitions_total: int = 0
     earlier_env_steps_total: int = 0
     journal_error: str | None = None
-    figures: ShardFigures | None = field(default=None, compare=False)
+    figures: ShardMetrics | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ class Minibatch:
         action [B] int32, reward [B] float32, discount [B] float32, policy_version [B] int64.
         weight: [B] float32 importance weights (N * q_i)^-beta, divided by their maximum over the batch.
         index: position of this minibatch, to hand back with its TD errors.
-        keys: [B] int64, shard after shard; rows_per_shard: [S] int64, how many are of each. None where the
-            source has no shards.
+        keys: [B] int64, shard after shard; transitions_per_shard: [S] int64, how many are of each. None where
+            the source has no shards.
         asked_at_update: the `update` with which it was asked of the shards: its priorities are from then.
             None where the source does not prefetch.
         waited_seconds: for which the source waited for a reply before it could give this minibatch.
@@ -161,6 +161,6 @@ class Minibatch:
     weight: np.ndarray
     index: int
     keys: np.ndarray | None = None
-    rows_per_shard: np.ndarray | None = None
+    transitions_per_shard: np.ndarray | None = None
     asked_at_update: int | None = None
     waited_seconds: float = 0.0

@@ -27,7 +27,7 @@ _REPLIES_REMEMBERED = 9
 _WAITED_SECONDS = 2e-4
 """Longer than it takes to look at a reply that is there."""
 
-ROW_FIELDS = ("action", "reward", "discount", "policy_version", "keys", "probability")
+TRANSITION_FIELDS = ("action", "reward", "discount", "policy_version", "keys", "probability")
 
 
 class ShardLostError(RuntimeError):
@@ -133,7 +133,7 @@ class ReplaySampler(Generic[Ticket]):
         self._prefetch = self._wanted = first_prefetch(self._most) if adaptive else self._most
         self._reply_seconds: deque[float] = deque(maxlen=_REPLIES_REMEMBERED)
         self._rng = rng
-        self._prioritised = config.sampling == "prioritised"
+        self._prioritized = config.sampling == "prioritized"
         self._statuses: dict[int, ShardStatus] = {}
         self._lost: set[int] = set()
         self._in_flight: deque[_Request[Ticket]] = deque()
@@ -212,7 +212,7 @@ class ReplaySampler(Generic[Ticket]):
         self._position += 1
         counts = self._current.counts[k]
         rows = {name: array[k] for name, array in self._rows.items()}
-        if self._prioritised:
+        if self._prioritized:
             probability = draw_probability(self._current.shares, counts, rows["probability"])
             config = self._config
             exponent = importance_exponent(
@@ -231,7 +231,7 @@ class ReplaySampler(Generic[Ticket]):
             weight=weight,
             index=self._next_index,
             keys=rows["keys"],
-            rows_per_shard=counts,
+            transitions_per_shard=counts,
             asked_at_update=self._current.asked_at_update,
             waited_seconds=self._waited_seconds,
         )
@@ -244,7 +244,7 @@ class ReplaySampler(Generic[Ticket]):
         Nothing happens where sampling is uniform. Raises ValueError for an index that is not handed out, or
         was given back before, and for another shape.
         """
-        if not self._prioritised:
+        if not self._prioritized:
             return
         if td_errors.shape != (self._batch_size,):
             raise ValueError(f"TD errors of shape {td_errors.shape}; a minibatch has ({self._batch_size},)")
@@ -391,7 +391,7 @@ class ReplaySampler(Generic[Ticket]):
     def _prepare(self, reply: SampleReply) -> None:
         """Makes the staging buffers, once the first reply has shown dtypes and shapes."""
         shape = (self._prefetch.minibatches, self._batch_size)
-        self._rows = {name: np.empty(shape, getattr(reply, name).dtype) for name in ROW_FIELDS}
+        self._rows = {name: np.empty(shape, getattr(reply, name).dtype) for name in TRANSITION_FIELDS}
         self._window_arrays = tuple(
             WindowArray(name, window.dtype.str, shape + window.shape[1:])
             for name, window in reply.windows.items()
@@ -414,7 +414,7 @@ class ReplaySampler(Generic[Ticket]):
                 continue
             if reply.counts != tuple(request.counts[:, shard]):
                 raise RuntimeError(f"shard {shard} drew {reply.counts}, not {request.counts[:, shard]}")
-            targets = [(self._rows[name], getattr(reply, name)) for name in ROW_FIELDS]
+            targets = [(self._rows[name], getattr(reply, name)) for name in TRANSITION_FIELDS]
             targets += [(self._windows[name], window) for name, window in reply.windows.items()]
             end = 0
             for k, count in enumerate(reply.counts):

@@ -107,7 +107,7 @@ class UniformSelector:
         return self._oldest_key + units // size, np.full(len(size), 1.0 / num_keys)
 
 
-class PrioritisedSelector:
+class PrioritizedSelector:
     """In proportion to p = (|TD| + epsilon)^alpha: Schaul et al. 2016 (arXiv:1511.05952), section 3.3."""
 
     def __init__(self, capacity: int, first_key: int, *, exponent: float, epsilon: float) -> None:

@@ -18,7 +18,7 @@ from replay_service.journal.durability import Durability, SealReply
 from replay_service.journal.recovery import FoundJournal, RecoveryReport
 from replay_service.journal.segments import SEGMENT_BYTES, Delivered, Journal
 from replay_service.messages import InsertReply, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
-from replay_service.selectors import PrioritisedSelector, Selector, UniformSelector
+from replay_service.selectors import PrioritizedSelector, Selector, UniformSelector
 from replay_service.shard_meter import ShardMeter
 from replay_service.transition_store import TransitionStore, frame_capacity
 from replay_service.window_slots import SlotMapper
@@ -77,21 +77,21 @@ class ReplayShard:
         if config.sampling == "uniform":
             self._selector = UniformSelector(capacity, first_key)
         else:
-            self._selector = PrioritisedSelector(
+            self._selector = PrioritizedSelector(
                 capacity, first_key, exponent=config.priority_exponent, epsilon=config.priority_epsilon
             )
         self._slots = SlotMapper()
         self._capacity = capacity
-        self._meter = ShardMeter(config.num_shards, _row_bytes(schema))
+        self._meter = ShardMeter(config.num_shards, _transition_bytes(schema))
         # Writer -> its incarnation and the sequence number due next.
         self._writers: dict[int, tuple[int, int]] = {}
-        self._inserted_rows_total = 0
+        self._inserted_transitions_total = 0
         self._env_steps_total = 0
-        self._evicted_rows_total = 0
-        self._sampled_rows_total = 0
+        self._evicted_transitions_total = 0
+        self._sampled_transitions_total = 0
         self._late_priorities_total = 0
         self._heard: set[int] = set()
-        self._earlier_rows_total = 0
+        self._earlier_transitions_total = 0
         self._earlier_env_steps_total = 0
         self.recovery: RecoveryReport | None = None
         self._durability: Durability | None = None
@@ -102,7 +102,7 @@ class ReplayShard:
             earlier, self.recovery = found.replay(schema, self._store, self._selector, journal)
             journal.next_key = self._store.next_key
             self._writers = dict(earlier.writers)
-            self._earlier_rows_total = earlier.inserted_rows_total
+            self._earlier_transitions_total = earlier.inserted_transitions_total
             self._earlier_env_steps_total = earlier.env_steps_total
             self._durability = Durability(config, journal, self._store, self._selector, self._delivered)
 
@@ -129,9 +129,9 @@ class ReplayShard:
         if self._durability is not None:
             self._durability.inserted(encoded, first_key)
         self._writers[block.writer] = (block.incarnation, block.sequence + 1)
-        self._inserted_rows_total += block.num_rows
+        self._inserted_transitions_total += block.num_transitions
         self._env_steps_total += block.env_steps
-        self._evicted_rows_total += self._store.oldest_key - oldest_key
+        self._evicted_transitions_total += self._store.oldest_key - oldest_key
         self._meter.inserted(encoded.nbytes, perf_counter() - began)
         return InsertReply(accepted=True, status=self._status())
 
@@ -144,16 +144,16 @@ class ReplayShard:
         if update is not None:
             self._set_priorities(update)
         updated = perf_counter()
-        num_rows = sum(request.counts)
-        if num_rows and not self._store.count:
-            raise EmptyShardError(f"shard {self._shard} was asked for {num_rows} rows but holds none")
-        if num_rows:
+        num_transitions = sum(request.counts)
+        if num_transitions and not self._store.count:
+            raise EmptyShardError(f"shard {self._shard} was asked for {num_transitions} rows but holds none")
+        if num_transitions:
             keys, probability = self._selector.draw(request.counts, self._rng)
         else:
             keys, probability = np.empty(0, np.int64), np.empty(0)
         parts = self._slots.parts(request.slot, request.counts) if request.slot is not None else None
         rows = self._store.gather(keys, parts)
-        self._sampled_rows_total += num_rows
+        self._sampled_transitions_total += num_transitions
         self._meter.exchanged(keys, self._store.next_key - 1, updated - began, perf_counter() - updated)
         return SampleReply(
             status=self._status(),
@@ -179,7 +179,7 @@ class ReplayShard:
     def status(self) -> ShardStatus:
         """How the shard stands, with the figures of its work."""
         figures = self._meter.read(
-            self._selector, self._store.count, self._capacity, self._sampled_rows_total
+            self._selector, self._store.count, self._capacity, self._sampled_transitions_total
         )
         return replace(self._status(), figures=figures)
 
@@ -190,13 +190,13 @@ class ReplayShard:
             count=self._store.count,
             mass=self._selector.mass,
             min_priority=self._selector.min_priority,
-            inserted_rows_total=self._inserted_rows_total,
+            inserted_transitions_total=self._inserted_transitions_total,
             env_steps_total=self._env_steps_total,
-            evicted_rows_total=self._evicted_rows_total,
-            sampled_rows_total=self._sampled_rows_total,
+            evicted_transitions_total=self._evicted_transitions_total,
+            sampled_transitions_total=self._sampled_transitions_total,
             late_priorities_total=self._late_priorities_total,
             stored_bytes=self._store.stored_bytes + self._selector.nbytes,
-            earlier_rows_total=self._earlier_rows_total,
+            earlier_transitions_total=self._earlier_transitions_total,
             earlier_env_steps_total=self._earlier_env_steps_total,
             journal_error=None if self._durability is None else self._durability.error,
         )
@@ -222,7 +222,7 @@ class ReplayShard:
     def _delivered(self) -> Delivered:
         return Delivered(
             dict(self._writers),
-            self._earlier_rows_total + self._inserted_rows_total,
+            self._earlier_transitions_total + self._inserted_transitions_total,
             self._earlier_env_steps_total + self._env_steps_total,
         )
 
@@ -258,6 +258,6 @@ class ReplayShard:
         self._selector.set_priorities(keys, td_errors)
 
 
-def _row_bytes(schema: BlockSchema) -> int:
+def _transition_bytes(schema: BlockSchema) -> int:
     """Bytes of one sampled row: its windows, and action, reward, discount, version, key and probability."""
     return schema.window * sum(field.bytes_per_frame for field in schema.frame_fields) + 36

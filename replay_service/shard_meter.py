@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from replay_service.histogram import Tally
-from replay_service.messages import PrioritySummary, ShardFigures
+from replay_service.messages import PrioritySummary, ShardMetrics
 from replay_service.selectors import Selector
 
 _DRAWS_PER_LOOK = 32
@@ -20,10 +20,10 @@ _SUMMARY_SECONDS = 5.0
 class ShardMeter:
     """Cheap enough for every call: what costs more is looked at in one call of 32, or every 5 seconds."""
 
-    def __init__(self, num_shards: int, row_bytes: int) -> None:
-        """num_shards: of the whole run; row_bytes: of one row as it is sampled, its windows included."""
+    def __init__(self, num_shards: int, transition_bytes: int) -> None:
+        """num_shards: of the whole run; transition_bytes: of one sampled transition with its windows."""
         self._num_shards = num_shards
-        self._row_bytes = row_bytes
+        self._transition_bytes = transition_bytes
         self._insert_seconds = 0.0
         self._sample_seconds = 0.0
         self._update_seconds = 0.0
@@ -53,7 +53,7 @@ class ShardMeter:
             self._age.add((newest_key - keys) * self._num_shards)
         self._draws += 1
 
-    def read(self, selector: Selector, count: int, capacity: int, sampled_rows: int) -> ShardFigures:
+    def read(self, selector: Selector, count: int, capacity: int, sampled_transitions: int) -> ShardMetrics:
         """The figures of this moment; the priorities are gone through at most every 5 seconds."""
         now = time.monotonic()
         if count and now - self._summarised_at >= _SUMMARY_SECONDS:
@@ -62,7 +62,7 @@ class ShardMeter:
             # (sum of p)^2 / (N sum of p^2): Kish's effective sample size as a share of what is held.
             effective = selector.mass**2 / (count * square_sum)
             self._priorities = PrioritySummary(maximum, effective)
-        return ShardFigures(
+        return ShardMetrics(
             capacity=capacity,
             seconds={
                 "insert": self._insert_seconds,
@@ -70,7 +70,7 @@ class ShardMeter:
                 "update": self._update_seconds,
             },
             inserted_bytes=self._inserted_bytes,
-            sampled_bytes=sampled_rows * self._row_bytes,
+            sampled_bytes=sampled_transitions * self._transition_bytes,
             repeated_pushes=self._repeated_pushes,
             sample_age=self._age.read(),
             priorities=self._priorities,

@@ -40,7 +40,7 @@ class CapacityError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Transitions:
     """Copies of M stored rows; shapes and dtypes as in SampleReply."""
 
     windows: dict[str, np.ndarray]
@@ -103,15 +103,16 @@ class TransitionStore:
 
         Raises CapacityError, before anything is changed, for a block that the empty store could not hold.
         """
-        if block.num_rows > self.capacity or block.num_frames > self._frames.num_frames:
+        if block.num_transitions > self.capacity or block.num_frames > self._frames.num_frames:
             raise CapacityError(
-                f"a block of {block.num_rows} rows and {block.num_frames} frames does not fit a shard of "
-                f"{self.capacity} rows and {self._frames.num_frames} frames: push smaller blocks, "
+                f"a block of {block.num_transitions} transitions and {block.num_frames} frames does not fit "
+                f"a shard of {self.capacity} transitions and {self._frames.num_frames} frames: "
+                "push smaller blocks, "
                 "raise replay.capacity or lower replay.num_shards"
             )
         self._evict_for(block)
         first_frame = self._frames.append(block.frames)
-        rows = np.empty(block.num_rows, ROW)
+        rows = np.empty(block.num_transitions, ROW)
         rows["obs_frame"] = block.obs_frame
         rows["obs_frame"] += first_frame
         rows["policy_version"] = block.policy_version
@@ -122,15 +123,17 @@ class TransitionStore:
         rows["history"] = np.minimum(block.obs_frame - block.first_frame, self._stack - 1)
         first_key = self.next_key
         start = first_key % self.capacity
-        head = min(block.num_rows, self.capacity - start)
+        head = min(block.num_transitions, self.capacity - start)
         self._rows[start : start + head] = rows[:head]
-        self._rows[: block.num_rows - head] = rows[head:]
-        self.next_key += block.num_rows
-        if block.num_rows:
+        self._rows[: block.num_transitions - head] = rows[head:]
+        self.next_key += block.num_transitions
+        if block.num_transitions:
             self._blocks.append((self.next_key, first_frame))
         return first_key
 
-    def gather(self, keys: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]] | None = None) -> Rows:
+    def gather(
+        self, keys: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]] | None = None
+    ) -> Transitions:
         """Copies of the rows with keys [M] int64, all of them held.
 
         A stack is the `stack` frames that end in the row's frame, clamped at the row's first frame.
@@ -148,7 +151,7 @@ class TransitionStore:
                 axis=1,
             )
         offset = np.maximum(offset, -rows["history"].astype(np.int64)[:, None])
-        return Rows(
+        return Transitions(
             windows=self._gather_windows(rows["obs_frame"], offset, parts),
             action=rows["action"].copy(),
             reward=rows["reward"].copy(),
@@ -206,7 +209,7 @@ class TransitionStore:
 
     def _evict_for(self, block: TransitionBlock) -> None:
         """Moves oldest_key up until the block's rows fit and no row needs a frame about to be overwritten."""
-        self.oldest_key = max(self.oldest_key, self.next_key + block.num_rows - self.capacity)
+        self.oldest_key = max(self.oldest_key, self.next_key + block.num_transitions - self.capacity)
         oldest_frame = self._frames.oldest_after(block.num_frames)
         while self._blocks:
             end_key, first_frame = self._blocks[0]

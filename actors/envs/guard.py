@@ -38,7 +38,7 @@ class Failure:
     """What a lane did; story: its traceback where it raised, else a sentence."""
 
     cause: Literal["raise", "invalid"]
-    story: str
+    description: str
 
 
 def restart_seed(seed: int, restarts: int) -> int:
@@ -116,7 +116,7 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         try:
             observation, info = self._made_anew()
         except EnvFailed as again:
-            raise EnvFailed(f"{failure.story}\nMade anew it failed again:\n{again}") from None
+            raise EnvFailed(f"{failure.description}\nMade anew it failed again:\n{again}") from None
         return observation, {**info, RESTART: failure}
 
     def _made_anew(self) -> tuple[Any, dict[str, Any]]:

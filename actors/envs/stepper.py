@@ -212,8 +212,8 @@ class VectorStepper:
                 finals = [info["final_obs"][lane] for lane in final_lanes]
                 final_frames = self._maker.of_list(finals, _of_lanes(final_masks, final_lanes))
                 if not is_finite(final_frames):
-                    story = "An environment returned a final observation that is not finite"
-                    return self._all_broken(Failure("invalid", story))
+                    description = "An environment returned a final observation that is not finite"
+                    return self._all_broken(Failure("invalid", description))
         else:
             masks = self._masks(info, terminal=terminated)
             if self._mode is AutoresetMode.DISABLED:
@@ -301,8 +301,8 @@ class VectorStepper:
             broken |= info[f"_{RESTART}"]
         for lane in broken.nonzero()[0].tolist():
             self._count(info[RESTART][lane], lane)
-        for lane, story in problems.items():
-            self._count(Failure("invalid", story), lane)
+        for lane, description in problems.items():
+            self._count(Failure("invalid", description), lane)
             broken[lane] = True
         return broken
 
@@ -315,20 +315,22 @@ class VectorStepper:
         before = [self._unproved.get(each, -_PROVED_STEPS) for each in lanes]
         if all(self._steps - at < _PROVED_STEPS for at in before):
             which = "All were" if lane is None else f"Environment {lane} was"
-            raise EnvFailed(f"{failure.story}\n{which} made anew {self._steps - max(before)} steps before.")
+            raise EnvFailed(
+                f"{failure.description}\n{which} made anew {self._steps - max(before)} steps before."
+            )
         self._unproved.update(dict.fromkeys(lanes, self._steps))
-        self._restarts.append(EnvRestart(failure.cause, lane, failure.story))
+        self._restarts.append(EnvRestart(failure.cause, lane, failure.description))
         _logger.warning(
             "%s: %s made anew: %s",
             self._name,
             "all lanes are" if lane is None else f"lane {lane} is",
-            failure.story,
+            failure.description,
         )
 
     def _make_anew(self, failure: Failure) -> np.ndarray:
         """Replaces the whole vector environment; the first frames [N, *shape] of the new one."""
         if self._remake is None:
-            raise EnvFailed(failure.story)
+            raise EnvFailed(failure.description)
         self._count(failure, None)
         discard(self._env)
         self._env = self._remake()
@@ -357,7 +359,7 @@ class VectorStepper:
         """Raises EnvFailed where something is wrong with what was made anew just now."""
         problems = self._soundness.problems(observations)
         if problems:
-            raise EnvFailed(f"{_invalid(problems).story}\nIt had been made anew just before.")
+            raise EnvFailed(f"{_invalid(problems).description}\nIt had been made anew just before.")
 
     def _reset_lanes(
         self, lanes: np.ndarray, masks: np.ndarray | None, options: Mapping[str, Any]
@@ -406,8 +408,8 @@ class VectorStepper:
 
 
 def _invalid(problems: Mapping[int, str]) -> Failure:
-    lane, story = next(iter(problems.items()))
-    return Failure("invalid", f"Environment {lane}: {story}")
+    lane, description = next(iter(problems.items()))
+    return Failure("invalid", f"Environment {lane}: {description}")
 
 
 def _lanes(chosen: Iterable[int], num_envs: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.control.evaluation import JudgeState
-from cluster.metrics.figures import FiguresState
+from cluster.control.evaluation import ModelSelectionState
+from cluster.metrics.figures import CountersState
 from learner.core import LearnerState
 from learner.weights import load_tensors, save_tensors
 from replay_service.journal.durable_files import crc32_of, sync_folder
@@ -49,8 +49,8 @@ class RunState:
 
     seconds: float
     incarnations: Mapping[str, int]
-    figures: FiguresState
-    judge: JudgeState
+    figures: CountersState
+    selection: ModelSelectionState
     config: str
 
 
@@ -75,7 +75,7 @@ class _Sealed:
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
+class Checkpoint:
     """A cut that was read back and found whole."""
 
     folder: Path
@@ -84,7 +84,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Committed:
+class SavedCheckpoint:
     """A cut that is on disk. num_bytes is its size, new_bytes what no cut before it held."""
 
     number: int
@@ -97,18 +97,18 @@ class Committed:
         return _name(self.number)
 
 
-class DamagedCutError(ValueError):
+class DamagedCheckpointError(ValueError):
     """A cut that cannot be used; the message names its folder and what is wrong."""
 
 
-class Checkpoints:
+class CheckpointStore:
     """The writing side: one cut at a time, kept as `keep` says, the best one beside them."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         """folder is made by the first cut. keep: how many of the newest cuts stay."""
         self._folder = folder
         self._keep = keep
-        self._next = max((cut_number(path) for path in cut_folders(folder)), default=-1) + 1
+        self._next = max((checkpoint_number(path) for path in checkpoint_folders(folder)), default=-1) + 1
 
     def begin(self) -> Path:
         """Makes the folder in which the next cut is put together. Raises OSError."""
@@ -129,14 +129,14 @@ class Checkpoints:
         run: RunState,
         learner: LearnerState,
         segments: Mapping[int, tuple[SegmentFact, ...]],
-    ) -> Committed:
+    ) -> SavedCheckpoint:
         """Completes the folder that `begin` made and gives it its name in one step; then removes old cuts.
 
         segments: of each shard, those that it has put below its `shard_folder`.
 
-        Raises DamagedCutError where a shard's files are not there: its machine has another disk; OSError.
+        Raises DamagedCheckpointError where a shard's files are missing (another machine's disk), OSError.
         """
-        before = _files_of_newest(cut_folders(self._folder))
+        before = _files_of_newest(checkpoint_folders(self._folder))
         save_tensors(partial / _LEARNER, learner.tensors, {"version": str(learner.version)})
         files = [_fact(partial / _LEARNER, _LEARNER)]
         for shard, facts in sorted(segments.items()):
@@ -144,12 +144,12 @@ class Checkpoints:
             for fact in facts:
                 file = folder / fact.name
                 if not file.is_file() or file.stat().st_size != fact.num_bytes:
-                    raise DamagedCutError(
+                    raise DamagedCheckpointError(
                         f"{file} is not there, though shard {shard} wrote it: give --run-dir a folder that "
                         "all machines share, or set replay.persist=none"
                     )
                 files.append(FileFact(f"{folder.name}/{fact.name}", fact.num_bytes, fact.crc32))
-        number = cut_number(partial)
+        number = checkpoint_number(partial)
         manifest = Manifest(FORMAT, number, time.time(), learner.version, run, tuple(files))
         _write_manifest(partial / _MANIFEST, manifest)
         sync_folder(partial)
@@ -157,11 +157,11 @@ class Checkpoints:
         sync_folder(self._folder)
         self._remove_old()
         new = sum(file.num_bytes for file in files if before.get(file.name) != file)
-        return Committed(number, sum(file.num_bytes for file in files), new)
+        return SavedCheckpoint(number, sum(file.num_bytes for file in files), new)
 
     def _remove_old(self) -> None:
         """Keeps the newest and the one whose newest evaluation was the best of all."""
-        folders = cut_folders(self._folder)
+        folders = checkpoint_folders(self._folder)
         best = max(folders, key=_score)
         for folder in folders[: -self._keep]:
             if folder != best:
@@ -176,63 +176,72 @@ def shard_folder(cut: Path, shard: int) -> Path:
     return cut / f"shard-{shard}"
 
 
-def cut_folders(checkpoints: Path) -> list[Path]:
+def checkpoint_folders(checkpoints: Path) -> list[Path]:
     """The cuts of a folder, oldest first; those that were never finished are not among them."""
     if not checkpoints.is_dir():
         return []
-    return sorted((path for path in checkpoints.iterdir() if _NAME.fullmatch(path.name)), key=cut_number)
+    return sorted(
+        (path for path in checkpoints.iterdir() if _NAME.fullmatch(path.name)), key=checkpoint_number
+    )
 
 
-def cut_number(folder: Path) -> int:
+def checkpoint_number(folder: Path) -> int:
     """The number in a cut's name."""
     return int(folder.name.removesuffix(_PARTIAL).removeprefix("cut-"))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a cut, its checksum compared. Raises DamagedCutError."""
+    """The manifest of a cut, its checksum compared. Raises DamagedCheckpointError."""
     try:
         sealed = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=_Sealed)
         if zlib.crc32(sealed.manifest) != sealed.crc32:
-            raise DamagedCutError(f"{folder}: {_MANIFEST} was altered (its checksum differs)")
+            raise DamagedCheckpointError(f"{folder}: {_MANIFEST} was altered (its checksum differs)")
         manifest = msgspec.json.decode(sealed.manifest, type=Manifest)
     except (OSError, msgspec.MsgspecError) as error:
-        raise DamagedCutError(f"{folder}: {_MANIFEST} cannot be read: {error}") from None
+        raise DamagedCheckpointError(f"{folder}: {_MANIFEST} cannot be read: {error}") from None
     if manifest.format != FORMAT:
-        raise DamagedCutError(
+        raise DamagedCheckpointError(
             f"{folder}: {_MANIFEST} is of format {manifest.format}, this version reads format {FORMAT}"
         )
-    if manifest.number != cut_number(folder):
-        raise DamagedCutError(f"{folder}: holds cut {manifest.number}, not the one of its name")
+    if manifest.number != checkpoint_number(folder):
+        raise DamagedCheckpointError(f"{folder}: holds cut {manifest.number}, not the one of its name")
     return manifest
 
 
-def read_cut(folder: Path) -> Cut:
-    """Reads a cut and compares every file with the manifest. Raises DamagedCutError naming what differs."""
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a checkpoint and compares every file with the manifest.
+
+    Raises DamagedCheckpointError naming what differs.
+    """
     manifest = read_manifest(folder)
     for expected in manifest.files:
         if Path(expected.name).is_absolute() or ".." in Path(expected.name).parts:
-            raise DamagedCutError(f"{folder}: {_MANIFEST} names {expected.name}, outside of its folder")
+            raise DamagedCheckpointError(
+                f"{folder}: {_MANIFEST} names {expected.name}, outside of its folder"
+            )
         try:
             found = _fact(folder / expected.name, expected.name)
         except OSError as error:
-            raise DamagedCutError(f"{folder}: {expected.name} cannot be read: {error.strerror}") from None
+            raise DamagedCheckpointError(
+                f"{folder}: {expected.name} cannot be read: {error.strerror}"
+            ) from None
         if found != expected:
-            raise DamagedCutError(
+            raise DamagedCheckpointError(
                 f"{folder}: {expected.name} is not the file of this cut: it has {found.num_bytes} bytes with "
                 f"checksum {found.crc32:08x}, expected {expected.num_bytes} with {expected.crc32:08x}"
             )
     if _LEARNER not in {file.name for file in manifest.files}:
-        raise DamagedCutError(f"{folder}: {_MANIFEST} does not name {_LEARNER}")
+        raise DamagedCheckpointError(f"{folder}: {_MANIFEST} does not name {_LEARNER}")
     try:
         tensors, _ = load_tensors(folder / _LEARNER)
     except ValueError as error:
-        raise DamagedCutError(f"{folder}: {error}") from None
-    return Cut(folder, manifest, LearnerState(manifest.version, tensors))
+        raise DamagedCheckpointError(f"{folder}: {error}") from None
+    return Checkpoint(folder, manifest, LearnerState(manifest.version, tensors))
 
 
 def newest_learner_state(checkpoints: Path) -> LearnerState | None:
     """The learner's state of the newest cut that has a sound one; replay is not looked at."""
-    for folder in reversed(cut_folders(checkpoints)):
+    for folder in reversed(checkpoint_folders(checkpoints)):
         try:
             manifest = read_manifest(folder)
             if _fact(folder / _LEARNER, _LEARNER) in manifest.files:
@@ -249,14 +258,14 @@ def _name(number: int) -> str:
 def _files_of_newest(folders: Sequence[Path]) -> Mapping[str, FileFact]:
     try:
         return {file.name: file for folder in folders[-1:] for file in read_manifest(folder).files}
-    except DamagedCutError:
+    except DamagedCheckpointError:
         return {}
 
 
 def _score(folder: Path) -> float:
     try:
         evaluated = read_manifest(folder).run.figures.evaluation_return_mean
-    except DamagedCutError:
+    except DamagedCheckpointError:
         return -float("inf")
     return -float("inf") if evaluated is None else evaluated
 

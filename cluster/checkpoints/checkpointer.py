@@ -12,7 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.checkpoints.checkpoint import Checkpoints, Committed, DamagedCutError, RunState, shard_folder
+from cluster.checkpoints.checkpoint import (
+    CheckpointStore,
+    DamagedCheckpointError,
+    RunState,
+    SavedCheckpoint,
+    shard_folder,
+)
 from cluster.engines.engine import Ref
 from cluster.runtime.fleet import Credit, Fleet, Member
 from learner.core import LearnerState
@@ -21,16 +27,16 @@ from replay_service.journal.segments import SegmentFact
 
 
 @dataclass(frozen=True)
-class CutResult:
+class CheckpointResult:
     """How a cut ended after so many seconds: committed, or the problem that kept it from it."""
 
-    committed: Committed | None
+    committed: SavedCheckpoint | None
     problem: str | None
     seconds: float
 
 
 @dataclass(eq=False)
-class _Cut:
+class _Pending:
     """A cut on its way. unsealed: the shards that have slices left."""
 
     partial: Path
@@ -41,19 +47,19 @@ class _Cut:
     learner: LearnerState | None = None
     run: RunState | None = None
     problem: str | None = None
-    written: Future[Committed] | None = None
+    written: Future[SavedCheckpoint] | None = None
 
 
-class Cutter:
+class Checkpointer:
     """One cut at a time. `run_state` is asked for the coordinator's part when the learner's has come."""
 
     def __init__(
-        self, fleet: Fleet, checkpoints: Checkpoints, run_state: Callable[[LearnerState], RunState]
+        self, fleet: Fleet, checkpoints: CheckpointStore, run_state: Callable[[LearnerState], RunState]
     ) -> None:
         self._fleet = fleet
         self._checkpoints = checkpoints
         self._run_state = run_state
-        self._cut: _Cut | None = None
+        self._cut: _Pending | None = None
         self._writer: ThreadPoolExecutor | None = None
 
     @property
@@ -66,7 +72,7 @@ class Cutter:
         began = time.monotonic()
         partial = self._checkpoints.begin()
         (state_ref,) = self._fleet.grant(Credit("state", self._fleet.learner), "state")
-        self._cut = _Cut(partial, began, state_ref, {shard.index for shard in self._fleet.shards})
+        self._cut = _Pending(partial, began, state_ref, {shard.index for shard in self._fleet.shards})
         for shard in self._fleet.shards:
             self._ask(self._cut, shard)
 
@@ -103,36 +109,36 @@ class Cutter:
             return
         cut.problem = f"{dead.handle.name} died meanwhile"
 
-    def result(self) -> CutResult | None:
+    def result(self) -> CheckpointResult | None:
         """How the cut ended, once; None while it is on its way or none is."""
         cut = self._cut
         if cut is None:
             return None
-        committed: Committed | None = None
+        committed: SavedCheckpoint | None = None
         if cut.written is not None:
             if not cut.written.done():
                 return None
             try:
                 committed = cut.written.result()
-            except (OSError, DamagedCutError) as error:
+            except (OSError, DamagedCheckpointError) as error:
                 cut.problem = str(error)
         elif cut.problem is None or cut.unsealed:
             return None
         if committed is None:
             self._checkpoints.abandon(cut.partial)
         self._cut = None
-        return CutResult(committed, cut.problem, time.monotonic() - cut.began)
+        return CheckpointResult(committed, cut.problem, time.monotonic() - cut.began)
 
     def close(self) -> None:
         """Waits for the thread that writes."""
         if self._writer is not None:
             self._writer.shutdown()
 
-    def _ask(self, cut: _Cut, shard: Member) -> None:
+    def _ask(self, cut: _Pending, shard: Member) -> None:
         into = shard_folder(cut.partial, shard.index)
         self._fleet.grant(Credit("seal", shard), "seal_slice", into)
 
-    def _write_if_complete(self, cut: _Cut) -> None:
+    def _write_if_complete(self, cut: _Pending) -> None:
         if cut.unsealed or cut.problem is not None or cut.learner is None or cut.run is None:
             return
         if self._writer is None:

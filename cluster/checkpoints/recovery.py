@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from cluster.checkpoints.checkpoint import Checkpoints, Committed, RunState, newest_learner_state
-from cluster.checkpoints.checkpointer import Cutter
+from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheckpoint, newest_learner_state
+from cluster.checkpoints.checkpointer import Checkpointer
 from cluster.checkpoints.resume import Resumed
-from cluster.control.evaluation import Judge
+from cluster.control.evaluation import ModelSelection
 from cluster.engines.engine import Engine, EngineError, Ref
 from cluster.metrics.accounts import Checkpointed
 from cluster.metrics.figures import Figures
@@ -34,7 +34,7 @@ from replay_service.messages import ShardStatus
 
 KEEP_STATE_SECONDS = 5.0
 # The slices of a cut follow each other closely where nothing else is waited for.
-_CUT_WAIT_SECONDS = 0.02
+_CHECKPOINT_WAIT_SECONDS = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +49,14 @@ class Parts:
     fleet: Fleet
     figures: Figures
     totals: ShardTotals
-    judge: Judge
+    selection: ModelSelection
     run_dir: RunDir
     recorder: Recorder
     started: float
     restored: Callable[[], None]
 
 
-class Continuity:
+class Recovery:
     """Keeps one run going over the deaths of its roles and over its own."""
 
     def __init__(
@@ -65,13 +65,13 @@ class Continuity:
         """initial_weights: [P] float32 that a run begins with which goes on from nothing."""
         self._parts = parts
         self._serial = parts.config.run.runtime == "serial"
-        checkpoints = Checkpoints(parts.run_dir.checkpoints, parts.config.checkpoint.keep)
-        self._cutter = Cutter(parts.fleet, checkpoints, self._run_state)
-        self._cut_at = (time.monotonic(), parts.figures.version, -1)
+        checkpoints = CheckpointStore(parts.run_dir.checkpoints, parts.config.checkpoint.keep)
+        self._checkpointer = Checkpointer(parts.fleet, checkpoints, self._run_state)
+        self._checkpointed_at = (time.monotonic(), parts.figures.version, -1)
         self._kept_state: Ref | None = None
-        self._cut_soon = False
+        self._checkpoint_soon = False
         self._asked_state_at = time.monotonic()
-        self._lost_rows: dict[int, tuple[int, float]] = {}
+        self._lost_transitions: dict[int, tuple[int, float]] = {}
         self._initial_weights = initial_weights if resumed is None else None
         # Roles that the run waits for: nothing is granted before all is as it was.
         self._restoring: set[str] = set()
@@ -99,11 +99,11 @@ class Continuity:
     def take_state(self, ref: Ref, state: LearnerState) -> None:
         """A state of the learner, to be kept."""
         self._kept_state = ref
-        self._cutter.take_state(ref, state)
+        self._checkpointer.take_state(ref, state)
 
     def take_seal(self, shard: Member, reply: SealReply) -> None:
-        """See Cutter.take_seal."""
-        self._cutter.take_seal(shard, reply)
+        """See Checkpointer.take_seal."""
+        self._checkpointer.take_seal(shard, reply)
 
     def take_restored(self, ref: Ref, learner: Member, version: int) -> Ref:
         """The learner goes on from an older state; returns the weights of that."""
@@ -125,7 +125,7 @@ class Continuity:
             self._restored(shard)
         else:
             self._parts.fleet.introduce(shard)
-            rows, mass = self._lost_rows.pop(shard.index, (0, 0.0))
+            rows, mass = self._lost_transitions.pop(shard.index, (0, 0.0))
             if report is None or not status.count:
                 event(
                     f"{shard.handle.name} is back and empty: {rows:,} transitions (mass {mass:.4g}) are lost"
@@ -144,11 +144,11 @@ class Continuity:
 
     def dies(self, dead: Member) -> str:
         """A role is gone and about to be replaced; returns what went with it, in words."""
-        self._cutter.died(dead)
+        self._checkpointer.died(dead)
         if dead.kind != "shard":
             return ""
         last = [status for status in self._parts.totals.living() if status.shard == dead.index]
-        rows, mass = self._lost_rows[dead.index] = (last[0].count, last[0].mass) if last else (0, 0.0)
+        rows, mass = self._lost_transitions[dead.index] = (last[0].count, last[0].mass) if last else (0, 0.0)
         return f" with {rows:,} transitions (mass {mass:.4g})"
 
     def give_state(self, learner: Member) -> bool:
@@ -183,81 +183,85 @@ class Continuity:
         ):
             self._asked_state_at = now
             fleet.grant(Credit("state", fleet.learner), "state")
-        if not self._serial and not self._cutter.busy and self.cut_is_due():
-            self._begin_cut()
-        self._end_cut()
+        if not self._serial and not self._checkpointer.busy and self.checkpoint_is_due():
+            self._begin_checkpoint()
+        self._end_checkpoint()
 
-    def cut_soon(self, why: str) -> None:
+    def checkpoint_soon(self, why: str) -> None:
         """Takes a cut as soon as one can begin, whatever the clock says. why: what is about to happen."""
         persist = self._parts.config.replay.persist
-        self._cut_soon = persist != "none"
-        what = "a checkpoint is taken now" if self._cut_soon else "replay.persist = none takes no checkpoint"
+        self._checkpoint_soon = persist != "none"
+        what = (
+            "a checkpoint is taken now"
+            if self._checkpoint_soon
+            else "replay.persist = none takes no checkpoint"
+        )
         self._parts.recorder.event(f"{why}; {what}")
 
-    def cut_is_due(self) -> bool:
+    def checkpoint_is_due(self) -> bool:
         """In the serial runtime at certain updates only: a clock would make no two runs the same."""
-        config, (cut_at, cut_version, _) = self._parts.config.checkpoint, self._cut_at
+        config, (checkpoint_at, checkpoint_version, _) = self._parts.config.checkpoint, self._checkpointed_at
         version, persist = self._parts.figures.version, self._parts.config.replay.persist
         if persist == "none" or self._restoring or not self._parts.figures.updates:
             return False
-        if self._cut_soon:
+        if self._checkpoint_soon:
             return True
-        if version == cut_version:
+        if version == checkpoint_version:
             return False
-        if persist == "continuous" and cut_version == 0 and not self._serial:
+        if persist == "continuous" and checkpoint_version == 0 and not self._serial:
             return True  # a journal is worth little without a learner that goes on with it
         every = config.every_updates
-        if every is not None and version // every > cut_version // every:
+        if every is not None and version // every > checkpoint_version // every:
             return True
         seconds = None if self._serial else config.every_seconds
-        return seconds is not None and time.monotonic() - cut_at >= seconds
+        return seconds is not None and time.monotonic() - checkpoint_at >= seconds
 
-    def cut_now(self, complete: Callable[[Ref], None]) -> Committed | None:
+    def checkpoint_now(self, complete: Callable[[Ref], None]) -> SavedCheckpoint | None:
         """Takes a cut while nothing else is granted; `complete` handles what completes meanwhile."""
-        self._begin_cut()
+        self._begin_checkpoint()
         return self._wait(complete, time.monotonic() + self._parts.config.run.stall_seconds)
 
-    def last_cut(self, complete: Callable[[Ref], None]) -> None:
+    def last_checkpoint(self, complete: Callable[[Ref], None]) -> None:
         """Takes a cut at the end of a run, unless the newest holds all there is."""
         parts = self._parts
         self._wait(complete, time.monotonic() + parts.config.run.stall_seconds)
-        moved = self._cut_at[1:] != (parts.figures.version, parts.totals.inserted_rows)
-        learned = parts.figures.updates and not self._restoring and not self._cutter.busy
+        moved = self._checkpointed_at[1:] != (parts.figures.version, parts.totals.inserted_transitions)
+        learned = parts.figures.updates and not self._restoring and not self._checkpointer.busy
         if parts.config.replay.persist != "none" and moved and learned:
-            self.cut_now(complete)
+            self.checkpoint_now(complete)
 
     def close(self) -> None:
         """Waits for the thread that writes cuts."""
-        self._cutter.close()
+        self._checkpointer.close()
 
-    def _wait(self, complete: Callable[[Ref], None], deadline: float) -> Committed | None:
+    def _wait(self, complete: Callable[[Ref], None], deadline: float) -> SavedCheckpoint | None:
         engine, fleet = self._parts.engine, self._parts.fleet
-        while self._cutter.busy and time.monotonic() < deadline:
-            committed = self._end_cut()
+        while self._checkpointer.busy and time.monotonic() < deadline:
+            committed = self._end_checkpoint()
             if committed is not None:
                 return committed
-            for ref in engine.wait(list(fleet.credits), _CUT_WAIT_SECONDS):
+            for ref in engine.wait(list(fleet.credits), _CHECKPOINT_WAIT_SECONDS):
                 complete(ref)
-        if self._cutter.busy:
+        if self._checkpointer.busy:
             self._parts.recorder.event(
                 "warning: no checkpoint: it was not done in time; the one before stays"
             )
         return None
 
-    def _begin_cut(self) -> None:
+    def _begin_checkpoint(self) -> None:
         parts = self._parts
-        self._cut_soon = False
-        self._cut_at = (time.monotonic(), parts.figures.version, parts.totals.inserted_rows)
+        self._checkpoint_soon = False
+        self._checkpointed_at = (time.monotonic(), parts.figures.version, parts.totals.inserted_transitions)
         try:
-            self._cutter.begin()
+            self._checkpointer.begin()
         except OSError as error:
             parts.recorder.event(
                 f"warning: no checkpoint: {parts.run_dir.checkpoints} cannot be written ({error})"
             )
 
-    def _end_cut(self) -> Committed | None:
+    def _end_checkpoint(self) -> SavedCheckpoint | None:
         """The cut that has just been committed, if any; events tell of it."""
-        result = self._cutter.result()
+        result = self._checkpointer.result()
         if result is None:
             return None
         event = self._parts.recorder.event
@@ -280,13 +284,13 @@ class Continuity:
             figures,
             version=learner.version,
             updates=figures.updates - ahead,
-            sampled_rows=figures.sampled_rows - ahead * parts.config.learner.batch_size,
+            sampled_transitions=figures.sampled_transitions - ahead * parts.config.learner.batch_size,
         )
         return RunState(
             seconds=time.monotonic() - parts.started,
             incarnations={member.handle.name: member.incarnation for member in parts.fleet.members},
             figures=at_version,
-            judge=parts.judge.state(),
+            selection=parts.selection.state(),
             config=dump_config(parts.config),
         )
 

@@ -16,7 +16,14 @@ from typing import Any
 import msgspec
 import yaml
 
-from cluster.checkpoints.checkpoint import Cut, DamagedCutError, Manifest, cut_folders, read_cut, shard_folder
+from cluster.checkpoints.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    Manifest,
+    checkpoint_folders,
+    read_checkpoint,
+    shard_folder,
+)
 from cluster.control.evaluation import Best
 from cluster.record.run_dir import RESUMES
 from cluster.runtime.fleet import role_name
@@ -95,16 +102,16 @@ class Change:
         return f"{self.name}: {self.saved!r} -> {self.given!r}"
 
 
-def newest_good_cut(checkpoints: Path) -> tuple[Cut, tuple[str, ...]]:
+def newest_good_checkpoint(checkpoints: Path) -> tuple[Checkpoint, tuple[str, ...]]:
     """The newest cut that is whole, and what is wrong with those that are newer.
 
     Raises ConfigError if there is none, with the reason for each.
     """
     problems: list[str] = []
-    for folder in reversed(cut_folders(checkpoints)):
+    for folder in reversed(checkpoint_folders(checkpoints)):
         try:
-            return read_cut(folder), tuple(problems)
-        except DamagedCutError as error:
+            return read_checkpoint(folder), tuple(problems)
+        except DamagedCheckpointError as error:
             problems.append(str(error))
     if not problems:
         raise ConfigError(f"{checkpoints}: holds no checkpoint to resume from")
@@ -153,7 +160,7 @@ def _next_incarnations(
     return {name: incarnation + step for name, incarnation in {**actors, **newest}.items()}
 
 
-def go_on(run_dir: Path, cut: Cut, config: RunConfig) -> Resumed:
+def go_on(run_dir: Path, cut: Checkpoint, config: RunConfig) -> Resumed:
     """Puts a cut's replay back in the run directory and says where everybody goes on.
 
     A continuous journal is newer than any cut and holds it: it stays, except in the serial runtime, which
@@ -165,22 +172,26 @@ def go_on(run_dir: Path, cut: Cut, config: RunConfig) -> Resumed:
     if exact or config.replay.persist != "continuous" or not journals:
         _restore_replay(cut, replay, config.replay.num_shards)
     manifest = cut.manifest
-    judge = dataclasses.replace(manifest.run.judge, best=_best(run_dir, manifest.run.judge.best))
-    run = dataclasses.replace(manifest.run, judge=judge)
+    selection = dataclasses.replace(manifest.run.selection, best=_best(run_dir, manifest.run.selection.best))
+    run = dataclasses.replace(manifest.run, selection=selection)
     incarnations = _next_incarnations(
         manifest, config, lives_since=_lives_since(run_dir, manifest.number), exact=exact
     )
     return Resumed(dataclasses.replace(manifest, run=run), cut.learner, incarnations)
 
 
-def _best(run_dir: Path, at_cut: Best | None) -> Best | None:
+def _best(run_dir: Path, at_checkpoint: Best | None) -> Best | None:
     """The version whose weights the run directory holds as the best: perhaps one found after the cut."""
     try:
         _, facts = load_weights(run_dir / "weights" / "best.safetensors")
         version, score = int(facts["version"]), float(facts["return_mean"])
     except (OSError, ValueError, KeyError):
         return None
-    return at_cut if at_cut is not None and at_cut.version == version else Best(version, score, score)
+    return (
+        at_checkpoint
+        if at_checkpoint is not None and at_checkpoint.version == version
+        else Best(version, score, score)
+    )
 
 
 def _lives_since(run_dir: Path, cut: int) -> int:
@@ -192,7 +203,7 @@ def _lives_since(run_dir: Path, cut: int) -> int:
     return sum(json.loads(line)["cut"] >= cut for line in lines)
 
 
-def _restore_replay(cut: Cut, replay: Path, num_shards: int) -> None:
+def _restore_replay(cut: Checkpoint, replay: Path, num_shards: int) -> None:
     """Puts the journals of a cut where shards look for them, instead of what is there."""
     for shard in range(num_shards):
         source, target = shard_folder(cut.folder, shard), replay / f"shard-{shard}"

@@ -36,23 +36,23 @@ class Best:
 
 
 @dataclass(frozen=True)
-class JudgeState:
+class ModelSelectionState:
     """What a run that is resumed goes on judging from. A version that waited for its confirmation is not."""
 
     last_version: int = -1
     best: Best | None = None
 
 
-class Judge:
+class ModelSelection:
     """A first evaluation screens a version; one above the best so far is played again on fresh seeds.
 
     Only the second mean counts as its score: the highest of many first means is biased upwards.
     """
 
     def __init__(
-        self, config: EvaluationConfig, target_return: float | None, state: JudgeState | None = None
+        self, config: EvaluationConfig, target_return: float | None, state: ModelSelectionState | None = None
     ) -> None:
-        state = state or JudgeState()
+        state = state or ModelSelectionState()
         self._config = config
         self._target_return = target_return
         self._candidate: tuple[int, float] | None = None
@@ -60,9 +60,9 @@ class Judge:
         self.best = state.best
         self.solved = False
 
-    def state(self) -> JudgeState:
+    def state(self) -> ModelSelectionState:
         """For a cut."""
-        return JudgeState(self._last_version, self.best)
+        return ModelSelectionState(self._last_version, self.best)
 
     def next_request(self, version: int, *, due: bool = False) -> EvaluationRequest | None:
         """What to evaluate now that `version` is the newest; `due` does not wait for every_updates."""

@@ -65,10 +65,10 @@ class Pacing:
         return ledger.sampled / paced if paced > 0 else 0.0
 
 
-def slack_samples(samples_per_insert: float, rollout_rows: int, learn_rows: int) -> float:
+def slack_samples(samples_per_insert: float, rollout_transitions: int, learn_transitions: int) -> float:
     """The least slack with which neither side can wait for the other for ever.
 
-    Learning waits while less than learn_rows is owed; acting must then still be allowed all the
-    rollout_rows that may be outstanding at a time.
+    Learning waits while less than learn_transitions is owed; acting must then still be allowed all the
+    rollout_transitions that may be outstanding at a time.
     """
-    return samples_per_insert * rollout_rows + learn_rows
+    return samples_per_insert * rollout_transitions + learn_transitions

@@ -19,7 +19,7 @@ _TIMES_THE_START = 4.0
 _LEAST_CHUNK_SECONDS = 60.0
 
 
-class WakingClock:
+class AwakeClock:
     """Counts the seconds in which its owner looked at it: none of a time in which the owner stood still."""
 
     def __init__(self, now: float) -> None:
@@ -33,7 +33,7 @@ class WakingClock:
         self._looked_at = now
 
 
-class Patience:
+class RoleTimeouts:
     """The limits of silence, in seconds of work: generous, and wider where work is known to take long.
 
     A shard answers between two calls, so frozen_seconds is its limit. A learner has twice that, an evaluator

@@ -221,7 +221,7 @@ def _say(stage: Stage, shares: Shares, before: Snapshot | None, now: Snapshot, c
             f"replay-bound: {waits}, shards work {shares.shard_work:.0%}; raise replay.num_shards (now "
             f"{config.replay.num_shards})"
             + (", or replay.compression=none" if config.replay.compression != "none" else "")
-            + (", or replay.sampling=uniform" if config.replay.sampling == "prioritised" else "")
+            + (", or replay.sampling=uniform" if config.replay.sampling == "prioritized" else "")
             + alone
         )
     if stage == "network":

@@ -199,7 +199,7 @@ def overestimation(window: Window, config: RunConfig) -> Reading | None:
     count, std = now.evaluation_episodes, now.evaluation_start_value_error_std
     if scale is None or promised is None or earned is None or std is None or count is None or count < 2:
         return None
-    cut = now.evaluation_cut_discount_mean or 0.0
+    cut = now.evaluation_truncation_discount_mean or 0.0
     if cut > 0.0 and bound is None:
         return None
     missed = cut * bound if bound is not None else 0.0
@@ -241,9 +241,9 @@ def stale_data(window: Window, config: RunConfig) -> Reading | None:
     full = capacity > 0 and now.replay_transitions > (1.0 - TENTH) * capacity
     if not full or updates <= 0 or inserted <= 0 or lag is None or age is None:
         return None
-    updates_per_row = updates / inserted
-    depth = capacity * updates_per_row
-    late = lag - age * updates_per_row
+    updates_per_transition = updates / inserted
+    depth = capacity * updates_per_transition
+    late = lag - age * updates_per_transition
     if (config.learner.updates_per_chunk or 1) > depth:
         cause = f"the learner does {config.learner.updates_per_chunk:,} updates in a row on the same rows"
         cure = f"learner.updates_per_chunk={max(1, int(depth / 2))}"
@@ -280,7 +280,7 @@ def collapsed_action_choice(window: Window, config: RunConfig) -> Reading | None
         "steps so long that its units died",
         _slower(learner)
         + _and_clip(learner)
-        + ("" if learner.normalise_observations else ", or learner.normalise_observations=true"),
+        + ("" if learner.normalize_observations else ", or learner.normalize_observations=true"),
     )
 
 
@@ -320,7 +320,7 @@ def reward_scale(window: Window, config: RunConfig) -> Reading | None:
     return Reading(
         TENTH * abs(earned) / max(abs(promised), 1e-9) if followed else 0.0,
         f"greedy episodes earn {earned:.4g} (discounted), of which Q foretells {promised:.3g} after "
-        f"{now.evaluation_version:,} updates; rewards are up to {now.reward_abs_max:.3g}" + _cut_to(now),
+        f"{now.evaluation_version:,} updates; rewards are up to {now.reward_abs_max:.3g}" + _clipped_to(now),
         "values begin near 0 and an update moves them by about the learning rate: they cannot follow rewards "
         "of this size",
         f"divide the rewards by about {max(1.0, now.reward_abs_max):.0e} in the environment, or "
@@ -328,7 +328,7 @@ def reward_scale(window: Window, config: RunConfig) -> Reading | None:
     )
 
 
-def _cut_to(now: Snapshot) -> str:
+def _clipped_to(now: Snapshot) -> str:
     before, after = now.grad_norm_mean, now.grad_norm_clipped_mean
     if not before or after is None or after >= before:
         return ""
@@ -340,7 +340,7 @@ def degenerate_priorities(window: Window, config: RunConfig) -> Reading | None:
     now = window[-1]
     effective_ratio = now.shard_priority_effective_ratio
     masses, counts = now.shard_mass or {}, now.shard_transitions or {}
-    if config.replay.sampling != "prioritised" or not effective_ratio:
+    if config.replay.sampling != "prioritized" or not effective_ratio:
         return None
     shards = [shard for shard in effective_ratio if counts.get(shard) and masses.get(shard)]
     # Rows that were never drawn have their first priorities: all alike before there were weights.

@@ -16,7 +16,7 @@ _PACKAGES = ("actors", "cluster", "learner", "replay_service")
 
 
 @dataclass(frozen=True)
-class Presence:
+class ProcessInfo:
     """What a role says when it is up: its process, and where its code came from.
 
     relays_log: the run's folder is not on its machine, so its log lines are to be asked for.
@@ -30,7 +30,7 @@ class Presence:
     code: str = ""
 
 
-def presence() -> Presence:
+def process_info() -> ProcessInfo:
     """The presence of this process. Raises ImportError if our packages come from more than one root."""
     import actors
     import cluster
@@ -47,16 +47,16 @@ def presence() -> Presence:
             "a folder of the same name shadows one of them: rename it or start from another folder"
         )
     root = roots.pop()
-    return Presence(os.getpid(), platform.node(), root, code=_digest(root))
+    return ProcessInfo(os.getpid(), platform.node(), root, code=_digest(root))
 
 
-def require_same_root(other: Presence) -> None:
+def require_same_code(other: ProcessInfo) -> None:
     """Raises ImportError where a process runs other code than this one does.
 
     On this machine it must come from the same folder, whose files may change while a run goes on; on another
     machine the files themselves must be the same.
     """
-    own = presence()
+    own = process_info()
     if other.host == own.host and other.root != own.root:
         raise ImportError(f"process {other.pid} runs the code of {other.root}, this one that of {own.root}")
     if other.host != own.host and other.code and other.code != own.code:

@@ -31,10 +31,10 @@ class _Target:
 class SerialEngine:
     """Deterministic: nothing overlaps, so the order of calls is the order of effects."""
 
-    def __init__(self, speaking_as: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
-        """speaking_as: given a role's name, entered while that role's code runs."""
+    def __init__(self, output_of: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
+        """output_of: given a role's name, entered while that role's code runs."""
         self._handles: list[Handle] = []
-        self._speaking_as = speaking_as
+        self._output_of = output_of
 
     @property
     def calls(self) -> SerialEngine:
@@ -44,7 +44,7 @@ class SerialEngine:
     def spawn(self, name: str, role: type, *args: Any, need: Need) -> Handle:
         """Builds the role now; a constructor's exception is kept for the first call, as Ray does."""
         try:
-            with self._speaking_as(name):
+            with self._output_of(name):
                 target = _Target(role(*args))
         except Exception:  # noqa: BLE001 - kept and raised by the first get
             target = _Target(None, RoleError(name, traceback.format_exc()))
@@ -59,7 +59,7 @@ class SerialEngine:
             return tuple(Ref(_Done(error=target.failure)) for _ in range(returns))
         try:
             given = [self._resolve(arg) for arg in args]
-            with self._speaking_as(handle.name):
+            with self._output_of(handle.name):
                 value = getattr(target.role, method)(*given)
         except EngineError as error:
             return tuple(Ref(_Done(error=error)) for _ in range(returns))

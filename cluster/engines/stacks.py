@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.engines.process_info import Presence
+from cluster.engines.process_info import ProcessInfo
 
 _STACK_SECONDS = 3.0
 _SETTLED_SECONDS = 0.1
@@ -31,27 +31,27 @@ def answer_stack_requests(logs: Path, name: str) -> None:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 
-def end_process(presence: Presence | None) -> None:
+def end_process(process_info: ProcessInfo | None) -> None:
     """Ends the role's process at once, also one that is stopped, and all that it started.
 
     One on another machine is passed over.
     """
-    started = _started_by(presence)
-    _signal(presence, signal.SIGKILL)
+    started = _started_by(process_info)
+    _signal(process_info, signal.SIGKILL)
     for process in started:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             process.kill()
 
 
-def stack_of(presence: Presence | None, logs: Path, name: str) -> str:
+def stack_of(process_info: ProcessInfo | None, logs: Path, name: str) -> str:
     """The stacks of the role's process, and of processes that it forked, as soon as they are written.
 
     Empty where none came: of a process that is stopped or gone, or is on another machine.
     """
     file = _stack_path(logs, name)
     known = file.stat().st_size if file.exists() else 0
-    request_stack(presence)
-    for process in _started_by(presence):
+    request_stack(process_info)
+    for process in _started_by(process_info):
         # Those that were forked answer as the role does; others this signal would end.
         with contextlib.suppress(psutil.Error, OSError):
             if _catches(process.pid, signal.SIGUSR1):
@@ -69,12 +69,12 @@ def stack_of(presence: Presence | None, logs: Path, name: str) -> str:
         return stacks.read()
 
 
-def _started_by(presence: Presence | None) -> list[psutil.Process]:
+def _started_by(process_info: ProcessInfo | None) -> list[psutil.Process]:
     """The living descendants of the role's process, if that is on this machine and not this one."""
-    if presence is None or presence.host != platform.node() or presence.pid == os.getpid():
+    if process_info is None or process_info.host != platform.node() or process_info.pid == os.getpid():
         return []
     try:
-        return psutil.Process(presence.pid).children(recursive=True)
+        return psutil.Process(process_info.pid).children(recursive=True)
     except psutil.Error:
         return []
 
@@ -93,12 +93,12 @@ def _stack_path(logs: Path, name: str) -> Path:
     return logs / f"{name.replace(' ', '-')}.stacks"
 
 
-def request_stack(presence: Presence | None) -> None:
+def request_stack(process_info: ProcessInfo | None) -> None:
     """Asks the role for its stack; one that is gone, or on another machine, is passed over."""
-    _signal(presence, signal.SIGUSR1)
+    _signal(process_info, signal.SIGUSR1)
 
 
-def _signal(presence: Presence | None, number: signal.Signals) -> None:
-    if presence is not None and presence.host == platform.node() and presence.pid != os.getpid():
+def _signal(process_info: ProcessInfo | None, number: signal.Signals) -> None:
+    if process_info is not None and process_info.host == platform.node() and process_info.pid != os.getpid():
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(presence.pid, number)
+            os.kill(process_info.pid, number)

@@ -31,13 +31,13 @@ _RECENT_STARTS = 100
 
 
 @dataclass(frozen=True)
-class FleetFigures:
+class FleetMetrics:
     """Roles wanted and up, by kind; chunks in flight, by kind; and rows that no shard has confirmed."""
 
     wanted: Mapping[str, int]
     up: Mapping[str, int]
     credits: Mapping[str, int]
-    unconfirmed_rows: int
+    unacknowledged_transitions: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Evaluated:
     start_value_mean: float | None
     discounted_return_mean: float | None
     start_value_error_std: float | None
-    cut_discount_mean: float | None
+    truncation_discount_mean: float | None
     truncated_ratio: float | None
     action_entropy_ratio: float | None
 
@@ -167,7 +167,7 @@ class Accounts:
         version: int,
         best: Best | None,
         totals: ShardTotals,
-        fleet: FleetFigures,
+        fleet: FleetMetrics,
         usage: tuple[ProcessUsage, MachineUsage] | None,
     ) -> Snapshot:
         """The snapshot with all that is kept here; means over the interval begin anew.
@@ -183,8 +183,8 @@ class Accounts:
         for shard, each in shard_figures.items():
             self._processes.take("shard", shard, each.process)
         learned, evaluated, checkpointed = self._learned, self._evaluated, self._checkpointed
-        inserted = sum(status.inserted_rows_total for status in shards)
-        drawn = sum(status.sampled_rows_total for status in shards)
+        inserted = sum(status.inserted_transitions_total for status in shards)
+        drawn = sum(status.sampled_transitions_total for status in shards)
         priorities = {str(shard): each.priorities for shard, each in shard_figures.items() if each.priorities}
         coordinator = {"wait": self._wait_seconds, "work": self._turn_seconds - self._wait_seconds}
         seconds = {**self._seconds, "shard": work.seconds, "coordinator": coordinator}
@@ -206,7 +206,7 @@ class Accounts:
             evaluation_start_value_mean=evaluated.start_value_mean if evaluated else None,
             evaluation_discounted_return_mean=evaluated.discounted_return_mean if evaluated else None,
             evaluation_start_value_error_std=evaluated.start_value_error_std if evaluated else None,
-            evaluation_cut_discount_mean=evaluated.cut_discount_mean if evaluated else None,
+            evaluation_truncation_discount_mean=evaluated.truncation_discount_mean if evaluated else None,
             evaluation_truncated_ratio=evaluated.truncated_ratio if evaluated else None,
             evaluation_action_entropy_ratio=evaluated.action_entropy_ratio if evaluated else None,
             best_version=best.version if best else None,
@@ -215,7 +215,7 @@ class Accounts:
             actor_env_steps_per_second=_spread(each.steps_per_second for each in self._acting.values()),
             credits_in_flight=fleet.credits,
             pushes_in_flight=sum(each.pushes_in_flight for each in self._acting.values()),
-            unconfirmed_transitions=fleet.unconfirmed_rows,
+            unacknowledged_transitions=fleet.unacknowledged_transitions,
             prefetched_requests=learned.prefetched_requests if learned else None,
             pushed_bytes_total=work.pushed_bytes,
             sampled_bytes_total=work.sampled_bytes,
@@ -291,8 +291,8 @@ class Accounts:
         self._start_values.extend(report.start_values)
         counts = np.array(report.action_counts)
         self._action_counts = counts if self._action_counts is None else self._action_counts + counts
-        if report.rows_pushed:
-            self._rewards += report.rows_pushed
+        if report.transitions_pushed:
+            self._rewards += report.transitions_pushed
             self._reward_abs_sum += report.reward_abs_sum
             self._reward_abs_max = max(self._reward_abs_max or 0.0, report.reward_abs_max)
         self._processes.take("actor", report.actor, report.process)
@@ -314,7 +314,7 @@ def _evaluated(report: EvaluationReport, discount: float) -> _Evaluated:
         start_value_mean=_mean(report.start_values),
         discounted_return_mean=_mean(report.discounted_returns),
         start_value_error_std=float(np.std(errors)) if errors else None,
-        cut_discount_mean=_mean(cut),
+        truncation_discount_mean=_mean(cut),
         truncated_ratio=_mean(report.truncated),
         action_entropy_ratio=_entropy_ratio(np.array(report.action_counts)),
     )

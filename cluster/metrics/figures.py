@@ -14,7 +14,7 @@ from typing import get_args
 from actors.core import EnvRestartCause, EvaluationReport, RolloutReport
 from cluster.control.evaluation import Best
 from cluster.control.pacing import Ledger, Pacing
-from cluster.metrics.accounts import Accounts, Checkpointed, FleetFigures, RestartCause
+from cluster.metrics.accounts import Accounts, Checkpointed, FleetMetrics, RestartCause
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.totals import ShardTotals
 from cluster.metrics.usage import MachineUsage
@@ -26,16 +26,16 @@ _FEWEST_FIRST_EPISODES = 10
 
 
 @dataclass(frozen=True)
-class FiguresState:
+class CountersState:
     """What a run that is resumed goes on counting from. version: the learner's newest.
 
-    updates counts every update applied, also those that were lost with a learner; sampled_rows what they
-    consumed.
+    updates counts every update applied, also those that were lost with a learner; sampled_transitions
+    what they consumed.
     """
 
     version: int = 0
     updates: int = 0
-    sampled_rows: int = 0
+    sampled_transitions: int = 0
     skipped_updates: int = 0
     restarts: int = 0
     episodes: int = 0
@@ -93,7 +93,7 @@ class Figures:
         started: float,
         now: float,
         num_actors: int,
-        state: FiguresState | None = None,
+        state: CountersState | None = None,
         *,
         accounts: Accounts,
     ) -> None:
@@ -101,10 +101,10 @@ class Figures:
 
         accounts: what is kept beside; in the serial runtime over all the lives of a run.
         """
-        state = state or FiguresState()
+        state = state or CountersState()
         self.version = state.version
         self.updates = state.updates
-        self.sampled_rows = state.sampled_rows
+        self.sampled_transitions = state.sampled_transitions
         self.restarts = state.restarts
         self.longest_evaluation_seconds = 0.0
         self._run_started = started
@@ -123,12 +123,12 @@ class Figures:
         self._env_restarts: collections.Counter[EnvRestartCause] = collections.Counter(state.env_restarts)
         self._accounts = accounts
 
-    def state(self) -> FiguresState:
+    def state(self) -> CountersState:
         """For a cut."""
-        return FiguresState(
+        return CountersState(
             version=self.version,
             updates=self.updates,
-            sampled_rows=self.sampled_rows,
+            sampled_transitions=self.sampled_transitions,
             skipped_updates=self._skipped_updates,
             restarts=self.restarts,
             episodes=self._episodes,
@@ -168,7 +168,7 @@ class Figures:
         """A chunk of updates; one cut short before its first update has no means to show."""
         self.version = report.version
         self.updates += report.updates
-        self.sampled_rows += report.updates * batch_size
+        self.sampled_transitions += report.updates * batch_size
         self._skipped_updates += report.skipped_updates
         if report.updates:
             self._learned = report
@@ -210,7 +210,7 @@ class Figures:
         pacing: Pacing,
         totals: ShardTotals,
         best: Best | None,
-        fleet: FleetFigures,
+        fleet: FleetMetrics,
         usage: tuple[ProcessUsage, MachineUsage] | None,
     ) -> Snapshot:
         """All figures at `now`; rates and shares are of the time since the last snapshot, and begin anew;

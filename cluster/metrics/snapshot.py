@@ -46,13 +46,13 @@ class Snapshot:
     episodes_total: int = _figure("counter", "Training episodes ended")
     inserted_transitions_total: int = _figure("counter", "Transitions inserted into replay")
     sampled_transitions_total: int = _figure("counter", "Transitions consumed by the learner")
-    updates_total: int = _figure("counter", "Optimiser steps")
+    updates_total: int = _figure("counter", "Optimizer steps")
     skipped_updates_total: int = _figure("counter", "Updates left out: loss or gradient was not finite")
     restarts_total: int = _figure("counter", "Dead actors, shards and evaluators replaced")
     env_steps_per_second: float = _figure(
         "gauge", "Environment steps a second, over the newest chunks of actors"
     )
-    updates_per_second: float = _figure("gauge", "Optimiser steps a second, over the last interval")
+    updates_per_second: float = _figure("gauge", "Optimizer steps a second, over the last interval")
     samples_per_insert: float = _figure("gauge", "Sampled over inserted transitions since learning started")
     samples_per_insert_target: float = _figure("gauge", "The ratio that pacing keeps")
     epsilon: float | None = _figure("gauge", "Exploration rate of the newest rollout")
@@ -112,7 +112,7 @@ class Snapshot:
     evaluation_start_value_error_std: float | None = _later(
         "gauge", "Standard deviation of value less discounted return over those episodes"
     )
-    evaluation_cut_discount_mean: float | None = _later(
+    evaluation_truncation_discount_mean: float | None = _later(
         "gauge", "Mean over those episodes of gamma^length where one was truncated, else 0"
     )
     evaluation_truncated_ratio: float | None = _later("gauge", "Share of those episodes that were truncated")
@@ -134,7 +134,7 @@ class Snapshot:
     )
     credits_in_flight: ByLabel | None = _later("gauge", "Chunks granted and not yet reported", "kind")
     pushes_in_flight: int | None = _later("gauge", "Blocks pushed and not yet confirmed by a shard")
-    unconfirmed_transitions: int | None = _later("gauge", "Transitions in those blocks")
+    unacknowledged_transitions: int | None = _later("gauge", "Transitions in those blocks")
     prefetched_requests: int | None = _later("gauge", "Sample requests that the learner has in flight")
     pushed_bytes_total: int | None = _later("counter", "Encoded bytes that shards took in")
     sampled_bytes_total: int | None = _later("counter", "Bytes of the rows that shards drew, with windows")

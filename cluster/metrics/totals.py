@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from replay_service.histogram import Histogram
-from replay_service.messages import ShardFigures, ShardStatus
+from replay_service.messages import ShardMetrics, ShardStatus
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ShardTotals:
 
     def __init__(self) -> None:
         self._newest: dict[tuple[int, int], ShardStatus] = {}
-        self._figures: dict[tuple[int, int], ShardFigures] = {}
+        self._figures: dict[tuple[int, int], ShardMetrics] = {}
 
     def take(self, statuses: Iterable[ShardStatus]) -> None:
         """Keeps the statuses that are newer than what is held: their counters only grow."""
@@ -44,9 +44,9 @@ class ShardTotals:
                 self._figures[key] = status.figures
 
     @property
-    def inserted_rows(self) -> int:
+    def inserted_transitions(self) -> int:
         """Transitions inserted over all shards and incarnations."""
-        return self._sum(lambda status: (status.earlier_rows_total, status.inserted_rows_total))
+        return self._sum(lambda status: (status.earlier_transitions_total, status.inserted_transitions_total))
 
     @property
     def env_steps(self) -> int:
@@ -57,8 +57,8 @@ class ShardTotals:
         """What all incarnations did, by the newest figures of each."""
         statuses, figures = self._newest.values(), self._figures.values()
         return ShardWork(
-            drawn=sum(status.sampled_rows_total for status in statuses),
-            evicted=sum(status.evicted_rows_total for status in statuses),
+            drawn=sum(status.sampled_transitions_total for status in statuses),
+            evicted=sum(status.evicted_transitions_total for status in statuses),
             late_priorities=sum(status.late_priorities_total for status in statuses),
             repeated_pushes=sum(each.repeated_pushes for each in figures),
             pushed_bytes=sum(each.inserted_bytes for each in figures),
@@ -70,7 +70,7 @@ class ShardTotals:
             sample_age=sum((each.sample_age for each in figures), Histogram()),
         )
 
-    def figures(self) -> dict[int, ShardFigures]:
+    def figures(self) -> dict[int, ShardMetrics]:
         """The newest of each shard's newest incarnation that has said any."""
         return {shard: self._figures[shard, incarnation] for shard, incarnation in sorted(self._figures)}
 
@@ -93,4 +93,4 @@ class ShardTotals:
 
 
 def _age(status: ShardStatus) -> tuple[int, int, int]:
-    return status.inserted_rows_total, status.sampled_rows_total, status.env_steps_total
+    return status.inserted_transitions_total, status.sampled_transitions_total, status.env_steps_total

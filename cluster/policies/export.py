@@ -30,9 +30,9 @@ from cluster.runtime.roles import make_policy
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.resolve import network_spec
 from learner.batch import Observations
-from learner.named_weights import NORMALISER_TAIL, named_weights, network_facts, seeded_network
+from learner.named_weights import NORMALIZER_TAIL, named_weights, network_facts, seeded_network
 from learner.networks.noisy import NoisyLinear
-from learner.normalization import ObservationNormaliser
+from learner.normalization import ObservationNormalizer
 from learner.objectives.heads import make_head
 from learner.weights import save_tensors
 from replay_service.block import ACTION_MASK, OBSERVATION
@@ -132,12 +132,12 @@ class ExportedPolicy(nn.Module):
         inner = network_spec(spec)
         network = seeded_network(inner, config.learner)
         tensors = {name: torch.tensor(array) for name, array in named.items()}
-        network.load_state_dict({n: t for n, t in tensors.items() if n != NORMALISER_TAIL}, strict=True)
+        network.load_state_dict({n: t for n, t in tensors.items() if n != NORMALIZER_TAIL}, strict=True)
         self._network = without_noise(network)
-        self._normaliser = None
-        if NORMALISER_TAIL in tensors:
-            self._normaliser = ObservationNormaliser(inner, torch.device("cpu"))
-            self._normaliser.tail.copy_(tensors[NORMALISER_TAIL])
+        self._normalizer = None
+        if NORMALIZER_TAIL in tensors:
+            self._normalizer = ObservationNormalizer(inner, torch.device("cpu"))
+            self._normalizer.tail.copy_(tensors[NORMALIZER_TAIL])
         self._head = make_head(config.learner, torch.device("cpu"))
         self._parts = parts
         self._joined = bool(inner.parts)
@@ -162,8 +162,8 @@ class ExportedPolicy(nn.Module):
             if self._joined
             else arrays[0].reshape(arrays[0].shape[0], *self._shape)
         )
-        if self._normaliser is not None:
-            observations = self._normaliser(observations)
+        if self._normalizer is not None:
+            observations = self._normalizer(observations)
         q_values = self._head.values(self._network(observations))
         # Not minus infinity: a row without any allowed action must still give one.
         allowed = (

@@ -1,6 +1,6 @@
 """Scores of other players, and what a return means beside them.
 
-Owns the table of Atari scores and human normalisation; pure, imports nothing of the project.
+Owns the table of Atari scores and human normalization; pure, imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Reference:
     random_return: float
     human_return: float
 
-    def normalised(self, mean_return: float) -> float:
+    def normalized(self, mean_return: float) -> float:
         """0 for random play, 1 for the human (van Hasselt et al. 2016, arXiv:1509.06461, equation 5)."""
         return (mean_return - self.random_return) / (self.human_return - self.random_return)
 
@@ -96,4 +96,4 @@ def reference(env_id: str) -> Reference | None:
 def beside_human(env_id: str, mean_return: float) -> str:
     """ ", 43.0 % of human" or nothing, to put behind a return."""
     found = reference(env_id)
-    return "" if found is None else f", {found.normalised(mean_return):.1%} of human (0 % is random play)"
+    return "" if found is None else f", {found.normalized(mean_return):.1%} of human (0 % is random play)"

@@ -31,7 +31,7 @@ _GOES_ON = "| "
 
 
 @dataclass(frozen=True)
-class Speaker:
+class LogSource:
     """Who writes. role: "actor 3"; run_started_at: unix seconds at which the run's clock showed 0."""
 
     role: str
@@ -91,9 +91,9 @@ class LineWriter(io.TextIOBase):
     """A text stream that hands on whole lines as log lines. It can stand in for sys.stdout or sys.stderr."""
 
     def __init__(
-        self, speaker: Speaker, level: Level, emit: Callable[[str], None], descriptor: int | None = None
+        self, source: LogSource, level: Level, emit: Callable[[str], None], descriptor: int | None = None
     ) -> None:
-        self._speaker = speaker
+        self._source = source
         self._level = level
         self._emit = emit
         self._descriptor = descriptor
@@ -124,7 +124,7 @@ class LineWriter(io.TextIOBase):
             )
             if newline:
                 now = time.time()
-                self._emit("".join(self._speaker.lines(self._level, line, now) for line in whole.split("\n")))
+                self._emit("".join(self._source.lines(self._level, line, now) for line in whole.split("\n")))
         return len(text)
 
     def finish(self) -> None:
@@ -137,9 +137,9 @@ class LineWriter(io.TextIOBase):
 class _Records(logging.Handler):
     """Python's logging, and through it Python's warnings, in the one format."""
 
-    def __init__(self, speaker: Speaker, emit: Callable[[str], None]) -> None:
+    def __init__(self, source: LogSource, emit: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
-        self._speaker = speaker
+        self._source = source
         self._lines = emit
         self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
 
@@ -151,7 +151,7 @@ class _Records(logging.Handler):
             if record.levelno >= logging.WARNING
             else "INFO"
         )
-        self._lines(self._speaker.lines(level, self.format(record), record.created))
+        self._lines(self._source.lines(level, self.format(record), record.created))
 
 
 class ProcessLog:
@@ -162,14 +162,14 @@ class ProcessLog:
     Elsewhere (a cluster whose machines share no folder) the last lines wait in memory until they are taken.
     """
 
-    def __init__(self, speaker: Speaker, logs: Path) -> None:
+    def __init__(self, source: LogSource, logs: Path) -> None:
         self.relays = not logs.is_dir()
         self._waiting: collections.deque[str] = collections.deque(maxlen=_RELAYED_LINES)
-        emit = self._keep if self.relays else self._take_over(log_path(logs, speaker.role))
-        emit(speaker.lines("INFO", f"{_BEGAN} {os.getpid()}"))
-        sys.stdout = LineWriter(speaker, "INFO", emit, 1)
-        sys.stderr = LineWriter(speaker, "WARNING", emit, 2)
-        logging.getLogger().addHandler(_Records(speaker, emit))
+        emit = self._keep if self.relays else self._take_over(log_path(logs, source.role))
+        emit(source.lines("INFO", f"{_BEGAN} {os.getpid()}"))
+        sys.stdout = LineWriter(source, "INFO", emit, 1)
+        sys.stderr = LineWriter(source, "WARNING", emit, 2)
+        logging.getLogger().addHandler(_Records(source, emit))
         logging.captureWarnings(True)
 
     def take(self) -> str:
@@ -209,13 +209,13 @@ class SerialLogs:
         self._writers: dict[str, tuple[LineWriter, LineWriter]] = {}
 
     @contextlib.contextmanager
-    def speaking_as(self, role: str) -> Iterator[None]:
+    def output_of(self, role: str) -> Iterator[None]:
         """Within the block sys.stdout and sys.stderr are this role's; a block within is the other role's."""
         if role not in self._writers:
-            speaker = Speaker(role, 0, self._run_started_at)
+            source = LogSource(role, 0, self._run_started_at)
             self._writers[role] = (
-                LineWriter(speaker, "INFO", self._appender(role)),
-                LineWriter(speaker, "WARNING", self._appender(role)),
+                LineWriter(source, "INFO", self._appender(role)),
+                LineWriter(source, "WARNING", self._appender(role)),
             )
         before = sys.stdout, sys.stderr
         out, err = self._writers[role]

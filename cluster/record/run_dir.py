@@ -27,7 +27,7 @@ from cluster.control.evaluation import EvaluationRequest
 from cluster.engines.threads import available_cores
 from cluster.metrics.snapshot import Snapshot, figures
 from cluster.record.line_file import LineFile
-from cluster.record.logs import Level, Speaker
+from cluster.record.logs import Level, LogSource
 from cluster.record.tensorboard import EventFile
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import dump_config, load_config
@@ -135,7 +135,7 @@ class RunDir:
             "ERROR" if text.startswith("failed:") else "WARNING" if text.startswith("warning:") else "INFO"
         )
         with events_path(self.path).open("a", encoding="utf-8") as file:
-            file.write(Speaker("coordinator", 0, now - run_seconds).lines(level, text, now))
+            file.write(LogSource("coordinator", 0, now - run_seconds).lines(level, text, now))
 
     def write_evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
         """Adds a line to evaluations.jsonl, every return in it."""

@@ -116,7 +116,7 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Spell:
+class Period:
     """A verdict or warning, and from when to when it held, in run seconds. text: as it was put last."""
 
     kind: str
@@ -530,21 +530,21 @@ def phases(groups: Sequence[Group]) -> tuple[Bars, ...]:
     return tuple(found)
 
 
-def spells(run: Run) -> tuple[Spell, ...]:
+def periods(run: Run) -> tuple[Period, ...]:
     """When which verdict and which warnings held, by the order in which they began.
 
     Two of the same kind, which is what stands before the first colon, are one as long as it does not pause.
     """
-    open_spells: dict[tuple[str, str], Spell] = {}
-    done: list[Spell] = []
+    open_periods: dict[tuple[str, str], Period] = {}
+    done: list[Period] = []
     for line in run.metrics:
         now = line.get("run_seconds", 0.0)
         verdict, warnings = line.get("verdict"), line.get("warnings")
         said = [("verdict", verdict)] if isinstance(verdict, str) and verdict else []
         said += [("warning", text) for text in warnings] if isinstance(warnings, list) else []
         keys = {(kind, str(text).partition(":")[0]): str(text) for kind, text in said}
-        done += [open_spells.pop(key) for key in list(open_spells) if key not in keys]
+        done += [open_periods.pop(key) for key in list(open_periods) if key not in keys]
         for key, text in keys.items():
-            began = open_spells[key].began if key in open_spells else now
-            open_spells[key] = Spell(key[0], began, now, text)
-    return tuple(sorted([*done, *open_spells.values()], key=lambda spell: spell.began))
+            began = open_periods[key].began if key in open_periods else now
+            open_periods[key] = Period(key[0], began, now, text)
+    return tuple(sorted([*done, *open_periods.values()], key=lambda period: period.began))

@@ -25,9 +25,9 @@ from cluster.report.data import (
     groups_of,
     iqm,
     not_default,
+    periods,
     phases,
     read_run,
-    spells,
 )
 from cluster.report.png import require_matplotlib, write_pngs
 from cluster.report.svg import COLOURS, bars_legend, bars_svg, chart_svg, legend
@@ -177,12 +177,12 @@ def _video(run: Run) -> Mapping[str, Any]:
 def _diagnosis(run: Run) -> list[Mapping[str, str]]:
     return [
         {
-            "kind": spell.kind,
-            "began": duration(spell.began),
-            "ended": duration(spell.ended),
-            "text": spell.text,
+            "kind": period.kind,
+            "began": duration(period.began),
+            "ended": duration(period.ended),
+            "text": period.text,
         }
-        for spell in spells(run)
+        for period in periods(run)
     ]
 
 

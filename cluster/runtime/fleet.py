@@ -14,12 +14,12 @@ from typing import Literal
 
 from actors.core import EnvSpec
 from cluster.control.evaluation import EvaluationRequest
-from cluster.control.timeouts import Patience, WakingClock
+from cluster.control.timeouts import AwakeClock, RoleTimeouts
 from cluster.engines.engine import Engine, Handle, Need, Ref
-from cluster.engines.process_info import Presence
+from cluster.engines.process_info import ProcessInfo
 from cluster.engines.threads import available_cores, learner_threads
-from cluster.metrics.accounts import FleetFigures
-from cluster.record.logs import Speaker
+from cluster.metrics.accounts import FleetMetrics
+from cluster.record.logs import LogSource
 from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole, RoleContext, ShardRole
 from cluster.settings.config import RunConfig
 from replay_service.sharding import shard_capacities
@@ -37,7 +37,7 @@ class Credit:
     """A call in flight: what was granted to whom. rows is in transitions; weights belong to an evaluation."""
 
     kind: Literal[
-        "presence",
+        "process_info",
         "rollout",
         "learn",
         "evaluate",
@@ -45,7 +45,7 @@ class Credit:
         "recovery",
         "replace_shard",
         "place",
-        "unconfirmed",
+        "unacknowledged",
         "log",
         "state",
         "restore",
@@ -59,7 +59,7 @@ class Credit:
 
 @dataclass(eq=False)
 class Member:
-    """One living role. rows_unacknowledged: rows it had pushed, not yet confirmed, when it last spoke.
+    """One living role. unacknowledged_transitions: rows it had pushed, not yet confirmed, when it last spoke.
 
     place: of an actor, its rank among how many; what it was last told. machine: see Engine.machine_of.
     heard_at: on the fleet's clock, when it last answered, or was given something to do after idling.
@@ -69,8 +69,8 @@ class Member:
     index: int
     incarnation: int
     handle: Handle
-    presence: Presence | None = None
-    rows_unacknowledged: int = 0
+    process_info: ProcessInfo | None = None
+    unacknowledged_transitions: int = 0
     place: tuple[int, int] | None = None
     machine: str = ""
     heard_at: float = 0.0
@@ -79,7 +79,7 @@ class Member:
     @property
     def pid(self) -> int | None:
         """Its process, once it is up."""
-        return self.presence.pid if self.presence else None
+        return self.process_info.pid if self.process_info else None
 
 
 class Fleet:
@@ -105,8 +105,8 @@ class Fleet:
         self._logs = logs
         self._replay = replay
         self.credits: dict[Ref, Credit] = {}
-        self.clock = WakingClock(time.monotonic())
-        self.patience = Patience(
+        self.clock = AwakeClock(time.monotonic())
+        self.timeouts = RoleTimeouts(
             config.run.frozen_seconds, spec.max_episode_steps, config.actors.chunk_deadline_seconds
         )
         self._capacities = shard_capacities(config.replay.capacity or 0, config.replay.num_shards)
@@ -145,10 +145,10 @@ class Fleet:
             member = credit.member
             member.in_flight.discard(ref)
             seconds = self.clock.seconds - member.heard_at
-            if credit.kind == "presence":
-                self.patience.came_up(member.kind, seconds)
+            if credit.kind == "process_info":
+                self.timeouts.came_up(member.kind, seconds)
             elif credit.kind != "log":
-                self.patience.answered(member.kind, seconds)
+                self.timeouts.answered(member.kind, seconds)
             if credit.kind != "log":
                 member.heard_at = self.clock.seconds
         return credit
@@ -158,7 +158,7 @@ class Fleet:
 
         A shard before all others: they may only be waiting for it.
         """
-        limits = self.patience.limits()
+        limits = self.timeouts.limits()
         for member in self.members:
             silent_seconds = self.clock.seconds - member.heard_at
             if member.pid is not None and member.in_flight and silent_seconds > limits[member.kind]:
@@ -219,8 +219,8 @@ class Fleet:
         Only an actor can tell, and pacing may not grant it another chunk before it has.
         """
         for actor in self.actors:
-            if actor.rows_unacknowledged and not actor.in_flight:
-                self.grant(Credit("unconfirmed", actor), "unconfirmed")
+            if actor.unacknowledged_transitions and not actor.in_flight:
+                self.grant(Credit("unacknowledged", actor), "unacknowledged")
 
     def ask_logs(self) -> None:
         """Asks roles on machines without the run's folder for what they have said since.
@@ -229,22 +229,22 @@ class Fleet:
         """
         asked = {credit.member for credit in self.credits.values() if credit.kind == "log"}
         for member in self.members:
-            if member.presence is not None and member.presence.relays_log and member not in asked:
+            if member.process_info is not None and member.process_info.relays_log and member not in asked:
                 (ref,) = self._engine.call(member.handle, "take_log")
                 self.credits[ref] = Credit("log", member)
 
-    def figures(self) -> FleetFigures:
+    def figures(self) -> FleetMetrics:
         """How many roles are wanted and up, and what is in flight."""
         members, granted = self.members, Counter(credit.kind for credit in self.credits.values())
         kinds: Counter[str] = Counter(member.kind for member in members)
-        return FleetFigures(
+        return FleetMetrics(
             wanted=dict(kinds),
             up={
                 kind: sum(member.pid is not None for member in members if member.kind == kind)
                 for kind in kinds
             },
             credits={kind: granted[kind] for kind in ("rollout", "learn", "evaluate")},
-            unconfirmed_rows=sum(actor.rows_unacknowledged for actor in self.actors),
+            unacknowledged_transitions=sum(actor.unacknowledged_transitions for actor in self.actors),
         )
 
     def granted(self, member: Member, kind: str) -> int:
@@ -254,7 +254,9 @@ class Fleet:
     def outstanding(self, kind: Literal["rollout", "learn"]) -> int:
         """Rows granted and not yet reported, or (rollout) reported and not yet confirmed by a shard."""
         granted = sum(credit.rows for credit in self.credits.values() if credit.kind == kind)
-        return granted + (sum(actor.rows_unacknowledged for actor in self.actors) if kind == "rollout" else 0)
+        return granted + (
+            sum(actor.unacknowledged_transitions for actor in self.actors) if kind == "rollout" else 0
+        )
 
     def _spawn_shard(self, index: int, incarnation: int) -> Member:
         return self._spawn(
@@ -283,9 +285,9 @@ class Fleet:
         name = role_name(kind, index)
         # In the serial runtime every role shares the driver's process, and so its output.
         own_process = self._config.run.runtime != "serial"
-        speaker = Speaker(name, incarnation, self._run_started_at) if own_process else None
-        context = RoleContext(name, self._config, self._spec, self._logs, self._replay, speaker)
+        source = LogSource(name, incarnation, self._run_started_at) if own_process else None
+        context = RoleContext(name, self._config, self._spec, self._logs, self._replay, source)
         handle = self._engine.spawn(name, role, context, *args, need=Need(cpus=1.0, gpus=gpus))
         member = Member(kind, index, incarnation, handle)
-        self.grant(Credit("presence", member), "presence")
+        self.grant(Credit("process_info", member), "process_info")
         return member

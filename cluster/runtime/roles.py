@@ -15,11 +15,11 @@ import numpy as np
 
 from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
 from cluster.engines.engine import Calls, Handle
-from cluster.engines.process_info import Presence, presence
+from cluster.engines.process_info import ProcessInfo, process_info
 from cluster.engines.stacks import answer_stack_requests
 from cluster.engines.threads import available_cores, env_threads
 from cluster.metrics.usage import MemoryMeter, UsageMeter
-from cluster.record.logs import ProcessLog, Speaker
+from cluster.record.logs import LogSource, ProcessLog
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
 from cluster.settings.config import RunConfig
 from cluster.settings.resolve import network_spec
@@ -51,23 +51,23 @@ class RoleContext:
     spec: EnvSpec
     logs: Path
     replay: Path
-    speaker: Speaker | None = None
+    source: LogSource | None = None
 
 
 class Role:
     """What all roles share: their log, where they are, and answers to requests for their stack."""
 
     def __init__(self, context: RoleContext) -> None:
-        self._log = ProcessLog(context.speaker, context.logs) if context.speaker else None
+        self._log = ProcessLog(context.source, context.logs) if context.source else None
         relays_log = self._log is not None and self._log.relays
-        self._presence = dataclasses.replace(presence(), relays_log=relays_log)
+        self._process_info = dataclasses.replace(process_info(), relays_log=relays_log)
         answer_stack_requests(context.logs, context.name)
         # In the serial runtime all roles share the coordinator's process, which reads its own.
-        self._meter = UsageMeter() if context.speaker else None
+        self._meter = UsageMeter() if context.source else None
 
-    def presence(self) -> Presence:
+    def process_info(self) -> ProcessInfo:
         """See presence."""
-        return self._presence
+        return self._process_info
 
     def _usage(self) -> ProcessUsage | None:
         """The usage of this role's own process, at most once a second."""
@@ -154,7 +154,7 @@ class ActorRole(Role):
         cores = 1 if config.run.runtime == "cluster" else available_cores()
         actors_here = min(num_actors, available_cores()) if config.run.runtime == "cluster" else num_actors
         # In the serial runtime nobody can say whose memory it is.
-        self._memory = MemoryMeter(config.actors.memory_limit_bytes, actors_here) if context.speaker else None
+        self._memory = MemoryMeter(config.actors.memory_limit_bytes, actors_here) if context.source else None
         threads = env_threads(cores, num_actors)
         self._actor = EnvActor(
             config.env,
@@ -184,21 +184,21 @@ class ActorRole(Role):
             process=self._usage(),
             memory_excess=self._memory.due() if self._memory else None,
         )
-        return report, self._sink.rows_unacknowledged
+        return report, self._sink.unacknowledged_transitions
 
     def take_place(self, rank: int, num_actors: int) -> None:
         """See EnvActor.take_place."""
         self._actor.take_place(rank, num_actors)
 
-    def unconfirmed(self) -> tuple[int, tuple[ShardStatus, ...]]:
+    def unacknowledged(self) -> tuple[int, tuple[ShardStatus, ...]]:
         """The rows whose insertion is not confirmed yet, and what shards said when they confirmed others."""
         statuses = self._sink.statuses()
-        return self._sink.rows_unacknowledged, statuses
+        return self._sink.unacknowledged_transitions, statuses
 
     def replace_shard(self, shard: int, handle: Handle) -> int:
         """See RoundRobinSink.replace_shard; returns the rows whose insertion is not confirmed yet."""
         self._sink.replace_shard(shard, handle)
-        return self._sink.rows_unacknowledged
+        return self._sink.unacknowledged_transitions
 
 
 class LearnerRole(Role):
@@ -307,5 +307,5 @@ def make_policy(config: RunConfig, spec: EnvSpec, noise: np.random.SeedSequence 
     if config.learner.network == "table":
         return TablePolicy(spec.num_states or 0, spec.num_actions)
     sizes = (math.prod(fitted.observation_shape), *config.learner.hidden_sizes, spec.num_actions)
-    normalised = math.prod(fitted.frame_shape) if config.learner.normalise_observations else 0
-    return MlpPolicy(sizes, normalised)
+    normalized = math.prod(fitted.frame_shape) if config.learner.normalize_observations else 0
+    return MlpPolicy(sizes, normalized)

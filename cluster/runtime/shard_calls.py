@@ -51,7 +51,7 @@ class RoundRobinSink:
         self._pushes: collections.deque[_Push] = collections.deque()
 
     @property
-    def rows_unacknowledged(self) -> int:
+    def unacknowledged_transitions(self) -> int:
         """Rows pushed whose insertion no shard has confirmed yet."""
         return sum(push.rows for push in self._pushes)
 
@@ -69,7 +69,7 @@ class RoundRobinSink:
             block, writer=self._writer, incarnation=self._incarnation, sequence=self._sequences[shard]
         )
         self._sequences[shard] += 1
-        push = _Push(shard, encode(block), block.num_rows, None)
+        push = _Push(shard, encode(block), block.num_transitions, None)
         self._pushes.append(push)
         if shard not in self._lost:
             self._send(push)

@@ -208,7 +208,7 @@ def _problems(config: RunConfig) -> list[str]:
                 f"replay.num_shards is {shards}, but replay.capacity = {capacity} holds only "
                 f"{capacity // batch_size} batches of {batch_size}: give each shard room for a batch"
             )
-        rows = _block_rows(config)
+        rows = _block_transitions(config)
         if rows is not None and rows > capacity // shards:
             found.append(
                 f"actors.steps_per_chunk is {config.actors.steps_per_chunk} for "
@@ -239,7 +239,7 @@ def _problems(config: RunConfig) -> list[str]:
     return found
 
 
-def _block_rows(config: RunConfig) -> int | None:
+def _block_transitions(config: RunConfig) -> int | None:
     """The most rows that one block can have: a chunk of every lane, and the tails of the one before."""
     actors = config.actors
     if actors.steps_per_chunk is None or actors.envs_per_actor is None:

@@ -17,7 +17,7 @@ from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.resolve import network_spec
 from cluster.wording import byte_size
 from learner.config import acts_in_numpy
-from replay_service.block import ROW_FIELDS, BlockSchema
+from replay_service.block import TRANSITION_FIELDS, BlockSchema
 from replay_service.compressed_frame_store import is_packed, segment_frames
 from replay_service.config import Compression
 from replay_service.transition_store import ROW, frame_capacity
@@ -223,8 +223,8 @@ def make_plan(config: RunConfig, spec: EnvSpec, machine: Machine) -> Plan:
     minibatches = replay.minibatches_per_request or 1
     lanes, steps = actors.envs_per_actor or 1, actors.steps_per_chunk or 1
     num_actors = actors.num_actors or 1
-    row_bytes = sum(np.dtype(dtype).itemsize for _, dtype in ROW_FIELDS)
-    push_bytes = lanes * ((steps + schema.span - 1) * frame_bytes + steps * row_bytes)
+    transition_bytes = sum(np.dtype(dtype).itemsize for _, dtype in TRANSITION_FIELDS)
+    push_bytes = lanes * ((steps + schema.span - 1) * frame_bytes + steps * transition_bytes)
     return Plan(
         capacity=capacity,
         num_shards=replay.num_shards,
@@ -232,7 +232,7 @@ def make_plan(config: RunConfig, spec: EnvSpec, machine: Machine) -> Plan:
         raw_bytes=2 * schema.stack * frame_bytes + ROW.itemsize,
         deduplicated_bytes=deduplicated,
         compressed_bytes=compressed,
-        priority_bytes=_PRIORITY_BYTES if replay.sampling == "prioritised" else 0,
+        priority_bytes=_PRIORITY_BYTES if replay.sampling == "prioritized" else 0,
         request_bytes=minibatches * config.learner.batch_size * (schema.window * frame_bytes + ROW.itemsize),
         # One is read while the others are on their way.
         requests=replay.prefetch_requests + 1,
@@ -273,15 +273,15 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
 
 def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
     """A full shard's bytes a transition, frames as they are and compressed (None: no difference)."""
-    frames_per_row = frame_capacity(schema, capacity) / capacity
+    frames_per_transition = frame_capacity(schema, capacity) / capacity
     stride, length = segment_frames(schema.span)
     plain = sum(field.bytes_per_frame for field in schema.frame_fields)
     packed = sum(field.bytes_per_frame for field in schema.frame_fields if is_packed(field))
-    deduplicated = ROW.itemsize + round(frames_per_row * plain)
+    deduplicated = ROW.itemsize + round(frames_per_transition * plain)
     if not packed:
         return deduplicated, None
     held = (plain - packed) + packed * (length / stride) * _LZ4_SHRINKS_TO
-    return deduplicated, ROW.itemsize + round(frames_per_row * held)
+    return deduplicated, ROW.itemsize + round(frames_per_transition * held)
 
 
 def _process_bytes(config: RunConfig, spec: EnvSpec) -> int:

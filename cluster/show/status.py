@@ -29,7 +29,7 @@ from cluster.metrics.snapshot import Snapshot, figures
 from cluster.record.logs import gist, read_messages, tail
 from cluster.record.run_dir import events_path, read_config
 from cluster.settings.config import ConfigError, RunConfig, StopConfig
-from cluster.show.view import Headline, LineView, LiveView, can_draw, figures_line
+from cluster.show.view import Headline, LineView, LiveView, can_draw, metrics_line
 from cluster.wording import duration
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class RunStatus:
     headline: Headline
     stop: StopConfig
     state: State
-    story: str
+    description: str
     snapshot: Snapshot | None
     returns: tuple[float, ...] = ()
 
@@ -153,19 +153,19 @@ def status_of_directory(run_dir: Path, now: float | None = None) -> RunStatus:
         for text in tail(run_dir / "metrics.jsonl", _FIGURES_BYTES)
         if (line := _parsed(text)) is not None
     ]
-    state, story = _judge(run_dir, config, driver, time.time() if now is None else now, bool(lines))
+    state, description = _selection(run_dir, config, driver, time.time() if now is None else now, bool(lines))
     returns = [line["train_return_mean"] for line in lines if line.get("train_return_mean") is not None]
     return RunStatus(
         Headline(config.env.id, config.run.runtime, run_dir, driver.metrics_url if driver else "", ""),
         config.stop,
         state,
-        story,
+        description,
         snapshot_of(lines[-1]) if lines else None,
         tuple(returns),
     )
 
 
-def _judge(
+def _selection(
     run_dir: Path, config: RunConfig, driver: Driver | None, now: float, has_figures: bool
 ) -> tuple[State, str]:
     lives = driver.lives if driver else False
@@ -267,7 +267,7 @@ def show(look: Callable[[], RunStatus], *, watch: bool, stream: TextIO | None = 
         for newest in _looks(look, status):
             if newest.snapshot is not None:
                 view.figures(newest.snapshot)
-        view.event(newest.story, newest.snapshot.run_seconds if newest.snapshot else 0.0)
+        view.event(newest.description, newest.snapshot.run_seconds if newest.snapshot else 0.0)
 
 
 def _looks(look: Callable[[], RunStatus], status: RunStatus) -> Iterator[RunStatus]:
@@ -281,7 +281,7 @@ def _looks(look: Callable[[], RunStatus], status: RunStatus) -> Iterator[RunStat
         try:
             status = look()
         except ConfigError as error:
-            status = dataclasses.replace(status, state="gone", story=f"gone: {error}")
+            status = dataclasses.replace(status, state="gone", description=f"gone: {error}")
         yield status
 
 
@@ -294,12 +294,12 @@ def _screen(status: RunStatus, snapshot: Snapshot, returns: Sequence[float]) -> 
     from cluster.show.panel import Screen
 
     headline = status.headline
-    return Screen(headline.title, str(headline.run_dir), _stop(status), snapshot, returns, status.story)
+    return Screen(headline.title, str(headline.run_dir), _stop(status), snapshot, returns, status.description)
 
 
 def _text(status: RunStatus) -> str:
-    lines = [f"{status.headline.title}, {status.headline.run_dir}", status.story]
+    lines = [f"{status.headline.title}, {status.headline.run_dir}", status.description]
     if status.snapshot is not None:
-        lines.append(figures_line(status.snapshot, _stop(status) or StopConfig()))
+        lines.append(metrics_line(status.snapshot, _stop(status) or StopConfig()))
         lines += [f"warning: {warning}" for warning in status.snapshot.warnings]
     return "\n".join(lines)

@@ -89,7 +89,7 @@ class LineView:
 
     def __exit__(self, *_: object) -> None:
         if self._unsaid is not None:
-            self._say(figures_line(self._unsaid, self._stop))
+            self._say(metrics_line(self._unsaid, self._stop))
         self._stream.flush()
 
     def figures(self, snapshot: Snapshot) -> None:
@@ -99,7 +99,7 @@ class LineView:
             self._unsaid = snapshot
             return
         self._said_seconds, self._unsaid = snapshot.run_seconds, None
-        self._say(figures_line(snapshot, self._stop))
+        self._say(metrics_line(snapshot, self._stop))
 
     def event(self, text: str, run_seconds: float) -> None:
         """The event with its time; of a failure, whose traceback ends the command's output, the gist."""
@@ -109,7 +109,7 @@ class LineView:
         print(text, file=self._stream, flush=True)
 
 
-def figures_line(snapshot: Snapshot, stop: StopConfig) -> str:
+def metrics_line(snapshot: Snapshot, stop: StopConfig) -> str:
     """The figures that matter, in one line."""
     share, left = progress(snapshot, stop)
     parts = [

@@ -1,6 +1,6 @@
 """A network whose weights are one vector, and so is their gradient.
 
-Owns the layout and the passes through autograd; must not import optimisers, numpy or the replay service.
+Owns the layout and the passes through autograd; must not import optimizers, numpy or the replay service.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from learner.networks.products import Linear
 class FlatNetwork:
     """Parameters and gradients of a network as views into two contiguous vectors.
 
-    One vector makes each whole-network operation (optimiser step, clipping, target copy, broadcast) one call.
-    `forward` then `backward` is the only way to a gradient; what is backpropagated is the slope of the loss
-    with respect to the outputs, so that nothing can flow through a target. Outputs are [B, A], or [B, A, N]
-    where each action has a distribution.
+    One vector makes each whole-network operation (optimizer step, clipping, target copy, broadcast) one call.
+    `forward` then `backward` is the only way to a gradient; what is backpropagated is the gradient of the
+    loss with respect to the outputs, so that nothing can flow through a target. Outputs are [B, A], or
+    [B, A, N] where each action has a distribution.
 
     Attributes:
         weights: [P] float32, in the order of network.parameters().
@@ -78,8 +78,8 @@ class FlatNetwork:
         """Two [B, *shape] -> outputs of each; keeps what `backward` needs of the first."""
         return self.forward(obs_tm1), self.evaluate(obs_t)
 
-    def backward(self, slope: Tensor) -> None:
+    def backward(self, gradient: Tensor) -> None:
         """Fills `gradient` from the loss's derivative by the last forward pass's outputs, in their shape."""
         # One copy of each: accumulating into the vector would first fill it with zeros, then read it again.
-        gradients = torch.autograd.grad(self._outputs, self._parameters, slope, materialize_grads=True)
+        gradients = torch.autograd.grad(self._outputs, self._parameters, gradient, materialize_grads=True)
         torch.cat([gradient.reshape(-1) for gradient in gradients], out=self.gradient)

@@ -1,6 +1,6 @@
 """Forward and backward passes of a ReLU MLP by hand: autograd's numbers without its bookkeeping.
 
-Owns the chain rule of `networks.Mlp`; must not import optimisers, numpy or the replay service.
+Owns the chain rule of `networks.Mlp`; must not import optimizers, numpy or the replay service.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class FlatMlp(FlatNetwork):
         q_tm1, q_t = self.forward(torch.cat((obs_tm1, obs_t))).chunk(2)
         return q_tm1, q_t
 
-    def backward(self, slope: Tensor) -> None:
-        """Fills `gradient` from slope [B, A]; rows from B on of the last forward pass are left out."""
+    def backward(self, gradient: Tensor) -> None:
+        """Fills `gradient` from gradient [B, A]; rows from B on of the last forward pass are left out."""
         for layer in reversed(range(len(self._weights))):
-            inputs = self._inputs[layer][: len(slope)]
-            product_into(self._weight_gradients[layer], slope.t(), inputs)
-            torch.sum(slope, dim=0, out=self._bias_gradients[layer])
+            inputs = self._inputs[layer][: len(gradient)]
+            product_into(self._weight_gradients[layer], gradient.t(), inputs)
+            torch.sum(gradient, dim=0, out=self._bias_gradients[layer])
             if layer > 0:
                 # inputs = relu(z) >= 0, so its sign is the derivative of relu at z.
-                slope = product(slope, self._weights[layer]).mul_(inputs.sign())
+                gradient = product(gradient, self._weights[layer]).mul_(inputs.sign())
 
     def _layer_inputs(self, observations: Observations) -> list[Tensor]:
         """What enters each layer: the features [B, D], then every hidden activation [B, H]."""

@@ -1,6 +1,6 @@
 """Matrix products of dense layers on a CPU: large ones by oneDNN, small ones as torch does them.
 
-Owns that choice and its backward pass; must not import networks, optimisers or numpy.
+Owns that choice and its backward pass; must not import networks, optimizers or numpy.
 
 torch hands float32 products to its BLAS. MKL keeps AMD processors to half of their vector width: on a Zen 5
 its 256 x 256 x 256 take 346 us and oneDNN's 167. torch itself calls oneDNN for convolutions, and for products
@@ -88,10 +88,10 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         inputs, weight = ctx.saved_tensors
-        by_inputs = product(slope, weight) if ctx.needs_input_grad[0] else None
-        return by_inputs, product(slope.t(), inputs), slope.sum(dim=0)
+        by_inputs = product(gradient, weight) if ctx.needs_input_grad[0] else None
+        return by_inputs, product(gradient.t(), inputs), gradient.sum(dim=0)
 
 
 def _is_large(inputs: Tensor, weight: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """C51: the distribution of returns over fixed values, and its fit (Bellemare et al. 2017, arXiv:1707.06887).
 
-Owns pure functions of logits and probabilities; must not import networks, optimisers or numpy.
+Owns pure functions of logits and probabilities; must not import networks, optimizers or numpy.
 """
 
 from __future__ import annotations
@@ -83,20 +83,20 @@ def cross_entropy_loss(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> Te
     Raises:
         ValueError: shapes do not agree; nothing is broadcast.
     """
-    _require_rows(logits_tm1, target, weight)
+    _require_batch(logits_tm1, target, weight)
     return -(weight * (target * logits_tm1.log_softmax(dim=1)).sum(dim=1)).mean()
 
 
-def cross_entropy_slope(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def cross_entropy_gradient(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """dL / dlogits_tm1 of cross_entropy_loss, [B, N]: weight (softmax(logits_tm1) - target) / B.
 
     The target counts as a constant whose rows sum to 1.
     """
-    _require_rows(logits_tm1, target, weight)
+    _require_batch(logits_tm1, target, weight)
     return weight.unsqueeze(1) * (logits_tm1.softmax(dim=1) - target) / len(weight)
 
 
-def _require_rows(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> None:
+def _require_batch(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> None:
     require_vector("weight", weight)
     if logits_tm1.dim() != 2 or len(logits_tm1) != len(weight):
         raise ValueError(f"logits_tm1 has shape {list(logits_tm1.shape)}, expected [{len(weight)}, N]")

@@ -1,6 +1,6 @@
 """What a network's outputs mean, and how they are fitted: Q-values, a categorical distribution, quantiles.
 
-Owns the choice among the pure targets and losses; must not import networks, optimisers or numpy.
+Owns the choice among the pure targets and losses; must not import networks, optimizers or numpy.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from learner.config import LearnerConfig
 from learner.objectives.categorical import (
     categorical_mean,
     categorical_target,
+    cross_entropy_gradient,
     cross_entropy_loss,
-    cross_entropy_slope,
     support,
 )
 from learner.objectives.losses import td_loss
-from learner.objectives.quantile import quantile_huber_loss, quantile_huber_slope, quantile_target
+from learner.objectives.quantile import quantile_huber_gradient, quantile_huber_loss, quantile_target
 from learner.objectives.targets import double_q_target, masked, q_learning_target
 
 
@@ -29,14 +29,14 @@ class Fit(NamedTuple):
 
     Attributes:
         loss: scalar.
-        slope: the loss's derivative by the outputs, in their shape; 0 for actions not taken.
+        gradient: the loss's derivative by the outputs, in their shape; 0 for actions not taken.
         q_tm1, target: [B], the value of the action taken and what it should have been.
         td_error: [B], |target - q_tm1|, the priority; for distributions of the two means, because that is
             the unit of the priorities that actors give to new rows.
     """
 
     loss: Tensor
-    slope: Tensor
+    gradient: Tensor
     q_tm1: Tensor
     target: Tensor
     td_error: Tensor
@@ -75,10 +75,10 @@ class QHead:
         chosen = batch.a_tm1.unsqueeze(1)
         q_tm1 = outputs_tm1.gather(1, chosen).squeeze(1)
         td = target - q_tm1
-        slope = self._loss.slope(td, batch.weight).unsqueeze(1)
+        gradient = self._loss.gradient(td, batch.weight).unsqueeze(1)
         return Fit(
             loss=self._loss.value(td, batch.weight),
-            slope=torch.zeros_like(outputs_tm1).scatter_(1, chosen, slope),
+            gradient=torch.zeros_like(outputs_tm1).scatter_(1, chosen, gradient),
             q_tm1=q_tm1,
             target=target,
             td_error=td.abs(),
@@ -103,10 +103,10 @@ class CategoricalHead:
         target = categorical_target(batch.r_t, batch.discount_t, probability_t, self._atoms)
         logits_tm1 = of_action(outputs_tm1, batch.a_tm1)
         q_tm1, y = self.values(logits_tm1), target @ self._atoms
-        slope = cross_entropy_slope(logits_tm1, target, batch.weight)
+        gradient = cross_entropy_gradient(logits_tm1, target, batch.weight)
         return Fit(
             loss=cross_entropy_loss(logits_tm1, target, batch.weight),
-            slope=at_action(slope, batch.a_tm1, outputs_tm1),
+            gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
             q_tm1=q_tm1,
             target=y,
             td_error=(y - q_tm1).abs(),
@@ -130,10 +130,10 @@ class QuantileHead:
         target = quantile_target(batch.r_t, batch.discount_t, of_action(outputs_t, a_t))
         quantiles_tm1 = of_action(outputs_tm1, batch.a_tm1)
         q_tm1, y = quantiles_tm1.mean(dim=1), target.mean(dim=1)
-        slope = quantile_huber_slope(quantiles_tm1, target, batch.weight, self._kappa)
+        gradient = quantile_huber_gradient(quantiles_tm1, target, batch.weight, self._kappa)
         return Fit(
             loss=quantile_huber_loss(quantiles_tm1, target, batch.weight, self._kappa),
-            slope=at_action(slope, batch.a_tm1, outputs_tm1),
+            gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
             q_tm1=q_tm1,
             target=y,
             td_error=(y - q_tm1).abs(),
@@ -157,7 +157,7 @@ def of_action(outputs: Tensor, action: Tensor) -> Tensor:
     return outputs.gather(1, index).squeeze(1)
 
 
-def at_action(slope: Tensor, action: Tensor, outputs: Tensor) -> Tensor:
-    """Zeros in the shape of outputs [B, A, N] with slope [B, N] at each row's action [B] int64."""
+def at_action(gradient: Tensor, action: Tensor, outputs: Tensor) -> Tensor:
+    """Zeros in the shape of outputs [B, A, N] with gradient [B, N] at each row's action [B] int64."""
     index = action.view(-1, 1, 1).expand(-1, 1, outputs.shape[2])
-    return torch.zeros_like(outputs).scatter_(1, index, slope.unsqueeze(1))
+    return torch.zeros_like(outputs).scatter_(1, index, gradient.unsqueeze(1))

@@ -1,6 +1,6 @@
 """QR-DQN: quantiles of the return, and their fit (Dabney et al. 2018, arXiv:1710.10044).
 
-Owns pure functions of quantiles; must not import networks, optimisers or numpy.
+Owns pure functions of quantiles; must not import networks, optimizers or numpy.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def quantile_huber_loss(quantiles_tm1: Tensor, target: Tensor, weight: Tensor, k
     return (weight * (pull * huber).mean(dim=2).sum(dim=1)).mean()
 
 
-def quantile_huber_slope(quantiles_tm1: Tensor, target: Tensor, weight: Tensor, kappa: float) -> Tensor:
+def quantile_huber_gradient(quantiles_tm1: Tensor, target: Tensor, weight: Tensor, kappa: float) -> Tensor:
     """dL / dquantiles_tm1 of quantile_huber_loss, [B, N]; the target counts as a constant:
 
     -weight mean_j |tau_i - 1(u_ij < 0)| clip(u_ij, -kappa, kappa) / (kappa B).

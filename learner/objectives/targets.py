@@ -1,6 +1,6 @@
 """What Q-values are regressed towards: pure functions of rewards, discounts and next values.
 
-Owns the Bellman targets; must not import networks, optimisers or numpy.
+Owns the Bellman targets; must not import networks, optimizers or numpy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def q_learning_target(
     Raises:
         ValueError: shapes do not agree; nothing is broadcast.
     """
-    _require_row_shapes(r_t, discount_t)
+    _require_batch_shapes(r_t, discount_t)
     _require_values("q_t", q_t, len(r_t))
     return r_t + discount_t * masked(q_t, allowed_t).amax(dim=1)
 
@@ -57,7 +57,7 @@ def double_q_target(
     Raises:
         ValueError: shapes do not agree; nothing is broadcast.
     """
-    _require_row_shapes(r_t, discount_t)
+    _require_batch_shapes(r_t, discount_t)
     _require_values("q_t_online", q_t_online, len(r_t))
     require_shape("q_t_target", q_t_target, tuple(q_t_online.shape))
     a_t = masked(q_t_online, allowed_t).argmax(dim=1, keepdim=True)
@@ -99,7 +99,7 @@ def tabular_backup(
     return backed_up
 
 
-def _require_row_shapes(r_t: Tensor, discount_t: Tensor) -> None:
+def _require_batch_shapes(r_t: Tensor, discount_t: Tensor) -> None:
     require_vector("r_t", r_t)
     require_shape("discount_t", discount_t, tuple(r_t.shape))
 

@@ -70,7 +70,7 @@ class Durability:
     ) -> None:
         self._continuous = config.persist == "continuous"
         self._stops = config.on_disk_full == "stop"
-        self._prioritised = config.sampling == "prioritised"
+        self._prioritized = config.sampling == "prioritized"
         self._journal = journal
         self._store = store
         self._selector = selector
@@ -113,7 +113,7 @@ class Durability:
     def _advance(self, into: Path) -> SealReply:
         if self._sealing is None:
             # Rows that are not on disk yet will carry their priorities themselves.
-            on_disk = min(self._journal.next_key, self._store.next_key) if self._prioritised else 0
+            on_disk = min(self._journal.next_key, self._store.next_key) if self._prioritized else 0
             self._sealing = _Sealing(self._store.oldest_key, on_disk)
         sealing = self._sealing
         if sealing.synced is not None:
@@ -126,14 +126,14 @@ class Durability:
             sealing.next_key = min(begin + SLICE_PRIORITIES, sealing.end_key)
             td_errors = self._selector.td_errors(begin, sealing.next_key).astype("<f4", copy=False)
             self._append(PRIORITIES, begin, sealing.next_key, td_errors.view(np.uint8))
-        elif self._write_rows():
+        elif self._write_transitions():
             self._journal.append_delivery(self._delivered())
             self._journal.close_segment()
             self._journal.drop_before(self._store.oldest_key)
             sealing.synced = self._journal.make_durable(into)
         return SealReply(done=False)
 
-    def _write_rows(self) -> bool:
+    def _write_transitions(self) -> bool:
         """Writes rows that are not on disk, block by block while the slice lasts; True if none is left."""
         deadline = time.monotonic() + SLICE_SECONDS
         while (key := max(self._journal.next_key, self._store.oldest_key)) < self._store.next_key:

@@ -164,18 +164,18 @@ def _insert(
     first_key = store.insert(block)
     selector.insert(first_key, block.priority)
     selector.evict_before(store.oldest_key)
-    num_rows = block.num_rows
+    num_transitions = block.num_transitions
     if runs and (runs[-1].old - record.first_key == runs[-1].new - first_key == -runs[-1].rows):
-        num_rows += runs.pop().rows
-    end = block.num_rows - num_rows
-    runs.append(KeyRun(record.first_key + end, first_key + end, num_rows))
+        num_transitions += runs.pop().rows
+    end = block.num_transitions - num_transitions
+    runs.append(KeyRun(record.first_key + end, first_key + end, num_transitions))
     while runs[0].new + runs[0].rows <= store.oldest_key:
         runs.popleft()
     if record.kind == ROWS:
         return delivered
     return Delivered(
         {**delivered.writers, block.writer: (block.incarnation, block.sequence + 1)},
-        delivered.inserted_rows_total + block.num_rows,
+        delivered.inserted_transitions_total + block.num_transitions,
         delivered.env_steps_total + block.env_steps,
     )
 

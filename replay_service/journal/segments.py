@@ -60,7 +60,7 @@ class Delivered:
     """
 
     writers: Mapping[int, tuple[int, int]]
-    inserted_rows_total: int
+    inserted_transitions_total: int
     env_steps_total: int
 
 
@@ -312,7 +312,11 @@ def unpack_delivery(payload: np.ndarray) -> Delivered:
     except (ValueError, msgpack.UnpackException) as error:
         raise JournalError(f"a delivery record is not msgpack: {error}") from error
     match state:
-        case {"writers": list(writers), "inserted_rows_total": int(rows), "env_steps_total": int(steps)}:
+        case {
+            "writers": list(writers),
+            "inserted_rows_total": int(rows),
+            "env_steps_total": int(steps),
+        }:
             counters = [rows, steps, *(number for writer in writers for number in _three(writer))]
             if all(type(number) is int and 0 <= number < 1 << 63 for number in counters):
                 return Delivered({writer[0]: (writer[1], writer[2]) for writer in writers}, rows, steps)
@@ -347,7 +351,7 @@ def _three(writer: Any) -> list[Any]:
 def _pack(delivered: Delivered) -> np.ndarray:
     state = {
         "writers": [[writer, *due] for writer, due in delivered.writers.items()],
-        "inserted_rows_total": delivered.inserted_rows_total,
+        "inserted_rows_total": delivered.inserted_transitions_total,
         "env_steps_total": delivered.env_steps_total,
     }
     return np.frombuffer(msgpack.packb(state), np.uint8)

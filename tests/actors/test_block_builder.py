@@ -20,8 +20,8 @@ from actors.config import ActorsConfig, EnvConfig
 from actors.envs.stepper import VectorStepper
 from actors.rollout import EnvActor
 from replay_service.block import (
-    ROW_FIELDS,
     TERMINATED,
+    TRANSITION_FIELDS,
     TRUNCATED,
     BlockSchema,
     FrameField,
@@ -117,7 +117,7 @@ def rows_of(block: TransitionBlock) -> dict[FrameId, tuple[Row, int]]:
     frames = block.frames["observation"]
     stack = block.schema.stack
     rows = {}
-    for r in range(block.num_rows):
+    for r in range(block.num_transitions):
         first, obs, following = (
             int(getattr(block, name)[r]) for name in ("first_frame", "obs_frame", "next_frame")
         )
@@ -187,19 +187,19 @@ def act(
         )
     enough = max(sum(len(episode) + 1 for episode in script) for script in scripts) + n_step + 1
     returns: list[float] = []
-    done, version, unaccounted = 0, 0, 0
+    done, version, uncounted = 0, 0, 0
     while done < enough:
         steps = chunks[version % len(chunks)]
         report = actor.rollout(steps, version, np.array([version], np.float32), 0)
         returns += report.episode_returns
-        unaccounted += report.env_steps
-        if report.rows_pushed:
-            assert sink.blocks[-1].num_rows == report.rows_pushed
-            assert sink.blocks[-1].env_steps == unaccounted
-            unaccounted = 0
+        uncounted += report.env_steps
+        if report.transitions_pushed:
+            assert sink.blocks[-1].num_transitions == report.transitions_pushed
+            assert sink.blocks[-1].env_steps == uncounted
+            uncounted = 0
         done, version = done + steps, version + 1
     actor.close()
-    assert sum(block.num_rows > 0 for block in sink.blocks) == len(sink.blocks)
+    assert sum(block.num_transitions > 0 for block in sink.blocks) == len(sink.blocks)
     return sink.blocks, policy, returns
 
 
@@ -220,9 +220,9 @@ def check(
     seen: dict[FrameId, Row] = {}
     for block in blocks:
         assert (block.writer, block.incarnation, block.sequence) == (7, 2, 0)
-        for name, dtype in ROW_FIELDS:
+        for name, dtype in TRANSITION_FIELDS:
             assert getattr(block, name).dtype == dtype
-            assert getattr(block, name).shape == (block.num_rows,)
+            assert getattr(block, name).shape == (block.num_transitions,)
         ids = [frame_id(frame) for frame in block.frames["observation"]]
         assert ids == sorted(set(ids))  # each once, lane after lane, each lane in time
         assert referenced_frames(block) == set(range(block.num_frames))
@@ -444,7 +444,7 @@ def test_a_chunk_too_short_for_any_row_leaves_its_env_steps_to_the_next(
     feed(made, stepper, 1)
     block = made.build(NO_FINALS)
     assert block is not None
-    assert (block.num_rows, block.env_steps) == (1, 4)
+    assert (block.num_transitions, block.env_steps) == (1, 4)
     assert [frame_id(frame)[2] for frame in block.frames["observation"]] == [0, 3]
 
 
@@ -467,7 +467,7 @@ def test_reset_drops_what_was_pending(scripted: Callable[..., VectorStepper]) ->
     block = made.build(NO_FINALS)
     assert block is not None
     assert {frame_id(frame)[1] for frame in block.frames["observation"]} == {2}
-    assert (block.num_rows, block.env_steps) == (2, 4)
+    assert (block.num_transitions, block.env_steps) == (2, 4)
 
 
 def test_a_pushed_block_keeps_its_contents(scripted: Callable[..., VectorStepper]) -> None:

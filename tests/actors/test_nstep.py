@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.nstep import NStepRows, n_step_rows
+from actors.nstep import NStepTransitions, n_step_transitions
 from replay_service.block import TERMINATED, TRUNCATED
 
 GAMMA = 0.5
@@ -88,7 +88,7 @@ def flags(ends: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.isin(letters, ["T", "B"]), np.isin(letters, ["L", "B"]), letters != "-"
 
 
-def row(rows: NStepRows, t: int, lane: int) -> tuple[float, float, int, int, bool]:
+def row(rows: NStepTransitions, t: int, lane: int) -> tuple[float, float, int, int, bool]:
     return (
         float(rows.reward[t, lane]),
         float(rows.discount[t, lane]),
@@ -101,7 +101,7 @@ def row(rows: NStepRows, t: int, lane: int) -> tuple[float, float, int, int, boo
 @pytest.mark.parametrize(("n_step", "ends", "expected"), HAND_WORKED)
 def test_rows_worked_by_hand(n_step: int, ends: str, expected: list[tuple[float, ...] | None]) -> None:
     reward = np.array([[1.0], [2.0], [4.0], [8.0]])
-    rows = n_step_rows(reward, *flags(ends), n_step, GAMMA)
+    rows = n_step_transitions(reward, *flags(ends), n_step, GAMMA)
     for t, wanted in enumerate(expected):
         if wanted is None:
             assert not rows.complete[t, 0]
@@ -113,9 +113,9 @@ def test_rows_worked_by_hand(n_step: int, ends: str, expected: list[tuple[float,
 def test_lanes_do_not_mix() -> None:
     by_lane = [flags("..T."), flags("L..T")]
     reward = np.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0], [8.0, 80.0]])
-    together = n_step_rows(reward, *(np.hstack(pair) for pair in zip(*by_lane, strict=True)), 3, GAMMA)
+    together = n_step_transitions(reward, *(np.hstack(pair) for pair in zip(*by_lane, strict=True)), 3, GAMMA)
     for lane in range(2):
-        alone = n_step_rows(reward[:, [lane]], *by_lane[lane], 3, GAMMA)
+        alone = n_step_transitions(reward[:, [lane]], *by_lane[lane], 3, GAMMA)
         assert [row(together, t, lane) for t in range(4)] == [row(alone, t, 0) for t in range(4)]
 
 
@@ -152,7 +152,9 @@ def test_rows_equal_a_plain_loop(
     ends = ["".join(lane)[:num_steps] for lane in lanes]
     reward = np.random.default_rng(seed).normal(size=(num_steps, len(ends)))
     by_lane = [flags(lane) for lane in ends]
-    rows = n_step_rows(reward, *(np.hstack(parts) for parts in zip(*by_lane, strict=True)), n_step, gamma)
+    rows = n_step_transitions(
+        reward, *(np.hstack(parts) for parts in zip(*by_lane, strict=True)), n_step, gamma
+    )
     for lane, letters in enumerate(ends):
         for t, letter in enumerate(letters):
             if letter == "-":

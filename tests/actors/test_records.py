@@ -188,7 +188,7 @@ def test_masks_and_priorities_belong_to_their_frames(mode: AutoresetMode, n_step
     ended = 0
     for block in act(stepper_of(mode, stack, in_parts=False), n_step):
         frames, masks = block.frames["observation"], block.frames[ACTION_MASK]
-        for r in range(block.num_rows):
+        for r in range(block.num_transitions):
             obs, after, first = (int(getattr(block, name)[r]) for name in PLACES)
             assert masks[obs].tolist() == mask_of(*map(int, frames[obs])).astype(bool).tolist()
             assert masks[obs][block.action[r]]

@@ -18,7 +18,7 @@ from actors.envs.make import make_vector
 from actors.envs.stepper import VectorStepper
 from actors.policy import MlpPolicy
 from actors.rollout import EnvActor, _groups
-from replay_service.block import ROW_FIELDS, TransitionBlock
+from replay_service.block import TRANSITION_FIELDS, TransitionBlock
 from replay_service.messages import ShardStatus
 
 STATUS = ShardStatus(0, 0, 1, 1.0, 1.0, 1, 1, 0, 0, 0, 1)
@@ -55,7 +55,7 @@ def assert_same_blocks(first: list[TransitionBlock], second: list[TransitionBloc
     for a, b in zip(first, second, strict=True):
         assert a.env_steps == b.env_steps
         assert np.array_equal(a.frames["observation"], b.frames["observation"])
-        for name, _ in ROW_FIELDS:
+        for name, _ in TRANSITION_FIELDS:
             assert np.array_equal(getattr(a, name), getattr(b, name)), name
 
 
@@ -66,7 +66,7 @@ def test_a_report_counts_its_chunk() -> None:
     assert sum(block.env_steps for block in sink.blocks) == sum(report.env_steps for report in reports)
     for report, block in zip(reports, sink.blocks, strict=True):
         assert (report.actor, report.incarnation, report.statuses) == (5, 3, (STATUS,))
-        assert report.rows_pushed == block.num_rows
+        assert report.transitions_pushed == block.num_transitions
         # Every vector step of an episode's end is followed by a step that only resets.
         assert (
             400 - len(report.episode_returns) - 4 <= report.env_steps <= 400 - len(report.episode_returns) + 4
@@ -116,12 +116,12 @@ def test_a_report_sums_up_values_actions_and_rewards(scripted: Callable[..., Vec
         assert 2 <= ends <= len(starts) <= ends + 1, mode
         assert sum(np.array([report.action_counts for report in reports])).tolist() == [
             0,
-            sum(report.rows_pushed for report in reports),
+            sum(report.transitions_pushed for report in reports),
             0,
         ]
         # The action, 1, is added to each reward: 2, -3, 3, then 1 for each row of the endless episode.
         assert max(report.reward_abs_max for report in reports) == 3.0
-        rows = sum(report.rows_pushed for report in reports)
+        rows = sum(report.transitions_pushed for report in reports)
         assert sum(report.reward_abs_sum for report in reports) == 2.0 + 3.0 + 3.0 + (rows - 3)
         assert all(report.seconds["idle"] >= 0.0 for report in reports)
 
@@ -133,7 +133,7 @@ def test_acts_at_random_before_the_first_weights() -> None:
     assert report.start_values == ()
     (block,) = sink.blocks
     assert report.action_counts == tuple(np.bincount(block.action, minlength=2).tolist())
-    mean, tolerance = float(np.mean(block.action)), 5 * 0.5 / block.num_rows**0.5
+    mean, tolerance = float(np.mean(block.action)), 5 * 0.5 / block.num_transitions**0.5
     assert abs(mean - 0.5) < tolerance
     # No Q-values are known, so the error is the reward itself.
     assert np.array_equal(block.priority, np.abs(block.reward))

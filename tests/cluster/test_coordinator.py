@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from qfleet_serial import Recorder
 
 from actors.core import EnvSpec, EvaluationReport, RolloutReport
-from cluster.checkpoints import continuity
-from cluster.control.timeouts import WakingClock
+from cluster import coordinator as coordinator_module
+from cluster.checkpoints import recovery
+from cluster.control.timeouts import AwakeClock
 from cluster.coordinator import Coordinator, Outcome, RunFailed
 from cluster.engines.engine import Handle, Need, Ref, RoleDied
-from cluster.engines.process_info import Presence
+from cluster.engines.process_info import ProcessInfo
 from cluster.record.recorder import Recorder as RunRecorder
-from cluster.runtime import coordinator as coordinator_module
 from cluster.settings.config import RunConfig
 from cluster.settings.load_config import load_config
 from cluster.settings.resolve import resolve
@@ -92,7 +92,9 @@ class ScriptedEngine:
 
     def wait(self, refs: list[Ref], timeout_seconds: float) -> list[Ref]:
         calls: list[Call] = list(refs)  # type: ignore[arg-type]
-        training = any(call.method in ("rollout", "learn", "presence", "unconfirmed") for call in calls)
+        training = any(
+            call.method in ("rollout", "learn", "process_info", "unacknowledged") for call in calls
+        )
         assert training or self.updates == self.config.stop.updates, "everybody waits for somebody"
         mortal = [call for call in calls if call.role.name.startswith(self.mortals)]
         if self.each_once:
@@ -107,7 +109,8 @@ class ScriptedEngine:
         heads = [
             call
             for call in calls
-            if call is call.role.calls[0] and (call.method == "presence" or call.role.name not in self.frozen)
+            if call is call.role.calls[0]
+            and (call.method == "process_info" or call.role.name not in self.frozen)
         ]
         if not heads:
             self.idle_turns += 1
@@ -133,11 +136,11 @@ class ScriptedEngine:
         return Ref(value)
 
     def play(self, call: Call) -> Any:
-        if call.method == "presence":
-            return Presence(0, "", "")
+        if call.method == "process_info":
+            return ProcessInfo(0, "", "")
         if call.method == "status":
             return self.status()[0]
-        if call.method == "unconfirmed":
+        if call.method == "unacknowledged":
             call.role.unacknowledged.clear()
             return 0, self.status()
         if call.method == "rollout":
@@ -301,7 +304,7 @@ def test_every_order_of_events_comes_to_the_end(
         f"learner.updates_per_chunk={chunk}",
     )
     engine, notes, recorder = ScriptedEngine(config, random.Random(seed), deaths), Notes(), Recorder()
-    with patch.object(continuity, "KEEP_STATE_SECONDS", keep_seconds):
+    with patch.object(recovery, "KEEP_STATE_SECONDS", keep_seconds):
         outcome = run(engine, notes, recorder)
     assert outcome.reason == "stop.updates = 150 reached"
     # A learner that dies during the last evaluation need not be back for the end.
@@ -348,7 +351,7 @@ def test_a_frozen_role_is_killed_and_replaced(name: str) -> None:
     engine, recorder = ScriptedEngine(config, random.Random(1), deaths=0), Recorder()
     engine.frozen = {name}
     # A second for each time that nobody answers.
-    with patch.object(WakingClock, "look", lambda clock, now: setattr(clock, "seconds", engine.idle_turns)):
+    with patch.object(AwakeClock, "look", lambda clock, now: setattr(clock, "seconds", engine.idle_turns)):
         assert run(engine, Notes(), recorder).final.updates_total == 150
     (text,) = [text for text in recorder.events if text.startswith(f"{name} (process ")]
     assert "was killed" in text or "was ended" in text
@@ -362,7 +365,7 @@ def test_nobody_who_answers_is_frozen_however_long_it_is_busy() -> None:
     )  # fmt: skip
     engine, recorder = ScriptedEngine(config, random.Random(1), deaths=0), Recorder()
     # A second for each turn: the learner has something to do in all the thousands.
-    with patch.object(WakingClock, "look", lambda clock, now: setattr(clock, "seconds", clock.seconds + 1)):
+    with patch.object(AwakeClock, "look", lambda clock, now: setattr(clock, "seconds", clock.seconds + 1)):
         assert run(engine, Notes(), recorder).restarts == 0
 
 

@@ -125,6 +125,6 @@ def test_each_part_is_an_array_with_a_spec_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("spec", [TAXI, ATARI, replace(DICT, parts=DICT.parts[:1])])
-def test_nothing_to_normalise_is_refused(spec: NetworkSpec) -> None:
-    with pytest.raises(ValueError, match=r"normalise_observations is true, which needs float observations"):
-        resolve_network(spec, LearnerConfig(normalise_observations=True))
+def test_nothing_to_normalize_is_refused(spec: NetworkSpec) -> None:
+    with pytest.raises(ValueError, match=r"normalize_observations is true, which needs float observations"):
+        resolve_network(spec, LearnerConfig(normalize_observations=True))

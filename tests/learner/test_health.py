@@ -31,7 +31,7 @@ def test_a_record_is_strict_json_and_outlives_the_minibatch(
         random_minibatch(SPEC, 4),
         reward=np.array([1.0, np.nan, -2.0, np.inf], np.float32),
         keys=np.array([5, 8, 2**40, 3]),
-        rows_per_shard=np.array([3, 1]),
+        transitions_per_shard=np.array([3, 1]),
     )
     update = SkippedUpdate(math.nan, -math.inf, np.full(4, np.nan, np.float32))
     record = skipped_batch(minibatch, 17, update)
@@ -47,7 +47,7 @@ def test_a_record_is_strict_json_and_outlives_the_minibatch(
     assert (first["version"], second["version"]) == (17, 18)
     assert (first["loss"], first["grad_norm"]) == ("nan", "-inf")
     assert first["keys"] == [5, 8, 2**40, 3]
-    assert first["rows_per_shard"] == [3, 1]
+    assert first["transitions_per_shard"] == [3, 1]
     assert first["arrays"]["reward"] == {"smallest": -2.0, "largest": 1.0, "not_finite": 2}
     assert first["arrays"]["td_error"] == {"smallest": "nan", "largest": "nan", "not_finite": 4}
     assert set(first["arrays"]) == {"observation", "action", "reward", "discount", "weight", "td_error"}

@@ -56,7 +56,7 @@ def test_table_network_finds_the_optimal_values(seed: int, double: bool, list_so
     mdp = Mdp(seed)
     minibatch = mdp.all_transitions(one_hot=False)
     config = LearnerConfig(
-        optimiser="sgd",
+        optimizer="sgd",
         double=double,
         learning_rate=minibatch.action.size / 2,
         max_grad_norm=None,

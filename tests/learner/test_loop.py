@@ -103,7 +103,7 @@ def test_the_global_generator_is_left_alone(list_source: Any) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("switches", [{}, {"optimiser": "sgd"}, {"head": "c51", "noisy": True}], ids=str)
+@pytest.mark.parametrize("switches", [{}, {"optimizer": "sgd"}, {"head": "c51", "noisy": True}], ids=str)
 def test_a_restored_learner_goes_on_bit_for_bit(
     switches: dict[str, Any], list_source: Any, vector_minibatches: list[Minibatch]
 ) -> None:
@@ -123,17 +123,17 @@ def test_a_restored_learner_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("reward", [np.nan, np.inf])
-@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 def test_a_bad_update_changes_nothing_and_the_next_goes_on_as_if_it_had_not_been(
     reward: float,
-    optimiser: Any,
+    optimizer: Any,
     switches: dict[str, Any],
     list_source: Any,
     vector_minibatches: list[Minibatch],
 ) -> None:
     # A polyak target, so that following by mistake would show at once.
-    config = LearnerConfig(optimiser=optimiser, target_polyak=0.1, **switches)
+    config = LearnerConfig(optimizer=optimizer, target_polyak=0.1, **switches)
     bad = replace(vector_minibatches[1], reward=np.full(16, reward, np.float32))
     source = list_source([vector_minibatches[0], bad])
     learner = Learner(config, VECTOR, source, seed=0, threads=1)
@@ -170,7 +170,7 @@ def test_too_many_bad_updates_end_learning(list_source: Any, vector_minibatches:
 def test_an_infinite_loss_of_finite_gradient_is_skipped(
     list_source: Any, table_minibatch: MinibatchMaker
 ) -> None:
-    # (2e19)^2 overflows float32; the slopes, 2.5e18 each, do not.
+    # (2e19)^2 overflows float32; the gradients, 2.5e18 each, do not.
     minibatch = table_minibatch([(state, 0, 2e19, 0.0, 0) for state in range(16)])
     spec = NetworkSpec((), "int64", 16, 1, stack=1)
     config = LearnerConfig(max_skipped_updates=1)
@@ -191,17 +191,17 @@ def test_an_infinite_gradient_of_finite_loss_is_skipped(
 def test_norms_before_and_after_clipping_and_the_target_gap(
     list_source: Any, table_minibatch: MinibatchMaker
 ) -> None:
-    # Slopes -2 td / B = -3 and -4, then a tenth: norms 5 and 0.5, of which a limit of 1 leaves 1 and 0.5.
+    # Gradients -2 td / B = -3 and -4, then a tenth: norms 5 and 0.5, of which a limit of 1 leaves 1 and 0.5.
     rows = [[(0, 0, scale * 3.0, 0.0, 0), (1, 0, scale * 4.0, 0.0, 0)] for scale in (1.0, 0.1)]
     spec = NetworkSpec((), "int64", 2, 1, stack=1)
     source = list_source([table_minibatch(pair) for pair in rows])
-    config = LearnerConfig(optimiser="sgd", learning_rate=1e-6, max_grad_norm=1.0)
+    config = LearnerConfig(optimizer="sgd", learning_rate=1e-6, max_grad_norm=1.0)
     report, _ = Learner(config, spec, source, seed=0, threads=1).learn(2)
     assert report.grad_norm_mean == pytest.approx(2.75, rel=1e-4)
     assert report.grad_norm_clipped_mean == pytest.approx(0.75, rel=1e-4)
     assert report.target_gap == 0.0  # no copy yet
 
-    config = LearnerConfig(optimiser="sgd", learning_rate=1.0, max_grad_norm=1.0, target_update_updates=1)
+    config = LearnerConfig(optimizer="sgd", learning_rate=1.0, max_grad_norm=1.0, target_update_updates=1)
     report, _ = Learner(config, spec, list_source(source.minibatches), seed=0, threads=1).learn(1)
     assert report.target_gap == pytest.approx(0.7)  # the step 0.6, 0.8, from before the copy
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.loop import Learner
-from learner.normalization import Moments, ObservationNormaliser, merged, tail_size
+from learner.normalization import Moments, ObservationNormalizer, merged, tail_size
 from learner.torch_policy import TorchPolicy
 from learner.update import SkippedUpdate, UpdateStep
 from replay_service.block import FrameField
@@ -24,7 +24,7 @@ from replay_service.messages import Minibatch
 CPU = torch.device("cpu")
 VECTOR = NetworkSpec((2,), "float32", None, 3, stack=1)
 STACKED = NetworkSpec((3, 2), "<f4", None, 3, stack=3)
-CONFIG = LearnerConfig(normalise_observations=True, hidden_sizes=(16, 8))
+CONFIG = LearnerConfig(normalize_observations=True, hidden_sizes=(16, 8))
 
 
 def nothing(size: int) -> Moments:
@@ -40,15 +40,15 @@ def test_golden_numbers() -> None:
     assert [part.tolist() for part in moments] == [[5.0], [5.0], [40.0]]
 
 
-def test_normalised_values() -> None:
-    normaliser = ObservationNormaliser(VECTOR, CPU)
+def test_normalized_values() -> None:
+    normalizer = ObservationNormalizer(VECTOR, CPU)
     raw = torch.tensor([[1.0, 7.0], [3.0, 7.0]])
-    torch.testing.assert_close(normaliser(raw), raw)  # nothing is known yet
-    normaliser.absorb(raw)
+    torch.testing.assert_close(normalizer(raw), raw)  # nothing is known yet
+    normalizer.absorb(raw)
     # Means 2 and 7, deviations 1 and 0: a value that never changed is 0 until it does, then at the limit.
     given = torch.tensor([[1.0, 7.0], [2.5, 8.0], [99.0, 7.0], [2.0, -1.0]])
     expected = torch.tensor([[-1.0, 0.0], [0.5, 10.0], [10.0, 0.0], [0.0, -10.0]])
-    torch.testing.assert_close(normaliser(given), expected)
+    torch.testing.assert_close(normalizer(given), expected)
     assert given[0].tolist() == [1.0, 7.0]
 
 
@@ -67,16 +67,16 @@ def test_parts_merge_to_the_moments_of_the_whole(sizes: list[int], centre: float
 
 
 def test_the_frames_of_a_stack_share_their_statistics() -> None:
-    normaliser = ObservationNormaliser(STACKED, CPU)
+    normalizer = ObservationNormalizer(STACKED, CPU)
     window = torch.from_numpy(np.random.default_rng(0).normal(5.0, 3.0, (50, 3, 2))).float()
-    normaliser.absorb(window)
+    normalizer.absorb(window)
     frames = window.reshape(-1, 2).double()
     expected = torch.cat((frames.mean(0), 1 / frames.std(0, correction=0)))
-    torch.testing.assert_close(normaliser.tail, expected.float())
-    assert tail_size(STACKED) == len(normaliser.tail) == 4
+    torch.testing.assert_close(normalizer.tail, expected.float())
+    assert tail_size(STACKED) == len(normalizer.tail) == 4
 
 
-def test_only_float_parts_are_normalised() -> None:
+def test_only_float_parts_are_normalized() -> None:
     parts = (
         FrameField("camera", "|u1", (4, 4)),
         FrameField("a", "<f4", (2,)),
@@ -84,7 +84,7 @@ def test_only_float_parts_are_normalised() -> None:
         FrameField("b", "<f4", ()),
     )
     spec = NetworkSpec((), "|V", None, 3, stack=1, parts=parts)
-    normaliser = ObservationNormaliser(spec, CPU)
+    normalizer = ObservationNormalizer(spec, CPU)
     rng = np.random.default_rng(0)
     given: dict[str, Any] = {
         "camera": torch.from_numpy(rng.integers(256, size=(64, 4, 4), dtype=np.uint8)),
@@ -92,17 +92,17 @@ def test_only_float_parts_are_normalised() -> None:
         "on": torch.from_numpy(rng.random((64, 3)) < 0.5),
         "b": torch.from_numpy(rng.normal(-7.0, 100.0, 64)).float(),
     }
-    normaliser.absorb(given)
-    normalised: Any = normaliser(given)
-    assert normalised["camera"] is given["camera"]
-    assert normalised["on"] is given["on"]
+    normalizer.absorb(given)
+    normalized: Any = normalizer(given)
+    assert normalized["camera"] is given["camera"]
+    assert normalized["on"] is given["on"]
     for name in ("a", "b"):
-        assert normalised[name].shape == given[name].shape
+        assert normalized[name].shape == given[name].shape
         torch.testing.assert_close(
-            normalised[name].mean(0), torch.zeros(given[name].shape[1:]), atol=1e-2, rtol=0
+            normalized[name].mean(0), torch.zeros(given[name].shape[1:]), atol=1e-2, rtol=0
         )
         torch.testing.assert_close(
-            normalised[name].std(0), torch.ones(given[name].shape[1:]), atol=2e-2, rtol=0
+            normalized[name].std(0), torch.ones(given[name].shape[1:]), atol=2e-2, rtol=0
         )
 
 
@@ -118,7 +118,7 @@ def test_a_policy_acts_on_what_the_learner_sees(
     flat = step.weights()
     frame_size = 2
     in_torch = TorchPolicy(spec, CONFIG, threads=1)
-    without = TorchPolicy(spec, replace(CONFIG, normalise_observations=False), threads=1)
+    without = TorchPolicy(spec, replace(CONFIG, normalize_observations=False), threads=1)
     in_torch.load(flat)
     without.load(flat[: -2 * frame_size])
     observations = scaled[:, 0] if spec.stack == 1 else scaled[:, :3]
@@ -160,14 +160,14 @@ def test_a_state_goes_on_bit_for_bit(list_source: Any, random_minibatch: Callabl
 
 
 def test_a_state_without_statistics_is_refused() -> None:
-    plain = UpdateStep(VECTOR, replace(CONFIG, normalise_observations=False), seed=0)
+    plain = UpdateStep(VECTOR, replace(CONFIG, normalize_observations=False), seed=0)
     with pytest.raises(ValueError, match="observation_mean"):
         UpdateStep(VECTOR, CONFIG, seed=0).restore(plain.state())
 
 
-@pytest.mark.parametrize(("normalise", "learns"), [(True, True), (False, False)])
-def test_badly_scaled_observations_are_learned_only_normalised(
-    normalise: bool, learns: bool, list_source: Any
+@pytest.mark.parametrize(("normalize", "learns"), [(True, True), (False, False)])
+def test_badly_scaled_observations_are_learned_only_normalized(
+    normalize: bool, learns: bool, list_source: Any
 ) -> None:
     # The value is the product of two signs. One is told in thousandths, the other in thousands about an
     # offset, so that a network that takes them raw cannot see the first beside the second.
@@ -188,7 +188,7 @@ def test_badly_scaled_observations_are_learned_only_normalised(
                 index=index,
             )
         )
-    config = LearnerConfig(hidden_sizes=(32, 32), normalise_observations=normalise, learning_rate=3e-3)
+    config = LearnerConfig(hidden_sizes=(32, 32), normalize_observations=normalize, learning_rate=3e-3)
     learner = Learner(config, VECTOR, list_source(minibatches), seed=0, threads=1)
     learner.learn(400)
     report, _ = learner.learn(20)

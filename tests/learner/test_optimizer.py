@@ -7,7 +7,7 @@ import torch
 from learner.config import LearnerConfig
 from learner.networks.build import Mlp
 from learner.networks.flat import FlatNetwork
-from learner.optimizer import FlatOptimiser, clip_, learning_rate
+from learner.optimizer import FlatOptimizer, clip_, learning_rate
 
 
 def test_clipping_by_hand() -> None:
@@ -48,12 +48,12 @@ def test_adam_is_the_paper_s_algorithm() -> None:
         learning_rate=1e-2, learning_rate_decay_updates=8, adam_epsilon=1e-3, max_grad_norm=2.0
     )
     flat = FlatNetwork(Mlp((2, 3, 2)), torch.device("cpu"))
-    optimiser = FlatOptimiser(flat, config)
+    optimizer = FlatOptimizer(flat, config)
     start = flat.weights.numpy().copy()
     scales = np.array([[0.01], [5.0], [1.0], [0.1], [3.0], [0.5]])
     gradients = (np.random.default_rng(0).normal(size=(6, start.size)) * scales).astype(np.float32)
     for update, gradient in enumerate(gradients):
         flat.gradient.copy_(torch.from_numpy(gradient))
-        assert float(optimiser.clip()) == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
-        optimiser.step(update)
+        assert float(optimizer.clip()) == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+        optimizer.step(update)
     np.testing.assert_allclose(flat.weights.numpy(), adam_by_hand(start, gradients, config), atol=1e-6)

@@ -10,7 +10,7 @@ from learner.named_weights import flat_weights, named_weights
 from learner.update import UpdateStep
 
 SPEC = NetworkSpec((4,), "float32", None, 2, stack=1)
-CONFIG = LearnerConfig(hidden_sizes=(8,), normalise_observations=True)
+CONFIG = LearnerConfig(hidden_sizes=(8,), normalize_observations=True)
 
 
 def test_both_networks_and_the_statistics_begin_with_them() -> None:
@@ -35,7 +35,7 @@ def test_names_make_the_vector_and_differences_are_named() -> None:
         "layers.0.bias",
         "layers.1.weight",
         "layers.1.bias",
-        "observation_normaliser",
+        "observation_normalizer",
     ]
     np.testing.assert_array_equal(named["layers.1.weight"], flat[40:56].reshape(2, 8))
     np.testing.assert_array_equal(flat_weights(SPEC, CONFIG, dict(reversed(named.items()))), flat)

@@ -56,7 +56,7 @@ def test_sgd_moves_weights_by_the_gradient_of_the_pure_functions(
     spec: NetworkSpec, double: bool, loss: Any, random_minibatch: MinibatchMaker
 ) -> None:
     config = LearnerConfig(
-        loss=loss, huber_delta=0.5, double=double, optimiser="sgd", learning_rate=0.1, max_grad_norm=None
+        loss=loss, huber_delta=0.5, double=double, optimizer="sgd", learning_rate=0.1, max_grad_norm=None
     )
     step = UpdateStep(spec, config, seed=1)
     state = step.state()
@@ -98,11 +98,11 @@ def test_sgd_moves_weights_by_the_gradient_of_the_pure_functions(
 
 
 def test_table_under_sgd_is_the_tabular_backup_bit_for_bit(table_minibatch: MinibatchMaker) -> None:
-    # The slope of mean td^2 is -2 td / B, so a rate of alpha B / 2 moves each entry by alpha td. With alpha
-    # and B powers of two the scaling rounds nothing, so that the two ways agree in every bit.
+    # The gradient of mean td^2 is -2 td / B, so a rate of alpha B / 2 moves each entry by alpha td. With
+    # alpha and B powers of two the scaling rounds nothing, so that the two ways agree in every bit.
     alpha, rows = 0.5, [(0, 1, 1.0, 0.99, 2), (1, 0, -0.3, 0.97, 0), (2, 2, 0.7, 0.0, 1), (3, 1, 2.0, 0.9, 3)]
     table = np.random.default_rng(5).normal(size=(4, 3)).astype(np.float32)
-    config = LearnerConfig(optimiser="sgd", learning_rate=alpha * len(rows) / 2, max_grad_norm=None)
+    config = LearnerConfig(optimizer="sgd", learning_rate=alpha * len(rows) / 2, max_grad_norm=None)
     step = table_step(table, config)
     run(step, TABLE, table_minibatch(rows))
     # Every row backs up from the old table, which is what the target network still holds.
@@ -116,7 +116,7 @@ def test_table_under_sgd_is_the_tabular_backup_bit_for_bit(table_minibatch: Mini
 
 def test_terminal_rows_do_not_bootstrap_and_truncated_rows_do(table_minibatch: MinibatchMaker) -> None:
     table = np.array([[0.0, 0.0], [50.0, 60.0]])
-    config = LearnerConfig(optimiser="sgd", learning_rate=1.0, max_grad_norm=None)  # alpha 1 for B = 2
+    config = LearnerConfig(optimizer="sgd", learning_rate=1.0, max_grad_norm=None)  # alpha 1 for B = 2
     step = table_step(table, config)
     td_errors = run(step, TABLE, table_minibatch([(0, 0, 1.0, 0.0, 1), (0, 1, 1.0, 0.5, 1)]))
     np.testing.assert_allclose(td_errors, [1.0, 31.0])
@@ -127,12 +127,12 @@ def test_single_q_ignores_and_double_q_follows_the_online_choice(table_minibatch
     online, target = np.array([[0.0, 0.0], [3.0, 1.0]]), np.array([[0.0, 0.0], [10.0, 20.0]])
     rows = table_minibatch([(0, 0, 0.0, 0.5, 1)])
     for double, td_error in [(False, 10.0), (True, 5.0)]:
-        step = table_step(online, LearnerConfig(optimiser="sgd", double=double), target)
+        step = table_step(online, LearnerConfig(optimizer="sgd", double=double), target)
         np.testing.assert_allclose(run(step, TABLE, rows), [td_error])
 
 
 def test_importance_weights_scale_the_change_and_not_the_td_error(table_minibatch: MinibatchMaker) -> None:
-    config = LearnerConfig(optimiser="sgd", learning_rate=1.5, max_grad_norm=None)  # alpha 1 for B = 3
+    config = LearnerConfig(optimizer="sgd", learning_rate=1.5, max_grad_norm=None)  # alpha 1 for B = 3
     step = table_step(np.zeros((3, 1)), config)
     rows = [(state, 0, 8.0, 0.0, 0) for state in range(3)]
     td_errors = run(step, TABLE, table_minibatch(rows, weight=[1.0, 0.25, 0.0]))
@@ -141,8 +141,8 @@ def test_importance_weights_scale_the_change_and_not_the_td_error(table_minibatc
 
 
 def test_clipping_bounds_the_step_and_the_norm_is_from_before(table_minibatch: MinibatchMaker) -> None:
-    step = table_step(np.zeros((2, 1)), LearnerConfig(optimiser="sgd", learning_rate=1.0, max_grad_norm=0.5))
-    # Slopes -2 * td / B are -3 and -4: norm 5, a tenth of which is left.
+    step = table_step(np.zeros((2, 1)), LearnerConfig(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.5))
+    # Gradients -2 * td / B are -3 and -4: norm 5, a tenth of which is left.
     run(step, TABLE, table_minibatch([(0, 0, 3.0, 0.0, 0), (1, 0, 4.0, 0.0, 0)]))
     np.testing.assert_allclose(step.weights(), [0.3, 0.4], rtol=1e-6)
     assert step.take_means().grad_norm == pytest.approx(5.0)
@@ -174,7 +174,7 @@ def test_means_are_over_the_updates_since_the_last_reading(
     held: int, table_minibatch: MinibatchMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(update_module, "_HELD_UPDATES", held)
-    config = LearnerConfig(optimiser="sgd", learning_rate=1e-30, max_grad_norm=3.0)
+    config = LearnerConfig(optimizer="sgd", learning_rate=1e-30, max_grad_norm=3.0)
     step = table_step(np.zeros((2, 1)), config)
     for reward in (100.0, 2.0, 4.0, 3.0):
         run(step, TABLE, table_minibatch([(0, 0, reward, 0.0, 0), (1, 0, -reward, 0.0, 0)]))
@@ -183,7 +183,7 @@ def test_means_are_over_the_updates_since_the_last_reading(
     means = step.take_means()
     assert (means.loss, means.td_error, means.target) == pytest.approx((29 / 3, 3.0, 0.0))
     assert means.loss_max == pytest.approx(16.0)
-    # The loss's slopes by the two values are -reward and reward: norms of sqrt(2) |reward|.
+    # The loss's gradients by the two values are -reward and reward: norms of sqrt(2) |reward|.
     assert means.grad_norm == pytest.approx(2**0.5 * 3.0)
     assert means.grad_norm_clipped == pytest.approx((2**0.5 * 2.0 + 3.0 + 3.0) / 3)
 
@@ -201,7 +201,7 @@ def test_what_is_handed_out_is_never_written_again(random_minibatch: MinibatchMa
 
 def test_a_wrong_state_is_refused() -> None:
     adam = UpdateStep(VECTOR, LearnerConfig(), seed=0)
-    sgd = UpdateStep(VECTOR, LearnerConfig(optimiser="sgd"), seed=0)
+    sgd = UpdateStep(VECTOR, LearnerConfig(optimizer="sgd"), seed=0)
     small = UpdateStep(VECTOR, LearnerConfig(hidden_sizes=(3,)), seed=0)
     for other in (sgd, small):
         with pytest.raises(ValueError, match="this configuration needs"):
@@ -209,7 +209,7 @@ def test_a_wrong_state_is_refused() -> None:
 
 
 def test_an_action_out_of_range_raises(table_minibatch: MinibatchMaker) -> None:
-    step = table_step(np.zeros((2, 2)), LearnerConfig(optimiser="sgd"))
+    step = table_step(np.zeros((2, 2)), LearnerConfig(optimizer="sgd"))
     with pytest.raises(RuntimeError, match="out of bounds"):
         run(step, TABLE, table_minibatch([(0, 2, 1.0, 0.0, 0)]))
 

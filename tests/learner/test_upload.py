@@ -32,7 +32,7 @@ CONFIGS = {
         VECTOR,
         LearnerConfig(hidden_sizes=(16,), batch_size=8, head="c51", noisy=True, double=True),
     ),
-    "sgd": (VECTOR, LearnerConfig(hidden_sizes=(16,), batch_size=8, optimiser="sgd", target_polyak=0.1)),
+    "sgd": (VECTOR, LearnerConfig(hidden_sizes=(16,), batch_size=8, optimizer="sgd", target_polyak=0.1)),
     "images": (IMAGES, LearnerConfig(batch_size=4)),
 }
 
@@ -159,7 +159,7 @@ def test_an_update_that_is_not_finite_changes_nothing_though_another_is_queued_b
     spec, config = CONFIGS["mlp"]
     good = [random_minibatch(spec, 8, seed=seed) for seed in range(4)]
     bad = replace(random_minibatch(spec, 8, seed=9), reward=np.full(8, np.nan, np.float32), keys=np.arange(8))
-    bad = replace(bad, rows_per_shard=np.array([8]))
+    bad = replace(bad, transitions_per_shard=np.array([8]))
     skipped: list[SkippedBatch] = []
     source = list_source([good[0], bad, *good[1:]])
     learner = Learner(config, spec, source, seed=0, threads=1, record_skipped=skipped.append)
@@ -185,7 +185,7 @@ def test_too_many_skipped_updates_end_a_queue_too(
 
 
 def test_updates_with_running_statistics_are_not_queued() -> None:
-    config = LearnerConfig(hidden_sizes=(16,), normalise_observations=True)
+    config = LearnerConfig(hidden_sizes=(16,), normalize_observations=True)
     assert not UpdateStep(VECTOR, config, seed=0, queues=True).queues
     assert not UpdateStep(VECTOR, LearnerConfig(), seed=0).queues  # nothing to gain on a CPU
 

@@ -17,7 +17,7 @@ def _random_block(
     schema: BlockSchema,
     rng: np.random.Generator,
     *,
-    num_rows: int,
+    num_transitions: int,
     num_frames: int,
     sequence: int = 0,
     writer: int = 0,
@@ -25,7 +25,7 @@ def _random_block(
     priority: np.ndarray | None = None,
 ) -> TransitionBlock:
     """A valid block whose rows lie in any order over its frames and whose contents are random."""
-    span = rng.integers(1, min(schema.n_step, num_frames - 1) + 1, num_rows)
+    span = rng.integers(1, min(schema.n_step, num_frames - 1) + 1, num_transitions)
     obs = rng.integers(0, num_frames - span)
     first = rng.integers(np.maximum(0, obs - schema.stack - 1), obs + 1)
     return TransitionBlock(
@@ -33,21 +33,21 @@ def _random_block(
         writer=writer,
         incarnation=incarnation,
         sequence=sequence,
-        env_steps=num_rows + 1,
+        env_steps=num_transitions + 1,
         frames={
             field.name: rng.integers(0, 128, (num_frames, *field.shape)).astype(field.dtype)
             for field in schema.frame_fields
         },
-        action=rng.integers(0, 5, num_rows).astype(np.int32),
-        reward=rng.normal(size=num_rows).astype(np.float32),
-        discount=rng.random(num_rows).astype(np.float32),
-        one_step_reward=rng.normal(size=num_rows).astype(np.float32),
-        end=rng.integers(0, 4, num_rows).astype(np.uint8),
-        policy_version=rng.integers(0, 1 << 40, num_rows),
+        action=rng.integers(0, 5, num_transitions).astype(np.int32),
+        reward=rng.normal(size=num_transitions).astype(np.float32),
+        discount=rng.random(num_transitions).astype(np.float32),
+        one_step_reward=rng.normal(size=num_transitions).astype(np.float32),
+        end=rng.integers(0, 4, num_transitions).astype(np.uint8),
+        policy_version=rng.integers(0, 1 << 40, num_transitions),
         obs_frame=obs.astype(np.int32),
         next_frame=(obs + span).astype(np.int32),
         first_frame=first.astype(np.int32),
-        priority=rng.random(num_rows).astype(np.float32) if priority is None else priority,
+        priority=rng.random(num_transitions).astype(np.float32) if priority is None else priority,
     )
 
 
@@ -56,7 +56,7 @@ def _shard_of(
     *,
     shard: int = 0,
     seed: int = 0,
-    sampling: str = "prioritised",
+    sampling: str = "prioritized",
     exponent: float = 1.0,
 ) -> ReplayShard:
     """A shard that holds one row per priority: row i has the key i, and the reward 1000 * shard + i."""
@@ -74,7 +74,7 @@ def _shard_of(
     block = _random_block(
         schema,
         rng,
-        num_rows=len(priorities),
+        num_transitions=len(priorities),
         num_frames=len(priorities) + 1,
         priority=np.asarray(priorities, np.float32),
     )

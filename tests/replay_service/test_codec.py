@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from replay_service.block import ROW_FIELDS, BlockSchema, FrameField, TransitionBlock
+from replay_service.block import TRANSITION_FIELDS, BlockSchema, FrameField, TransitionBlock
 from replay_service.codec import ALIGNMENT_BYTES, BlockError, decode, encode
 
 IMAGES = BlockSchema((FrameField("image", "|u1", (4, 3)), FrameField("mask", "|b1", ())), 4, 3)
@@ -55,7 +55,7 @@ def _assert_equal(a: TransitionBlock, b: TransitionBlock) -> None:
 
 @pytest.fixture(scope="module")
 def encoded(random_block: Callable[..., TransitionBlock]) -> np.ndarray:
-    return encode(random_block(IMAGES, np.random.default_rng(0), num_rows=5, num_frames=9, sequence=3))
+    return encode(random_block(IMAGES, np.random.default_rng(0), num_transitions=5, num_frames=9, sequence=3))
 
 
 def _resealed(encoded: np.ndarray, change: Callable[[dict], None]) -> bytes:
@@ -75,7 +75,9 @@ def _resealed(encoded: np.ndarray, change: Callable[[dict], None]) -> bytes:
 def test_round_trip(
     random_block: Callable[..., TransitionBlock], schema: BlockSchema, rows: int, frames: int, seed: int
 ) -> None:
-    block = random_block(schema, np.random.default_rng(seed), num_rows=rows, num_frames=frames, writer=seed)
+    block = random_block(
+        schema, np.random.default_rng(seed), num_transitions=rows, num_frames=frames, writer=seed
+    )
     encoded = encode(block)
     _assert_equal(decode(encoded), block)
     _assert_equal(decode(encoded.tobytes(), expected_schema=schema), block)
@@ -84,7 +86,7 @@ def test_round_trip(
 def test_decoded_arrays_are_aligned_views(encoded: np.ndarray) -> None:
     block = decode(encoded)
     base = encoded.__array_interface__["data"][0]
-    for array in (*block.frames.values(), *(getattr(block, name) for name, _ in ROW_FIELDS)):
+    for array in (*block.frames.values(), *(getattr(block, name) for name, _ in TRANSITION_FIELDS)):
         assert np.shares_memory(array, encoded)
         assert (array.__array_interface__["data"][0] - base) % ALIGNMENT_BYTES == 0
 
@@ -92,7 +94,7 @@ def test_decoded_arrays_are_aligned_views(encoded: np.ndarray) -> None:
 def test_dtype_spellings_of_one_schema_agree(random_block: Callable[..., TransitionBlock]) -> None:
     loose = BlockSchema((FrameField("observation", "float32", (2,)),), 1, 1)
     strict = BlockSchema((FrameField("observation", "<f4", (2,)),), 1, 1)
-    encoded = encode(random_block(loose, np.random.default_rng(0), num_rows=2, num_frames=3))
+    encoded = encode(random_block(loose, np.random.default_rng(0), num_transitions=2, num_frames=3))
     assert decode(encoded).schema == strict
     assert decode(encoded, expected_schema=loose).schema is loose
 
@@ -168,7 +170,7 @@ def test_a_changed_header_is_refused_or_means_the_same_layout(
     # Only numbers that leave the layout as it was may pass.
     assert key in {"stack", "n_step", "writer"}
     assert type(value) is int
-    assert block.num_rows == 5
+    assert block.num_transitions == 5
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ LOWEST, HIGHEST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 def test_bad_values_are_refused(
     random_block: Callable[..., TransitionBlock], field: str, value: float, message: str
 ) -> None:
-    block = random_block(IMAGES, np.random.default_rng(0), num_rows=3, num_frames=9)
+    block = random_block(IMAGES, np.random.default_rng(0), num_transitions=3, num_frames=9)
     block.first_frame[1], block.obs_frame[1], block.next_frame[1] = 2, 4, 6
     decode(encode(block))
     getattr(block, field)[1] = value
@@ -260,7 +262,7 @@ def test_bad_values_are_refused(
 
 
 def test_encode_refuses_other_shapes_and_dtypes(random_block: Callable[..., TransitionBlock]) -> None:
-    block = random_block(IMAGES, np.random.default_rng(0), num_rows=3, num_frames=9)
+    block = random_block(IMAGES, np.random.default_rng(0), num_transitions=3, num_frames=9)
     bad = [
         {"reward": block.reward.astype(np.float64)},
         {"reward": block.reward[:, None]},
@@ -283,7 +285,7 @@ def test_documented_vector() -> None:
     assert block.schema == BlockSchema((FrameField("observation", "<f4", (2,)),), 1, 1)
     assert (block.writer, block.incarnation, block.sequence, block.env_steps) == (7, 1, 42, 2)
     assert block.frames["observation"].tolist() == [[0.0, 1.0], [0.5, -1.0], [2.0, 3.0]]
-    rows = {name: getattr(block, name).tolist() for name, _ in ROW_FIELDS}
+    rows = {name: getattr(block, name).tolist() for name, _ in TRANSITION_FIELDS}
     assert rows == {
         "action": [1, 0],
         "reward": [1.0, -0.5],

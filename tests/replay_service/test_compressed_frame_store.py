@@ -94,7 +94,7 @@ def _shard(schema: BlockSchema, config: ReplayConfig, capacity: int) -> ReplaySh
 @given(
     st.integers(1, 5),
     st.integers(1, 7),
-    st.sampled_from(["uniform", "prioritised"]),
+    st.sampled_from(["uniform", "prioritized"]),
     st.integers(1, 60),
     st.integers(4, 12),
     st.lists(st.tuples(st.integers(0, 20), st.integers(1, 4)), min_size=1, max_size=12),
@@ -119,11 +119,11 @@ def test_a_shard_draws_the_same_windows_bit_for_bit(
         shards = [_shard(schema, config, capacity) for config in (plain, packed)]
     rng = np.random.default_rng(0)
     keys = np.zeros(0, np.int64)
-    for sequence, (num_rows, block_strides) in enumerate(sizes):
+    for sequence, (num_transitions, block_strides) in enumerate(sizes):
         block = random_block(
             schema,
             rng,
-            num_rows=min(num_rows, capacity),
+            num_transitions=min(num_transitions, capacity),
             num_frames=stride * block_strides,
             sequence=sequence,
         )
@@ -143,7 +143,7 @@ def test_a_shard_draws_the_same_windows_bit_for_bit(
 
 def test_the_setting_decides_what_a_shard_stores(random_block: Callable[..., TransitionBlock]) -> None:
     schema = BlockSchema((FrameField("observation", "|u1", (84, 84)),), 4, 3)
-    block = random_block(schema, np.random.default_rng(0), num_rows=50, num_frames=60)
+    block = random_block(schema, np.random.default_rng(0), num_transitions=50, num_frames=60)
     block.frames["observation"][:] = np.arange(60, dtype=np.uint8)[:, None, None]
     stored_bytes = {}
     for compression in ("none", "lz4"):

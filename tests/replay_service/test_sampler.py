@@ -20,7 +20,7 @@ from replay_service.shard import EmptyShardError, ReplayShard
 from replay_service.sharding import importance_weights
 
 CONFIG = ReplayConfig(
-    sampling="prioritised",
+    sampling="prioritized",
     priority_exponent=1.0,
     priority_epsilon=1e-12,
     importance_exponent_start=0.5,
@@ -297,7 +297,7 @@ def test_an_empty_shard_is_left_out_until_it_fills(
     sampler = _sampler([shard_of(np.ones(20)), empty], minibatches=1)
     assert (sampler.next_minibatch(0).reward < 1000).all()
     block = random_block(
-        schema, np.random.default_rng(0), num_rows=20, num_frames=21, priority=np.ones(20, np.float32)
+        schema, np.random.default_rng(0), num_transitions=20, num_frames=21, priority=np.ones(20, np.float32)
     )
     block.reward[:] = 1000.0
     empty.insert(encode(block))
@@ -434,7 +434,7 @@ def test_an_adaptive_sampler_goes_over_to_other_requests_without_losing_a_miniba
 
     transport = Counted(three_shards)
     sampler = ReplaySampler(
-        ReplayConfig(sampling="prioritised"),
+        ReplayConfig(sampling="prioritized"),
         transport,
         batch_size=8,
         minibatches_per_request=32,
@@ -448,8 +448,8 @@ def test_an_adaptive_sampler_goes_over_to_other_requests_without_losing_a_miniba
         for _ in range(count):
             minibatch = sampler.next_minibatch(len(taken))
             assert len(minibatch.action) == 8
-            assert minibatch.rows_per_shard is not None
-            assert minibatch.rows_per_shard.sum() == 8
+            assert minibatch.transitions_per_shard is not None
+            assert minibatch.transitions_per_shard.sum() == 8
             sampler.give_back(minibatch.index, np.abs(minibatch.reward))
             taken.append(minibatch.index)
 

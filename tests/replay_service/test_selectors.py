@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from replay_service.selectors import PrioritisedSelector, UniformSelector
+from replay_service.selectors import PrioritizedSelector, UniformSelector
 
 
 class _SameDraw:
@@ -21,8 +21,8 @@ class _SameDraw:
         return np.full(size, self._value)
 
 
-def _proportional(capacity: int, first_key: int = 0) -> PrioritisedSelector:
-    return PrioritisedSelector(capacity, first_key, exponent=1.0, epsilon=1e-30)
+def _proportional(capacity: int, first_key: int = 0) -> PrioritizedSelector:
+    return PrioritizedSelector(capacity, first_key, exponent=1.0, epsilon=1e-30)
 
 
 @pytest.mark.parametrize(("num_keys", "count"), [(1, 5), (5, 1), (5, 3), (7, 7), (3, 10), (1000, 64)])
@@ -46,7 +46,7 @@ def test_uniform_strata() -> None:
     assert keys[15:].tolist() == np.repeat(np.arange(10), 2).tolist()
 
 
-def test_prioritised_strata_and_chances() -> None:
+def test_prioritized_strata_and_chances() -> None:
     selector = _proportional(5)
     selector.insert(0, np.array([1.0, 5.0, 2.0, 1.0, 1.0]))
     # Ten strata of mass 1 each: every key is drawn exactly as often as its priority says, in both samples.
@@ -58,7 +58,7 @@ def test_prioritised_strata_and_chances() -> None:
 
 
 def test_priority_is_a_power_of_the_error() -> None:
-    selector = PrioritisedSelector(2, 0, exponent=0.5, epsilon=0.25)
+    selector = PrioritizedSelector(2, 0, exponent=0.5, epsilon=0.25)
     selector.insert(0, np.array([2.0, 0.0], np.float32))
     assert selector.mass == pytest.approx(1.5 + 0.5, rel=1e-15)
     assert selector.min_priority == 0.5
@@ -100,6 +100,6 @@ def test_refused_errors_change_nothing(value: float) -> None:
 
 
 def test_a_negative_error_is_refused_even_where_epsilon_would_hide_it() -> None:
-    selector = PrioritisedSelector(4, 0, exponent=1.0, epsilon=1.0)
+    selector = PrioritizedSelector(4, 0, exponent=1.0, epsilon=1.0)
     with pytest.raises(ValueError, match=r"absolute TD error -0\.5 is refused"):
         selector.insert(0, np.array([1.0, -0.5]))

@@ -20,7 +20,7 @@ from replay_service.shard import EmptyShardError, ReplayShard, SequenceGapError,
 from replay_service.sum_tree import SumTree
 from replay_service.transition_store import ROW, CapacityError, frame_capacity
 
-CONFIG = ReplayConfig(sampling="prioritised", priority_exponent=0.6, priority_epsilon=0.01)
+CONFIG = ReplayConfig(sampling="prioritized", priority_exponent=0.6, priority_epsilon=0.01)
 VECTOR = BlockSchema((FrameField("observation", "<f4", (3,)),), 1, 1)
 
 
@@ -50,7 +50,7 @@ class _Twin:
         self.late = 0
 
     def insert(self, block: TransitionBlock) -> None:
-        for i in range(block.num_rows):
+        for i in range(block.num_transitions):
             self.rows.append(self._row(block, i))
             self.next_key += 1
         self.total_frames += block.num_frames
@@ -90,12 +90,12 @@ class _Twin:
 
 
 def _check_status(status: ShardStatus, twin: _Twin, sampling: str) -> None:
-    priorities = twin.priorities() if sampling == "prioritised" else [1.0] * len(twin.rows)
+    priorities = twin.priorities() if sampling == "prioritized" else [1.0] * len(twin.rows)
     assert status.count == len(twin.rows)
     assert status.mass == pytest.approx(math.fsum(priorities), rel=1e-12)
     assert status.min_priority == pytest.approx(min(priorities, default=math.inf), rel=1e-12)
-    assert status.inserted_rows_total == twin.next_key
-    assert status.evicted_rows_total == twin.next_key - len(twin.rows)
+    assert status.inserted_transitions_total == twin.next_key
+    assert status.evicted_transitions_total == twin.next_key - len(twin.rows)
     assert status.late_priorities_total == twin.late
 
 
@@ -108,7 +108,7 @@ SCHEMAS = st.builds(
 
 
 @given(
-    SCHEMAS, st.integers(1, 12), st.integers(8, 30), st.sampled_from(["uniform", "prioritised"]), st.data()
+    SCHEMAS, st.integers(1, 12), st.integers(8, 30), st.sampled_from(["uniform", "prioritized"]), st.data()
 )
 @settings(max_examples=300, deadline=None)
 def test_same_as_a_list_of_rows(
@@ -131,7 +131,7 @@ def test_same_as_a_list_of_rows(
             block = random_block(
                 schema,
                 rng,
-                num_rows=data.draw(st.integers(0, min(capacity, 6))),
+                num_transitions=data.draw(st.integers(0, min(capacity, 6))),
                 num_frames=data.draw(st.integers(2, 8)),
                 sequence=sequence,
             )
@@ -147,10 +147,10 @@ def test_same_as_a_list_of_rows(
         reply = shard.exchange(update, SampleRequest(counts))
         _check_status(reply.status, twin, sampling)
         sampled += sum(counts)
-        assert reply.status.sampled_rows_total == sampled
+        assert reply.status.sampled_transitions_total == sampled
         assert reply.counts == counts
         assert len(reply.keys) == len(reply.probability) == len(reply.action) == sum(counts)
-        priorities = twin.priorities() if sampling == "prioritised" else [1.0] * len(twin.rows)
+        priorities = twin.priorities() if sampling == "prioritized" else [1.0] * len(twin.rows)
         stack = schema.stack
         for m, key in enumerate(reply.keys.tolist()):
             place = key - twin.rows[0]["key"]
@@ -191,7 +191,7 @@ def test_each_push_counts_once(
             random_block(
                 VECTOR,
                 rng,
-                num_rows=3,
+                num_transitions=3,
                 num_frames=4,
                 writer=writer,
                 incarnation=incarnation,
@@ -206,7 +206,7 @@ def test_each_push_counts_once(
     if isinstance(expected, bool):
         reply = shard.insert(block(*push))
         assert reply.accepted is expected
-        assert reply.status.inserted_rows_total == 6 + 3 * expected
+        assert reply.status.inserted_transitions_total == 6 + 3 * expected
         assert reply.status.env_steps_total == 8 + 4 * expected
         # The same push again is held by now, whatever it was.
         assert not shard.insert(block(*push)).accepted
@@ -223,18 +223,18 @@ def test_a_refused_block_changes_nothing(random_block: Callable[..., TransitionB
     rng = np.random.default_rng(0)
     before = shard.status()
     with pytest.raises(CapacityError, match="6 rows"):
-        shard.insert(encode(random_block(VECTOR, rng, num_rows=6, num_frames=7)))
+        shard.insert(encode(random_block(VECTOR, rng, num_transitions=6, num_frames=7)))
     with pytest.raises(CapacityError, match="2000 frames"):
-        shard.insert(encode(random_block(VECTOR, rng, num_rows=2, num_frames=2000)))
+        shard.insert(encode(random_block(VECTOR, rng, num_transitions=2, num_frames=2000)))
     other = dataclasses.replace(VECTOR, n_step=2)
     with pytest.raises(BlockError, match="schema differs"):
-        shard.insert(encode(random_block(other, rng, num_rows=2, num_frames=4)))
+        shard.insert(encode(random_block(other, rng, num_transitions=2, num_frames=4)))
     assert shard.status() == before
-    assert shard.insert(encode(random_block(VECTOR, rng, num_rows=5, num_frames=7))).accepted
+    assert shard.insert(encode(random_block(VECTOR, rng, num_transitions=5, num_frames=7))).accepted
 
 
 def test_keeps_no_reference_to_the_pushed_bytes(random_block: Callable[..., TransitionBlock]) -> None:
-    block = random_block(VECTOR, np.random.default_rng(0), num_rows=9, num_frames=12)
+    block = random_block(VECTOR, np.random.default_rng(0), num_transitions=9, num_frames=12)
     encoded = encode(block)
     shard = _shard()
     shard.insert(encoded)
@@ -248,7 +248,7 @@ def test_keeps_no_reference_to_the_pushed_bytes(random_block: Callable[..., Tran
 
 def test_replies_are_copies(random_block: Callable[..., TransitionBlock]) -> None:
     shard = _shard()
-    shard.insert(encode(random_block(VECTOR, np.random.default_rng(0), num_rows=1, num_frames=2)))
+    shard.insert(encode(random_block(VECTOR, np.random.default_rng(0), num_transitions=1, num_frames=2)))
     first, second = (shard.exchange(None, SampleRequest((1,))) for _ in range(2))
     expected = second.windows["observation"].copy()
     first.windows["observation"][:] = -1.0
@@ -259,7 +259,7 @@ def test_replies_are_copies(random_block: Callable[..., TransitionBlock]) -> Non
 
 
 def test_keys_of_an_earlier_incarnation_are_late(random_block: Callable[..., TransitionBlock]) -> None:
-    block = encode(random_block(VECTOR, np.random.default_rng(0), num_rows=4, num_frames=5))
+    block = encode(random_block(VECTOR, np.random.default_rng(0), num_transitions=4, num_frames=5))
     old, new = _shard(incarnation=0), _shard(incarnation=1)
     old.insert(block)
     mass = new.insert(block).status.mass
@@ -275,7 +275,7 @@ def test_errors_are_named(random_block: Callable[..., TransitionBlock]) -> None:
     assert len(shard.exchange(None, SampleRequest((0, 0))).keys) == 0
     with pytest.raises(EmptyShardError, match="asked for 3 rows"):
         shard.exchange(None, SampleRequest((0, 3)))
-    shard.insert(encode(random_block(VECTOR, np.random.default_rng(0), num_rows=4, num_frames=5)))
+    shard.insert(encode(random_block(VECTOR, np.random.default_rng(0), num_transitions=4, num_frames=5)))
     with pytest.raises(UnknownKeyError, match="key 4"):
         shard.update_priorities(PriorityUpdate(np.array([4]), np.ones(1, np.float32)))
     with pytest.raises(ValueError, match="2 keys but 1"):
@@ -296,7 +296,7 @@ def test_stored_bytes_counts_what_was_written(random_block: Callable[..., Transi
     shard = _shard(config=ReplayConfig(sampling="uniform"), capacity=10)
     rng = np.random.default_rng(0)
     for sequence in range(200):
-        block = random_block(VECTOR, rng, num_rows=4, num_frames=6, sequence=sequence)
+        block = random_block(VECTOR, rng, num_transitions=4, num_frames=6, sequence=sequence)
         status = shard.insert(encode(block)).status
         frames = min(6 * (sequence + 1), frame_capacity(VECTOR, 10))
         assert status.stored_bytes == frames * 12 + min(4 * (sequence + 1), 10) * ROW.itemsize

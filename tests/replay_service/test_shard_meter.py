@@ -7,30 +7,30 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from replay_service.messages import PriorityUpdate, SampleRequest, ShardFigures
-from replay_service.selectors import PrioritisedSelector
+from replay_service.messages import PriorityUpdate, SampleRequest, ShardMetrics
+from replay_service.selectors import PrioritizedSelector
 from replay_service.shard import ReplayShard
 from replay_service.shard_meter import ShardMeter
 
 ShardOf = Callable[..., ReplayShard]
 
 
-def figures_of(shard: ReplayShard) -> ShardFigures:
+def figures_of(shard: ReplayShard) -> ShardMetrics:
     figures = shard.status().figures
     assert figures is not None
     return figures
 
 
 def test_ages_are_counted_in_transitions_of_the_whole_replay() -> None:
-    meter = ShardMeter(num_shards=4, row_bytes=10)
+    meter = ShardMeter(num_shards=4, transition_bytes=10)
     meter.exchanged(np.array([100, 97, 90]), 100, 0.5, 0.25)
     for _ in range(31):  # not looked at
         meter.exchanged(np.array([0]), 100, 0.5, 0.25)
     meter.exchanged(np.array([99]), 100, 0.5, 0.25)
     meter.inserted(1_000, 2.0)
     meter.refused()
-    selector = PrioritisedSelector(8, 0, exponent=1.0, epsilon=1e-6)
-    figures = meter.read(selector, 0, 8, sampled_rows=7)
+    selector = PrioritizedSelector(8, 0, exponent=1.0, epsilon=1e-6)
+    figures = meter.read(selector, 0, 8, sampled_transitions=7)
     assert figures.sample_age.count == 4
     assert figures.sample_age.sum == 4 * (0 + 3 + 10 + 1)
     assert figures.seconds == {"insert": 2.0, "sample": 33 * 0.25, "update": 33 * 0.5}

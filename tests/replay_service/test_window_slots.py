@@ -33,7 +33,7 @@ from replay_service.window_slots import SlotAddress, SlotMapper, SlotPlace, Wind
 
 FIELDS = (FrameField("image", "|u1", (5, 3)), FrameField("speed", "<f4", ()))
 ARRAYS = (WindowArray("image", "|u1", (2, 4, 3, 5, 3)), WindowArray("speed", "<f4", (2, 4, 3)))
-CONFIG = ReplayConfig(sampling="prioritised")
+CONFIG = ReplayConfig(sampling="prioritized")
 BLOCKS = Callable[..., TransitionBlock]
 
 # Another process of this host: it shares a slot, or writes to one, and waits to be killed.
@@ -116,7 +116,7 @@ def _shards(random_block: BLOCKS, schema: BlockSchema, count: int) -> list[Repla
     for index in range(count):
         seed = np.random.SeedSequence([7, index])
         shard = ReplayShard(CONFIG, schema, shard=index, incarnation=0, capacity=64, seed=seed)
-        block = random_block(schema, np.random.default_rng(index), num_rows=40, num_frames=50)
+        block = random_block(schema, np.random.default_rng(index), num_transitions=40, num_frames=50)
         # Shards of different mass, so that minibatches hold different numbers of their rows.
         shard.insert(encode(dataclasses.replace(block, priority=block.priority * np.float32(3.0**index))))
         shards.append(shard)
@@ -205,7 +205,7 @@ def test_a_late_shard_writes_into_no_slot_in_use(random_block: BLOCKS) -> None:
         shard = ReplayShard(
             CONFIG, schema, shard=index, incarnation=0, capacity=64, seed=np.random.SeedSequence([7, index])
         )
-        block = random_block(schema, np.random.default_rng(index), num_rows=40, num_frames=50)
+        block = random_block(schema, np.random.default_rng(index), num_transitions=40, num_frames=50)
         # A row and its frames tell their shard.
         block.reward[:] = index
         block.frames["image"][:] = index

@@ -88,8 +88,8 @@ class LocalRun:
             while not fact():
                 left = deadline - time.monotonic()
                 ended = self._process is not None and self._process.poll() is not None
-                assert left > 0, self._story(what)
-                assert not ended or self._reader_alive(), self._story(what)
+                assert left > 0, self._description(what)
+                assert not ended or self._reader_alive(), self._description(what)
                 self._changed.wait(min(left, 0.5))
 
     def has_line(self, text: str) -> bool:
@@ -155,7 +155,7 @@ class LocalRun:
         try:
             status = self._process.wait(DEADLINE_SECONDS)
         except subprocess.TimeoutExpired:
-            raise AssertionError(self._story("the end of the run")) from None
+            raise AssertionError(self._description("the end of the run")) from None
         self._reader.join(DEADLINE_SECONDS)
         self.errors = self._error_file.read_text()
         return status
@@ -163,7 +163,7 @@ class LocalRun:
     def assert_nothing_left(self, *, seconds: float = 10.0) -> None:
         """No process, no Ray folder, no shared memory of the run is left, or will not be in a moment."""
         _, alive = psutil.wait_procs(self._offspring(), timeout=seconds)
-        assert not [process for process in alive if _runs(process)], self._story("its processes to end")
+        assert not [process for process in alive if _runs(process)], self._description("its processes to end")
         assert not list(self.temp.glob("qf-*")), "a temporary Ray folder is left"
         left = [path for path in self.shared_memory if Path(path).exists()]
         assert not left, f"shared memory is left: {left}"
@@ -210,7 +210,7 @@ class LocalRun:
         with self._changed:
             self._changed.notify_all()
 
-    def _story(self, what: str) -> str:
+    def _description(self, what: str) -> str:
         processes = [f"{process.pid} {_title(process)}" for process in self._offspring()]
         shown: Sequence[str] = (*self.lines[-15:], self._error_file.read_text()[-3000:], *processes)
         return f"waited in vain for {what}:\n" + "\n".join(shown)

@@ -77,7 +77,7 @@ def test_a_skipped_update_is_on_record_in_the_logs(tmp_path: Path) -> None:
     # A rate that throws the weights far out within the first chunk, before anybody acts by them.
     overrides = [
         *SHORT,
-        "replay.sampling=prioritised",
+        "replay.sampling=prioritized",
         "learner.optimizer=sgd",
         "learner.learning_rate=1e12",
         "learner.max_grad_norm=null",
@@ -88,6 +88,6 @@ def test_a_skipped_update_is_on_record_in_the_logs(tmp_path: Path) -> None:
     (path,) = (tmp_path / "run" / "logs").glob("*.skipped.jsonl")
     first, second = map(json.loads, path.read_text().splitlines())
     assert first["version"] == second["version"] > 0
-    assert len(first["keys"]) == sum(first["rows_per_shard"]) == 64
+    assert len(first["keys"]) == sum(first["transitions_per_shard"]) == 64
     assert first["arrays"]["reward"] == {"smallest": 1.0, "largest": 1.0, "not_finite": 0}
     assert "inf" in (first["loss"], first["grad_norm"]) or "nan" in (first["loss"], first["grad_norm"])

@@ -1,4 +1,4 @@
-"""Presets of games from the command line to the end of a run, and human-normalised scores."""
+"""Presets of games from the command line to the end of a run, and human-normalized scores."""
 
 from __future__ import annotations
 
@@ -111,14 +111,14 @@ def test_the_preset_is_taken_and_said_and_overridden(
 
     assert run(["eval", str(tmp_path / "run"), "--episodes", "2", "--json"]) == 0
     played = json.loads(capsys.readouterr().out)
-    assert played["human_normalised"] == pytest.approx(played["mean"] / 29.6)
+    assert played["human_normalized"] == pytest.approx(played["mean"] / 29.6)
     assert (played["random_return"], played["human_return"]) == (0.0, 29.6)
     assert run(["eval", str(tmp_path / "run"), "--episodes", "2"]) == 0
     assert "% of human (0 % is random play)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("env_id", "mean_return", "normalised"),
+    ("env_id", "mean_return", "normalized"),
     [
         ("ALE/Pong-v5", 14.6, 1.0),
         ("ALE/Pong-v5", -20.7, 0.0),
@@ -128,10 +128,10 @@ def test_the_preset_is_taken_and_said_and_overridden(
         ("ALE/MontezumaRevenge-v5", 4753.3, 1.0),
     ],
 )
-def test_human_normalised_scores(env_id: str, mean_return: float, normalised: float) -> None:
+def test_human_normalized_scores(env_id: str, mean_return: float, normalized: float) -> None:
     found = reference(env_id)
     assert found is not None
-    assert found.normalised(mean_return) == pytest.approx(normalised)
+    assert found.normalized(mean_return) == pytest.approx(normalized)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "ALE/Tetris-v5", "MinAtar/Breakout-v1", "mine:Pong-v5"])

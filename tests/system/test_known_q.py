@@ -27,9 +27,9 @@ COMMON = (
     "evaluation.episodes=1",
     "stop.target_return=1000000",
 )
-PRIORITISED = (
+PRIORITIZED = (
     "replay.num_shards=3",
-    "replay.sampling=prioritised",
+    "replay.sampling=prioritized",
     # Fully corrected from the start, so that priorities change the speed and not the solution.
     "replay.importance_exponent_start=1",
 )
@@ -113,11 +113,11 @@ def test_slippery_frozen_lake(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_slippery_frozen_lake_through_prioritised_shards(tmp_path: Path, seed: int) -> None:
-    check_frozen_lake(tmp_path, 6_000, 0.08, *PRIORITISED, f"run.seed={seed}")
+def test_slippery_frozen_lake_through_prioritized_shards(tmp_path: Path, seed: int) -> None:
+    check_frozen_lake(tmp_path, 6_000, 0.08, *PRIORITIZED, f"run.seed={seed}")
 
 
-@pytest.mark.parametrize("replay", [(), PRIORITISED], ids=["uniform", "three prioritised shards"])
+@pytest.mark.parametrize("replay", [(), PRIORITIZED], ids=["uniform", "three prioritized shards"])
 def test_cliff_walking_whose_episodes_are_cut_off(tmp_path: Path, replay: tuple[str, ...]) -> None:
     # Nothing is random, so the error falls towards float32's rounding (2e-5 was seen), unless the last
     # pairs are found late. A cut-off episode that did not bootstrap would cost a value of 1 to 7.
@@ -146,7 +146,7 @@ def test_cliff_walking_whose_episodes_are_cut_off(tmp_path: Path, replay: tuple[
     assert error.max() < 0.05, error.max(axis=1).round(2)
 
 
-@pytest.mark.parametrize("replay", [(), PRIORITISED], ids=["uniform", "three prioritised shards"])
+@pytest.mark.parametrize("replay", [(), PRIORITIZED], ids=["uniform", "three prioritized shards"])
 def test_a_chain_of_ones_own(tmp_path: Path, replay: tuple[str, ...]) -> None:
     # 192,000 steps over 15 pairs are some 12,800 a pair, whose targets have an sd of about 1: a standard
     # error of 0.009. What the 5 greedy pairs err by together, 1 / sqrt(64,000) = 0.004, comes back in every
@@ -174,8 +174,8 @@ def test_a_chain_of_ones_own(tmp_path: Path, replay: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [(), (*PRIORITISED, "learner.double=true")],
-    ids=["uniform", "double, three prioritised shards"],
+    [(), (*PRIORITIZED, "learner.double=true")],
+    ids=["uniform", "double, three prioritized shards"],
 )
 def test_a_chain_in_which_not_everything_is_allowed(tmp_path: Path, settings: tuple[str, ...]) -> None:
     # 102,000 steps over 9 pairs of rewards of half the range: errors as of the chain above, and smaller.

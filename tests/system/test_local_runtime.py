@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from qfleet_processes import LocalRun
 
-from cluster.checkpoints.checkpoint import cut_folders, read_cut
+from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
 from learner.weights import load_weights
 
 ENDLESS = 10_000_000
@@ -57,7 +57,7 @@ def test_two_actors_and_three_shards_reach_their_target(local_run: LocalRun) -> 
         "CartPole-v1",
         "actors.num_actors=2",
         "replay.num_shards=3",
-        "replay.sampling=prioritised",
+        "replay.sampling=prioritized",
         updates=1_000,
     )
     local_run.start(*arguments)
@@ -121,7 +121,7 @@ def test_a_killed_shard_comes_back(local_run: LocalRun, num_shards: int, persist
         "actors.num_actors=2",
         f"replay.num_shards={num_shards}",
         f"replay.persist={persist}",
-        "replay.sampling=prioritised",
+        "replay.sampling=prioritized",
         updates=6_000,
     )
     local_run.start(*arguments)
@@ -153,7 +153,7 @@ def test_a_killed_shard_comes_back(local_run: LocalRun, num_shards: int, persist
 
 
 def test_a_killed_learner_goes_on_from_its_state_of_before(local_run: LocalRun) -> None:
-    local_run.start(*small("CartPole-v1", "replay.sampling=prioritised", updates=9_000))
+    local_run.start(*small("CartPole-v1", "replay.sampling=prioritized", updates=9_000))
     local_run.wait_for(lambda: local_run.updates() > 1_000, "updates, of which a state is kept")
     process = local_run.pid_of("LearnerRole")
     os.kill(process, signal.SIGKILL)
@@ -174,7 +174,7 @@ def test_a_killed_learner_goes_on_from_its_state_of_before(local_run: LocalRun) 
 def test_a_killed_run_is_resumed(local_run: LocalRun, persist: str) -> None:
     arguments = small(
         "CartPole-v1",
-        "replay.sampling=prioritised",
+        "replay.sampling=prioritized",
         "replay.num_shards=2",
         f"replay.persist={persist}",
         "checkpoint.every_seconds=1",
@@ -202,7 +202,7 @@ def test_a_killed_run_is_resumed(local_run: LocalRun, persist: str) -> None:
         # All that was ever confirmed is there, also what came after the checkpoint.
         assert resumed[-1]["inserted_transitions_total"] >= shown["inserted_transitions_total"]
     # The signal took one more checkpoint, of the very end.
-    last = read_cut(cut_folders(checkpoints)[-1]).manifest
+    last = read_checkpoint(checkpoint_folders(checkpoints)[-1]).manifest
     assert last.number > number
     assert last.version == weights_version(local_run.run_dir) == resumed[-1]["updates_total"]
     local_run.temp_folders_of_the_dead()
@@ -244,7 +244,7 @@ def test_no_replacement_left_ends_the_run(local_run: LocalRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "story", "error", "last"),
+    ("how", "description", "error", "last"),
     [
         (
             "raise",
@@ -262,14 +262,14 @@ def test_no_replacement_left_ends_the_run(local_run: LocalRun) -> None:
     ],
 )
 def test_an_error_in_a_role_ends_the_run_with_its_traceback(
-    local_run: LocalRun, how: str, story: str, error: str, last: str
+    local_run: LocalRun, how: str, description: str, error: str, last: str
 ) -> None:
     # The factory lies in the folder where the command is started, and nothing else says where it is.
     kwargs = f"env.kwargs={{steps: 300, how: {how}}}"
     local_run.start(*small("qfleet_test_envs:BrokenAfter", kwargs, NO_EVALUATION))
     assert local_run.finish() == 1
     # Below the last lines of the role's log.
-    assert f"\n{story}" in local_run.errors, local_run.errors
+    assert f"\n{description}" in local_run.errors, local_run.errors
     assert error in local_run.errors
     assert local_run.errors.splitlines()[-1].startswith(last), local_run.errors
     local_run.assert_nothing_left()

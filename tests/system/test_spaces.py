@@ -1,4 +1,4 @@
-"""Observations of several arrays, action masks and normalisation through whole runs."""
+"""Observations of several arrays, action masks and normalization through whole runs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ SIGNALS = (
     "env.stack=3",
     "actors.n_step=2",
     "actors.epsilon_decay_env_steps=1000",
-    "replay.sampling=prioritised",
+    "replay.sampling=prioritized",
     "replay.num_shards=2",
     "replay.compression=lz4",
     "replay.capacity=4000",
-    "learner.normalise_observations=true",
+    "learner.normalize_observations=true",
     "learner.learning_rate=1e-3",
     "learner.target_update_updates=20",
     "evaluation.episodes=40",
@@ -103,8 +103,8 @@ def test_check_env_and_plan_speak_of_every_part() -> None:
 
 
 def test_settings_that_do_not_fit_the_spaces_are_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match="normalise_observations is true, which needs float observations"):
-        prepare(load_config(None, ["env.id=FrozenLake-v1", "learner.normalise_observations=true"]))
+    with pytest.raises(ConfigError, match="normalize_observations is true, which needs float observations"):
+        prepare(load_config(None, ["env.id=FrozenLake-v1", "learner.normalize_observations=true"]))
     with pytest.raises(ConfigError, match="network is table, which needs Discrete observations"):
         prepare(load_config(None, [*SIGNALS, "learner.network=table"]))
 
@@ -123,7 +123,7 @@ PARTS = (FrameField("a", "<f4", (2,)), FrameField("b", "|b1", (3,)))
     ids=["vector", "stacked", "masked", "parts"],
 )
 def test_acting_takes_the_statistics_that_travel_with_the_weights(spec: EnvSpec, in_torch: bool) -> None:
-    overrides = ["learner.normalise_observations=true", "learner.hidden_sizes=[16, 8]"]
+    overrides = ["learner.normalize_observations=true", "learner.hidden_sizes=[16, 8]"]
     config = resolve(load_config(None, overrides), spec, cores=1)
     fitted = network_spec(spec)
     frame_shape = (2,) if spec.parts else spec.observation_shape
@@ -135,7 +135,7 @@ def test_acting_takes_the_statistics_that_travel_with_the_weights(spec: EnvSpec,
     policy = make_policy(config, spec)
     assert isinstance(policy, TorchPolicy) == in_torch
     policy.load(np.concatenate([weights, mean, inverse]))
-    reference = TorchPolicy(fitted, replace(config.learner, normalise_observations=False), threads=1)
+    reference = TorchPolicy(fitted, replace(config.learner, normalize_observations=False), threads=1)
     reference.load(weights)
 
     stack = () if spec.stack == 1 else (spec.stack,)

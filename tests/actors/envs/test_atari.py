@@ -213,7 +213,7 @@ def test_rows_of_an_actor(n_step: int, life_loss: bool, overlap: bool) -> None:
     pushed: Counter[Any] = Counter()
     for block in sink.blocks:
         images = [hash(frame.tobytes()) for frame in block.frames["observation"]]
-        for r in range(block.num_rows):
+        for r in range(block.num_transitions):
             first = int(block.first_frame[r])
             windows = [
                 tuple(images[max(first, i)] for i in range(last - stack + 1, last + 1))

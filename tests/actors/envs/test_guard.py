@@ -197,7 +197,7 @@ def test_one_lane_begins_anew_and_nothing_crosses_the_gap(how: str, backend: str
     reports, blocks = act(config(backend=backend, bad=(SEEDS[1],), how=how), n_step=n_step)
     (restart,) = [each for report in reports for each in report.env_restarts]
     assert (restart.cause, restart.lane) == ("raise" if how == "raise" else "invalid", 1)
-    assert ("RuntimeError: the simulator has crashed" in restart.story) == (how == "raise")
+    assert ("RuntimeError: the simulator has crashed" in restart.description) == (how == "raise")
     lives = [(SEEDS[1], 10), (restart_seed(SEEDS[1], 1), 99)]
     steps = sum((7, 6, 11, 8))
     expected = [
@@ -277,7 +277,7 @@ def test_numbers_out_of_range(name: str) -> None:
     steps = [stepper.step(np.zeros(3, np.int64)) for _ in range(20)]
     (restart,) = stepper.take_restarts()
     assert (restart.cause, restart.lane) == ("invalid", 2)
-    assert "outside of" in restart.story
+    assert "outside of" in restart.description
     (broken,) = [step for step in steps if step.broken is not None]
     assert broken.broken is not None
     assert broken.broken.tolist() == broken.fake.tolist() == broken.starts.tolist() == [False, False, True]
@@ -369,7 +369,7 @@ def test_worker_processes_that_die_are_replaced_and_none_is_left() -> None:
     reports, blocks = act(config(backend="async", bad=(SEEDS[0],), how="exit"))
     (restart,) = [each for report in reports for each in report.env_restarts]
     assert (restart.cause, restart.lane) == ("raise", None)
-    assert "worker process 0 ended with exit status 3" in restart.story
+    assert "worker process 0 ended with exit status 3" in restart.description
     assert blocks
     left = set(psutil.Process().children(recursive=True)) - before
     _, alive = psutil.wait_procs(left, timeout=5)

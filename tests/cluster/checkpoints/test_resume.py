@@ -17,7 +17,7 @@ import pytest
 from qfleet_serial import RECALL, SMALL, Recorder, train_serial
 
 from cluster.api import train
-from cluster.checkpoints.checkpoint import cut_folders, read_cut, shard_folder
+from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint, shard_folder
 from cluster.record.run_dir import read_config, read_spec
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import dump_config, load_config
@@ -28,9 +28,9 @@ from replay_service.sharding import shard_capacities
 CUTS = ("checkpoint.every_updates=100", "stop.target_return=1e9")
 FAMILY = {
     "plain": (),
-    "prioritised over shards": ("replay.sampling=prioritised", "replay.num_shards=3"),
+    "prioritized over shards": ("replay.sampling=prioritized", "replay.num_shards=3"),
     "rainbow": (
-        "replay.sampling=prioritised",
+        "replay.sampling=prioritized",
         "learner.double=true",
         "learner.dueling=true",
         "learner.networks.noisy=true",
@@ -42,26 +42,26 @@ FAMILY = {
     "quantiles": ("learner.head=qr", "learner.loss=huber", "actors.n_step=2"),
     "polyak and layer norm": ("learner.target_polyak=0.01", "learner.layer_norm=true"),
     "apex": (
-        "replay.sampling=prioritised",
+        "replay.sampling=prioritized",
         "replay.num_shards=2",
         "learner.double=true",
         "learner.dueling=true",
         "actors.epsilon_ladder={base: 0.4, alpha: 7.0}",
         "actors.n_step=3",
     ),
-    "several minibatches a request": ("replay.sampling=prioritised", "replay.minibatches_per_request=3"),
-    "normalised observations": ("learner.normalise_observations=true",),
+    "several minibatches a request": ("replay.sampling=prioritized", "replay.minibatches_per_request=3"),
+    "normalized observations": ("learner.normalize_observations=true",),
     "several arrays and masks": (
         "env.id=qfleet_test_envs:Signals",
         "env.stack=2",
         "actors.n_step=2",
         "learner.network=mlp",
-        "learner.normalise_observations=true",
-        "replay.sampling=prioritised",
+        "learner.normalize_observations=true",
+        "replay.sampling=prioritized",
         "replay.num_shards=2",
         "replay.compression=lz4",
     ),
-    "small replay": ("replay.capacity=300", "replay.sampling=prioritised"),
+    "small replay": ("replay.capacity=300", "replay.sampling=prioritized"),
     "stacked frames, table of seeds": (*RECALL[len(SMALL) :], "stop.updates=200", "evaluation.episodes=3"),
 }
 
@@ -95,7 +95,7 @@ def assert_equal_runs(one: Path, other: Path, scratch: Path) -> None:
     """Weights, learner's state and replay of the last checkpoints are equal bit for bit."""
     weights = [load_weights(run / "weights" / "latest.safetensors")[0] for run in (one, other)]
     np.testing.assert_array_equal(*weights)
-    cuts = [read_cut(cut_folders(run / "checkpoints")[-1]) for run in (one, other)]
+    cuts = [read_checkpoint(checkpoint_folders(run / "checkpoints")[-1]) for run in (one, other)]
     assert cuts[0].manifest.version == cuts[1].manifest.version
     assert cuts[0].learner.tensors.keys() == cuts[1].learner.tensors.keys()
     for name, array in cuts[0].learner.tensors.items():
@@ -123,7 +123,7 @@ def test_a_run_in_two_lives_equals_one_in_one(tmp_path: Path, member: str) -> No
 
 
 def test_killed_after_a_checkpoint_it_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    settings = (*SMALL, *CUTS, "replay.sampling=prioritised", "stop.updates=300")
+    settings = (*SMALL, *CUTS, "replay.sampling=prioritized", "stop.updates=300")
     train_serial(tmp_path / "whole", settings)
     run_dir = tmp_path / "killed"
     endless = load_config(None, (*settings, "stop.updates=1000000", "checkpoint.keep=1000"))
@@ -134,7 +134,7 @@ def test_killed_after_a_checkpoint_it_ends_as_if_nothing_had_happened(tmp_path: 
         wait_for(lambda: (run_dir / "checkpoints" / "cut-000001").is_dir(), seconds=60)
         process.send_signal(signal.SIGKILL)
     # Whatever came after the second checkpoint is repeated, the very same.
-    for folder in cut_folders(run_dir / "checkpoints"):
+    for folder in checkpoint_folders(run_dir / "checkpoints"):
         if folder.name > "cut-000001":
             shutil.rmtree(folder)
     resume(run_dir, ["stop.updates=300"])
@@ -147,7 +147,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two checkpoints."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     train_serial(run_dir, (*SMALL, *CUTS, "replay.num_shards=2"))
-    assert [path.name for path in cut_folders(run_dir / "checkpoints")] == ["cut-000000", "cut-000001"]
+    assert [path.name for path in checkpoint_folders(run_dir / "checkpoints")] == ["cut-000000", "cut-000001"]
     return run_dir
 
 
@@ -300,11 +300,11 @@ def test_two_processes_never_run_in_one_folder(run_dir: Path) -> None:
 def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     train_serial(run_dir, (*SMALL, *CUTS, "checkpoint.keep=1", "checkpoint.every_updates=40"))
-    names = [path.name for path in cut_folders(run_dir / "checkpoints")]
+    names = [path.name for path in checkpoint_folders(run_dir / "checkpoints")]
     assert names[-1] == "cut-000004"
     assert 1 <= len(names) <= 2
     scores = {
-        name: read_cut(run_dir / "checkpoints" / name).manifest.run.figures.evaluation_return_mean
+        name: read_checkpoint(run_dir / "checkpoints" / name).manifest.run.figures.evaluation_return_mean
         for name in names
     }
     evaluated = [json.loads(line) for line in (run_dir / "evaluations.jsonl").read_text().splitlines()]
@@ -335,7 +335,7 @@ def test_a_full_disk_under_a_checkpoint(tmp_path: Path, on_disk_full: str) -> No
         assert "stop.updates = 300 reached" in ended.stdout
     assert load_weights(tmp_path / "run" / "weights" / "latest.safetensors")[0].size
     # Nothing half done is left that could be taken for a checkpoint.
-    assert all(read_cut(folder) for folder in cut_folders(tmp_path / "run" / "checkpoints"))
+    assert all(read_checkpoint(folder) for folder in checkpoint_folders(tmp_path / "run" / "checkpoints"))
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.core import EvaluationReport
-from cluster.control.evaluation import Best, EvaluationRequest, Judge
+from cluster.control.evaluation import Best, EvaluationRequest, ModelSelection
 from cluster.settings.config import EvaluationConfig
 
 CONFIG = EvaluationConfig(every_updates=100, episodes=4)
@@ -15,13 +15,13 @@ def report(request: EvaluationRequest, mean: float) -> EvaluationReport:
     return EvaluationReport(request.version, request.seed_domain, (mean - 1.0, mean + 1.0), (5, 5), 0.1)
 
 
-def play(judge: Judge, version: int, *means: float) -> list[bool]:
+def play(selection: ModelSelection, version: int, *means: float) -> list[bool]:
     """Answers each request made at `version` with the next mean; what `take` said each time."""
     verdicts = []
     for mean in means:
-        request = judge.next_request(version)
+        request = selection.next_request(version)
         assert request is not None
-        verdicts.append(judge.take(request, report(request, mean)))
+        verdicts.append(selection.take(request, report(request, mean)))
     return verdicts
 
 
@@ -42,10 +42,10 @@ def play(judge: Judge, version: int, *means: float) -> list[bool]:
 def test_a_version_is_screened_every_so_many_updates(
     asked: list[int], version: int, due: bool, expected: int | None
 ) -> None:
-    judge = Judge(CONFIG, target_return=None)
+    selection = ModelSelection(CONFIG, target_return=None)
     for earlier in asked:
-        play(judge, earlier, 5.0, 5.0)
-    request = judge.next_request(version, due=due)
+        play(selection, earlier, 5.0, 5.0)
+    request = selection.next_request(version, due=due)
     assert (request.version if request else None) == expected
     if request:
         assert not request.confirms
@@ -53,28 +53,28 @@ def test_a_version_is_screened_every_so_many_updates(
 
 
 def test_the_second_evaluation_plays_the_same_version_with_other_seeds() -> None:
-    judge = Judge(CONFIG, target_return=None)
-    screen = judge.next_request(100)
+    selection = ModelSelection(CONFIG, target_return=None)
+    screen = selection.next_request(100)
     assert screen is not None
-    assert judge.take(screen, report(screen, 10.0)) is False
+    assert selection.take(screen, report(screen, 10.0)) is False
     # Training has gone on meanwhile, but the candidate comes first.
-    confirmation = judge.next_request(900)
+    confirmation = selection.next_request(900)
     assert confirmation is not None
     assert (confirmation.version, confirmation.confirms) == (100, True)
     assert confirmation.seed_domain != screen.seed_domain
-    assert judge.take(confirmation, report(confirmation, 7.0)) is True
-    assert judge.best == Best(100, screened=10.0, score=7.0)
+    assert selection.take(confirmation, report(confirmation, 7.0)) is True
+    assert selection.best == Best(100, screened=10.0, score=7.0)
 
 
 def test_no_two_evaluations_of_a_run_share_seeds() -> None:
-    judge = Judge(CONFIG, target_return=None)
+    selection = ModelSelection(CONFIG, target_return=None)
     domains = []
     for version in range(100, 1_100, 100):
         for _ in range(2):
-            request = judge.next_request(version)
+            request = selection.next_request(version)
             if request is not None:
                 domains.append(request.seed_domain)
-                judge.take(request, report(request, float(version)))
+                selection.take(request, report(request, float(version)))
     assert len(set(domains)) == len(domains) == 20
 
 
@@ -90,12 +90,12 @@ def test_no_two_evaluations_of_a_run_share_seeds() -> None:
 def test_only_the_confirmed_mean_counts(
     first: tuple[float, ...], second: tuple[float, ...], best_version: int
 ) -> None:
-    judge = Judge(CONFIG, target_return=None)
-    play(judge, 100, *first)
-    play(judge, 200, *second)
-    assert judge.best is not None
-    assert judge.best.version == best_version
-    assert judge.next_request(200) is None
+    selection = ModelSelection(CONFIG, target_return=None)
+    play(selection, 100, *first)
+    play(selection, 200, *second)
+    assert selection.best is not None
+    assert selection.best.version == best_version
+    assert selection.next_request(200) is None
 
 
 @pytest.mark.parametrize(
@@ -103,49 +103,49 @@ def test_only_the_confirmed_mean_counts(
     [(100.0, 100.0, True), (120.0, 99.9, False), (99.9, 120.0, False), (100.0, 130.0, True)],
 )
 def test_solved_only_if_both_evaluations_pass(screen: float, confirmation: float, solved: bool) -> None:
-    judge = Judge(CONFIG, target_return=100.0)
-    play(judge, 100, screen, confirmation)
-    assert judge.solved is solved
+    selection = ModelSelection(CONFIG, target_return=100.0)
+    play(selection, 100, screen, confirmation)
+    assert selection.solved is solved
 
 
 def test_a_passing_version_is_confirmed_even_below_the_best() -> None:
-    judge = Judge(CONFIG, target_return=100.0)
-    play(judge, 100, 99.0, 150.0)  # best, but its screen did not pass
-    assert not judge.solved
-    play(judge, 200, 120.0, 110.0)
-    assert judge.solved
+    selection = ModelSelection(CONFIG, target_return=100.0)
+    play(selection, 100, 99.0, 150.0)  # best, but its screen did not pass
+    assert not selection.solved
+    play(selection, 200, 120.0, 110.0)
+    assert selection.solved
     # What is delivered is what passed.
-    assert judge.best == Best(200, screened=120.0, score=110.0)
+    assert selection.best == Best(200, screened=120.0, score=110.0)
 
 
 def test_a_lost_confirmation_is_asked_again() -> None:
-    judge = Judge(CONFIG, target_return=None)
-    play(judge, 100, 10.0)
-    lost = judge.next_request(150)
-    again = judge.next_request(151)  # its evaluator died: `take` was never called
+    selection = ModelSelection(CONFIG, target_return=None)
+    play(selection, 100, 10.0)
+    lost = selection.next_request(150)
+    again = selection.next_request(151)  # its evaluator died: `take` was never called
     assert lost == again
     assert again is not None
-    assert judge.take(again, report(again, 9.0)) is True
+    assert selection.take(again, report(again, 9.0)) is True
 
 
 def test_a_candidate_whose_weights_are_lost_is_not_confirmed_any_more() -> None:
-    judge = Judge(CONFIG, target_return=None)
-    play(judge, 100, 5.0)
-    request = judge.next_request(100)
+    selection = ModelSelection(CONFIG, target_return=None)
+    play(selection, 100, 5.0)
+    request = selection.next_request(100)
     assert request is not None
     assert request.confirms
-    judge.lost(request)
-    judge.withdraw()
-    assert judge.next_request(150) is None
-    assert judge.best is None
+    selection.lost(request)
+    selection.withdraw()
+    assert selection.next_request(150) is None
+    assert selection.best is None
     # The next version that is due has its own chance.
-    assert play(judge, 200, 4.0, 4.0) == [False, True]
+    assert play(selection, 200, 4.0, 4.0) == [False, True]
 
 
 def test_a_lost_screen_is_passed_over() -> None:
-    judge = Judge(CONFIG, target_return=None)
-    assert judge.next_request(100) is not None
-    assert judge.next_request(101) is None
-    later = judge.next_request(200)
+    selection = ModelSelection(CONFIG, target_return=None)
+    assert selection.next_request(100) is not None
+    assert selection.next_request(101) is None
+    later = selection.next_request(200)
     assert later is not None
     assert (later.version, later.confirms) == (200, False)

@@ -65,8 +65,8 @@ class Run:
 
     pacing: Pacing
     actors: int
-    rollout_rows: int
-    learn_rows: int
+    rollout_transitions: int
+    learn_transitions: int
     credits_each: int
     inserted: int = 0
     sampled: int = 0
@@ -76,9 +76,9 @@ class Run:
     def ledger(self) -> Ledger:
         return Ledger(
             self.inserted,
-            sum(self.rollouts) * self.rollout_rows,
+            sum(self.rollouts) * self.rollout_transitions,
             self.sampled,
-            self.learns * self.learn_rows,
+            self.learns * self.learn_transitions,
         )
 
     def grant(self) -> None:
@@ -86,9 +86,11 @@ class Run:
         for _ in range(self.credits_each):
             for actor in range(self.actors):
                 free = self.rollouts[actor] < self.credits_each
-                if free and self.pacing.may_insert(self.ledger(), self.rollout_rows):
+                if free and self.pacing.may_insert(self.ledger(), self.rollout_transitions):
                     self.rollouts[actor] += 1
-        while self.learns < self.credits_each and self.pacing.may_sample(self.ledger(), self.learn_rows):
+        while self.learns < self.credits_each and self.pacing.may_sample(
+            self.ledger(), self.learn_transitions
+        ):
             self.learns += 1
 
     def check(self) -> None:
@@ -102,11 +104,13 @@ class Run:
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
     actors, credits_each = draw(st.integers(1, 4)), draw(st.integers(1, 2))
-    rollout_rows, learn_rows = draw(st.integers(1, 60)), draw(st.integers(1, 200))
+    rollout_transitions, learn_transitions = draw(st.integers(1, 60)), draw(st.integers(1, 200))
     ratio = draw(st.sampled_from([0.25, 1.0, 3.0, 8.0, 33.3]))
-    slack = slack_samples(ratio, credits_each * actors * rollout_rows, credits_each * learn_rows)
+    slack = slack_samples(
+        ratio, credits_each * actors * rollout_transitions, credits_each * learn_transitions
+    )
     pacing = Pacing(ratio, draw(st.integers(1, 300)), slack)
-    return Run(pacing, actors, rollout_rows, learn_rows, credits_each)
+    return Run(pacing, actors, rollout_transitions, learn_transitions, credits_each)
 
 
 @settings(max_examples=150, deadline=None)
@@ -121,10 +125,10 @@ def test_no_order_of_events_leads_to_a_deadlock_or_out_of_bounds(run: Run, seed:
         if event == "rollout":
             run.rollouts[chance.choice(busy)] -= 1
             # A chunk may bring fewer rows than granted: steps in which an environment only reset.
-            run.inserted += chance.randint((run.rollout_rows + 1) // 2, run.rollout_rows)
+            run.inserted += chance.randint((run.rollout_transitions + 1) // 2, run.rollout_transitions)
         elif event == "learn":
             run.learns -= 1
-            run.sampled += run.learn_rows
+            run.sampled += run.learn_transitions
         else:  # its credits are refunded, and its rows are lost
             run.rollouts[chance.randrange(run.actors)] = 0
         run.grant()
@@ -143,10 +147,10 @@ def test_achieved_ratio_comes_to_the_target(run: Run, seed: int) -> None:
         busy = [actor for actor, chunks in enumerate(run.rollouts) if chunks]
         if busy and (chance.random() < 0.5 or not run.learns):
             run.rollouts[chance.choice(busy)] -= 1
-            run.inserted += run.rollout_rows
+            run.inserted += run.rollout_transitions
         else:
             run.learns -= 1
-            run.sampled += run.learn_rows
+            run.sampled += run.learn_transitions
     # Both bounds hold, and they lie slack_samples apart: a fiftieth of what was owed so far.
     target = run.pacing.samples_per_insert
     assert 0.98 * target - 1e-9 <= run.pacing.achieved(run.ledger()) <= target
@@ -161,10 +165,10 @@ def test_no_burst_follows_a_stall() -> None:
         for actor in range(run.actors):
             if run.rollouts[actor]:
                 run.rollouts[actor] -= 1
-                run.inserted += run.rollout_rows
+                run.inserted += run.rollout_transitions
         before = run.sampled
         if learning and run.learns:
-            run.sampled += run.learns * run.learn_rows
+            run.sampled += run.learns * run.learn_transitions
             run.learns = 0
         most = max(most, run.sampled - before) if moment >= 400 else most
         if not learning:
@@ -172,4 +176,4 @@ def test_no_burst_follows_a_stall() -> None:
                 run.pacing.samples_per_insert * (run.inserted - 100) - run.sampled <= run.pacing.slack_samples
             )
     # What had piled up is bounded by the slack, so it can only be worked off chunk by chunk.
-    assert 0 < most <= run.credits_each * run.learn_rows
+    assert 0 < most <= run.credits_each * run.learn_transitions

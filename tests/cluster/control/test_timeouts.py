@@ -7,7 +7,7 @@ import math
 import pytest
 
 from actors.core import EvaluationReport
-from cluster.control.timeouts import Patience, WakingClock
+from cluster.control.timeouts import AwakeClock, RoleTimeouts
 
 
 def report(seconds: float, *lengths: int) -> EvaluationReport:
@@ -15,7 +15,7 @@ def report(seconds: float, *lengths: int) -> EvaluationReport:
 
 
 def test_a_clock_counts_only_what_its_owner_was_awake() -> None:
-    clock = WakingClock(100.0)
+    clock = AwakeClock(100.0)
     for now in (100.25, 100.5, 160.5, 160.75):
         clock.look(now)
     # The minute in which nobody looked counts as one second.
@@ -23,31 +23,31 @@ def test_a_clock_counts_only_what_its_owner_was_awake() -> None:
 
 
 def test_limits_are_generous_and_grow_with_what_work_takes() -> None:
-    patience = Patience(30.0, max_episode_steps=500)
-    assert patience.limits()["shard"] == 30.0
-    assert patience.limits()["learner"] == 60.0
-    patience.answered("learner", 2.0)
-    patience.answered("learner", 7.0)
-    patience.answered("learner", 1.0)
-    patience.answered("shard", 25.0)
-    assert patience.limits()["learner"] == 140.0
+    timeouts = RoleTimeouts(30.0, max_episode_steps=500)
+    assert timeouts.limits()["shard"] == 30.0
+    assert timeouts.limits()["learner"] == 60.0
+    timeouts.answered("learner", 2.0)
+    timeouts.answered("learner", 7.0)
+    timeouts.answered("learner", 1.0)
+    timeouts.answered("shard", 25.0)
+    assert timeouts.limits()["learner"] == 140.0
     # A shard answers between two calls: nothing that it does takes long.
-    assert patience.limits()["shard"] == 30.0
+    assert timeouts.limits()["shard"] == 30.0
 
 
 def test_a_chunk_has_a_minute_or_what_chunks_and_starts_have_taken() -> None:
-    patience = Patience(30.0, 500)
-    assert patience.limits()["actor"] == 60.0
-    patience.answered("actor", 2.0)
-    patience.came_up("actor", 4.0)
-    patience.came_up("learner", 900.0)
-    assert patience.limits()["actor"] == 60.0
-    patience.answered("actor", 4.0)
-    assert patience.limits()["actor"] == 80.0
+    timeouts = RoleTimeouts(30.0, 500)
+    assert timeouts.limits()["actor"] == 60.0
+    timeouts.answered("actor", 2.0)
+    timeouts.came_up("actor", 4.0)
+    timeouts.came_up("learner", 900.0)
+    assert timeouts.limits()["actor"] == 60.0
+    timeouts.answered("actor", 4.0)
+    assert timeouts.limits()["actor"] == 80.0
     # Such a simulator takes long to begin an episode.
-    patience.came_up("actor", 30.0)
-    assert patience.limits()["actor"] == 120.0
-    given = Patience(30.0, 500, chunk_deadline_seconds=5.0)
+    timeouts.came_up("actor", 30.0)
+    assert timeouts.limits()["actor"] == 120.0
+    given = RoleTimeouts(30.0, 500, chunk_deadline_seconds=5.0)
     given.answered("actor", 100.0)
     assert given.limits()["actor"] == 5.0
 
@@ -70,9 +70,9 @@ def test_an_evaluator_has_what_full_episodes_would_take(
     answered: list[float],
     limit: float,
 ) -> None:
-    patience = Patience(30.0, max_episode_steps)
+    timeouts = RoleTimeouts(30.0, max_episode_steps)
     for seconds, lengths in reports:
-        patience.evaluated(report(seconds, *lengths))
+        timeouts.evaluated(report(seconds, *lengths))
     for seconds in answered:
-        patience.answered("evaluator", seconds)
-    assert patience.limits()["evaluator"] == pytest.approx(limit)
+        timeouts.answered("evaluator", seconds)
+    assert timeouts.limits()["evaluator"] == pytest.approx(limit)

@@ -17,7 +17,7 @@ from cluster.api import train
 from cluster.diagnosis.detectors import DETECTORS, Reading
 from cluster.diagnosis.diagnosis import LOOKS, Diagnosis
 from cluster.metrics.snapshot import Snapshot, figures
-from cluster.report.data import Run, spells
+from cluster.report.data import Run, periods
 from cluster.settings.config import RunConfig
 from cluster.settings.load_config import PRESETS, load_config
 from cluster.show.status import snapshot_of
@@ -51,7 +51,7 @@ HEALTHY = replace(
     evaluation_start_value_mean=60.0,
     evaluation_discounted_return_mean=62.0,
     evaluation_start_value_error_std=5.0,
-    evaluation_cut_discount_mean=0.0,
+    evaluation_truncation_discount_mean=0.0,
     evaluation_action_entropy_ratio=0.9,
     sample_policy_lag_updates=Histogram((0,) * 5 + (100,) + (0,) * 19, 100 * 500.0),
     sample_age_transitions=Histogram((0,) * 5 + (100,) + (0,) * 19, 100 * 2_500.0),
@@ -66,7 +66,7 @@ CONFIG = load_config(
     None,
     [
         "replay.capacity=5000",
-        "replay.sampling=prioritised",
+        "replay.sampling=prioritized",
         "learner.updates_per_chunk=8",
         "learner.target_update_updates=40",
     ],
@@ -131,7 +131,7 @@ def test_all_is_silent_where_all_is_well() -> None:
         # Of the surplus 20 may lie behind time limits: 0.2 * 1 / 0.01.
         (
             "overestimation",
-            {"evaluation_start_value_mean": 90.0, "evaluation_cut_discount_mean": 0.2},
+            {"evaluation_start_value_mean": 90.0, "evaluation_truncation_discount_mean": 0.2},
             0.3894,
         ),
         # Replay is 5,000 * 0.2 updates deep; 2,500 * 0.2 of the lag is age.
@@ -201,7 +201,7 @@ def test_updates_that_are_not_finite_diverge() -> None:
         ("catastrophic_forgetting", {"best_return_mean": None}),
         ("catastrophic_forgetting", {"evaluation_episodes": 1}),
         ("overestimation", {"evaluation_start_value_mean": None}),
-        ("overestimation", {"evaluation_cut_discount_mean": 0.5, "discount": 1.0}),
+        ("overestimation", {"evaluation_truncation_discount_mean": 0.5, "discount": 1.0}),
         ("stale_data", {"replay_transitions": 100}),
         ("collapsed_action_choice", {"evaluation_action_entropy_ratio": None}),
         ("reward_scale", {"reward_abs_max": None}),
@@ -296,7 +296,7 @@ def test_words_reach_the_file_the_status_and_the_report(tmp_path: Path) -> None:
     assert snapshot_of(lines[-1]).warnings == completed.warnings
     run = Run.__new__(Run)
     object.__setattr__(run, "metrics", tuple(lines))
-    ((kind, began, ended),) = [(spell.kind, spell.began, spell.ended) for spell in spells(run)]
+    ((kind, began, ended),) = [(period.kind, period.began, period.ended) for period in periods(run)]
     assert (kind, began, ended) == ("warning", 2.0, 4.0)
 
 
@@ -408,7 +408,7 @@ def test_priorities_that_say_too_much_or_nothing(
         tmp_path,
         None,
         *SMALL,
-        *("replay.sampling=prioritised", "replay.capacity=4000", "pacing.learning_starts=1000", *overrides),
+        *("replay.sampling=prioritized", "replay.capacity=4000", "pacing.learning_starts=1000", *overrides),
         *("evaluation.every_updates=1000", "stop.updates=500"),
     )
     assert titles(recorder) == ["degenerate priorities"]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.engines.process_info import _digest, presence, require_same_root
+from cluster.engines.process_info import _digest, process_info, require_same_code
 
 
 def test_the_same_program_is_let_in() -> None:
-    own = presence()
-    require_same_root(own)
-    require_same_root(replace(own, host="elsewhere", root="/another/folder"))
+    own = process_info()
+    require_same_code(own)
+    require_same_code(replace(own, host="elsewhere", root="/another/folder"))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_the_same_program_is_let_in() -> None:
 )
 def test_another_program_is_named(change: dict[str, str], words: str) -> None:
     with pytest.raises(ImportError, match=words):
-        require_same_root(replace(presence(), **change))
+        require_same_code(replace(process_info(), **change))
 
 
 def test_the_digest_sees_content_names_and_folders(tmp_path: Path) -> None:

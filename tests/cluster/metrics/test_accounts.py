@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from actors.core import EvaluationReport, RolloutReport
 from cluster.control.pacing import Ledger, Pacing
-from cluster.metrics.accounts import Accounts, Checkpointed, FleetFigures, Processes
+from cluster.metrics.accounts import Accounts, Checkpointed, FleetMetrics, Processes
 from cluster.metrics.figures import Figures
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.totals import ShardTotals
@@ -20,7 +20,7 @@ from cluster.metrics.usage import MachineMeter, MachineUsage, UsageMeter
 from cluster.record.prometheus import SnapshotCollector
 from learner.core import LearnReport
 from replay_service.histogram import Histogram
-from replay_service.messages import PrioritySummary, ProcessUsage, ShardFigures, ShardStatus
+from replay_service.messages import PrioritySummary, ProcessUsage, ShardMetrics, ShardStatus
 
 MACHINE = MachineUsage(1_000, 400, 100, 30)
 
@@ -31,7 +31,7 @@ def rollout(actor: int = 0, **changes: object) -> RolloutReport:
         incarnation=0,
         version=0,
         env_steps=100,
-        rows_pushed=10,
+        transitions_pushed=10,
         episode_returns=(1.0,),
         episode_lengths=(5,),
         epsilon=0.5,
@@ -47,7 +47,7 @@ def rollout(actor: int = 0, **changes: object) -> RolloutReport:
 
 
 def status(shard: int, **changes: object) -> ShardStatus:
-    figures = ShardFigures(
+    figures = ShardMetrics(
         capacity=200,
         seconds={"insert": 1.0, "sample": 2.0, "update": 0.5},
         inserted_bytes=1_000,
@@ -88,9 +88,9 @@ EVALUATED = EvaluationReport(
 )
 
 
-def fleet(actors: int) -> FleetFigures:
+def fleet(actors: int) -> FleetMetrics:
     roles = {"shard": 1, "learner": 1, "actor": actors, "evaluator": 1}
-    return FleetFigures(roles, {**roles, "actor": actors - 1}, {"rollout": 3, "learn": 2, "evaluate": 0}, 77)
+    return FleetMetrics(roles, {**roles, "actor": actors - 1}, {"rollout": 3, "learn": 2, "evaluate": 0}, 77)
 
 
 def snapshot_of(figures: Figures, totals: ShardTotals, actors: int = 1, *, now: float = 10.0) -> Snapshot:

@@ -18,10 +18,10 @@ def status(shard: int, inserted: int, *, sampled: int = 0, incarnation: int = 0)
         count=min(inserted, 50),
         mass=1.0,
         min_priority=1.0,
-        inserted_rows_total=inserted,
+        inserted_transitions_total=inserted,
         env_steps_total=2 * inserted,
-        evicted_rows_total=max(0, inserted - 50),
-        sampled_rows_total=sampled,
+        evicted_transitions_total=max(0, inserted - 50),
+        sampled_transitions_total=sampled,
         late_priorities_total=0,
         stored_bytes=100 * inserted,
     )
@@ -29,9 +29,9 @@ def status(shard: int, inserted: int, *, sampled: int = 0, incarnation: int = 0)
 
 def test_sums_over_shards_and_incarnations() -> None:
     totals = ShardTotals()
-    assert (totals.inserted_rows, totals.env_steps, totals.living()) == (0, 0, ())
+    assert (totals.inserted_transitions, totals.env_steps, totals.living()) == (0, 0, ())
     totals.take([status(1, 30), status(0, 10), status(1, 5, incarnation=1)])
-    assert totals.inserted_rows == 45
+    assert totals.inserted_transitions == 45
     assert totals.env_steps == 90
     assert totals.living() == (status(0, 10), status(1, 5, incarnation=1))
 
@@ -40,7 +40,7 @@ def test_a_status_of_a_dead_incarnation_that_comes_late_changes_no_living_one() 
     totals = ShardTotals()
     totals.take([status(0, 5, incarnation=1)])
     totals.take([status(0, 80, incarnation=0)])
-    assert totals.inserted_rows == 85
+    assert totals.inserted_transitions == 85
     assert totals.living() == (status(0, 5, incarnation=1),)
 
 
@@ -48,7 +48,7 @@ def test_equal_inserts_are_ordered_by_what_else_grows() -> None:
     totals = ShardTotals()
     totals.take([status(0, 10, sampled=7)])
     totals.take([status(0, 10, sampled=3)])
-    assert totals.living()[0].sampled_rows_total == 7
+    assert totals.living()[0].sampled_transitions_total == 7
 
 
 histories = st.lists(
@@ -61,13 +61,13 @@ def test_totals_never_go_backwards_and_do_not_depend_on_the_order(history: list[
     totals, shown = ShardTotals(), (0, 0)
     for item in history:
         totals.take([item])
-        now = (totals.inserted_rows, totals.env_steps)
+        now = (totals.inserted_transitions, totals.env_steps)
         assert now >= shown
         assert now[1] >= shown[1]
         shown = now
     backwards = ShardTotals()
     backwards.take(reversed(history))
-    assert (backwards.inserted_rows, backwards.env_steps) == shown
+    assert (backwards.inserted_transitions, backwards.env_steps) == shown
     assert backwards.living() == totals.living()
 
 
@@ -75,13 +75,17 @@ def test_what_a_journal_brings_back_is_counted_once() -> None:
     totals = ShardTotals()
     totals.take([status(0, 90)])
     # The journal knows 10 rows more than the last status said.
-    back = replace(status(0, 0, incarnation=1), earlier_rows_total=100, earlier_env_steps_total=200)
+    back = replace(status(0, 0, incarnation=1), earlier_transitions_total=100, earlier_env_steps_total=200)
     totals.take([back])
-    assert (totals.inserted_rows, totals.env_steps) == (100, 200)
-    totals.take([replace(back, inserted_rows_total=5, env_steps_total=10)])
-    assert (totals.inserted_rows, totals.env_steps) == (105, 210)
+    assert (totals.inserted_transitions, totals.env_steps) == (100, 200)
+    totals.take([replace(back, inserted_transitions_total=5, env_steps_total=10)])
+    assert (totals.inserted_transitions, totals.env_steps) == (105, 210)
     # Here it ends before what was shown already, as after a full disk: nothing goes backwards.
-    totals.take([replace(status(0, 0, incarnation=2), earlier_rows_total=60, earlier_env_steps_total=120)])
-    assert (totals.inserted_rows, totals.env_steps) == (105, 210)
-    totals.take([replace(status(0, 3, incarnation=2), earlier_rows_total=60, earlier_env_steps_total=120)])
-    assert (totals.inserted_rows, totals.env_steps) == (108, 216)
+    totals.take(
+        [replace(status(0, 0, incarnation=2), earlier_transitions_total=60, earlier_env_steps_total=120)]
+    )
+    assert (totals.inserted_transitions, totals.env_steps) == (105, 210)
+    totals.take(
+        [replace(status(0, 3, incarnation=2), earlier_transitions_total=60, earlier_env_steps_total=120)]
+    )
+    assert (totals.inserted_transitions, totals.env_steps) == (108, 216)

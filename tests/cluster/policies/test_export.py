@@ -84,7 +84,7 @@ def untrained_run(path: Path, overrides: Sequence[str]) -> Path:
     network = seeded_network(network_spec(spec), config.learner)
     rng = np.random.default_rng(3)
     flat = rng.normal(scale=0.1, size=sum(p.numel() for p in network.parameters()))
-    if config.learner.normalise_observations:
+    if config.learner.normalize_observations:
         half = tail_size(network_spec(spec)) // 2
         flat = np.concatenate([flat, rng.normal(size=half), rng.uniform(0.5, 2.0, half)])
     run_dir.write_weights("latest", flat.astype(np.float32), {"version": "7", "return_mean": "1.5"})
@@ -101,7 +101,7 @@ CASES = {
         "learner.dueling=true",
         "learner.networks.noisy=true",
         "learner.layer_norm=true",
-        "learner.normalise_observations=true",
+        "learner.normalize_observations=true",
     ],
     "table": ["env.id=FrozenLake-v1", "learner.head=qr", "learner.num_atoms=5"],
     "stacked nature": [
@@ -120,7 +120,7 @@ CASES = {
         "learner.layer_norm=true",
     ],
     "bins": ["env.id=Pendulum-v1", "env.discretize=5", "learner.hidden_sizes=[16]"],
-    "panel": [f"env.id={__name__}:Panel", "learner.hidden_sizes=[16]", "learner.normalise_observations=true"],
+    "panel": [f"env.id={__name__}:Panel", "learner.hidden_sizes=[16]", "learner.normalize_observations=true"],
 }
 
 

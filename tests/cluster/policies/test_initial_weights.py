@@ -22,7 +22,7 @@ STILL = (*SMALL, "learner.learning_rate=1e-30", "stop.updates=80")
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("earlier") / "run"
-    train_serial(run_dir, [*SMALL, "learner.normalise_observations=true"])
+    train_serial(run_dir, [*SMALL, "learner.normalize_observations=true"])
     return run_dir
 
 
@@ -35,7 +35,7 @@ def test_a_run_begins_with_the_weights_and_their_evaluation(
     earlier: Path, tmp_path: Path, from_file: bool
 ) -> None:
     source = export_run(earlier, "safetensors", out=tmp_path / "w.safetensors").path if from_file else earlier
-    begins = [*STILL, "learner.normalise_observations=true", f"learner.initial_weights={source}"]
+    begins = [*STILL, "learner.normalize_observations=true", f"learner.initial_weights={source}"]
     train_serial(tmp_path / "run", begins)
     name, flat, facts = read_weights(earlier)
     first = evaluations(tmp_path / "run")[0]

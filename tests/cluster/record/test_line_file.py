@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import line_file
+from cluster.record import line_file
 from cluster.record.line_file import LineFile
 
 

@@ -14,11 +14,11 @@ from qfleet_processes import LocalRun, run_qfleet
 from qfleet_serial import SMALL, train_serial
 
 from cluster.coordinator import RunFailed
-from cluster.engines.process_info import Presence
+from cluster.engines.process_info import ProcessInfo
 from cluster.record.logs import (
     LineWriter,
+    LogSource,
     SerialLogs,
-    Speaker,
     gist,
     last_words,
     log_path,
@@ -27,20 +27,20 @@ from cluster.record.logs import (
 )
 from cluster.runtime.roles import ActorRole, Role
 
-SPEAKER = Speaker("actor 3", 2, run_started_at=1_000_000_000.0)
+SOURCE = LogSource("actor 3", 2, run_started_at=1_000_000_000.0)
 SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
 LOCAL = [override for override in SMALL if override != "run.runtime=serial"]
 TALKATIVE = "env.id=qfleet_test_envs:Talkative"
 
 
 def test_a_line_is_what_it_is() -> None:
-    assert SPEAKER.lines("WARNING", "careful", now=1_000_000_012.5) == (
+    assert SOURCE.lines("WARNING", "careful", now=1_000_000_012.5) == (
         "2001-09-09T01:46:52.500Z     12.500 actor-3/2 WARNING careful\n"
     )
 
 
 def test_every_line_of_a_message_tells_who_spoke() -> None:
-    lines = SPEAKER.lines("ERROR", "Traceback:\n  line 1\n\nValueError: x", now=1_000_000_001.0)
+    lines = SOURCE.lines("ERROR", "Traceback:\n  line 1\n\nValueError: x", now=1_000_000_001.0)
     assert all(" actor-3/2 ERROR " in line for line in lines.splitlines())
     (message,) = read_messages(lines.splitlines())
     assert message.text == "Traceback:\n  line 1\n\nValueError: x"
@@ -62,7 +62,7 @@ def test_every_line_of_a_message_tells_who_spoke() -> None:
     )
 )
 def test_messages_are_read_back_as_they_were_written(messages: list[str]) -> None:
-    written = "".join(SPEAKER.lines("INFO", text, now=1_000_000_001.0) for text in messages)
+    written = "".join(SOURCE.lines("INFO", text, now=1_000_000_001.0) for text in messages)
     assert [message.text for message in read_messages(written.split("\n"))] == messages
 
 
@@ -75,7 +75,7 @@ def test_other_lines_are_nobodys(line: str) -> None:
 
 def test_a_writer_waits_for_whole_lines() -> None:
     said: list[str] = []
-    writer = LineWriter(SPEAKER, "INFO", said.append)
+    writer = LineWriter(SOURCE, "INFO", said.append)
     print("one", end="", file=writer)
     assert said == []
     print(" two\nthree\r\nfour", end="", file=writer)
@@ -89,9 +89,9 @@ def test_a_process_that_a_role_has_to_itself_loses_no_word(tmp_path: Path) -> No
     program = (
         "import sys, os, logging, warnings, time, faulthandler, ctypes\n"
         "from pathlib import Path\n"
-        "from cluster.record.logs import ProcessLog, Speaker\n"
+        "from cluster.record.logs import ProcessLog, LogSource\n"
         "faulthandler.enable(all_threads=False)\n"
-        "ProcessLog(Speaker('actor 3', 2, time.time() - 5.0), Path(sys.argv[1]))\n"
+        "ProcessLog(LogSource('actor 3', 2, time.time() - 5.0), Path(sys.argv[1]))\n"
         "print('printed')\n"
         "print('complained', file=sys.stderr)\n"
         "logging.getLogger('envs.mine').warning('logged')\n"
@@ -127,8 +127,8 @@ def test_without_the_folder_the_newest_lines_wait_to_be_taken(tmp_path: Path) ->
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from cluster.record.logs import ProcessLog, Speaker\n"
-        "log = ProcessLog(Speaker('shard 0', 0, time.time()), Path(sys.argv[1]))\n"
+        "from cluster.record.logs import ProcessLog, LogSource\n"
+        "log = ProcessLog(LogSource('shard 0', 0, time.time()), Path(sys.argv[1]))\n"
         "assert log.relays\n"
         "for number in range(3000): print('line', number)\n"
         "taken = log.take()\n"
@@ -147,9 +147,9 @@ def test_roles_that_share_a_process_are_told_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs = SerialLogs(tmp_path, 0.0)
-    with logs.speaking_as("actor 0"):
+    with logs.output_of("actor 0"):
         print("the actor acts")
-        with logs.speaking_as("shard 0"):
+        with logs.output_of("shard 0"):
             print("the shard stores", file=sys.stderr)
             print("and serves")
         print("and acts")
@@ -219,15 +219,15 @@ def test_the_gist_of_a_failure(event: str, text: str) -> None:
 def test_what_roles_say_on_machines_without_the_folder_reaches_it(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    presence, waiting = Role.presence, {"actor 0": "the last words\n"}
+    process_info, waiting = Role.process_info, {"actor 0": "the last words\n"}
 
-    def elsewhere(self: Role) -> Presence:
-        return dataclasses.replace(presence(self), relays_log=True)
+    def elsewhere(self: Role) -> ProcessInfo:
+        return dataclasses.replace(process_info(self), relays_log=True)
 
     def take_log(self: Role) -> str:
         return waiting.pop("actor 0", "") if isinstance(self, ActorRole) else ""
 
-    monkeypatch.setattr(Role, "presence", elsewhere)
+    monkeypatch.setattr(Role, "process_info", elsewhere)
     monkeypatch.setattr(Role, "take_log", take_log)
     broken = [TALKATIVE, "env.kwargs={steps: 40}", "evaluation.every_updates=1000"]
     overrides = [*SMALL, *(broken if fails else ["stop.updates=16"])]

@@ -23,7 +23,7 @@ from qfleet_serial import SMALL, train_serial
 
 from cluster.cli import run
 from cluster.metrics.snapshot import figures
-from cluster.record.logs import Speaker
+from cluster.record.logs import LogSource
 from cluster.record.tensorboard import require_tensorboard, scalars
 from cluster.report.axes import linear, tick, vertical
 from cluster.report.data import (
@@ -35,9 +35,9 @@ from cluster.report.data import (
     greedy_curve,
     groups_of,
     iqm,
+    periods,
     phases,
     read_run,
-    spells,
     thinned,
 )
 from cluster.report.report import panels, render, write_report
@@ -81,7 +81,7 @@ def synthetic(
     folder: Path,
     *,
     seed: int = 0,
-    slope: float = 1.0,
+    gradient: float = 1.0,
     lines: int = 50,
     settings: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
@@ -98,8 +98,8 @@ def synthetic(
             "env_steps_total": 100 * index,
             "updates_total": 10 * index,
             "weights_version": 10 * index,
-            "train_return_mean": slope * index + seed,
-            "best_return_mean": slope * index + seed,
+            "train_return_mean": gradient * index + seed,
+            "best_return_mean": gradient * index + seed,
             "env_steps_per_second": 100.0,
             "role_seconds_total": {"learner": {"wait": 1.0 * index, "update": 3.0 * index}},
             "process_resident_memory_bytes": {"learner": 2e8, "actor": 1e8},
@@ -114,9 +114,9 @@ def synthetic(
         for confirms in (False, True)
     ]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations))
-    speaker = Speaker("coordinator", 0, 0.0)
+    source = LogSource("coordinator", 0, 0.0)
     (folder / "logs" / "events.log").write_text(
-        "".join(speaker.lines(level, text, 3.0) for level, text in events)  # type: ignore[arg-type]
+        "".join(source.lines(level, text, 3.0) for level, text in events)  # type: ignore[arg-type]
     )
     return folder
 
@@ -277,7 +277,7 @@ def test_the_interval_is_that_of_a_naive_bootstrap() -> None:
 def test_runs_are_grouped_up_to_their_seeds_and_told_apart_by_what_differs(tmp_path: Path) -> None:
     paths = [
         synthetic(
-            tmp_path / f"{double}-{seed}", seed=seed, slope=1.0, settings={"learner": {"double": double}}
+            tmp_path / f"{double}-{seed}", seed=seed, gradient=1.0, settings={"learner": {"double": double}}
         )
         for double in (False, True)
         for seed in range(4)
@@ -335,7 +335,7 @@ def test_what_was_diagnosed_is_told_from_when_to_when(tmp_path: Path) -> None:
         for second, (verdict, warnings) in enumerate(said)
     ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
-    assert [(spell.kind, spell.began, spell.ended, spell.text) for spell in spells(read_run(path))] == [
+    assert [(period.kind, period.began, period.ended, period.text) for period in periods(read_run(path))] == [
         ("verdict", 0.0, 1.0, "actor-bound: actors work 95 %"),
         ("warning", 1.0, 2.0, "stale data: lag 10"),
         ("verdict", 2.0, 2.0, "learner-bound: 80 %"),
@@ -500,7 +500,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, real: Path) -> dict[str, Pat
         synthetic(
             folder / f"{'a-very-long-name-of-a-run-' * 3}{index}",
             seed=index % 3,
-            slope=1.0 + index,
+            gradient=1.0 + index,
             settings={
                 "learner": {"network": f"{'package.module' * 6}:{index // 3}"},
                 "x": {HOSTILE: index // 3},

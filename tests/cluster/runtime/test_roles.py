@@ -14,7 +14,7 @@ import torch
 import learner
 from actors.core import EnvSpec
 from cluster.engines.engine import Need, RoleError
-from cluster.engines.process_info import presence
+from cluster.engines.process_info import process_info
 from cluster.engines.serial_engine import SerialEngine
 from cluster.runtime.roles import ActorRole, RoleContext, Seeds, make_policy
 from cluster.runtime.shard_calls import RoundRobinSink
@@ -75,13 +75,13 @@ def test_acting_refuses_weights_of_another_network(name: str) -> None:
 
 
 def test_all_packages_come_from_one_root() -> None:
-    assert presence().root == str(Path(learner.__file__).resolve().parent.parent)
+    assert process_info().root == str(Path(learner.__file__).resolve().parent.parent)
 
 
 def test_a_shadowed_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(learner, "__file__", str(tmp_path / "learner" / "__init__.py"))
     with pytest.raises(ImportError, match="a folder of the same name shadows one of them") as raised:
-        presence()
+        process_info()
     assert str(tmp_path) in str(raised.value)
 
 
@@ -112,7 +112,7 @@ class Shelf:
         if block.policy_version[0] == 13:
             raise RuntimeError("an unlucky block")
         self.came.append((block.writer, block.incarnation, block.sequence))
-        self.rows += block.num_rows
+        self.rows += block.num_transitions
         return InsertReply(True, ShardStatus(self.shard, 0, 1, 1.0, 1.0, self.rows, self.rows, 0, 0, 0, 9))
 
 
@@ -142,7 +142,7 @@ def block_of_two_rows(version: int = 1) -> TransitionBlock:
         builder.add(t, np.zeros(1, np.int64), np.zeros((1, 4), np.float32), step)
     block = builder.build(np.zeros(0, np.float32))
     assert block is not None
-    assert block.num_rows == 2
+    assert block.num_transitions == 2
     return block
 
 
@@ -152,9 +152,9 @@ def test_blocks_go_to_the_shards_in_turn_numbered_for_each() -> None:
     sink = RoundRobinSink(engine.calls, shelves, writer=4, incarnation=2, pushes_in_flight=2)
     for _ in range(7):
         sink.push(block_of_two_rows())
-        assert sink.rows_unacknowledged <= 4
-    statuses = {status.shard: status.inserted_rows_total for status in sink.statuses()}
-    assert sink.rows_unacknowledged == 0
+        assert sink.unacknowledged_transitions <= 4
+    statuses = {status.shard: status.inserted_transitions_total for status in sink.statuses()}
+    assert sink.unacknowledged_transitions == 0
     # Writer 4 of 3 shards begins with shard 1, so that the writers' first blocks spread.
     assert statuses == {1: 6, 2: 4, 0: 4}
     came = {index: handle.target.role.came for index, handle in enumerate(shelves)}
@@ -175,12 +175,12 @@ def test_what_a_lost_shard_did_not_confirm_goes_to_the_next(num_shards: int) -> 
         sink.statuses()
     # With another shard left only the push that found out is kept; without, all are, and nobody waited.
     kept = 1 if num_shards == 2 else 6
-    assert sink.rows_unacknowledged == 2 * kept
+    assert sink.unacknowledged_transitions == 2 * kept
     fresh = engine.spawn("shard 0", Shelf, 0, need=Need())
     sink.replace_shard(0, fresh)
     sink.push(block_of_two_rows())
     sink.statuses()
-    assert sink.rows_unacknowledged == 0
+    assert sink.unacknowledged_transitions == 0
     came = [sequence for _, _, sequence in fresh.target.role.came]
     assert came[:kept] == list(range(2, 2 + kept))
     if num_shards == 2:

@@ -34,7 +34,7 @@ from cluster.settings.load_config import dump_config, load_config, parse_config,
         ("env=null", ["env is None"]),
         ("learner.batch_size.deeper=2", ["learner.batch_size", "expected int"]),
         ("run.runtime=laptop", ["run.runtime is 'laptop'", "local, cluster, serial"]),
-        ("replay.sampling=prio", ["replay.sampling is 'prio'", "uniform, prioritised"]),
+        ("replay.sampling=prio", ["replay.sampling is 'prio'", "uniform, prioritized"]),
         # An impossible value: name, value and bounds.
         ("actors.discount=1.5", ["actors.discount is 1.5", "[0, 1]"]),
         ("actors.discount=.nan", ["actors.discount is nan"]),

@@ -18,7 +18,7 @@ from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import load_config
 from cluster.settings.plan import Plan, make_plan, refuse_what_cannot_fit
 from cluster.settings.resolve import resolve
-from replay_service.block import ROW_FIELDS, TransitionBlock
+from replay_service.block import TRANSITION_FIELDS, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
 from replay_service.shard import ReplayShard
@@ -26,7 +26,7 @@ from replay_service.shard import ReplayShard
 CARTPOLE = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, 475.0)
 ATARI = EnvSpec((84, 84), "|u1", None, 6, 4, "native", "next_step", 27_000, None)
 LARGE = Machine(cores=2, memory_bytes=32 * 10**9, available_bytes=24 * 10**9, shm_bytes=16 * 10**9)
-THREE_STEP = ["actors.n_step=3", "replay.sampling=prioritised"]
+THREE_STEP = ["actors.n_step=3", "replay.sampling=prioritized"]
 
 
 def config_of(spec: EnvSpec, *overrides: str) -> RunConfig:
@@ -49,7 +49,7 @@ def test_cartpole_by_hand() -> None:
     assert plan.request_bytes == 64 * 64 * (2 * 16 + 32)
     assert plan.requests == 5
     # 32 steps of 16 lanes: 33 frames and 32 rows of 41 bytes a lane; one actor, two pushes in flight.
-    assert sum(np.dtype(dtype).itemsize for _, dtype in ROW_FIELDS) == 41
+    assert sum(np.dtype(dtype).itemsize for _, dtype in TRANSITION_FIELDS) == 41
     assert plan.push_bytes == 16 * (33 * 16 + 32 * 41)
     assert plan.pushes == 2
     assert plan.messages_bytes == 5 * 262_144 + 2 * 29_440
@@ -80,17 +80,17 @@ def test_a_full_shard_takes_what_was_planned(spec: EnvSpec) -> None:
     plan = plan_of(spec, *THREE_STEP, f"replay.capacity={capacity}")
     schema = spec.block_schema(3)
     shard = ReplayShard(
-        ReplayConfig(sampling="prioritised"),
+        ReplayConfig(sampling="prioritized"),
         schema,
         shard=0,
         incarnation=0,
         capacity=capacity,
         seed=np.random.SeedSequence(0),
     )
-    num_rows = 5_000
+    num_transitions = 5_000
     # As many frames for each row as a shard has room for: the ring comes round with the rows.
-    num_frames = math.ceil(num_rows * (2.0 if spec is CARTPOLE else 1.04)) + 1
-    rows = {name: np.zeros(num_rows, dtype) for name, dtype in ROW_FIELDS}
+    num_frames = math.ceil(num_transitions * (2.0 if spec is CARTPOLE else 1.04)) + 1
+    rows = {name: np.zeros(num_transitions, dtype) for name, dtype in TRANSITION_FIELDS}
     rows["next_frame"] += 1
     (field,) = schema.frame_fields
     block = TransitionBlock(
@@ -98,7 +98,7 @@ def test_a_full_shard_takes_what_was_planned(spec: EnvSpec) -> None:
         writer=0,
         incarnation=0,
         sequence=0,
-        env_steps=num_rows,
+        env_steps=num_transitions,
         frames={field.name: np.zeros((num_frames, *field.shape), field.dtype)},
         **rows,
     )

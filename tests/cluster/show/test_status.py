@@ -56,7 +56,7 @@ def test_a_run_that_has_ended_says_how(ended: Path, capsys: pytest.CaptureFixtur
     # Its driver is this very process, which goes on: as if it had been another.
     pretend_driver(ended, pid=2**22 - 1)
     status = status_of_directory(ended)
-    assert (status.state, status.story) == ("ended", "ended: stop.updates = 200 reached")
+    assert (status.state, status.description) == ("ended", "ended: stop.updates = 200 reached")
     lines = [json.loads(line) for line in (ended / "metrics.jsonl").read_text().splitlines()]
     assert status.snapshot is not None
     assert {name: figures(status.snapshot)[name] for name in ("updates_total", "env_steps_total")} == {
@@ -95,8 +95,8 @@ def test_a_driver_that_died_without_a_word_is_gone(ended: Path, tmp_path: Path) 
     pretend_driver(run_dir, pid=2**22 - 1)
     status = status_of_directory(run_dir)
     assert status.state == "gone"
-    assert f"process {2**22 - 1} on " in status.story
-    assert "said no end" in status.story
+    assert f"process {2**22 - 1} on " in status.description
+    assert "said no end" in status.description
 
 
 def test_another_process_of_the_same_number_is_not_the_driver(ended: Path, tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_a_failed_run_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFix
     pretend_driver(tmp_path / "run", pid=2**22 - 1)
     assert run(["status", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
-    (story,) = [line for line in out.splitlines() if line.startswith("failed: ")]
-    assert "the corridor has collapsed" in story
-    assert "; actor 0 raised the error above" in story
+    (description,) = [line for line in out.splitlines() if line.startswith("failed: ")]
+    assert "the corridor has collapsed" in description
+    assert "; actor 0 raised the error above" in description
 
 
 def test_a_run_that_goes_on_is_attached_to_both_ways(

@@ -28,7 +28,7 @@ from cluster.metrics.snapshot import Snapshot
 from cluster.settings.config import StopConfig
 from cluster.show.panel import Screen, sparkline
 from cluster.show.progress import progress
-from cluster.show.view import Headline, LineView, LiveView, Returns, figures_line, make_view
+from cluster.show.view import Headline, LineView, LiveView, Returns, make_view, metrics_line
 from cluster.wording import byte_size, count, figure
 
 SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
@@ -207,7 +207,7 @@ def test_verdict_and_warnings_are_said_in_full() -> None:
     text = " ".join(" ".join(line.strip("│ ") for line in lines).split())
     for said in (verdict, *(f"! {warning}" for warning in warnings)):
         assert said in text
-    assert figures_line(snapshot, StopConfig()).endswith(f" | {verdict}")
+    assert metrics_line(snapshot, StopConfig()).endswith(f" | {verdict}")
     silent = drawn(Screen("CartPole-v1", "runs/x", StopConfig(), MIDDLE), 80, color_system=None)
     assert "!" not in "".join(silent)
 

@@ -150,7 +150,7 @@ def test_every_switch_goes_with_every_network(network: str, switches: dict[str, 
     noise = {name for name, _ in module.named_parameters() if name.endswith("_sigma")}
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.any() == (name not in noise), name  # no noise drawn: no slope
+        assert parameter.grad.any() == (name not in noise), name  # no noise drawn: no gradient
 
 
 def test_tables_of_distributions() -> None:

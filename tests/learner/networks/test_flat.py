@@ -17,9 +17,9 @@ IMAGES = NetworkSpec((2, 36, 40), "uint8", None, 3, stack=2)
 TABLE = NetworkSpec((), "int64", 5, 3, stack=1)
 
 
-def autograd_gradient(network: nn.Module, observations: Tensor, slope: Tensor) -> Tensor:
+def autograd_gradient(network: nn.Module, observations: Tensor, gradient: Tensor) -> Tensor:
     parameters = list(network.parameters())
-    gradients = torch.autograd.grad(network(observations), parameters, grad_outputs=slope)
+    gradients = torch.autograd.grad(network(observations), parameters, grad_outputs=gradient)
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -46,10 +46,10 @@ def test_backward_fills_the_vector_afresh_each_time(spec: NetworkSpec) -> None:
         high = 256 if spec is IMAGES else 5
         dtype = torch.uint8 if spec is IMAGES else torch.int64
         observations = torch.randint(high, (6, *spec.observation_shape), dtype=dtype)
-        slope = torch.randn(6, 3)
+        gradient = torch.randn(6, 3)
         torch.testing.assert_close(flat.forward(observations), twin(observations).detach())
-        flat.backward(slope)
-        expected = autograd_gradient(twin, observations, slope)
+        flat.backward(gradient)
+        expected = autograd_gradient(twin, observations, gradient)
         assert relative_difference(flat.gradient, expected) < 1e-5
 
 
@@ -61,49 +61,49 @@ def test_mlp_passes_by_hand_equal_autograd(sizes: tuple[int, ...], batch_size: i
     twin, flat = copy.deepcopy(network), FlatMlp(network, CPU)
     for _ in range(2):
         obs_tm1, obs_t = torch.randn(2, batch_size, sizes[0])
-        slope = torch.randn(batch_size, sizes[-1])
-        expected = autograd_gradient(twin, obs_tm1, slope)
+        gradient = torch.randn(batch_size, sizes[-1])
+        expected = autograd_gradient(twin, obs_tm1, gradient)
         torch.testing.assert_close(flat.evaluate(obs_t), twin(obs_t).detach())
 
         torch.testing.assert_close(flat.forward(obs_tm1), twin(obs_tm1).detach())
-        flat.backward(slope)
+        flat.backward(gradient)
         assert relative_difference(flat.gradient, expected) < 1e-5
 
         flat.gradient.fill_(torch.nan)
         q_tm1, q_t = flat.forward_pair(obs_tm1, obs_t)
         torch.testing.assert_close(q_tm1, twin(obs_tm1).detach())
         torch.testing.assert_close(q_t, twin(obs_t).detach())
-        flat.backward(slope)
+        flat.backward(gradient)
         assert relative_difference(flat.gradient, expected) < 1e-5
 
 
 def test_mlp_gradient_is_the_finite_difference_along_random_directions() -> None:
     torch.manual_seed(0)
     flat = FlatMlp(Mlp((3, 8, 8, 2)), CPU)
-    observations, slope = torch.randn(16, 3), torch.randn(16, 2)
+    observations, gradient = torch.randn(16, 3), torch.randn(16, 2)
 
     def value() -> float:
-        return float((flat.evaluate(observations).double() * slope).sum())
+        return float((flat.evaluate(observations).double() * gradient).sum())
 
     flat.forward(observations)
-    flat.backward(slope)
+    flat.backward(gradient)
     start = flat.weights.clone()
     for _ in range(5):
         direction = torch.randn_like(start)
         flat.weights.copy_(start + 1e-4 * direction)
         higher = value()
         flat.weights.copy_(start - 1e-4 * direction)
-        slope_along = (higher - value()) / 2e-4
-        assert float(flat.gradient @ direction) == pytest.approx(slope_along, rel=2e-2)
+        gradient_along = (higher - value()) / 2e-4
+        assert float(flat.gradient @ direction) == pytest.approx(gradient_along, rel=2e-2)
 
 
 def test_evaluating_between_the_passes_changes_no_gradient() -> None:
     for flat in (FlatNetwork(Mlp((3, 4, 2)), CPU), FlatMlp(Mlp((3, 4, 2)), CPU)):
-        observations, slope = torch.randn(5, 3), torch.randn(5, 2)
+        observations, gradient = torch.randn(5, 3), torch.randn(5, 2)
         flat.forward(observations)
-        flat.backward(slope)
+        flat.backward(gradient)
         expected = flat.gradient.clone()
         flat.forward(observations)
         flat.evaluate(torch.randn(7, 3))
-        flat.backward(slope)
+        flat.backward(gradient)
         torch.testing.assert_close(flat.gradient, expected, rtol=0, atol=0)

@@ -102,7 +102,7 @@ def test_every_part_decides_over_the_values(name: str) -> None:
         {},
         {"double": True, "dueling": True, "noisy": True, "layer_norm": True},
         {"head": "c51", "network": "impala_cnn"},
-        {"head": "qr", "network": "mlp", "normalise_observations": True},
+        {"head": "qr", "network": "mlp", "normalize_observations": True},
     ],
     ids=str,
 )
@@ -137,7 +137,7 @@ def test_one_step_windows_of_parts() -> None:
 
 
 def test_a_state_goes_on_bit_for_bit() -> None:
-    config = replace(CONFIG, normalise_observations=True)
+    config = replace(CONFIG, normalize_observations=True)
     batches = [to_batch(random_minibatch(seed=seed), STACK, torch.device("cpu")) for seed in range(4)]
     whole, first, second = (UpdateStep(SPEC, config, seed=seed) for seed in (0, 0, 9))
     for batch in batches:

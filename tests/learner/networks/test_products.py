@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from learner import products
+from learner.networks import products
 from learner.networks.products import (
     MIN_MULTIPLICATIONS,
     MIN_PACKED_MULTIPLICATIONS,
@@ -55,9 +55,9 @@ def test_a_layer_and_its_gradients_are_torchs(layer: tuple[torch.Tensor, ...]) -
     ours = [tensor.float().requires_grad_() for tensor in layer]
     expected, outputs = functional.linear(*exact), linear(*ours)
     torch.testing.assert_close(outputs.double(), expected, rtol=1e-5, atol=1e-3)
-    slope = torch.randn_like(expected)
-    wanted = torch.autograd.grad(expected, exact, slope)
-    for ours_by, exact_by in zip(torch.autograd.grad(outputs, ours, slope.float()), wanted, strict=True):
+    gradient = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, exact, gradient)
+    for ours_by, exact_by in zip(torch.autograd.grad(outputs, ours, gradient.float()), wanted, strict=True):
         torch.testing.assert_close(ours_by.double(), exact_by, rtol=1e-5, atol=1e-3)
 
 
@@ -67,12 +67,14 @@ def test_products_written_by_hand_are_torchs(layer: tuple[torch.Tensor, ...]) ->
     expected = functional.linear(inputs, weight, bias).relu()
     torch.testing.assert_close(relu.double(), expected, rtol=1e-5, atol=1e-3)
     assert linear_relu(*(tensor.float() * math.nan for tensor in layer)).isnan().all()  # not 0
-    slope = torch.randn_like(expected)
-    by_inputs = product(slope.float(), weight.float())
-    torch.testing.assert_close(by_inputs.double(), slope @ weight, rtol=1e-5, atol=1e-3)
+    gradient = torch.randn_like(expected)
+    by_inputs = product(gradient.float(), weight.float())
+    torch.testing.assert_close(by_inputs.double(), gradient @ weight, rtol=1e-5, atol=1e-3)
     whole = torch.zeros(weight.numel() + 2)
-    product_into(whole[1:-1].view_as(weight), slope.t().float(), inputs.float())
-    torch.testing.assert_close(whole[1:-1].view_as(weight).double(), slope.t() @ inputs, rtol=1e-5, atol=1e-3)
+    product_into(whole[1:-1].view_as(weight), gradient.t().float(), inputs.float())
+    torch.testing.assert_close(
+        whole[1:-1].view_as(weight).double(), gradient.t() @ inputs, rtol=1e-5, atol=1e-3
+    )
     assert whole[[0, -1]].tolist() == [0.0, 0.0]
 
 

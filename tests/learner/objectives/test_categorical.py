@@ -11,8 +11,8 @@ from torch import Tensor
 from learner.objectives.categorical import (
     categorical_mean,
     categorical_target,
+    cross_entropy_gradient,
     cross_entropy_loss,
-    cross_entropy_slope,
     support,
 )
 
@@ -114,24 +114,24 @@ def test_cross_entropy_by_hand() -> None:
     weight = torch.tensor([1.0, 0.5])
     loss = cross_entropy_loss(torch.zeros(2, 3), target, weight)
     torch.testing.assert_close(loss, torch.tensor(0.75 * math.log(3.0)))
-    slope = cross_entropy_slope(torch.zeros(2, 3), target, weight)
+    gradient = cross_entropy_gradient(torch.zeros(2, 3), target, weight)
     third = 1 / 3
     by_hand = [[(third - 1) / 2, third / 2, third / 2], [(third - t) / 4 for t in (0.2, 0.3, 0.5)]]
-    torch.testing.assert_close(slope, torch.tensor(by_hand))
+    torch.testing.assert_close(gradient, torch.tensor(by_hand))
 
 
-def test_slope_is_the_finite_difference_of_the_loss() -> None:
+def test_gradient_is_the_finite_difference_of_the_loss() -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 4, dtype=torch.float64, generator=generator)
     target = torch.randn(3, 4, dtype=torch.float64, generator=generator).softmax(1)
     weight = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
-    slope = cross_entropy_slope(logits, target, weight)
+    gradient = cross_entropy_gradient(logits, target, weight)
     for flat in range(logits.numel()):
         shift = torch.zeros_like(logits)
         shift.view(-1)[flat] = 1e-6
         higher = cross_entropy_loss(logits + shift, target, weight)
         lower = cross_entropy_loss(logits - shift, target, weight)
-        torch.testing.assert_close(slope.view(-1)[flat], (higher - lower) / 2e-6, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(gradient.view(-1)[flat], (higher - lower) / 2e-6, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("wrong", ["r_t", "discount_t", "probability_t", "atoms"])
@@ -150,7 +150,7 @@ def test_projection_broadcasts_nothing(wrong: str) -> None:
             categorical_target(**{**given, wrong: given[wrong].squeeze(-1)[:1]})
 
 
-@pytest.mark.parametrize("function", [cross_entropy_loss, cross_entropy_slope])
+@pytest.mark.parametrize("function", [cross_entropy_loss, cross_entropy_gradient])
 def test_losses_broadcast_nothing(function: object) -> None:
     assert callable(function)
     rows, weight = torch.ones(2, 3), torch.ones(2)

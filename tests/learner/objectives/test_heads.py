@@ -65,7 +65,7 @@ def test_sgd_moves_weights_by_the_gradient_of_the_definition(
         value_range=(-3.0, 2.0),
         huber_delta=0.5,
         hidden_sizes=(16, 16),
-        optimiser="sgd",
+        optimizer="sgd",
         learning_rate=0.1,
         max_grad_norm=None,
         **switches,  # type: ignore[arg-type]
@@ -115,10 +115,10 @@ def test_double_choice_differs_from_single_in_what_it_is_tested_on(
         assert not torch.equal(single.target, double.target)
         own = head.fit(batch, tm1, outputs_t, outputs_t)
         assert torch.equal(single.target, own.target)
-        # Actions not taken have no slope.
-        taken = single.slope.abs().sum(2).argmax(1)
+        # Actions not taken have no gradient.
+        taken = single.gradient.abs().sum(2).argmax(1)
         assert torch.equal(taken, batch.a_tm1)
-        assert (single.slope.abs().sum(2) > 0).sum() == 16
+        assert (single.gradient.abs().sum(2) > 0).sum() == 16
 
 
 def bandit_minibatch(rewards: np.ndarray, make: Callable[..., Minibatch]) -> Minibatch:
@@ -129,7 +129,7 @@ def bandit_minibatch(rewards: np.ndarray, make: Callable[..., Minibatch]) -> Min
 def test_c51_learns_the_chances_of_a_bandit(list_source: Any, table_minibatch: Any) -> None:
     # Cross entropy is least where the prediction is the distribution itself.
     config = LearnerConfig(
-        head="c51", num_atoms=3, value_range=(0, 2), optimiser="sgd", learning_rate=2.0, max_grad_norm=None
+        head="c51", num_atoms=3, value_range=(0, 2), optimizer="sgd", learning_rate=2.0, max_grad_norm=None
     )
     source = list_source([bandit_minibatch(np.array([0, 1, 1, 2, 2, 2, 2, 2]), table_minibatch)])
     report, flat = Learner(config, BANDIT, source, seed=0, threads=1).learn(200)
@@ -141,7 +141,7 @@ def test_c51_learns_the_chances_of_a_bandit(list_source: Any, table_minibatch: A
 
 def test_qr_learns_the_quantiles_of_a_bandit(list_source: Any, table_minibatch: Any) -> None:
     config = LearnerConfig(
-        head="qr", num_atoms=2, huber_delta=0.01, optimiser="sgd", learning_rate=0.05, max_grad_norm=None
+        head="qr", num_atoms=2, huber_delta=0.01, optimizer="sgd", learning_rate=0.05, max_grad_norm=None
     )
     # Quantiles 1/4 and 3/4 of {0, 0, 4, 8, 8}: 0 and 8.
     source = list_source([bandit_minibatch(np.array([0, 0, 4, 8, 8]), table_minibatch)])

@@ -31,30 +31,30 @@ def test_huber_loss_is_a_half_square_then_a_line() -> None:
 
 
 @pytest.mark.parametrize("config", LOSSES, ids=lambda config: config.loss)
-def test_slope_is_the_finite_difference_of_the_value(config: LearnerConfig) -> None:
+def test_gradient_is_the_finite_difference_of_the_value(config: LearnerConfig) -> None:
     loss, step = td_loss(config), 1e-6
     generator = torch.Generator().manual_seed(3)
     target, q_tm1, weight = torch.randn(3, 8, dtype=torch.float64, generator=generator)
-    slope = loss.slope(target - q_tm1, weight)
+    gradient = loss.gradient(target - q_tm1, weight)
     for row, shift in enumerate(step * torch.eye(8, dtype=torch.float64)):
         higher = loss.value(target - (q_tm1 + shift), weight)
         lower = loss.value(target - (q_tm1 - shift), weight)
-        torch.testing.assert_close(slope[row], (higher - lower) / (2 * step), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(gradient[row], (higher - lower) / (2 * step), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("config", LOSSES, ids=lambda config: config.loss)
-def test_slope_is_what_autograd_finds_through_q_tm1_alone(config: LearnerConfig) -> None:
+def test_gradient_is_what_autograd_finds_through_q_tm1_alone(config: LearnerConfig) -> None:
     loss = td_loss(config)
     q_tm1 = torch.tensor([0.2, -1.0, 3.0], requires_grad=True)
     target, weight = torch.tensor([1.0, -1.3, 0.0]), torch.tensor([1.0, 0.5, 0.25])
     loss.value(target - q_tm1, weight).backward()
-    torch.testing.assert_close(loss.slope(target - q_tm1.detach(), weight), q_tm1.grad)
+    torch.testing.assert_close(loss.gradient(target - q_tm1.detach(), weight), q_tm1.grad)
 
 
 @pytest.mark.parametrize("loss", [td_loss(config) for config in LOSSES])
 @pytest.mark.parametrize("weight", [torch.ones(3, 1), torch.ones(1), torch.ones(())])
 def test_nothing_is_broadcast(loss: TdLoss, weight: Tensor) -> None:
-    for function in (loss.value, loss.slope):
+    for function in (loss.value, loss.gradient):
         with pytest.raises(ValueError, match="weight has shape"):
             function(torch.ones(3), weight)
         with pytest.raises(ValueError, match="td has shape"):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.objectives.quantile import quantile_huber_loss, quantile_huber_slope, quantile_target
+from learner.objectives.quantile import quantile_huber_gradient, quantile_huber_loss, quantile_target
 
 
 def loss_in_loops(quantiles_tm1: Tensor, target: Tensor, weight: Tensor, kappa: float) -> float:
@@ -60,7 +60,7 @@ def test_loss_by_hand() -> None:
     num_targets=st.integers(1, 6),
     kappa=st.sampled_from([0.1, 1.0, 3.0]),
 )
-def test_loss_is_the_double_sum_and_slope_its_gradient(
+def test_loss_is_the_double_sum_and_gradient_its_gradient(
     seed: int, batch_size: int, num_quantiles: int, num_targets: int, kappa: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -71,20 +71,20 @@ def test_loss_is_the_double_sum_and_slope_its_gradient(
     loss = quantile_huber_loss(quantiles, target, weight, kappa)
     assert loss.item() == pytest.approx(loss_in_loops(quantiles.detach(), target, weight, kappa), rel=1e-9)
     (gradient,) = torch.autograd.grad(loss, quantiles)
-    torch.testing.assert_close(quantile_huber_slope(quantiles.detach(), target, weight, kappa), gradient)
+    torch.testing.assert_close(quantile_huber_gradient(quantiles.detach(), target, weight, kappa), gradient)
 
 
-def test_slope_is_the_finite_difference_of_the_loss() -> None:
+def test_gradient_is_the_finite_difference_of_the_loss() -> None:
     generator = torch.Generator().manual_seed(4)
     quantiles, target = torch.randn(2, 3, 4, dtype=torch.float64, generator=generator)
     weight = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
-    slope = quantile_huber_slope(quantiles, target, weight, 0.7)
+    gradient = quantile_huber_gradient(quantiles, target, weight, 0.7)
     for flat in range(quantiles.numel()):
         shift = torch.zeros_like(quantiles)
         shift.view(-1)[flat] = 1e-6
         higher = quantile_huber_loss(quantiles + shift, target, weight, 0.7)
         lower = quantile_huber_loss(quantiles - shift, target, weight, 0.7)
-        torch.testing.assert_close(slope.view(-1)[flat], (higher - lower) / 2e-6, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(gradient.view(-1)[flat], (higher - lower) / 2e-6, rtol=1e-5, atol=1e-9)
 
 
 def test_descent_finds_the_quantiles_of_a_known_distribution() -> None:
@@ -92,7 +92,7 @@ def test_descent_finds_the_quantiles_of_a_known_distribution() -> None:
     target = torch.linspace(0.0, 8.0, 801).unsqueeze(0)
     quantiles = torch.zeros(1, 4)
     for _ in range(400):
-        quantiles -= quantile_huber_slope(quantiles, target, torch.ones(1), kappa=0.01)
+        quantiles -= quantile_huber_gradient(quantiles, target, torch.ones(1), kappa=0.01)
     np.testing.assert_allclose(quantiles[0], [1.0, 3.0, 5.0, 7.0], atol=0.05)
 
 
@@ -106,7 +106,7 @@ def test_nothing_is_broadcast() -> None:
     ]:
         with pytest.raises(ValueError, match="has shape"):
             quantile_target(r_t, discount_t, quantiles_t)
-    for function in (quantile_huber_loss, quantile_huber_slope):
+    for function in (quantile_huber_loss, quantile_huber_gradient):
         for quantiles, target, weights in [
             (rows[:1], rows, weight),
             (rows, rows[:1], weight),

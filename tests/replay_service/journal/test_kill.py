@@ -69,7 +69,7 @@ class _Load:
         block = self.random_block(
             SCHEMA,
             self.rng,
-            num_rows=rows,
+            num_transitions=rows,
             num_frames=rows + 2,
             writer=len(self.blocks) % 2,
             sequence=len(self.blocks) // 2,
@@ -113,12 +113,12 @@ class _Load:
         """All that was acknowledged is there, as sent and in order; then sends the rest again."""
         held, status, report = process.ask("look")
         assert report.damaged == ()
-        ends = np.cumsum([block.num_rows for block in self.blocks]).tolist()
-        assert status.earlier_rows_total in [0, *ends]
-        kept = ([0, *ends]).index(status.earlier_rows_total)
+        ends = np.cumsum([block.num_transitions for block in self.blocks]).tolist()
+        assert status.earlier_transitions_total in [0, *ends]
+        kept = ([0, *ends]).index(status.earlier_transitions_total)
         assert kept >= self.acknowledged, "an acknowledged push is lost"
         assert status.earlier_env_steps_total == sum(block.env_steps for block in self.blocks[:kept])
-        end = status.earlier_rows_total
+        end = status.earlier_transitions_total
         begin = max(0, end - CAPACITY)
         np.testing.assert_array_equal(held["reward"], np.arange(begin, end))
         images, priorities = _windows(self.blocks[:kept])
@@ -137,7 +137,7 @@ def _windows(blocks: list[TransitionBlock]) -> tuple[np.ndarray, np.ndarray]:
     for block in reversed(blocks):
         if rows >= CAPACITY:
             break
-        rows += block.num_rows
+        rows += block.num_transitions
         ends = np.stack(
             [block.obs_frame - 1, block.obs_frame, block.next_frame - 1, block.next_frame], axis=1
         )

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from replay_service import journal as journal_module
 from replay_service import shard as shard_module
 from replay_service.block import BlockSchema, FrameField, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
+from replay_service.journal import segments as journal_module
 from replay_service.journal.durability import SealReply
 from replay_service.journal.segments import JournalFullError, segment_paths
 from replay_service.messages import PriorityUpdate, SampleRequest
@@ -28,7 +28,7 @@ BlockMaker = Callable[..., TransitionBlock]
 
 SCHEMA = BlockSchema((FrameField("observation", "<f4", (2,)), FrameField("image", "|u1", (2, 2))), 2, 2)
 CONFIG = ReplayConfig(
-    sampling="prioritised", priority_exponent=0.6, priority_epsilon=1e-6, persist="continuous"
+    sampling="prioritized", priority_exponent=0.6, priority_epsilon=1e-6, persist="continuous"
 )
 
 
@@ -54,7 +54,7 @@ def insert(
     for sequence in sequences:
         rng = np.random.default_rng([writer, sequence])
         block = random_block(
-            SCHEMA, rng, num_rows=rows, num_frames=rows + 2, writer=writer, sequence=sequence
+            SCHEMA, rng, num_transitions=rows, num_frames=rows + 2, writer=writer, sequence=sequence
         )
         assert shard.insert(encode(block)).accepted
         blocks.append(block)
@@ -105,7 +105,7 @@ def test_everything_within_capacity_comes_back_in_its_slots(
     assert_same(held, contents(second))
     status = second.status()
     assert (status.count, status.mass) == (old.count, pytest.approx(old.mass))
-    assert (status.earlier_rows_total, status.inserted_rows_total) == (200, 0)
+    assert (status.earlier_transitions_total, status.inserted_transitions_total) == (200, 0)
     assert (status.earlier_env_steps_total, status.env_steps_total) == (240, 0)
     assert second.recovery is not None
     assert (second.recovery.rows, second.recovery.torn_bytes) == (old.count, 0)
@@ -120,7 +120,7 @@ def test_everything_within_capacity_comes_back_in_its_slots(
     held = contents(second)
     third = make_shard(tmp_path, 2, capacity)
     assert_same(held, contents(third))
-    assert third.status().earlier_rows_total == 220
+    assert third.status().earlier_transitions_total == 220
 
 
 @pytest.mark.usefixtures("small_segments")
@@ -135,7 +135,9 @@ def test_each_push_counts_once_after_a_restart(tmp_path: Path, random_block: Blo
     rng = np.random.default_rng(0)
     for writer, due in ((7, 3), (1, 40)):
         for sequence in (due - 1, due, due + 1):
-            block = random_block(SCHEMA, rng, num_rows=2, num_frames=4, writer=writer, sequence=sequence)
+            block = random_block(
+                SCHEMA, rng, num_transitions=2, num_frames=4, writer=writer, sequence=sequence
+            )
             assert second.insert(encode(block)).accepted == (sequence >= due)
         with pytest.raises(shard_module.SequenceGapError):
             second.insert(encode(dataclasses.replace(block, sequence=due + 9)))
@@ -152,7 +154,7 @@ def test_a_shard_without_a_past_takes_up_where_its_writers_are(random_block: Blo
     )
     insert(shard, random_block, range(12, 15))
     assert shard.recovery is None
-    block = random_block(SCHEMA, np.random.default_rng(0), num_rows=1, num_frames=2, sequence=16)
+    block = random_block(SCHEMA, np.random.default_rng(0), num_transitions=1, num_frames=2, sequence=16)
     with pytest.raises(shard_module.SequenceGapError, match="waits for push 15"):
         shard.insert(encode(block))
 
@@ -197,7 +199,7 @@ def test_priorities_outlive_any_number_of_lives(
     assert_same(held, contents(make_shard(tmp_path / "cut-3", 9, capacity)))
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "prioritised"])
+@pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
 def test_a_checkpoint_writes_what_is_new(tmp_path: Path, random_block: BlockMaker, sampling: str) -> None:
     config = dataclasses.replace(CONFIG, persist="checkpoint", sampling=sampling)
     shard = make_shard(tmp_path / "journal", capacity=1000, config=config)
@@ -217,7 +219,7 @@ def test_a_checkpoint_writes_what_is_new(tmp_path: Path, random_block: BlockMake
     for folder, rows in (("one", 200), ("two", 250), ("journal", 250)):
         back = make_shard(tmp_path / folder, 1, 1000, config)
         assert back.status().count == rows
-        assert back.status().earlier_rows_total == rows
+        assert back.status().earlier_transitions_total == rows
         assert back.recovery is not None
         assert back.recovery.damaged == ()
         if rows == 250:
@@ -361,7 +363,7 @@ def test_damage_in_one_segment_leaves_the_others(tmp_path: Path, random_block: B
     np.testing.assert_array_equal(held["reward"][kept], came_back)
     assert 75 <= report.rows < 145
     # Totals are those of the last sound record; the writer goes on although its last pushes may be unknown.
-    assert back.status().earlier_rows_total == 150
+    assert back.status().earlier_transitions_total == 150
     insert(back, random_block, range(30, 31))
 
 

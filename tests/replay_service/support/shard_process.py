@@ -14,7 +14,7 @@ from replay_service.config import ReplayConfig
 from replay_service.shard import ReplayShard
 
 SCHEMA = BlockSchema((FrameField("image", "|u1", (32, 32)),), 2, 2)
-CONFIG = ReplayConfig(sampling="prioritised", priority_exponent=0.5, persist="continuous")
+CONFIG = ReplayConfig(sampling="prioritized", priority_exponent=0.5, persist="continuous")
 CAPACITY = 2_000
 
 
