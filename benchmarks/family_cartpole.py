@@ -27,7 +27,7 @@ MEMBERS = {
     "double": (),
     "huber": ("learner.loss=huber",),
     "dueling": ("learner.dueling=true",),
-    "noisy": ("learner.networks.noisy=true",),
+    "noisy": ("learner.noisy=true",),
     "layer norm": ("learner.layer_norm=true",),
     "prioritized": ("replay.sampling=prioritized",),
     "c51": ("learner.head=c51",),

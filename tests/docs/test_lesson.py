@@ -56,7 +56,7 @@ def test_commands_train(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_it_points_to_is_there() -> None:
-    pointers = re.findall(r"`([A-Za-z_.]+)`(?:,| in)\s+`(\w+/\w+\.py)`", LESSON)
+    pointers = re.findall(r"`([A-Za-z_.]+)`(?:,| in)\s+`([\w/]+\.py)`", LESSON)
     assert len(pointers) >= 7
     for name, path in pointers:
         source = (ROOT / path).read_text(encoding="utf-8")

@@ -222,7 +222,7 @@ def test_a_refused_block_changes_nothing(random_block: Callable[..., TransitionB
     shard = _shard(capacity=5)
     rng = np.random.default_rng(0)
     before = shard.status()
-    with pytest.raises(CapacityError, match="6 rows"):
+    with pytest.raises(CapacityError, match="6 transitions"):
         shard.insert(encode(random_block(VECTOR, rng, num_transitions=6, num_frames=7)))
     with pytest.raises(CapacityError, match="2000 frames"):
         shard.insert(encode(random_block(VECTOR, rng, num_transitions=2, num_frames=2000)))

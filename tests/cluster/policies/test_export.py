@@ -99,7 +99,7 @@ CASES = {
         "learner.hidden_sizes=[16]",
         "learner.head=c51",
         "learner.dueling=true",
-        "learner.networks.noisy=true",
+        "learner.noisy=true",
         "learner.layer_norm=true",
         "learner.normalize_observations=true",
     ],
@@ -110,7 +110,7 @@ CASES = {
         "learner.head=qr",
         "learner.num_atoms=3",
         "learner.dueling=true",
-        "learner.networks.noisy=true",
+        "learner.noisy=true",
     ],
     "impala": [
         f"env.id={__name__}:Pictures",

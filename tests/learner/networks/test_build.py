@@ -246,7 +246,7 @@ def test_a_custom_network_by_import_path(here: str) -> None:
         ("my_networks:no_module", {}, "gives str, not a nn.Module"),
         ("my_networks:batch_normed", {}, "running_mean"),
         ("my_networks:Linear", {"head": "qr", "num_atoms": 7}, r"gives \[2, 3\].*expected \[2, 3, 7\]"),
-        ("my_networks:Linear", {"noisy": True}, "learner.networks.noisy is true"),
+        ("my_networks:Linear", {"noisy": True}, "learner.noisy is true"),
     ],
 )
 def test_a_custom_network_that_does_not_fit_is_refused(

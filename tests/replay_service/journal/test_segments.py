@@ -229,7 +229,7 @@ def test_a_checkpoint_writes_what_is_new(tmp_path: Path, random_block: BlockMake
 def test_inserts_and_draws_go_on_between_slices(
     tmp_path: Path, random_block: BlockMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from replay_service import durability
+    from replay_service.journal import durability
 
     monkeypatch.setattr(durability, "SLICE_SECONDS", 0.0)
     monkeypatch.setattr(durability, "SLICE_PRIORITIES", 7)
