@@ -9,7 +9,7 @@ from time import perf_counter
 
 
 class PhaseTimer:
-    """Sums the seconds of each phase of a loop. Exactly one phase runs at a time, so the sum is the whole time.
+    """Sums the seconds of each phase of a loop. One phase runs at a time, so the sum is the whole time.
 
     The first phase named is the one that runs from construction on.
     """
