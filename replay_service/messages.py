@@ -59,12 +59,12 @@ class ShardMetrics:
 
 @dataclass(frozen=True)
 class ShardStatus:
-    """A shard's figures at the moment of a reply; every reply carries them.
+    """A shard's metrics at the moment of a reply; every reply carries them.
 
     mass is the sum of p^alpha over stored items (the count where sampling is uniform),
     min_priority the smallest p^alpha stored (inf when empty). Totals count since this incarnation began.
     earlier_*: what earlier incarnations took in by the journal's account, 0 without one. journal_error: why
-    the journal does not follow (the disk is full); None while it does, or where there is none. figures: None
+    the journal does not follow (the disk is full); None while it does, or where there is none. metrics: None
     but in a reply to `status`.
     """
 
@@ -82,7 +82,7 @@ class ShardStatus:
     earlier_transitions_total: int = 0
     earlier_env_steps_total: int = 0
     journal_error: str | None = None
-    figures: ShardMetrics | None = field(default=None, compare=False)
+    metrics: ShardMetrics | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -177,11 +177,11 @@ class ReplayShard:
         return self._status()
 
     def status(self) -> ShardStatus:
-        """How the shard stands, with the figures of its work."""
-        figures = self._meter.read(
+        """How the shard stands, with the metrics of its work."""
+        metrics = self._meter.read(
             self._selector, self._store.count, self._capacity, self._sampled_transitions_total
         )
-        return replace(self._status(), figures=figures)
+        return replace(self._status(), metrics=metrics)
 
     def _status(self) -> ShardStatus:
         return ShardStatus(

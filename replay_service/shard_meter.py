@@ -54,7 +54,7 @@ class ShardMeter:
         self._draws += 1
 
     def read(self, selector: Selector, count: int, capacity: int, sampled_transitions: int) -> ShardMetrics:
-        """The figures of this moment; the priorities are gone through at most every 5 seconds."""
+        """The metrics of this moment; the priorities are gone through at most every 5 seconds."""
         now = time.monotonic()
         if count and now - self._summarised_at >= _SUMMARY_SECONDS:
             self._summarised_at = now

@@ -175,17 +175,17 @@ class Accounts:
         now: on the monotonic clock; usage: of the coordinator's process and machine, where it was read.
         """
         self._sum_up()
-        work, shards, shard_figures = totals.work(), totals.living(), totals.figures()
+        work, shards, shard_metrics = totals.work(), totals.living(), totals.metrics()
         if usage is not None:
             self._processes.take("coordinator", 0, usage[0])
             self._machine = usage[1]
         machine = self._machine
-        for shard, each in shard_figures.items():
+        for shard, each in shard_metrics.items():
             self._processes.take("shard", shard, each.process)
         learned, evaluated, checkpointed = self._learned, self._evaluated, self._checkpointed
         inserted = sum(status.inserted_transitions_total for status in shards)
         drawn = sum(status.sampled_transitions_total for status in shards)
-        priorities = {str(shard): each.priorities for shard, each in shard_figures.items() if each.priorities}
+        priorities = {str(shard): each.priorities for shard, each in shard_metrics.items() if each.priorities}
         coordinator = {"wait": self._wait_seconds, "work": self._turn_seconds - self._wait_seconds}
         seconds = {**self._seconds, "shard": work.seconds, "coordinator": coordinator}
         completed = replace(
@@ -231,7 +231,7 @@ class Accounts:
             repeated_pushes_total=work.repeated_pushes,
             reuse_mean=drawn / inserted if inserted else None,
             shard_transitions={str(each.shard): each.count for each in shards},
-            shard_capacity_transitions={str(shard): each.capacity for shard, each in shard_figures.items()},
+            shard_capacity_transitions={str(shard): each.capacity for shard, each in shard_metrics.items()},
             shard_bytes={str(each.shard): each.stored_bytes for each in shards},
             shard_mass={str(each.shard): each.mass for each in shards},
             shard_priority_min={str(each.shard): each.min_priority for each in shards if each.count},

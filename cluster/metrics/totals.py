@@ -31,7 +31,7 @@ class ShardTotals:
 
     def __init__(self) -> None:
         self._newest: dict[tuple[int, int], ShardStatus] = {}
-        self._figures: dict[tuple[int, int], ShardMetrics] = {}
+        self._metrics: dict[tuple[int, int], ShardMetrics] = {}
 
     def take(self, statuses: Iterable[ShardStatus]) -> None:
         """Keeps the statuses that are newer than what is held: their counters only grow."""
@@ -40,8 +40,8 @@ class ShardTotals:
             held = self._newest.get(key)
             if held is None or _age(status) >= _age(held):
                 self._newest[key] = status
-            if status.figures is not None:
-                self._figures[key] = status.figures
+            if status.metrics is not None:
+                self._metrics[key] = status.metrics
 
     @property
     def inserted_transitions(self) -> int:
@@ -54,25 +54,25 @@ class ShardTotals:
         return self._sum(lambda status: (status.earlier_env_steps_total, status.env_steps_total))
 
     def work(self) -> ShardWork:
-        """What all incarnations did, by the newest figures of each."""
-        statuses, figures = self._newest.values(), self._figures.values()
+        """What all incarnations did, by the newest metrics of each."""
+        statuses, metrics = self._newest.values(), self._metrics.values()
         return ShardWork(
             drawn=sum(status.sampled_transitions_total for status in statuses),
             evicted=sum(status.evicted_transitions_total for status in statuses),
             late_priorities=sum(status.late_priorities_total for status in statuses),
-            repeated_pushes=sum(each.repeated_pushes for each in figures),
-            pushed_bytes=sum(each.inserted_bytes for each in figures),
-            sampled_bytes=sum(each.sampled_bytes for each in figures),
+            repeated_pushes=sum(each.repeated_pushes for each in metrics),
+            pushed_bytes=sum(each.inserted_bytes for each in metrics),
+            sampled_bytes=sum(each.sampled_bytes for each in metrics),
             seconds={
-                phase: sum(each.seconds[phase] for each in figures)
+                phase: sum(each.seconds[phase] for each in metrics)
                 for phase in ("insert", "sample", "update")
             },
-            sample_age=sum((each.sample_age for each in figures), Histogram()),
+            sample_age=sum((each.sample_age for each in metrics), Histogram()),
         )
 
-    def figures(self) -> dict[int, ShardMetrics]:
+    def metrics(self) -> dict[int, ShardMetrics]:
         """The newest of each shard's newest incarnation that has said any."""
-        return {shard: self._figures[shard, incarnation] for shard, incarnation in sorted(self._figures)}
+        return {shard: self._metrics[shard, incarnation] for shard, incarnation in sorted(self._metrics)}
 
     def living(self) -> tuple[ShardStatus, ...]:
         """The newest incarnation of each shard, by shard."""

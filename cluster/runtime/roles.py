@@ -117,10 +117,10 @@ class ShardRole(Role):
     def status(self) -> ShardStatus:
         """See ReplayShard.status."""
         status = self._shard.status()
-        if status.figures is None:
+        if status.metrics is None:
             return status
-        figures = dataclasses.replace(status.figures, process=self._usage())
-        return dataclasses.replace(status, figures=figures)
+        metrics = dataclasses.replace(status.metrics, process=self._usage())
+        return dataclasses.replace(status, metrics=metrics)
 
     def recovery(self) -> tuple[RecoveryReport | None, ShardStatus]:
         """What this shard found in its journal when it began, if it keeps one; and how it stands."""

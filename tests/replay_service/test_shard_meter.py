@@ -15,10 +15,10 @@ from replay_service.shard_meter import ShardMeter
 ShardOf = Callable[..., ReplayShard]
 
 
-def figures_of(shard: ReplayShard) -> ShardMetrics:
-    figures = shard.status().figures
-    assert figures is not None
-    return figures
+def metrics_of(shard: ReplayShard) -> ShardMetrics:
+    metrics = shard.status().metrics
+    assert metrics is not None
+    return metrics
 
 
 def test_ages_are_counted_in_transitions_of_the_whole_replay() -> None:
@@ -30,21 +30,21 @@ def test_ages_are_counted_in_transitions_of_the_whole_replay() -> None:
     meter.inserted(1_000, 2.0)
     meter.refused()
     selector = PrioritizedSelector(8, 0, exponent=1.0, epsilon=1e-6)
-    figures = meter.read(selector, 0, 8, sampled_transitions=7)
-    assert figures.sample_age.count == 4
-    assert figures.sample_age.sum == 4 * (0 + 3 + 10 + 1)
-    assert figures.seconds == {"insert": 2.0, "sample": 33 * 0.25, "update": 33 * 0.5}
-    assert (figures.inserted_bytes, figures.sampled_bytes, figures.repeated_pushes) == (1_000, 70, 1)
-    assert figures.priorities is None
+    metrics = meter.read(selector, 0, 8, sampled_transitions=7)
+    assert metrics.sample_age.count == 4
+    assert metrics.sample_age.sum == 4 * (0 + 3 + 10 + 1)
+    assert metrics.seconds == {"insert": 2.0, "sample": 33 * 0.25, "update": 33 * 0.5}
+    assert (metrics.inserted_bytes, metrics.sampled_bytes, metrics.repeated_pushes) == (1_000, 70, 1)
+    assert metrics.priorities is None
 
 
 def test_only_a_status_that_was_asked_for_carries_figures(shard_of: ShardOf) -> None:
     shard = shard_of(np.ones(16))
     reply = shard.exchange(None, SampleRequest((4, 4)))
-    assert reply.status.figures is None
-    figures = figures_of(shard)
-    assert figures.sample_age.count == 8
-    assert figures.sampled_bytes == 8 * sum(
+    assert reply.status.metrics is None
+    metrics = metrics_of(shard)
+    assert metrics.sample_age.count == 8
+    assert metrics.sampled_bytes == 8 * sum(
         array[0].nbytes
         for array in (
             *reply.windows.values(),
@@ -56,8 +56,8 @@ def test_only_a_status_that_was_asked_for_carries_figures(shard_of: ShardOf) -> 
             reply.probability,
         )
     )
-    assert figures.inserted_bytes > 16 * (8 + 4 * 4)
-    assert all(seconds > 0.0 for phase, seconds in figures.seconds.items() if phase != "update")
+    assert metrics.inserted_bytes > 16 * (8 + 4 * 4)
+    assert all(seconds > 0.0 for phase, seconds in metrics.seconds.items() if phase != "update")
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,20 @@ def test_only_a_status_that_was_asked_for_carries_figures(shard_of: ShardOf) -> 
 def test_how_even_priorities_are(
     shard_of: ShardOf, priorities: list[float], maximum: float, effective: float
 ) -> None:
-    summary = figures_of(shard_of(np.array(priorities))).priorities
+    summary = metrics_of(shard_of(np.array(priorities))).priorities
     assert summary is not None
     assert summary.maximum == pytest.approx(maximum)
     assert summary.effective_ratio == pytest.approx(effective, rel=1e-6)
 
 
 def test_uniform_sampling_is_even(shard_of: ShardOf) -> None:
-    summary = figures_of(shard_of(np.arange(1.0, 9.0), sampling="uniform")).priorities
+    summary = metrics_of(shard_of(np.arange(1.0, 9.0), sampling="uniform")).priorities
     assert summary is not None
     assert (summary.maximum, summary.effective_ratio) == (1.0, 1.0)
 
 
 def test_priorities_are_gone_through_once_in_a_while_only(shard_of: ShardOf) -> None:
     shard = shard_of(np.ones(4))
-    first = figures_of(shard).priorities
+    first = metrics_of(shard).priorities
     shard.update_priorities(PriorityUpdate(np.arange(4), np.full(4, 9.0, np.float32)))
-    assert figures_of(shard).priorities is first
+    assert metrics_of(shard).priorities is first

@@ -47,7 +47,7 @@ def rollout(actor: int = 0, **changes: object) -> RolloutReport:
 
 
 def status(shard: int, **changes: object) -> ShardStatus:
-    figures = ShardMetrics(
+    metrics = ShardMetrics(
         capacity=200,
         seconds={"insert": 1.0, "sample": 2.0, "update": 0.5},
         inserted_bytes=1_000,
@@ -57,7 +57,7 @@ def status(shard: int, **changes: object) -> ShardStatus:
         priorities=PrioritySummary(2.0, 0.5),
         process=ProcessUsage(1.0, 10),
     )
-    known = ShardStatus(shard, 0, 100, 50.0, 0.1, 150, 160, 50, 600, 2, 9_000, figures=figures)
+    known = ShardStatus(shard, 0, 100, 50.0, 0.1, 150, 160, 50, 600, 2, 9_000, metrics=metrics)
     return dataclasses.replace(known, **changes)
 
 
