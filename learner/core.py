@@ -48,8 +48,8 @@ class LearnReport:
     |online - target| over the weights, just before the target network's newest copy; where it follows each
     update, at the chunk's end. skipped_updates were not applied, because loss or gradient was not finite.
 
-    q_min and q_max are over the Q-values of the actions taken; policy_lag and its mean are the versions
-    between a row's acting and its learning, in the first update of every 16 of a chunk. priority_staleness
+    q_min and q_max are over the Q-values of the actions taken; policy_lag counts the versions between
+    a transition's acting and its learning, in the first update of every 16 of a chunk. priority_staleness
     is how many updates were done between asking for a minibatch and learning from it. prefetched_requests
     and process are filled in by whoever runs the learner.
     """
@@ -62,7 +62,6 @@ class LearnReport:
     target_mean: float
     td_error_mean: float
     grad_norm_mean: float
-    policy_lag_mean: float
     learning_rate: float
     seconds: Mapping[str, float]
     statuses: tuple[ShardStatus, ...]

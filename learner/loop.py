@@ -135,7 +135,6 @@ class Learner:
             target_mean=means.target,
             td_error_mean=means.td_error,
             grad_norm_mean=means.grad_norm,
-            policy_lag_mean=policy_lag.sum / policy_lag.count if updates else math.nan,
             learning_rate=learning_rate,
             seconds={
                 "wait": wait_seconds,

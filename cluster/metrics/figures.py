@@ -249,7 +249,6 @@ class Figures:
             target_gap=learned.target_gap if learned else None,
             learning_rate=learned.learning_rate if learned else None,
             policy_lag_updates=self._policy_lag,
-            sample_age_updates=learned.policy_lag_mean if learned else None,
             learner_update_share=interval.update_seconds / seconds,
             learner_wait_share=interval.wait_seconds / seconds,
             actor_busy_share=sum(actor.busy_share for actor in self._actors.values()) / self._num_actors,

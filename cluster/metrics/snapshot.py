@@ -72,7 +72,6 @@ class Snapshot:
     policy_lag_updates: int | None = _figure(
         "gauge", "Learner version less the newest rollout's acting version"
     )
-    sample_age_updates: float | None = _figure("gauge", "The same lag, mean over the rows being sampled")
     learner_update_share: float = _figure(
         "gauge", "Share of the last interval spent updating, drawing minibatches left out"
     )

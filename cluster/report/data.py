@@ -419,7 +419,6 @@ _WANTED = (
         note="Dashed: the target.",
     ),
     _Wanted("Data", "Policy lag of acting", "updates", "policy_lag_updates"),
-    _Wanted("Data", "Age of sampled rows", "updates", "sample_age_updates"),
     _Wanted("Data", "Replay", "transitions held", "replay_transitions"),
     _Wanted("Data", "Reuse", "draws a transition, mean", "reuse_mean"),
     _Wanted("Fleet", "Replaced roles", "replacements", "restarts_total"),

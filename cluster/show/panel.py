@@ -133,7 +133,6 @@ def _groups(snapshot: Snapshot, width: int) -> Iterator[RenderableType]:
             ("memory", byte_size(snapshot.replay_bytes)),
             ("samples/insert", f"{snapshot.samples_per_insert:.2f}"),
             ("its target", f"{snapshot.samples_per_insert_target:g}"),
-            ("age, updates", figure(snapshot.sample_age_updates, 0)),
         ),
         (
             "time",

@@ -151,7 +151,7 @@ class ScriptedEngine:
             self.work += call.args[0]
             assert self.work * BATCH <= self.ratio * max(0, self.inserted - STARTS), "learning ran ahead"
             return LearnReport(
-                self.updates, call.args[0], 0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1e-3, {}, self.status()
+                self.updates, call.args[0], 0, 1.0, 1.0, 1.0, 1.0, 1.0, 1e-3, {}, self.status()
             )
         if call.method == "state":
             return LearnerState(self.updates, {})

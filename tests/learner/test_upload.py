@@ -112,7 +112,7 @@ def test_queued_updates_equal_the_straightforward_loop(
             other.samples,
         )
         assert report.loss_mean == other.loss_mean
-        assert report.policy_lag_mean == other.policy_lag_mean
+        assert report.policy_lag == other.policy_lag
     # TD errors come back in the order of their minibatches, each under its own index.
     assert [index for index, _ in sources[0].given_back] == [index for index, _ in sources[1].given_back]
     for (_, one), (_, two) in zip(sources[0].given_back, sources[1].given_back, strict=True):

@@ -70,7 +70,6 @@ LEARNED = LearnReport(
     target_mean=1.0,
     td_error_mean=1.0,
     grad_norm_mean=1.0,
-    policy_lag_mean=1.0,
     learning_rate=1.0,
     seconds={"wait": 1.0, "update": 2.0, "other": 0.5, "idle": 0.25},
     statuses=(),
