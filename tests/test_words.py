@@ -1,8 +1,8 @@
 """The words of the field: one word for each thing, in code, settings, messages and documents.
 
 The test splits every tracked text file into words, and identifiers at underscores and capitals, so it finds
-`cut` in `begin_cut` and `CutState` too. `python -m pytest tests/test_words.py` lists file, line, word and what
-to write instead. Each exception stands below with its reason; one that nothing needs any more fails as well.
+`cut` in `begin_cut` and `CutState` too. `python -m pytest tests/test_words.py` lists file, line, word and
+what to write instead. Each exception stands below with its reason; one that nothing needs fails as well.
 """
 
 import re
