@@ -57,7 +57,13 @@ class Server:
         config = yaml.safe_load(file.read_text())
         config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
         for job in config["scrape_configs"]:
-            job["file_sd_configs"][0]["refresh_interval"] = "500ms"
+            (found_in,) = job["file_sd_configs"]
+            found_in["refresh_interval"] = "500ms"
+            # Any Ray of this machine writes its targets to Ray's default folder; none of them is the test's.
+            found_in["files"] = [
+                str(folder / "ray" / Path(name).name) if Path(name).is_absolute() else name
+                for name in found_in["files"]
+            ]
         file.write_text(yaml.safe_dump(config))
         self._log = (folder / "prometheus.log").open("w")
         with socket.socket() as free:

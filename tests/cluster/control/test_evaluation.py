@@ -66,12 +66,14 @@ def test_the_second_evaluation_plays_the_same_version_with_other_seeds() -> None
     assert selection.best == Best(100, screened=10.0, score=7.0)
 
 
-def test_no_two_evaluations_of_a_run_share_seeds() -> None:
+@pytest.mark.parametrize("versions", [range(100, 1_100, 100), range(1, 11)])
+def test_no_two_evaluations_of_a_run_share_seeds(versions: range) -> None:
+    """Nor do the second evaluation of a version and the first one of the next version."""
     selection = ModelSelection(CONFIG, target_return=None)
     domains = []
-    for version in range(100, 1_100, 100):
+    for version in versions:
         for _ in range(2):
-            request = selection.next_request(version)
+            request = selection.next_request(version, due=True)
             if request is not None:
                 domains.append(request.seed_domain)
                 selection.take(request, report(request, float(version)))
