@@ -1,5 +1,5 @@
 """Presets by the commands a user gives: wall time of `qfleet train`, and what `qfleet eval` says of the
-weights that the run delivers, over 100 fresh greedy episodes. README's table of presets is from here.
+weights that the run delivers, over 100 fresh greedy episodes. docs/benchmarks.md has the table.
 
 Run as `python -m benchmarks.presets [CASE …] [--seeds N] [--runtime local|serial] [--data FILE]`. Runs that
 the file holds are not repeated, so a stopped study goes on where it was.

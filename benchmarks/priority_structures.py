@@ -46,7 +46,7 @@ class WideRoot:
 
 
 class BinaryTree:
-    """One binary tree in one array, every level vectorised over the batch."""
+    """One binary tree in one array, every level vectorized over the batch."""
 
     def __init__(self, capacity: int) -> None:
         self._leaves = 1 << (capacity - 1).bit_length()
