@@ -5,7 +5,7 @@ chunk, and the tenth percentile of each side's costs counts; each ratio is shown
 which other work on the machine hardly touches. With the Nature CNN the actor overlaps stepping and inference,
 which shows in wall time only. Each group of its lanes then has a thread of ALE's, the environment alone has
 one for all: on two cores that is no help, on more the ratio flatters. An actor's time holds everything but
-the call to the shard: acting, stepping, building rows, encoding blocks.
+the call to the shard: acting, stepping, building transitions, encoding blocks.
 Bars: Atari at random 0.9 of ALE's vector environment with as many threads, with the Nature CNN 0.8 of the
 slower of that and of bare batched inference; CartPole's native form 0.6; at most 1.2 frames of 7,056 bytes a
 transition.
@@ -39,18 +39,18 @@ ATARI = EnvConfig("ALE/Pong-v5")
 CARTPOLE = EnvConfig("CartPole-v1")
 NATURE = LearnerConfig(network="nature_cnn")
 CHUNKS = {ATARI.id: 30 * (4 + 3), CARTPOLE.id: 32}
-"""Vector steps of a chunk, as the automatic settings choose them for three-step rows."""
+"""Vector steps of a chunk, as the automatic settings choose them for three-step returns."""
 
 
 @dataclass
 class CountingSink:
     """Encodes blocks as a real sink does, and counts."""
 
-    rows: int = 0
+    transitions: int = 0
     sent_bytes: int = 0
 
     def push(self, block: TransitionBlock) -> None:
-        self.rows += block.num_transitions
+        self.transitions += block.num_transitions
         self.sent_bytes += encode(block).nbytes
 
     def statuses(self) -> tuple[ShardStatus, ...]:
@@ -98,8 +98,8 @@ def raw_of(env: EnvConfig, lanes: int) -> Callable[[], int]:
     actions = np.random.default_rng(0).integers(vector.single_action_space.n, size=(steps, lanes))
 
     def chunk() -> int:
-        for row in actions:
-            vector.step(row)
+        for action in actions:
+            vector.step(action)
         return steps * lanes
 
     return chunk
@@ -145,8 +145,8 @@ def show(what: str, speed: dict[str, tuple[float, float]], bar: float) -> None:
     """The actor's share of the slowest bare side."""
     bare = [rates for name, rates in speed.items() if name in ("ALE", "network", "native")]
     wall, cpu = (speed["actor"][clock] / min(rates[clock] for rates in bare) for clock in (0, 1))
-    figures = ", ".join(f"{name} {rate:,.0f}/s ({cpu_rate:,.0f})" for name, (rate, cpu_rate) in speed.items())
-    print(f"{what:32s} {wall:5.2f} wall, {cpu:5.2f} CPU (bar {bar:.1f})   {figures}", flush=True)
+    rates = ", ".join(f"{name} {rate:,.0f}/s ({cpu_rate:,.0f})" for name, (rate, cpu_rate) in speed.items())
+    print(f"{what:32s} {wall:5.2f} wall, {cpu:5.2f} CPU (bar {bar:.1f})   {rates}", flush=True)
 
 
 def main() -> None:
@@ -188,8 +188,11 @@ def main() -> None:
             options.rounds,
         )
         show(f"CartPole at random, {many} lanes", speed, 0.6)
-    per_row = sink.sent_bytes / sink.rows
-    print(f"bytes a transition on Atari: {per_row:,.0f}, {per_row / FRAME_BYTES:.3f} frames (bar 1.2)")
+    per_transition = sink.sent_bytes / sink.transitions
+    print(
+        f"bytes per Atari transition: {per_transition:,.0f}, "
+        f"{per_transition / FRAME_BYTES:.3f} frames (bar 1.2)"
+    )
 
 
 if __name__ == "__main__":

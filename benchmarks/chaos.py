@@ -69,7 +69,7 @@ class Kill:
 class Audit:
     """What the journals hold after the end. gaps: what is missing in a writer's sequence, in words."""
 
-    rows: int
+    transitions: int
     blocks: int
     gaps: tuple[str, ...]
 
@@ -87,7 +87,7 @@ class Soak:
 
 def audit(replay: Path) -> Audit:
     """Reads every shard's journal: each writer's pushes must follow each other without a gap."""
-    rows = blocks = 0
+    transitions = blocks = 0
     gaps: list[str] = []
     for folder in sorted(replay.glob("shard-*")):
         due: dict[int, tuple[int, int]] = {}
@@ -110,8 +110,8 @@ def audit(replay: Path) -> Audit:
                         gaps.append(f"{path.name}: writer {block.writer} is at {found}, {expected} was due")
                     due[block.writer] = (block.incarnation, block.sequence + 1)
                     total, blocks = total + block.num_transitions, blocks + 1
-        rows += total
-    return Audit(rows, blocks, tuple(gaps))
+        transitions += total
+    return Audit(transitions, blocks, tuple(gaps))
 
 
 def _differences(
@@ -217,9 +217,9 @@ def verdicts(
             f"kills {dict(killed)}, in the metrics {in_metrics}",
         ),
         (
-            not journals.gaps and shown <= journals.rows <= shown + on_their_way,
-            f"journals: {journals.rows:,} transitions ever taken, {shown:,} shown; {journals.blocks:,} "
-            f"pushes still on disk, {len(journals.gaps)} missing {journals.gaps[:3]}",
+            not journals.gaps and shown <= journals.transitions <= shown + on_their_way,
+            f"journals: {journals.transitions:,} transitions ever taken, {shown:,} shown; "
+            f"{journals.blocks:,} pushes still on disk, {len(journals.gaps)} missing {journals.gaps[:3]}",
         ),
         (abs(ratio - 1.0) <= 0.05, f"samples per insert {ratio:.3f} of the target"),
     ]

@@ -1,7 +1,7 @@
-"""What a checkpoint costs: its bytes and seconds by what is new in it, and what learning loses meanwhile.
+"""The cost of a checkpoint: its bytes and seconds by the number of new transitions, and the learner's speed.
 
-A shard and a learner (Nature network, prioritized, batch 32) in processes of their own, as in a run. Run as
-`python -m benchmarks.checkpoint_cost --transitions 1000000`, which needs some 8 GB of memory and disk.
+Shard and learner (Nature network, prioritized, batch 32) have a process each, as in a run. Run as
+`python -m benchmarks.checkpoint_cost --transitions 1000000`, which needs about 8 GB of memory and of disk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_RUN = RunState(0.0, {}, CountersState(), ModelSelectionState(), "")
 
 @dataclass(frozen=True)
 class Cost:
-    """A cut that was taken while the learner went on: seconds, longest slice, updates a second meanwhile."""
+    """A checkpoint taken while the learner went on: seconds, longest slice, updates per second meanwhile."""
 
     committed: SavedCheckpoint
     seconds: float
@@ -44,7 +44,7 @@ class Cost:
 
 
 class Bench:
-    """One shard, its writer and a learner; the coordinator's part is played by hand."""
+    """One shard, its writer and a learner, without a coordinator."""
 
     def __init__(self, engine: RayEngine, capacity: int, folder: Path) -> None:
         self._engine = engine
@@ -65,19 +65,19 @@ class Bench:
         self._thread = ThreadPoolExecutor(1)
         self._learning: list[Ref] = []
 
-    def insert(self, rows: int) -> None:
-        """Writes that many new rows."""
-        self._engine.get(self._engine.call(self._writer, "push", -(-rows // 512))[0])
+    def insert(self, transitions: int) -> None:
+        """Writes that many new transitions."""
+        self._engine.get(self._engine.call(self._writer, "push", -(-transitions // 512))[0])
 
     def learn(self, seconds: float) -> float:
-        """Updates a second with nothing else going on."""
+        """Updates per second while nothing else goes on."""
         began, updates = perf_counter(), 0
         while perf_counter() - began < seconds:
             updates += self._step()
         return updates / (perf_counter() - began)
 
-    def cut(self) -> Cost:
-        """Takes a cut as a run does."""
+    def checkpoint(self) -> Cost:
+        """Takes a checkpoint as a run does."""
         engine = self._engine
         partial = self._checkpoints.begin()
         began, updates, longest = perf_counter(), 0, 0.0
@@ -100,7 +100,7 @@ class Bench:
         return Cost(writing.result(), seconds, longest * 1e3, updates / seconds)
 
     def _step(self) -> int:
-        """Keeps two chunks in flight; updates of one that is done."""
+        """Keeps two chunks in flight; returns the updates of those that are done."""
         while len(self._learning) < 2:
             self._learning.append(self._engine.call(self._learner, "learn", UPDATES_PER_CHUNK, returns=2)[0])
         done = self._engine.wait(self._learning, 0.05)
@@ -127,28 +127,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def report(bench: Bench, transitions: int) -> None:
     bench.learn(3.0)
     first: Cost | None = None
-    print(f"{transitions:,} Atari transitions; updates/s alone and while a cut is taken")
-    print(f"{'new rows':>10s} {'MB':>8s} {'new MB':>8s} {'s':>6s} slice ms   alone  during  ratio")
-    for rows in (transitions, transitions // 10, transitions // 50, 0):
-        if first is not None and rows:
-            bench.insert(rows)
+    print(f"{transitions:,} Atari transitions; updates/s alone and during a checkpoint")
+    print(f"{'new':>10s} {'MB':>8s} {'new MB':>8s} {'s':>6s} slice ms   alone  during  ratio")
+    for new in (transitions, transitions // 10, transitions // 50, 0):
+        if first is not None and new:
+            bench.insert(new)
         before = bench.learn(10.0)
-        cost = bench.cut()
+        cost = bench.checkpoint()
         alone = median((before, bench.learn(10.0)))
-        cut = cost.committed
+        saved = cost.committed
         print(
-            f"{rows:10,d} {cut.num_bytes / 1e6:8.1f} {cut.new_bytes / 1e6:8.1f} {cost.seconds:6.2f} "
+            f"{new:10,d} {saved.num_bytes / 1e6:8.1f} {saved.new_bytes / 1e6:8.1f} {cost.seconds:6.2f} "
             f"{cost.longest_slice_milliseconds:8.1f} {alone:7.1f} {cost.updates_per_second:7.1f} "
             f"{cost.updates_per_second / alone:6.2f}",
             flush=True,
         )
         if first is None:
             first = cost
-        elif rows:
-            share = rows / transitions
+        elif new:
+            share = new / transitions
             print(
-                f"{'':10s} against the first, for each new row: "
-                f"{cut.new_bytes / first.committed.new_bytes / share:.2f} x the bytes, "
+                f"{'':10s} against the first, for each new transition: "
+                f"{saved.new_bytes / first.committed.new_bytes / share:.2f} x the bytes, "
                 f"{cost.seconds / first.seconds / share:.2f} x the seconds"
             )
 

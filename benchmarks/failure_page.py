@@ -45,7 +45,7 @@ ray job submit … -- python -m cluster.main train configs/apex.yaml --run-dir /
 the same command begins a run or goes on with it, so whatever restarts the job (KubeRay's `backoffLimit`, a
 cron job, you) need not know which. Ray notices a killed node after 16 seconds and a hung or unreachable one
 after 66; `RAY_health_check_initial_delay_ms`, `_period_ms`, `_timeout_ms` = 1000 and `_failure_threshold` =
-3 in the head's environment make that 4 and 7, as in this table. A host that was cut off for longer than
+3 in the head's environment make that 4 and 7, as in this table. A host that was unreachable for longer than
 that is dead to Ray: its roles are replaced elsewhere, and those on it end themselves.
 """
 

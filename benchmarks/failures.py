@@ -109,7 +109,7 @@ def wait_until_warm(run: FollowedRun) -> None:
 
 
 def time_until_it_moves(run: FollowedRun, kind: str, before: Line, since: float) -> float:
-    """Seconds from `since` until the role has been replaced and rows and updates come in again.
+    """Seconds from `since` until the role has been replaced and transitions and updates come in again.
 
     of an evaluator: until the next evaluation is done.
     """
@@ -139,7 +139,7 @@ def news(run: FollowedRun, since_events: int) -> tuple[str, ...]:
 
 
 def strike(run: FollowedRun, kind: str, number: signal.Signals) -> tuple[Line, int, float]:
-    """Signals one process of the kind; returns the figures before, the number of events, and the time."""
+    """Signals one process of the kind; returns the metrics before, the number of events, and the time."""
     before, events = run.newest(), len(run.events())
     os.kill(run.roles(kind)[0], number)
     return before, events, time.monotonic()
@@ -217,7 +217,7 @@ def disk_full(folder: Path) -> Outcome:
         seconds = 0.0 if run.newest()["restarts_total"] == 0 else time.monotonic() - since
         shown = re.findall(r"warning: .*", run.output())
         end_well(run)
-        return Outcome("journal and figures of that time; training goes on in memory", seconds, tuple(shown))
+        return Outcome("journal and metrics of that time; training goes on in memory", seconds, tuple(shown))
 
 
 def node_lost(kind: Literal["learner", "shard"], what: Literal["raylet", "node"], folder: Path) -> Outcome:
@@ -272,7 +272,7 @@ def head_lost(folder: Path) -> Outcome:
 
 
 def time_until_it_goes_on(run: FollowedRun, before: Line, since: float) -> float:
-    """Seconds until a run that was begun again learns from new rows."""
+    """Seconds until a restarted run learns from new transitions."""
     old = len(run.lines())
 
     def moves() -> bool:
@@ -288,13 +288,13 @@ def time_until_it_goes_on(run: FollowedRun, before: Line, since: float) -> float
 
 
 def lost_since_checkpoint(before: Line, run: FollowedRun) -> str:
-    """Of what was shown last, the updates that the checkpoint did not have, and rows."""
+    """Updates and transitions that the last line of metrics showed and the checkpoint lacks."""
     resumed = next(text for text in run.events() if "resumed from checkpoint" in text)
     version = int(re.findall(r"version ([\d,]+)", resumed)[0].replace(",", ""))
     after = run.lines()[run.lines().index(before) + 1]
-    rows = max(0, before["inserted_transitions_total"] - after["inserted_transitions_total"])
+    lost = max(0, before["inserted_transitions_total"] - after["inserted_transitions_total"])
     return (
-        f"{max(0, before['weights_version'] - version):,} updates since the checkpoint, {rows:,} transitions"
+        f"{max(0, before['weights_version'] - version):,} updates since the checkpoint, {lost:,} transitions"
     )
 
 

@@ -71,7 +71,7 @@ def one_run(member: str, task: str, seed: int, overrides: Sequence[str] = ()) ->
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One Markdown row a preset: on each task the score of every seed, and the median of the seconds."""
+    """A Markdown table, a row for each preset: every seed's score on each task, median of the seconds."""
     rows = [f"| | {' | '.join(TASKS)} |", f"|---{'|---' * len(TASKS)}|"]
     for member in dict.fromkeys(run.member for run in runs):
         cells = []

@@ -64,7 +64,7 @@ class FollowedRun:
         return self._lines
 
     def newest(self) -> Line:
-        """The newest figures. Raises LookupError before there are any."""
+        """The newest line of metrics. Raises LookupError before there is one."""
         return self.lines()[-1]
 
     def events(self) -> list[str]:

@@ -1,12 +1,11 @@
 """Long runs on images, and their learning curves: MinAtar against the DQN of its paper, and Pong.
 
 Run as `python -m benchmarks.learning_curves CASE [--seeds 0 1 2] [--seconds S]`: up to hours on two cores.
-It can be stopped: run again, it plays only the seeds that the data file lacks, and a run that was cut off
-goes on from its last checkpoint below --runs. The plot beside the data (needs matplotlib) is made anew each
-time.
+It can be stopped: the next call plays only the seeds that the data file lacks, and an interrupted run goes on
+from its last checkpoint below --runs. Each call draws the plot beside the data anew (needs matplotlib).
 
 A MinAtar run ends with 5 million frames, or once its greedy return, confirmed on other seeds, is 1.2 times
-the paper's figure. Those figures are returns while training with epsilon 0.1 at 5 million frames, means of
+the return of the paper. Those returns are from training with epsilon 0.1 at 5 million frames, means of
 30 runs with all six actions (Young and Tian 2019, arXiv:1903.03176; the curves are in the README of
 kenjyoung/MinAtar), read off to about half a unit. So training and greedy returns are both kept. Pong ends
 with --seconds.

@@ -55,12 +55,12 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "replay, frozen copy, clipping": (REPLAY, FROZEN, CLIPPING),
     "all four": ALL_FOUR,
     "all four, bootstrap at ends": (*ALL_FOUR, "env.id=benchmarks.naive_study:cartpole_that_never_ends"),
-    "all four, ten-step rows": (*ALL_FOUR, "actors.n_step=10"),
+    "all four, ten-step returns": (*ALL_FOUR, "actors.n_step=10"),
 }
 
 
 class NeverEnds(gym.Wrapper[Any, Any, Any, Any]):
-    """Calls every end a truncation, whose rows keep their discount: 1 - done is missing from the target."""
+    """Reports each end as a truncation, so that discounts are kept: the target lacks its factor 1 - done."""
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """One step; terminated is never true."""
@@ -182,7 +182,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 10_000) -> tupl
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One Markdown row a variant, in the order of VARIANTS, with 95 % intervals."""
+    """A Markdown table with a row for each variant, in the order of VARIANTS, with 95 % intervals."""
     rows = [
         "| | runs | diverged | collapsed | max Q less return, at the start | final return |",
         "|---|---|---|---|---|---|",

@@ -30,7 +30,7 @@ EVALUATION_SEED = 1_000
 
 @dataclass(frozen=True)
 class Case:
-    """A preset, what is set beside it, the mean return due on every seed, and RL Zoo's figure for DQN."""
+    """A preset, what is set beside it, the mean return due on every seed, and RL Zoo's score for DQN."""
 
     preset: str
     bar: float
@@ -38,7 +38,7 @@ class Case:
     zoo_dqn: float | None = None
 
 
-# RL Zoo's figures: the DQN rows of its benchmark.md.
+# RL Zoo's scores: the DQN rows of its benchmark.md.
 CASES: Mapping[str, Case] = {
     "acrobot": Case("acrobot", -80.0, zoo_dqn=-76.6),
     "mountaincar": Case("mountaincar", -110.0, zoo_dqn=-100.8),
@@ -91,7 +91,7 @@ def one_run(name: str, seed: int, runtime: str, overrides: Sequence[str] = ()) -
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One Markdown row a case and runtime."""
+    """A Markdown table with a row for each case and runtime."""
     rows = [
         "| | runtime | at the bar | mean of each seed, worst first | seconds, median (range) | Zoo's DQN |",
         "|---|---|---|---|---|---|",

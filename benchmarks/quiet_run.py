@@ -1,6 +1,6 @@
 """A training within a study: shown nowhere, and whole or nothing.
 
-Owns that; must not know of any study.
+Owns how a study runs one training; must not know of any study.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cluster.show.view import make_view
 
 
 def quiet_run(config: RunConfig, run_dir: Path) -> Result:
-    """Trains to a stop condition. Raises SystemExit on a signal (a run cut short is no figure), RunFailed."""
+    """Trains to a stop condition. Raises SystemExit on a signal (part of a run is no result), RunFailed."""
     result = train(config, run_dir, view=partial(make_view, stream=io.StringIO()))
     if result.signal is not None:
         raise SystemExit(128 + result.signal)

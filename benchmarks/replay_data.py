@@ -1,4 +1,4 @@
-"""What the replay benchmarks share: schemas, blocks to push, full shards, peers in processes of their own."""
+"""Parts that the replay benchmarks share: schemas, blocks to push, full shards, processes of peers."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ ATARI_CAPACITY = 100_000
 CONFIG = ReplayConfig(sampling="prioritized")
 
 
-def random_block(schema: BlockSchema, rows: int, seed: int = 0) -> TransitionBlock:
+def random_block(schema: BlockSchema, num_transitions: int, seed: int = 0) -> TransitionBlock:
     """One lane's block of one episode, random contents."""
     rng = np.random.default_rng(seed)
-    obs_frame = np.arange(rows, dtype=np.int32)
+    obs_frame = np.arange(num_transitions, dtype=np.int32)
     return TransitionBlock(
         schema=schema,
         writer=0,
         incarnation=0,
         sequence=0,
-        env_steps=rows,
+        env_steps=num_transitions,
         frames={
-            field.name: rng.integers(0, 256, (rows + 1, *field.shape)).astype(field.dtype)
+            field.name: rng.integers(0, 256, (num_transitions + 1, *field.shape)).astype(field.dtype)
             for field in schema.frame_fields
         },
-        action=rng.integers(0, 2, rows, dtype=np.int32),
-        reward=rng.random(rows, dtype=np.float32),
-        discount=np.full(rows, 0.99, np.float32),
-        one_step_reward=np.ones(rows, np.float32),
-        end=np.zeros(rows, np.uint8),
-        policy_version=np.zeros(rows, np.int64),
+        action=rng.integers(0, 2, num_transitions, dtype=np.int32),
+        reward=rng.random(num_transitions, dtype=np.float32),
+        discount=np.full(num_transitions, 0.99, np.float32),
+        one_step_reward=np.ones(num_transitions, np.float32),
+        end=np.zeros(num_transitions, np.uint8),
+        policy_version=np.zeros(num_transitions, np.int64),
         obs_frame=obs_frame,
         next_frame=obs_frame + 1,
-        first_frame=np.zeros(rows, np.int32),
-        priority=rng.random(rows, dtype=np.float32),
+        first_frame=np.zeros(num_transitions, np.int32),
+        priority=rng.random(num_transitions, dtype=np.float32),
     )
 
 
-def encoded_blocks(schema: BlockSchema, rows: int, *, writer: int) -> Iterator[np.ndarray]:
+def encoded_blocks(schema: BlockSchema, num_transitions: int, *, writer: int) -> Iterator[np.ndarray]:
     """Pushes of one writer without end, encoded when asked for."""
-    block = random_block(schema, rows, seed=writer)
+    block = random_block(schema, num_transitions, seed=writer)
     sequence = 0
     while True:
         yield encode(replace(block, writer=writer, sequence=sequence))
@@ -60,7 +60,7 @@ def encoded_blocks(schema: BlockSchema, rows: int, *, writer: int) -> Iterator[n
 
 
 def full_shard(schema: BlockSchema, capacity: int, config: ReplayConfig = CONFIG) -> ReplayShard:
-    """A shard, prioritized unless told otherwise, whose every row is taken."""
+    """A shard filled to its capacity; prioritized by default."""
     shard = ReplayShard(
         config, schema, shard=0, incarnation=0, capacity=capacity, seed=np.random.SeedSequence(0)
     )

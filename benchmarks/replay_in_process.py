@@ -56,14 +56,14 @@ class Loop:
         return self._loops / (perf_counter() - began)
 
 
-def inserts_per_second(shard: ReplayShard, schema: BlockSchema, rows: int) -> float:
-    """Transitions with priorities, in blocks of `rows`."""
+def inserts_per_second(shard: ReplayShard, schema: BlockSchema, size: int) -> float:
+    """Transitions with priorities inserted per second, in blocks of `size`."""
     seconds = []
-    for push in islice(encoded_blocks(schema, rows, writer=1_000 + rows), REPEATS):
+    for push in islice(encoded_blocks(schema, size, writer=1_000 + size), REPEATS):
         began = perf_counter()
         shard.insert(push)
         seconds.append(perf_counter() - began)
-    return rows / median(seconds)
+    return size / median(seconds)
 
 
 def print_gather(capacity: int) -> None:
@@ -108,9 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("cpprb", "tianshou"):
         with peer(peer_python, name, "cartpole") as other:
             print_paired("CartPole, 1M held, loops/s", loop.rate, other, name)
-    for rows in (64, 512):
-        rate = inserts_per_second(shard, CARTPOLE, rows)
-        print(f"{f'  inserts in blocks of {rows}, transitions/s':40s} {rate:12,.0f}", flush=True)
+    for size in (64, 512):
+        rate = inserts_per_second(shard, CARTPOLE, size)
+        print(f"{f'  inserts in blocks of {size}, transitions/s':40s} {rate:12,.0f}", flush=True)
 
     loop = Loop(full_shard(ATARI, ATARI_CAPACITY), ATARI, loops=150)
     uniform = Loop(full_shard(ATARI, ATARI_CAPACITY, ReplayConfig(sampling="uniform")), ATARI, loops=150)

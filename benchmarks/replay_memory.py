@@ -1,10 +1,10 @@
 """Bytes of each stored Atari transition, and what compression costs in sampling throughput.
 
 Run as `python -m benchmarks.replay_memory`. Real frames: the project's own actors play three games at random
-(stack 4, three-step rows, the chunks of an automatic configuration). Their blocks fill one shard with frames
-as they are and one with lz4, 100,000 prioritized transitions each, the same blocks again where the games
-brought fewer. Bytes are all that a shard holds: frames, rows, priorities, segment overhead. Draws of 512 are
-timed in turn on both shards; a ratio is lz4's throughput over the plain one's. "shard" is the draw alone,
+(stack 4, three-step returns, chunks as an automatic configuration chooses them). Their blocks fill two shards
+of 100,000 prioritized transitions, one with plain frames, one with lz4; the blocks repeat if a game gives too
+few. Bytes are all that a shard holds: frames, transitions, priorities, segment overhead. Draws of 512 are timed
+in turn on both shards; a ratio is lz4's throughput over the plain one's. "shard" is the draw alone,
 "sampler" a whole minibatch at the learner in one process, "ray" the same with shard and learner in processes
 of their own. `--seconds-per-game` bounds the play.
 """
@@ -93,12 +93,12 @@ def play(game: str, seconds: float) -> list[TransitionBlock]:
 
 def pushes(blocks: list[TransitionBlock]) -> Iterator[np.ndarray]:
     """The blocks again and again until a shard of CAPACITY has come round once, encoded."""
-    rows = 0
+    num_transitions = 0
     for sequence in count():
-        if rows > 1.2 * CAPACITY:
+        if num_transitions > 1.2 * CAPACITY:
             return
         block = replace(blocks[sequence % len(blocks)], sequence=sequence)
-        rows += block.num_transitions
+        num_transitions += block.num_transitions
         yield encode(block)
 
 
@@ -160,24 +160,24 @@ def throughput_ratio(plain: Callable[[], object], packed: Callable[[], object]) 
 
 
 def in_process(blocks: list[TransitionBlock]) -> dict[str, float]:
-    """The figures of one game."""
-    figures: dict[str, float] = {}
+    """Bytes, milliseconds and ratios of one game, by the column of the table."""
+    measured: dict[str, float] = {}
     shards = {}
     for kind in KINDS:
         shard = make_shard(kind, blocks)
         for encoded in pushes(blocks):
             shard.insert(encoded)
         status = shard.status()
-        figures[kind] = status.stored_bytes / status.count
+        measured[kind] = status.stored_bytes / status.count
         shards[kind] = shard
     request = SampleRequest((BATCH_SIZE,))
     plain, packed = shards["none"], shards["lz4"]
-    figures["shard"], figures["plain ms"], figures["lz4 ms"] = throughput_ratio(
+    measured["shard"], measured["plain ms"], measured["lz4 ms"] = throughput_ratio(
         lambda: plain.exchange(None, request), lambda: packed.exchange(None, request)
     )
     a, b = (sampler_over(LocalTransport([shard]), 0) for shard in (plain, packed))
-    figures["sampler"], *_ = throughput_ratio(lambda: a.next_minibatch(0), lambda: b.next_minibatch(0))
-    return figures
+    measured["sampler"], *_ = throughput_ratio(lambda: a.next_minibatch(0), lambda: b.next_minibatch(0))
+    return measured
 
 
 @contextmanager
@@ -221,10 +221,10 @@ def main() -> None:
     with ray_engine() as engine:
         for game in GAMES:
             blocks = play(game, seconds)
-            figures = in_process(blocks)
-            figures["ray"], *_ = over_ray(engine, blocks)
-            rows.append(figures)
-            print_row(game, figures)
+            measured = in_process(blocks)
+            measured["ray"], *_ = over_ray(engine, blocks)
+            rows.append(measured)
+            print_row(game, measured)
     print_row("mean", {name: fmean(row[name] for row in rows) for name in rows[0]})
 
 

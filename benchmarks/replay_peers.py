@@ -23,24 +23,24 @@ LOOPS = {"cartpole": 1_500, "atari": 60}
 rng = np.random.default_rng(0)
 
 
-def observations(shape: str, rows: int) -> np.ndarray:
+def observations(shape: str, count: int) -> np.ndarray:
     if shape == "atari":
-        return rng.integers(0, 256, (rows, 4, 84, 84), dtype=np.uint8)
-    return rng.random((rows, 4), dtype=np.float32)
+        return rng.integers(0, 256, (count, 4, 84, 84), dtype=np.uint8)
+    return rng.random((count, 4), dtype=np.float32)
 
 
 def cpprb(shape: str) -> Callable[[], None]:
     from cpprb import PrioritizedReplayBuffer
 
     obs = {"shape": (4, 84, 84), "dtype": np.uint8} if shape == "atari" else {"shape": 4}
-    row = {"action": {"dtype": np.int32}, "reward": {}, "discount": {}, "version": {"dtype": np.int64}}
-    buffer = PrioritizedReplayBuffer(CAPACITY[shape], {"obs": obs, "next_obs": obs, **row}, alpha=ALPHA)
+    scalar = {"action": {"dtype": np.int32}, "reward": {}, "discount": {}, "version": {"dtype": np.int64}}
+    buffer = PrioritizedReplayBuffer(CAPACITY[shape], {"obs": obs, "next_obs": obs, **scalar}, alpha=ALPHA)
 
-    def rows(count: int) -> dict[str, np.ndarray]:
-        scalars = {name: rng.random(count, dtype=np.float32) for name in (*row, "priorities")}
+    def transitions(count: int) -> dict[str, np.ndarray]:
+        scalars = {name: rng.random(count, dtype=np.float32) for name in (*scalar, "priorities")}
         return {"obs": observations(shape, count), "next_obs": observations(shape, count), **scalars}
 
-    many, few = rows(1_000), rows(INSERT)
+    many, few = transitions(1_000), transitions(INSERT)
     for _ in range(CAPACITY[shape] // 1_000):
         buffer.add(**many)
 

@@ -38,14 +38,14 @@ REPEATS = 60
 
 
 class Writer:
-    """Pushes blocks of 512 rows as an actor does: several in flight."""
+    """Pushes blocks of 512 transitions as an actor does: several in flight."""
 
     def __init__(self, calls: Calls, shard: Handle, schema: BlockSchema) -> None:
         self._block = random_block(schema, 512)
         self._sink = RoundRobinSink(calls, [shard], writer=0, incarnation=0, pushes_in_flight=4)
 
     def push(self, blocks: int) -> int:
-        """Returns the rows pushed."""
+        """Returns the number of transitions pushed."""
         for _ in range(blocks):
             self._sink.push(self._block)
         return blocks * self._block.num_transitions
@@ -75,7 +75,7 @@ def sampler_of(engine: RayEngine, shard: Handle, minibatches: int, prefetch: int
 
 
 class Traffic:
-    """Loops of insert 64, sample 512, update 512: rows are pushed by the writer's process meanwhile."""
+    """Loops of insert 64, sample 512, update 512; the writer's process pushes meanwhile."""
 
     def __init__(self, engine: RayEngine, shard: Handle, writer: Handle) -> None:
         self._engine = engine
@@ -83,7 +83,7 @@ class Traffic:
         self._sampler = sampler_of(engine, shard, MINIBATCHES, prefetch=2)
 
     def rate(self) -> float:
-        """Loops a second; each has its 64 rows inserted, in blocks of 512."""
+        """Loops a second; for each of them 64 transitions are inserted, in blocks of 512."""
         loops = 0
         pushing = self._engine.call(self._writer, "push", 1)[0]
         began = perf_counter()
@@ -109,9 +109,7 @@ def windows_milliseconds(sampler: ReplaySampler[object]) -> float:
 def print_windows(engine: RayEngine, shard: Handle) -> None:
     """One Atari request at a time, by reply and by slot, beside the same in one process."""
     local = full_shard(ATARI, ATARI_CAPACITY)
-    print(
-        f"\n{'Atari rows':>10s} {'bytes':>12s} {'in process':>10s} {'by reply':>14s} {'by slot':>14s}   (ms)"
-    )
+    print(f"\n{'windows':>10s} {'bytes':>12s} {'in process':>10s} {'by reply':>14s} {'by slot':>14s}   (ms)")
     for batch in (2, 4, 8, 32, 128, BATCH):
         samplers = []
         for min_slot_bytes in (1 << 60, 0):

@@ -1,4 +1,4 @@
-"""The chaos command's own judgement: an audit that sees what is missing, memory that grows, the page."""
+"""The chaos command: its audit finds missing pushes and growing memory; the page that it writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.replay_data import CARTPOLE, random_block  # noqa: E402
 from replay_service.codec import encode  # noqa: E402
 from replay_service.journal.segments import BLOCK, Delivered, Journal, segment_paths  # noqa: E402
 
-ROWS = 8
+TRANSITIONS = 8
 
 
 def write_journal(folder: Path, pushes: list[tuple[int, int, int]]) -> None:
@@ -28,10 +28,12 @@ def write_journal(folder: Path, pushes: list[tuple[int, int, int]]) -> None:
     writers: dict[int, tuple[int, int]] = {}
     for index, (writer, incarnation, sequence) in enumerate(pushes):
         block = replace(
-            random_block(CARTPOLE, ROWS), writer=writer, incarnation=incarnation, sequence=sequence
+            random_block(CARTPOLE, TRANSITIONS), writer=writer, incarnation=incarnation, sequence=sequence
         )
-        delivered = Delivered(dict(writers), ROWS * index, ROWS * index)
-        journal.append(BLOCK, ROWS * index, ROWS * (index + 1), encode(block), lambda held=delivered: held)
+        delivered = Delivered(dict(writers), TRANSITIONS * index, TRANSITIONS * index)
+        journal.append(
+            BLOCK, TRANSITIONS * index, TRANSITIONS * (index + 1), encode(block), lambda held=delivered: held
+        )
         writers[writer] = (incarnation, sequence + 1)
     journal.close()
 
@@ -44,7 +46,7 @@ def test_a_whole_journal_has_no_gap(tmp_path: Path) -> None:
     found = audit(tmp_path)
     assert len(segment_paths(tmp_path / "shard-0")) > 2
     assert found.gaps == ()
-    assert (found.rows, found.blocks) == (ROWS * len(PUSHES), len(PUSHES))
+    assert (found.transitions, found.blocks) == (TRANSITIONS * len(PUSHES), len(PUSHES))
 
 
 def test_the_oldest_segments_may_be_gone(tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_the_oldest_segments_may_be_gone(tmp_path: Path) -> None:
     segment_paths(tmp_path / "shard-0")[0].unlink()
     found = audit(tmp_path)
     assert found.gaps == ()
-    assert found.rows == ROWS * len(PUSHES)
+    assert found.transitions == TRANSITIONS * len(PUSHES)
     assert found.blocks < len(PUSHES)
 
 

@@ -61,7 +61,7 @@ def test_every_panel_asks_what_prometheus_understands(tmp_path: Path) -> None:
     accepted("check", "rules", file)
 
 
-def test_the_story_is_told_top_down() -> None:
+def test_panels_stand_in_the_order_of_the_questions() -> None:
     (dashboard,) = dashboards().values()
     assert [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"] == [
         "Is it learning?",

@@ -61,7 +61,7 @@ class Jackpot(gym.Env[np.ndarray, int]):
 
 
 class Wide(gym.Env[np.ndarray, int]):
-    """Observations of 112 kB, of which four numbers matter: rows are dear, and all else is cheap."""
+    """Observations of 112 kB, of which four numbers matter: transitions are expensive, all else is cheap."""
 
     observation_space = spaces.Box(0, 255, (168, 168, 4), np.uint8)
     action_space = spaces.Discrete(2)

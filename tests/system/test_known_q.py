@@ -118,9 +118,9 @@ def test_slippery_frozen_lake_through_prioritized_shards(tmp_path: Path, seed: i
 
 
 @pytest.mark.parametrize("replay", [(), PRIORITIZED], ids=["uniform", "three prioritized shards"])
-def test_cliff_walking_whose_episodes_are_cut_off(tmp_path: Path, replay: tuple[str, ...]) -> None:
+def test_cliff_walking_with_truncated_episodes(tmp_path: Path, replay: tuple[str, ...]) -> None:
     # Nothing is random, so the error falls towards float32's rounding (2e-5 was seen), unless the last
-    # pairs are found late. A cut-off episode that did not bootstrap would cost a value of 1 to 7.
+    # pairs are found late. A truncated episode that did not bootstrap would cost a value of 1 to 7.
     chance, reward, ends = tables("CliffWalking-v1")
     states = reachable(chance, ends, start=36)
     assert len(states) == 37

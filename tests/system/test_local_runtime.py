@@ -145,10 +145,10 @@ def test_a_killed_shard_comes_back(local_run: LocalRun, num_shards: int, persist
     assert local_run.errors == ""
     assert local_run.has_line("stop.updates = 6000 reached")
     assert weights_version(local_run.run_dir) == 6_000
-    figures = metrics_lines(local_run.run_dir)
-    assert_totals_never_go_backwards(figures)
-    assert_pacing_held(figures)
-    assert figures[-1]["restarts_total"] == 1
+    lines = metrics_lines(local_run.run_dir)
+    assert_totals_never_go_backwards(lines)
+    assert_pacing_held(lines)
+    assert lines[-1]["restarts_total"] == 1
     local_run.assert_nothing_left()
 
 
@@ -163,10 +163,10 @@ def test_a_killed_learner_goes_on_from_its_state_of_before(local_run: LocalRun) 
     assert version > 0
     assert local_run.finish() == 0
     assert weights_version(local_run.run_dir) == 9_000
-    figures = metrics_lines(local_run.run_dir)
-    assert figures[-1]["updates_total"] == 9_000 + lost
-    assert_totals_never_go_backwards(figures)
-    assert_pacing_held(figures)
+    lines = metrics_lines(local_run.run_dir)
+    assert lines[-1]["updates_total"] == 9_000 + lost
+    assert_totals_never_go_backwards(lines)
+    assert_pacing_held(lines)
     local_run.assert_nothing_left()
 
 
@@ -219,18 +219,18 @@ def numbers_in(local_run: LocalRun, pattern: str) -> tuple[int, ...]:
     return tuple(int(group.replace(",", "")) for group in found.groups())
 
 
-def assert_totals_never_go_backwards(figures: list[dict[str, float]]) -> None:
+def assert_totals_never_go_backwards(lines: list[dict[str, float]]) -> None:
     for name in ("inserted_transitions_total", "env_steps_total", "updates_total", "episodes_total"):
-        values = [line[name] for line in figures]
+        values = [line[name] for line in lines]
         assert values == sorted(values), name
 
 
-def assert_pacing_held(figures: list[dict[str, float]]) -> None:
+def assert_pacing_held(lines: list[dict[str, float]]) -> None:
     """Neither side ran ahead while the other could not work."""
-    for line in figures:
+    for line in lines:
         paced = max(0, line["inserted_transitions_total"] - 128)
         assert line["sampled_transitions_total"] <= 4 * paced
-    assert figures[-1]["samples_per_insert"] > 3.0
+    assert lines[-1]["samples_per_insert"] > 3.0
 
 
 @pytest.mark.slow

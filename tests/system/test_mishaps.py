@@ -87,9 +87,9 @@ def test_an_actor_whose_environment_hangs_is_replaced(local_run: LocalRun, tmp_p
     )
     assert local_run.has_line("was ended; replaced by incarnation 1")
     assert "wait_for_ever" in (local_run.run_dir / "logs" / "actor-0.stacks").read_text()
-    figures = newest(local_run.run_dir)
-    assert figures["env_restarts_total"] == {"raise": 0, "invalid": 0, "hang": 1, "memory": 0}
-    assert figures["role_restarts_total"]["actor"]["frozen"] == 1
+    line = newest(local_run.run_dir)
+    assert line["env_restarts_total"] == {"raise": 0, "invalid": 0, "hang": 1, "memory": 0}
+    assert line["role_restarts_total"]["actor"]["frozen"] == 1
     # Also of what the environment had started, in a session of its own.
     local_run.assert_nothing_left()
 

@@ -107,7 +107,7 @@ def test_a_run_leaves_everything_that_it_promises(tmp_path: Path) -> None:
     last = lines[-1]
     assert last["updates_total"] == 200
     assert last["sampled_transitions_total"] == 200 * 16
-    # Pacing: never above the ratio; below it by what acting may run ahead: 1 chunk of 32 rows and
+    # Pacing: never above the ratio; below it by what acting may run ahead: 1 chunk of 32 transitions and
     # 1 of 8 updates.
     paced = last["inserted_transitions_total"] - 64
     assert 4 * paced - (4 * 32 + 8 * 16) <= last["sampled_transitions_total"] <= 4 * paced
