@@ -3,8 +3,8 @@
 Run as `python -m benchmarks.replay_memory`. Real frames: the project's own actors play three games at random
 (stack 4, three-step returns, chunks as an automatic configuration chooses them). Their blocks fill two shards
 of 100,000 prioritized transitions, one with plain frames, one with lz4; the blocks repeat if a game gives too
-few. Bytes are all that a shard holds: frames, transitions, priorities, segment overhead. Draws of 512 are timed
-in turn on both shards; a ratio is lz4's throughput over the plain one's. "shard" is the draw alone,
+few. Bytes are all that a shard holds: frames, transitions, priorities, segment overhead. Draws of 512 are
+timed in turn on both shards; a ratio is lz4's throughput over the plain one's. "shard" is the draw alone,
 "sampler" a whole minibatch at the learner in one process, "ray" the same with shard and learner in processes
 of their own. `--seconds-per-game` bounds the play.
 """
