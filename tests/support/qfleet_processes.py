@@ -1,4 +1,4 @@
-"""A `qfleet` process and everything that it starts: followed, signalled, counted and cleaned up."""
+"""A `qfleet` process and everything that it starts: followed, signaled, counted and cleaned up."""
 
 from __future__ import annotations
 
