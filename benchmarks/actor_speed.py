@@ -1,11 +1,11 @@
 """How much of an environment's own speed an actor keeps, and what it pushes for a transition.
 
 Run as `python -m benchmarks.actor_speed [--rounds N] [--lanes N]`. Sides take turns in one run, chunk by
-chunk, and the tenth percentile of each side's costs counts; each ratio is shown by wall time and by CPU time,
-which other work on the machine hardly touches. With the Nature CNN the actor overlaps stepping and inference,
-which shows in wall time only. Each group of its lanes then has a thread of ALE's, the environment alone has
-one for all: on two cores that is no help, on more the ratio flatters. An actor's time holds everything but
-the call to the shard: acting, stepping, building transitions, encoding blocks.
+chunk, and the tenth percentile of each side's costs counts. Ratios are of wall time and of CPU time; other
+work on the machine hardly affects the latter. With the Nature CNN the actor overlaps stepping and inference,
+which shows in wall time only. Each group of its lanes then has a thread of ALE's, whereas the environment
+alone has one for all lanes: this makes no difference on two cores and favors the actor on more. An actor's
+time includes everything but the call to the shard: acting, stepping, building transitions, encoding blocks.
 Bars: Atari at random 0.9 of ALE's vector environment with as many threads, with the Nature CNN 0.8 of the
 slower of that and of bare batched inference; CartPole's native form 0.6; at most 1.2 frames of 7,056 bytes a
 transition.
@@ -58,7 +58,7 @@ class CountingSink:
 
 
 class RandomPolicy:
-    """Never asked: an actor without weights acts at random."""
+    """Stands in for a policy; an actor without weights acts at random and never calls it."""
 
     def load(self, flat_weights: np.ndarray) -> None: ...
 
@@ -74,7 +74,7 @@ def actor_of(
     weights: np.ndarray | None,
     overlap: bool = False,
 ) -> Callable[[], int]:
-    """One chunk of an actor; returns the env steps that it took."""
+    """Acts for one chunk; returns the number of env steps."""
     actor = EnvActor(
         env,
         ActorsConfig(envs_per_actor=lanes, n_step=3, epsilon_start=0.1, epsilon_end=0.1),
@@ -90,7 +90,7 @@ def actor_of(
 
 
 def raw_of(env: EnvConfig, lanes: int) -> Callable[[], int]:
-    """As many steps of the vector environment alone, with actions drawn beforehand."""
+    """Steps the vector environment alone, as often, with actions drawn beforehand."""
     kwargs = {"stack_num": 1, "reward_clipping": False, "num_threads": 1} if env is ATARI else {}
     vector = gym.make_vec(env.id, lanes, "vector_entry_point", **kwargs)
     vector.reset(seed=0)
@@ -118,8 +118,9 @@ def inference_of(lanes: int, policy: TorchPolicy) -> Callable[[], int]:
 
 
 def speeds(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Steps a second of wall and of CPU time. Sides take turns chunk by chunk; what the fastest tenth of its
-    chunks stays below counts for each, where other work on the machine disturbs least."""
+    """Steps per second of wall time and of CPU time. Sides take turns chunk by chunk; the tenth percentile of
+    a side's costs counts, because other work on the machine disturbs it least.
+    """
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for chunk in sides.values():
         chunk()
@@ -137,12 +138,12 @@ def speeds(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[
 
 
 def tenth(costs: list[float]) -> float:
-    """What a tenth of the costs stay below."""
+    """The tenth percentile of the costs."""
     return sorted(costs)[len(costs) // 10]
 
 
 def show(what: str, speed: dict[str, tuple[float, float]], bar: float) -> None:
-    """The actor's share of the slowest bare side."""
+    """Prints the actor's speed over that of the slowest bare side."""
     bare = [rates for name, rates in speed.items() if name in ("ALE", "network", "native")]
     wall, cpu = (speed["actor"][clock] / min(rates[clock] for rates in bare) for clock in (0, 1))
     rates = ", ".join(f"{name} {rate:,.0f}/s ({cpu_rate:,.0f})" for name, (rate, cpu_rate) in speed.items())

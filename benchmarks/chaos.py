@@ -1,12 +1,12 @@
-"""Kills random roles of a living run, and says whether it came through: nothing lost, nothing leaked, solved.
+"""Kills random roles of a run and checks that it survives: nothing lost, nothing leaked, the task solved.
 
     python -m benchmarks.chaos --minutes 30 --every 20 --env CartPole-v1
     python -m benchmarks.chaos --table [--repeats 3] [--only actor learner]     writes docs/failures.md
 
 Injections that docs/failures.json holds are not repeated, so a table that was stopped goes on where it was.
 
-With a continuous journal no acknowledged transition may be lost: each shard takes a writer's pushes in their
-order only, so the journals' sequences, read after the end, tell of any that is missing.
+With a continuous journal no acknowledged transition may be lost. Each shard accepts a writer's pushes only in
+their order, so a missing one leaves a gap in the journals' sequences, which the script reads after the end.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ SETTINGS = {
     "checkpoint.every_seconds": "20",
     "metrics.every_seconds": "0.2",
     "run.restarts": "1000000",
-    # It goes on after it has solved: what survives must stay good.
+    # The run goes on after it has solved the task: it must stay good.
     "stop.env_steps": "1000000000000",
     "stop.target_return": "1000000000",
 }
-# A role that is killed again before it was up tells nothing of how long it takes.
+# The recovery of a role that is killed again before it was up is not measured.
 _SAMPLE_SECONDS = 5.0
 _MOST_GROWTH_BYTES = 48 << 20
 _MOST_GROWTH = 0.15
@@ -67,7 +67,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the journals hold after the end. gaps: what is missing in a writer's sequence, in words."""
+    """Contents of the journals after the end. gaps: a sentence for each gap in a writer's sequence."""
 
     transitions: int
     blocks: int
@@ -76,7 +76,7 @@ class Audit:
 
 @dataclass
 class Soak:
-    """What was seen of a run under fire. resident_bytes: over time, of each process that nobody kills."""
+    """Observations of the run. resident_bytes: memory over time of each process that is never killed."""
 
     kills: list[Kill] = field(default_factory=list)
     resident_bytes: dict[tuple[int, str], list[tuple[float, int]]] = field(
@@ -117,7 +117,7 @@ def audit(replay: Path) -> Audit:
 def _differences(
     path: Path, due: dict[int, tuple[int, int]], said: dict[int, tuple[int, int]]
 ) -> Iterator[str]:
-    """Where a segment's first words are not what the one before came to; before the first there is none."""
+    """A sentence for each writer whose sequence in a segment's head differs from the end of the last one."""
     for writer in due | said if due else ():
         if said.get(writer) != due.get(writer):
             yield f"{path.name}: begins with writer {writer} at {said.get(writer)}, {due.get(writer)} was due"
@@ -199,7 +199,7 @@ def growth(samples: Sequence[tuple[float, int]], seconds: float) -> tuple[int, i
 def verdicts(
     run: FollowedRun, found: Soak, seconds: float, target: float, config: RunConfig, status: int
 ) -> list[tuple[bool, str]]:
-    """What must hold, each with whether it does."""
+    """Each requirement as (whether it holds, sentence)."""
     last, journals = run.lines()[-1], audit(run.run_dir / "replay")
     counted, killed = last["role_restarts_total"], Counter(kill.kind for kill in found.kills)
     in_metrics = {kind: counted[kind]["process"] for kind in CLASSES}
@@ -253,7 +253,7 @@ def verdicts(
 
 
 def run_soak(env: str, minutes: float, every_seconds: float, seed: int, target: float) -> bool:
-    """The whole of it; prints what was seen and whether each bar holds."""
+    """Runs all of it; prints the observations and whether each requirement holds."""
     with tempfile.TemporaryDirectory(prefix="qfleet-chaos-") as folder:
         run = FollowedRun(arguments(SETTINGS, env), Path(folder) / "run")
         try:
@@ -261,7 +261,7 @@ def run_soak(env: str, minutes: float, every_seconds: float, seed: int, target: 
             run.wait_for(lambda: run.newest()["checkpoints_total"], "the first checkpoint")
             began = time.monotonic()
             found = soak(run, minutes * 60.0, every_seconds, random.Random(seed))
-            # The last one killed comes back first.
+            # The last role killed has to come back first.
             run.wait_for(lambda: run.newest()["roles_up"] == run.newest()["roles_wanted"], "all roles")
             seconds = time.monotonic() - began
             status = run.finish(signal.SIGTERM)

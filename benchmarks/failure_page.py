@@ -52,7 +52,7 @@ that is dead to Ray: its roles are replaced elsewhere, and those on it end thems
 
 @dataclass(frozen=True)
 class Measured:
-    """Some injections of one failure; missing: why there are none."""
+    """Injections of one failure. missing: the reason if there are none."""
 
     failure: Failure
     outcomes: tuple[Outcome, ...]
@@ -115,6 +115,6 @@ def _seconds(outcomes: Sequence[Outcome]) -> str:
 
 
 def _anonymous(text: str) -> str:
-    """Without what differs from run to run for no reason."""
+    """The text without process ids, ports and temporary paths, which differ from run to run."""
     text = re.sub(r"\(process \d+\)", "(process …)", text)
     return re.sub(r"/\S+?/run\b", "RUN_DIR", text).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Every failure of docs/failures.md, injected for real: what is lost, for how long, what the run says.
+"""Injects every failure of docs/failures.md into a real run: what is lost, for how long, what the run says.
 
 `python -m benchmarks.chaos --table` measures them all; the tests go through the same functions.
 """
@@ -50,13 +50,13 @@ _FILE_BYTES = 60 << 20
 
 
 class CannotBeInjectedError(RuntimeError):
-    """This machine lacks what the failure takes; the message says what."""
+    """This machine lacks something that the failure needs; the message names it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one injection did. seconds: from it until training moved again; limit_seconds: of those, what the
-    run was told to wait before it believes that a role is frozen; said: the run's events meanwhile.
+    """The outcome of one injection. seconds: from it until training moved again; limit_seconds: the part of
+    them that the run waits before it takes a role for frozen; said: the run's events meanwhile.
     """
 
     lost: str
@@ -67,7 +67,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failure that can be injected: play does it once, in a folder of its own."""
+    """A failure that can be injected: play does so once, in a new folder."""
 
     name: str
     title: str
@@ -75,18 +75,20 @@ class Failure:
 
 
 def restarts(line: Line, kind: str) -> int:
-    """How many of these roles were replaced."""
+    """Number of replacements of this kind of role."""
     return int(sum((line.get("role_restarts_total") or {}).get(kind, {}).values()))
 
 
 def arguments(settings: Mapping[str, str], env: str = "CartPole-v1") -> list[str]:
-    """Those of `qfleet train`."""
+    """Arguments of `qfleet train`."""
     return [env, *(part for name, value in settings.items() for part in ("--set", f"{name}={value}"))]
 
 
 @contextmanager
 def small_run(folder: Path, env: Mapping[str, str] | None = None, **settings: str) -> Iterator[FollowedRun]:
-    """A run that learns, has been evaluated and has a checkpoint. settings: names with __ for the dot."""
+    """Starts a run and waits until it learns and has an evaluation and a checkpoint. settings: `__` for
+    the dot.
+    """
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
     run = FollowedRun(arguments({**SMALL, **overrides}), folder / "run", env)
     try:
@@ -98,7 +100,7 @@ def small_run(folder: Path, env: Mapping[str, str] | None = None, **settings: st
 
 
 def wait_until_warm(run: FollowedRun) -> None:
-    """Until everything that is counted has begun to count."""
+    """Waits until there are updates, an evaluation and a checkpoint."""
 
     def is_warm() -> bool:
         line = run.newest()
@@ -111,7 +113,7 @@ def wait_until_warm(run: FollowedRun) -> None:
 def time_until_it_moves(run: FollowedRun, kind: str, before: Line, since: float) -> float:
     """Seconds from `since` until the role has been replaced and transitions and updates come in again.
 
-    of an evaluator: until the next evaluation is done.
+    For an evaluator: until the next evaluation is done.
     """
     lost = restarts(before, kind)
     first: Line = run.wait_for(
@@ -132,7 +134,7 @@ def time_until_it_moves(run: FollowedRun, kind: str, before: Line, since: float)
 
 
 def news(run: FollowedRun, since_events: int) -> tuple[str, ...]:
-    """The events of the run from there on but for its routine, without their times."""
+    """The run's events from there on, without routine ones and without their times."""
     texts = [re.split(r" (?:INFO|WARNING|ERROR) +", line)[-1] for line in run.events()[since_events:]]
     routine = ("checkpoint ", "version ", "end: ")
     return tuple(text for text in texts if not text.startswith(routine))
@@ -168,7 +170,7 @@ def role_frozen(kind: str, folder: Path) -> Outcome:
 
 
 def role_out_of_memory(folder: Path) -> Outcome:
-    """The kernel's killer: an actor in a memory cgroup that has no room for it."""
+    """The kernel kills an actor in a memory cgroup that is too small for it."""
     with memory_cgroup() as group, small_run(folder) as run:
         before, events = run.newest(), len(run.events())
         (group / "memory.limit_in_bytes").write_text("65536")
@@ -180,7 +182,7 @@ def role_out_of_memory(folder: Path) -> Outcome:
 
 
 def driver_killed(folder: Path, *, everything: bool) -> Outcome:
-    """The command is lost, and begun again with --resume auto."""
+    """The command is killed and started again with --resume auto."""
     with small_run(folder) as run:
         (run.kill_all if everything else partial(run.finish, signal.SIGKILL))()
         before, events, since = run.newest(), len(run.events()), time.monotonic()
@@ -192,7 +194,7 @@ def driver_killed(folder: Path, *, everything: bool) -> Outcome:
 
 
 def disk_full(folder: Path) -> Outcome:
-    """Nothing can be written for a while, neither journal nor checkpoint, then there is room again."""
+    """The disk is full for a while: neither journals nor checkpoints can be written."""
     with small_disk(folder), small_run(folder) as run:
         filler, events = folder / "filler", len(run.events())
         with filler.open("wb", buffering=0) as file:
@@ -221,7 +223,7 @@ def disk_full(folder: Path) -> Outcome:
 
 
 def node_lost(kind: Literal["learner", "shard"], what: Literal["raylet", "node"], folder: Path) -> Outcome:
-    """One of two machines of a cluster goes, with all the roles on it, or only its raylet is killed."""
+    """One of two machines of a cluster is lost with all its roles, or only its raylet is killed."""
     with ray_nodes(cpus=(6, 6)) as nodes, small_run(folder, nodes.env) as run:
         before, events = run.newest(), len(run.events())
         victim = nodes.of(run.roles(kind)[0])
@@ -253,7 +255,7 @@ def node_drained(folder: Path) -> Outcome:
 
 
 def head_lost(folder: Path) -> Outcome:
-    """The whole cluster and the driver go; the job begins again on another."""
+    """The whole cluster and the driver are lost; the job starts again on another cluster."""
     with ExitStack() as clusters:
         nodes = clusters.enter_context(ray_nodes(cpus=(12,)))
         with small_run(folder, nodes.env) as run:
@@ -299,7 +301,7 @@ def lost_since_checkpoint(before: Line, run: FollowedRun) -> str:
 
 
 def lost_words(kind: str, said: Sequence[str]) -> str:
-    """What was lost, by what the run said."""
+    """The loss, taken from the run's events."""
     text = "\n".join(said)
     if found := re.search(r"goes on from version [\d,]+; ([\d,]+) updates are lost", text):
         return f"{found.group(1)} updates"
@@ -311,7 +313,7 @@ def lost_words(kind: str, said: Sequence[str]) -> str:
 
 
 def end_well(run: FollowedRun) -> None:
-    """Ends the run by SIGTERM. Raises RuntimeError where that does not end as it should."""
+    """Ends the run by SIGTERM. Raises RuntimeError if it does not end with status 143."""
     status = run.finish(signal.SIGTERM)
     if status != 143:
         raise RuntimeError(f"the run ended with {status}\n{run.output()[-3000:]}")
@@ -335,7 +337,7 @@ def memory_cgroup() -> Iterator[Path]:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A file system of its own at the folder, soon full."""
+    """Mounts a small file system at the folder."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={_FILE_BYTES}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
         raise CannotBeInjectedError("needs the right to mount a tmpfs")
@@ -346,7 +348,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 class RayNodes:
-    """Several raylets on this machine under one head without CPUs, where the driver is."""
+    """Several raylets on this machine; the driver is on the head, which offers no CPUs."""
 
     def __init__(self, cluster: Any) -> None:
         self._cluster = cluster
@@ -379,7 +381,7 @@ class RayNodes:
         )  # fmt: skip
 
     def kill_all(self) -> None:
-        """Every process of every node, the head's with what knows of the others first."""
+        """kill -9 of every process of every node, the head's first: it knows of the others."""
         import psutil
 
         for node in self._cluster.list_all_nodes():

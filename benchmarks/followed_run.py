@@ -1,4 +1,4 @@
-"""A `qfleet train` in a process of its own, followed by what it writes, and hurt by those who test it."""
+"""Runs `qfleet train` in its own process, follows the files that it writes, and signals its processes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Line = Mapping[str, Any]
 
 
 class FollowedRun:
-    """Starts `qfleet train ARGUMENTS`, any number of times on the same folder; killed ones leave nothing."""
+    """Starts `qfleet train ARGUMENTS` on one folder, as often as asked; ends whatever a killed one leaves."""
 
     def __init__(self, arguments: Sequence[str], run_dir: Path, env: Mapping[str, str] | None = None) -> None:
         self.run_dir = run_dir
         self.arguments = list(arguments)
         self.env = dict(os.environ if env is None else env)
-        # Short: Ray makes Unix sockets below it, whose paths may have 107 bytes.
+        # Short: paths of the Unix sockets that Ray makes below it may have 107 bytes.
         self.temp = Path(tempfile.mkdtemp(prefix="qc-", dir="/tmp"))
         self._strangers = set(psutil.Process().children(recursive=True))
         self._family: set[psutil.Process] = set()
@@ -74,7 +74,7 @@ class FollowedRun:
         return []
 
     def output(self) -> str:
-        """All that the command has said."""
+        """Everything that the command has printed."""
         return (self.temp / "output").read_text()
 
     def roles(self, kind: str) -> list[int]:
@@ -88,7 +88,7 @@ class FollowedRun:
         return sorted(found)
 
     def family(self) -> set[psutil.Process]:
-        """Every process that was ever seen of the run, and still lives."""
+        """Processes of the run, seen at any time, that still live."""
         self._family |= set(psutil.Process().children(recursive=True)) - self._strangers
         if self.driver is not None:
             with suppress(psutil.NoSuchProcess):
@@ -97,7 +97,7 @@ class FollowedRun:
         return self._family
 
     def wait_for(self, fact: Callable[[], Any], what: str, seconds: float = TIMEOUT_SECONDS) -> Any:
-        """Looks until `fact` is true, and returns it. Raises RuntimeError where it never is."""
+        """Polls until `fact` is true, and returns it. Raises RuntimeError if it does not become true."""
         deadline = time.monotonic() + seconds
         while True:
             with suppress(LookupError):
@@ -121,7 +121,7 @@ class FollowedRun:
         return self.driver.wait(TIMEOUT_SECONDS)
 
     def kill_all(self) -> None:
-        """kill -9 of the driver and all that it started, at once: what losing the machine looks like."""
+        """kill -9 of the driver and of all that it started, as if the machine were lost."""
         assert self.driver is not None
         family = self.family()
         self.driver.kill()

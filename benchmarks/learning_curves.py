@@ -31,7 +31,7 @@ MOST_POINTS = 200
 
 @dataclass(frozen=True)
 class Case:
-    """A preset and what is set beside it; frames a step; the return of the paper's DQN, if there is one."""
+    """A preset with further settings; frames per step; the return of the paper's DQN, if there is one."""
 
     preset: str
     overrides: tuple[str, ...]
@@ -48,9 +48,9 @@ CASES: Mapping[str, Case] = {
     "asterix": _minatar("Asterix", 17.0),
     "breakout": _minatar("Breakout", 10.0),
     "freeway": _minatar("Freeway", 50.0),
-    "seaquest": _minatar("Seaquest", 20.0),  # the paper's is from before a fix of the game in 1.0.11
+    "seaquest": _minatar("Seaquest", 20.0),  # the paper's return is from before a fix of the game in 1.0.11
     "spaceinvaders": _minatar("SpaceInvaders", 44.0),
-    # The preset is the paper's, for 10 million steps; this is for the half million of some hours.
+    # The preset is the paper's, for 10 million steps; these settings suit the half million of some hours.
     "pong": Case(
         "atari",
         (
@@ -74,7 +74,7 @@ CASES: Mapping[str, Case] = {
 class Run:
     """One run. curve: (env steps, seconds, mean return while training); evaluations: (version, greedy mean).
 
-    greedy_return is that of the version delivered, confirmed on other seeds; None where none was confirmed.
+    greedy_return: of the delivered version, confirmed on other seeds; None if no version was confirmed.
     """
 
     case: str
@@ -96,12 +96,12 @@ def one_run(name: str, seed: int, run_dir: Path, seconds: float | None) -> Run:
         overrides.append(f"stop.seconds={seconds}")
     result = train(load_config(PRESETS / f"{case.preset}.yaml", overrides), run_dir, resume="auto")
     if result.signal is not None:
-        raise SystemExit(128 + result.signal)  # to be gone on with another time
+        raise SystemExit(128 + result.signal)  # a later call goes on from here
     return read_run(name, seed, run_dir)
 
 
 def read_run(name: str, seed: int, run_dir: Path) -> Run:
-    """What a run directory holds by now."""
+    """The run so far, from its directory."""
     told = report_data.read_run(run_dir)
     scored = [line for line in told.evaluations if not line["confirms"]]
     curve = [
@@ -125,7 +125,7 @@ def read_run(name: str, seed: int, run_dir: Path) -> Run:
 
 
 def sentence(run: Run) -> str:
-    """One run in words."""
+    """A sentence about the run."""
     case = CASES[run.case]
     text = (
         f"{run.case} seed {run.seed}: greedy {run.greedy_return or math.nan:.1f}, "
@@ -134,13 +134,13 @@ def sentence(run: Run) -> str:
     )
     if case.paper_dqn is None:
         return text
-    # The paper's is of training; a greedy one alone would compare different things.
+    # The paper's return is from training, so the training return is shown beside the greedy one.
     beats = "beats" if min(run.greedy_return or 0.0, run.train_return) > case.paper_dqn else "is below"
     return f"{text}; {beats} the paper's DQN ({case.paper_dqn:g})"
 
 
 def plot(runs: Sequence[Run], path: Path) -> None:
-    """A panel a case: return while training over millions of frames, a line a seed (with matplotlib)."""
+    """A panel for each case: training return over millions of frames, a line for each seed (matplotlib)."""
     try:
         from matplotlib import pyplot, rcParams
     except ImportError:

@@ -43,7 +43,7 @@ class Recorder(LineView):
 
 
 def steady_updates_per_second(config: RunConfig) -> float:
-    """From the second snapshot with updates to the last regular one: start-up and end stay out."""
+    """Rate between the second snapshot with updates and the last regular one, without start and end."""
     kept: list[Snapshot] = []
 
     def view(headline: object, stop: object) -> Recorder:

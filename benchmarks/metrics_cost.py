@@ -1,4 +1,4 @@
-"""What metrics cost each role: seconds in what only they need, over the seconds that the role works.
+"""The cost of metrics for each role: seconds spent on them over the seconds that the role works.
 
 Run as `python -m benchmarks.metrics_cost`. Every function that only metrics need is timed in a serial run of
 CartPole, whose network and environments are about the cheapest there are, so that its share is the largest;
@@ -55,7 +55,7 @@ _CALIBRATIONS = 20_000
 
 
 class Stopwatch:
-    """CPU seconds by label while functions are patched, each label without what is timed within it."""
+    """CPU seconds by label while functions are patched; a label excludes what is timed within it."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -64,7 +64,7 @@ class Stopwatch:
         empty = self.timed("inside", lambda: None)
         around = self.timed("outside", lambda: [empty() for _ in range(_CALIBRATIONS)])
         around()
-        # What timing a call adds to itself, and to the function that calls it.
+        # The cost of timing, within the timed call and for its caller.
         self._inside = self.seconds["inside"] / _CALIBRATIONS
         self._outside = self.seconds["outside"] / _CALIBRATIONS
         self.seconds.clear()
@@ -79,7 +79,7 @@ class Stopwatch:
             yield
 
     def timed(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, counting for the label; called by one that counts for the same, it is part of it."""
+        """Times the function under the label; calls within a function of the same label are part of it."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             state = self._state.__dict__
@@ -101,7 +101,7 @@ class Stopwatch:
 
 
 class Quiet(LineView):
-    """A view that shows nothing; tells the address of the metrics."""
+    """A view that shows nothing and keeps the address of the metrics."""
 
     def __init__(self, headline: Headline, stop: StopConfig) -> None:
         super().__init__(headline, stop, io.StringIO())
@@ -110,7 +110,7 @@ class Quiet(LineView):
 
 @dataclass(frozen=True)
 class Events:
-    """How often a role did what costs metrics something: env steps, updates, requests, evaluations."""
+    """How often a role did what metrics count: env steps, updates, requests, evaluations."""
 
     counts: Mapping[str, float]
     cpu_seconds: Mapping[str, float]
@@ -126,7 +126,7 @@ class Events:
 
 
 def events(snapshot: Snapshot, config: RunConfig) -> Events:
-    """All until now, by role."""
+    """All events until now, by role."""
     request_transitions = config.learner.batch_size * (config.replay.minibatches_per_request or 1)
     return Events(
         {
@@ -141,7 +141,7 @@ def events(snapshot: Snapshot, config: RunConfig) -> Events:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a role in a serial run: metrics' share of its work, and their seconds for each event."""
+    """Metrics' share of a role's work in a serial run, and their seconds per event."""
 
     share: float
     seconds: float
@@ -182,7 +182,7 @@ def serial_costs() -> dict[str, Cost]:
 
 
 class Scraped(Quiet):
-    """Scrapes the run, and remembers how things stood when learning had begun."""
+    """Scrapes the run, and keeps the totals of the moment when learning had begun."""
 
     def __init__(self, headline: Headline, stop: StopConfig) -> None:
         super().__init__(headline, stop)

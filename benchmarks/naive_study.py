@@ -35,7 +35,7 @@ LESSON = DOCS / "from-q-learning-to-dqn.md"
 TABLE_BEGINS, TABLE_ENDS = "<!-- naive-study -->", "<!-- end of naive-study -->"
 SEEDS = 10
 GREATEST_VALUE = 100.0
-"""No policy's discounted return is above 1 / (1 - 0.99): rewards are 1, the discount is 0.99."""
+"""The bound 1 / (1 - 0.99) of every policy's discounted return: rewards are 1, the discount is 0.99."""
 
 DIVERGED_ABOVE = 2.0 * GREATEST_VALUE
 COLLAPSED_BELOW = 0.5
@@ -75,7 +75,7 @@ def cartpole_that_never_ends() -> gym.Env[Any, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """What became of one run.
+    """The results of one run.
 
     Attributes:
         greatest_q: the highest mean Q-value of a chunk's minibatches in metrics.jsonl; infinite where updates
@@ -98,12 +98,12 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        """Q beyond twice what any policy can earn."""
+        """Whether Q exceeded twice what any policy can earn."""
         return not self.greatest_q <= DIVERGED_ABOVE
 
     @property
     def collapsed(self) -> bool:
-        """Forgotten: the final policy earns less than half of what the run's best did."""
+        """Whether the final policy earns less than half of what the run's best did."""
         return self.final < COLLAPSED_BELOW * self.best
 
 

@@ -25,12 +25,12 @@ DATA = PRESETS.parent / "docs" / "presets.json"
 SEEDS = 5
 EPISODES = 100
 EVALUATION_SEED = 1_000
-"""Of `qfleet eval`, plus the run's own seed."""
+"""The seed of `qfleet eval` is this plus the run's own seed."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A preset, what is set beside it, the mean return due on every seed, and RL Zoo's score for DQN."""
+    """A preset, further settings, the mean return that every seed must reach, RL Zoo's score for DQN."""
 
     preset: str
     bar: float

@@ -67,7 +67,7 @@ def inserts_per_second(shard: ReplayShard, schema: BlockSchema, size: int) -> fl
 
 
 def print_gather(capacity: int) -> None:
-    """512 windows gathered into arrays that are there, and into new ones, against one memcpy of windows.
+    """Gathers 512 windows into existing arrays and into new ones, against one memcpy of as many windows.
 
     Both sides read memory that no cache holds, and write to the same arrays.
     """

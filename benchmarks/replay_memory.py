@@ -63,7 +63,7 @@ class Blocks:
 
 
 class RandomPolicy:
-    """Never asked: without weights an actor plays at random."""
+    """Stands in for a policy; an actor without weights acts at random and never calls it."""
 
     def load(self, flat_weights: np.ndarray) -> None:
         raise AssertionError("no weights were sent")
@@ -92,7 +92,7 @@ def play(game: str, seconds: float) -> list[TransitionBlock]:
 
 
 def pushes(blocks: list[TransitionBlock]) -> Iterator[np.ndarray]:
-    """The blocks again and again until a shard of CAPACITY has come round once, encoded."""
+    """The encoded blocks, repeated until a shard of CAPACITY has been filled more than once."""
     num_transitions = 0
     for sequence in count():
         if num_transitions > 1.2 * CAPACITY:

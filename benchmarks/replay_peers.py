@@ -78,7 +78,7 @@ def tianshou(shape: str) -> Callable[[], None]:
 
 
 def stable_baselines3(shape: str) -> Callable[[], None]:
-    """Uniform: it has no priorities to update."""
+    """Samples uniformly; it has no priorities to update."""
     from gymnasium.spaces import Box, Discrete
     from stable_baselines3.common.buffers import ReplayBuffer
 
@@ -108,7 +108,7 @@ def dm_reverb(shape: str) -> Callable[[], None]:
         rate_limiter=reverb.rate_limiters.MinSize(1),
     )
     server = reverb.Server(tables=[table])
-    atexit.register(server.stop)  # which also keeps it alive
+    atexit.register(server.stop)  # the closure also keeps it alive
     client = reverb.Client(f"localhost:{server.port}")
     zero = np.float32(0.0)
     frames = [(observation, np.int32(0), zero, zero) for observation in observations(shape, INSERT + 1)]

@@ -1,9 +1,9 @@
-"""What more actors cost the others: env steps a second, and processor time of coordinator, shard and learner.
+"""The load of further actors: env steps per second, CPU time of coordinator, shard and learner.
 
-Run as `python -m benchmarks.scale [ACTORS …]`. The environment is a stub that sleeps, as one does that
-waits for a simulator elsewhere, so that a few cores carry many actors and what they share shows: a row whose
-steps a second are no longer those of one actor times their number has found it, and the fullest column says
-what it is.
+Run as `python -m benchmarks.scale [ACTORS …]`. The environment is a stub that sleeps, like one that waits for
+a simulator elsewhere, so a few cores carry many actors. In the printed table, the first row whose steps per
+second fall below those of one actor times their number shows the limit, and its fullest column shows the
+cause.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Moment:
 
 
 class Watch:
-    """A view that notes totals and processor time; it ends the run SECONDS after its first steps."""
+    """A view that keeps totals and CPU time; it ends the run SECONDS after its first steps."""
 
     def __init__(self) -> None:
         self.moments: list[Moment] = []
@@ -99,7 +99,7 @@ def _busy() -> dict[str, float]:
 
 
 def measure(num_actors: int) -> dict[str, float]:
-    """Rates, and processors kept busy by role, over the second half of SECONDS; in the first all come up."""
+    """Rates and busy cores by role over the second half of SECONDS; roles come up in the first half."""
     overrides = [
         "env.id=benchmarks.scale:Sleeper",
         "env.backend=sync",
@@ -117,7 +117,7 @@ def measure(num_actors: int) -> dict[str, float]:
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         train(load_config(None, overrides), Path(folder) / "run", view=lambda *_: watch)
-    # The last snapshot is of the end, when roles are idle.
+    # The last snapshot is from the end, when roles are idle.
     moments = [moment for moment in watch.moments[:-1] if moment.at > watch.moments[-2].at - SECONDS / 2]
     first, last = moments[0], moments[-1]
     seconds = last.at - first.at

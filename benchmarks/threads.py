@@ -1,4 +1,4 @@
-"""What a second torch thread costs beside busy processes: why cluster/engines/threads.py is strict.
+"""The cost of a second torch thread beside busy processes: the reason for cluster/engines/threads.py.
 
 Run as `python -m benchmarks.threads`. Prints the update rate with one thread and with two, alone and beside
 one busy process, each against one thread alone; and what learner_threads chooses here.

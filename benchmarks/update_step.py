@@ -48,7 +48,7 @@ CASES = (
 
 
 class Minibatches:
-    """Serves the same few minibatches over and over, and forgets the TD errors."""
+    """Serves the same few minibatches repeatedly and drops the TD errors."""
 
     def __init__(self, case: Case) -> None:
         rng = np.random.default_rng(0)
@@ -81,14 +81,14 @@ def random_minibatch(case: Case, rng: np.random.Generator) -> Minibatch:
 
 
 class Scaled(nn.Module):
-    """Bytes as numbers from 0 to 1."""
+    """Scales bytes to [0, 1]."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() / 255.0
 
 
 def textbook_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Sequential:
-    """The learner's architecture, written as the papers' readers do."""
+    """The learner's architecture as plain nn.Sequential."""
     if spec.observation_dtype != "uint8":
         sizes = (*spec.observation_shape, *config.hidden_sizes)
         hidden = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
@@ -103,7 +103,7 @@ def textbook_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Sequential:
 
 
 class BareLoop:
-    """What a reader of the PyTorch tutorial would write."""
+    """The update as the PyTorch tutorial writes it."""
 
     def __init__(self, case: Case, minibatches: list[Minibatch]) -> None:
         network = textbook_network(case.spec, case.config)
