@@ -136,8 +136,8 @@ def time_until_it_moves(run: FollowedRun, kind: str, before: Line, since: float)
 def news(run: FollowedRun, since_events: int) -> tuple[str, ...]:
     """The run's events from there on, without routine ones and without their times."""
     texts = [re.split(r" (?:INFO|WARNING|ERROR) +", line)[-1] for line in run.events()[since_events:]]
-    routine = ("checkpoint ", "version ", "end: ")
-    return tuple(text for text in texts if not text.startswith(routine))
+    routine = ("checkpoint ", "version ")
+    return tuple(text for text in texts if not text.startswith(routine) and " END " not in text)
 
 
 def strike(run: FollowedRun, kind: str, number: signal.Signals) -> tuple[Line, int, float]:

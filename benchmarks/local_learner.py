@@ -32,7 +32,7 @@ class Recorder(LineView):
 
     kept: list[Snapshot]
 
-    def figures(self, snapshot: Snapshot) -> None:
+    def metrics(self, snapshot: Snapshot) -> None:
         self.kept.append(snapshot)
 
     def event(self, text: str, run_seconds: float) -> None:

@@ -190,7 +190,7 @@ class Scraped(Quiet):
         self.cpu_seconds = 0.0
         self._done = threading.Event()
 
-    def figures(self, snapshot: Snapshot) -> None:
+    def metrics(self, snapshot: Snapshot) -> None:
         if self.first is None and "learner" in (snapshot.process_cpu_seconds_total or {}):
             self.first, self.cpu_seconds = snapshot, time.process_time()
 

@@ -75,7 +75,7 @@ class Watch:
     def event(self, text: str, run_seconds: float) -> None:
         pass
 
-    def figures(self, snapshot: Snapshot) -> None:
+    def metrics(self, snapshot: Snapshot) -> None:
         if snapshot.env_steps_total > 0:
             totals = snapshot.env_steps_total, snapshot.updates_total
             self.moments.append(Moment(time.monotonic(), *totals, _busy()))

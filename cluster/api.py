@@ -33,6 +33,7 @@ from cluster.metrics.accounts import Accounts
 from cluster.metrics.snapshot import Snapshot
 from cluster.policies.evaluate import GreedyPolicy, load_policy
 from cluster.policies.initial_weights import read_initial_weights
+from cluster.record.events import EventKind
 from cluster.record.logs import SerialLogs
 from cluster.record.prometheus import MetricsServer
 from cluster.record.recorder import Recorder
@@ -42,6 +43,7 @@ from cluster.record.tensorboard import require_tensorboard
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.plan import Plan, make_claims, make_plan, refuse_what_cannot_fit
 from cluster.settings.resolve import resolve
+from cluster.settings.resolved import ResolvedConfig
 from cluster.show.status import announce, status_document
 from cluster.show.view import Headline, View, make_view
 
@@ -67,7 +69,7 @@ class Result:
 class Prepared:
     """A run that can start: nothing is open in config, and spec is its environment's."""
 
-    config: RunConfig
+    config: ResolvedConfig
     spec: EnvSpec
 
 
@@ -79,9 +81,9 @@ def prepare(config: RunConfig) -> Prepared:
     """
     check(config)
     spec = probe(config.env)
-    config = resolve(config, spec, available_cores(), on_cluster="RAY_ADDRESS" in os.environ)
-    check(config)
-    return Prepared(config, spec)
+    resolved = resolve(config, spec, available_cores(), on_cluster="RAY_ADDRESS" in os.environ)
+    check(resolved)
+    return Prepared(resolved, spec)
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -180,8 +182,8 @@ def train(
         if config.run.runtime == "cluster":
             claims = make_claims(config, prepared.spec, plan, gpus)
             _reserve(engine, config, claims, recorder, signals)
-        for note in life.notes:
-            recorder.event(note)
+        for kind, note in life.notes:
+            recorder.event(kind, note)
         resumed, outcome = life.resumed, None
         accounts = Accounts(config.actors.discount)
         diagnosis = Diagnosis(config)
@@ -216,7 +218,7 @@ class _Life:
 
     directory: RunDir
     resumed: Resumed | None
-    notes: tuple[str, ...]
+    notes: tuple[tuple[EventKind, str], ...]
 
 
 def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
@@ -231,7 +233,7 @@ def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
         # Rows without a learner's state that belongs to them.
         shutil.rmtree(run_dir / "replay", ignore_errors=True)
         note = "resumed before its first checkpoint: begins anew"
-        return _Life(directory, None, (note,))
+        return _Life(directory, None, (("info", note),))
     if (spec := read_spec(run_dir)) != prepared.spec:
         raise ConfigError(
             f"{run_dir}: the environment was {spec}, it now is {prepared.spec}; a run goes on "
@@ -241,14 +243,18 @@ def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
     changed = changes(saved_config(cut.manifest), prepared.config)
     given = {change.name: change.given for change in changed}
     directory = RunDir.reopen(run_dir.absolute(), prepared.config, cut.manifest.number, given)
-    notes = [f"warning: {problem}; an older checkpoint is taken" for problem in problems]
+    notes: list[tuple[EventKind, str]] = [
+        ("warning", f"{problem}; an older checkpoint is taken") for problem in problems
+    ]
     if changed:
-        notes.append("changed since: " + ", ".join(map(str, changed)))
-    notes.append(f"resumed from checkpoint {cut.manifest.number}, version {cut.manifest.version:,}")
+        notes.append(("info", "changed since: " + ", ".join(map(str, changed))))
+    notes.append(("info", f"resumed from checkpoint {cut.manifest.number}, version {cut.manifest.version:,}"))
     return _Life(directory, go_on(run_dir, cut, prepared.config), tuple(notes))
 
 
-def _start_engine(config: RunConfig, stack: ExitStack, run_dir: Path, started: float) -> tuple[Engine, float]:
+def _start_engine(
+    config: ResolvedConfig, stack: ExitStack, run_dir: Path, started: float
+) -> tuple[Engine, float]:
     """The engine of the config's runtime, closed by stack; and the GPUs that its learner may have."""
     if config.run.runtime == "serial":
         from cluster.engines.serial_engine import SerialEngine
@@ -262,7 +268,7 @@ def _start_engine(config: RunConfig, stack: ExitStack, run_dir: Path, started: f
     return engine, _learner_gpus(config, engine.gpus)
 
 
-def _ray_engine(config: RunConfig) -> RayEngine:
+def _ray_engine(config: ResolvedConfig) -> RayEngine:
     """A Ray of its own, or the cluster of RAY_ADDRESS, started or joined. Raises ConfigError."""
     from cluster.engines.ray_engine import RayEngine
 
@@ -286,7 +292,7 @@ def _ray_engine(config: RunConfig) -> RayEngine:
 
 def _reserve(
     engine: Engine,
-    config: RunConfig,
+    config: ResolvedConfig,
     claims: Claims,
     recorder: Recorder,
     signals: StopSignals,
@@ -298,18 +304,18 @@ def _reserve(
 
     def say(text: str) -> None:
         for line in text.splitlines():
-            recorder.event(line)
+            recorder.info(line)
 
     try:
         engine.reserve(
             claims, wait_seconds=config.run.wait_for_cluster_seconds, say=say, stopped=signals.request
         )
     except TimeoutError as error:
-        say(f"failed: {error}")
+        recorder.event("failed", str(error))
         raise RunFailed(str(error)) from None
 
 
-def _learner_gpus(config: RunConfig, gpus: float) -> float:
+def _learner_gpus(config: ResolvedConfig, gpus: float) -> float:
     """GPUs that the learner claims where there are that many; a cluster may yet add one that is asked for."""
     if config.run.runtime == "cluster" and config.learner.device.startswith("cuda"):
         return 1.0

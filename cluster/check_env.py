@@ -18,6 +18,7 @@ from cluster.engines.machine import this_machine
 from cluster.engines.threads import available_cores, env_threads
 from cluster.settings.config import RunConfig
 from cluster.settings.plan import make_plan
+from cluster.settings.resolved import ResolvedConfig
 
 _MEASURED_SECONDS = 1.0
 
@@ -25,20 +26,20 @@ _MEASURED_SECONDS = 1.0
 def describe(config: RunConfig) -> str:
     """Spaces, backend, speed with random actions and the automatic settings, one a line."""
     prepared = prepare(config)
-    spec, config = prepared.spec, prepared.config
-    lanes = config.actors.envs_per_actor or 1
+    spec, resolved = prepared.spec, prepared.config
+    lanes = resolved.actors.envs_per_actor
     masked_by = ", masked by info['action_mask']" if spec.action_mask else ""
     lines = {
-        "environment": config.env.id,
+        "environment": resolved.env.id,
         "observation": _observation(spec),
         "actions": f"{spec.num_actions}{masked_by}",
         "backend": f"{spec.backend}, autoreset {spec.autoreset_mode}",
         "episode limit": str(spec.max_episode_steps or "none"),
         "solved at return": "not stated" if spec.reward_threshold is None else f"{spec.reward_threshold:g}",
-        "speed": f"{_steps_per_second(config, spec, lanes):,.0f} env steps/s with random actions",
-        "network": config.learner.network,
-        "actors": f"{config.actors.num_actors} processes with {lanes} environments each",
-        "memory": make_plan(config, spec, this_machine()).short,
+        "speed": f"{_steps_per_second(resolved, spec, lanes):,.0f} env steps/s with random actions",
+        "network": resolved.learner.network,
+        "actors": f"{resolved.actors.num_actors} processes with {lanes} environments each",
+        "memory": make_plan(resolved, spec, this_machine()).short,
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())
@@ -53,7 +54,7 @@ def _observation(spec: EnvSpec) -> str:
     return f"{arrays}, stack {spec.stack}"
 
 
-def _steps_per_second(config: RunConfig, spec: EnvSpec, lanes: int) -> float:
+def _steps_per_second(config: ResolvedConfig, spec: EnvSpec, lanes: int) -> float:
     stepper = make_vector(config.env, lanes, env_threads(available_cores(), config.actors.num_actors or 1))
     rng = np.random.default_rng(0)
     try:

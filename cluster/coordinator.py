@@ -33,7 +33,7 @@ from cluster.record.logs import append
 from cluster.record.recorder import Recorder
 from cluster.record.run_dir import RunDir
 from cluster.runtime.fleet import Credit, Fleet, Member
-from cluster.settings.config import RunConfig
+from cluster.settings.resolved import ResolvedConfig
 from learner.core import LearnReport
 
 _WAIT_SECONDS = 0.25
@@ -76,7 +76,7 @@ class Coordinator:
     def __init__(
         self,
         engine: Engine,
-        config: RunConfig,
+        config: ResolvedConfig,
         spec: EnvSpec,
         run_dir: RunDir,
         recorder: Recorder,
@@ -114,12 +114,12 @@ class Coordinator:
         self._selection = ModelSelection(
             config.evaluation, config.stop.target_return, before.selection if before else None
         )
-        self._chunk_steps = config.actors.steps_per_chunk or 1
-        self._chunk_transitions = self._chunk_steps * (config.actors.envs_per_actor or 1)
-        self._chunk_updates = config.learner.updates_per_chunk or 1
+        self._chunk_steps = config.actors.steps_per_chunk
+        self._chunk_transitions = config.actors.transitions_per_chunk
+        self._chunk_updates = config.learner.updates_per_chunk
         self._batch_size = config.learner.batch_size
         # Half of a shard so small that rows leave it early: such a batch only repeats more of them.
-        self._least_transitions = min(self._batch_size, (config.replay.capacity or 2) // 2)
+        self._least_transitions = min(self._batch_size, config.replay.capacity // 2)
         # The serial runtime runs each call where it is made: a second credit would only add policy lag.
         self._credits_each = 1 if self._serial else _CREDITS_EACH
         # A chunk stays outstanding until a shard confirms it, and its actor says so with its next chunk only.
@@ -142,7 +142,7 @@ class Coordinator:
             started,
             time.monotonic(),
             len(self._fleet.actors),
-            before.figures if before else None,
+            before.counters if before else None,
             accounts=accounts or Accounts(config.actors.discount),
         )
         self._deaths = 0
@@ -199,7 +199,7 @@ class Coordinator:
                         return committed
             return self._finish(reason)
         except (RunFailed, EngineError) as error:
-            self._recorder.event(f"failed: {error}")
+            self._recorder.event("failed", str(error))
             with contextlib.suppress(EngineError):  # the weights may have died with the learner's machine
                 self._save_latest()
             self._collect_logs()
@@ -352,7 +352,7 @@ class Coordinator:
         self._weights = self._learn_weights.pop(ref)
         self._totals.take(report.statuses)
         for note in report.notes:
-            self._recorder.event(note)
+            self._recorder.info(note)
         if report.updates * self._batch_size < credit.rows:
             # The chunk ended early because a shard was lost: find out which.
             self._fleet.ask_shards()
@@ -430,7 +430,7 @@ class Coordinator:
         self._figures.take_restart(dead.kind, cause)
         held = self._recovery.dies(dead)
         fresh = self._fleet.replace(dead)
-        self._recorder.event(
+        self._recorder.info(
             f"{dead.handle.name} (process {dead.pid}) {how}{held}; replaced by incarnation "
             f"{fresh.incarnation}{left}"
         )
@@ -450,7 +450,7 @@ class Coordinator:
                     name,
                 )
             which = "its environments" if restart.lane is None else f"environment {restart.lane}"
-            self._recorder.event(
+            self._recorder.info(
                 f"{name}: {which} made anew ({restart.cause}: {restart.description.strip().splitlines()[-1]})"
                 f", {left} restarts of environments left"
             )
@@ -461,7 +461,7 @@ class Coordinator:
         news, self._leaving = leaving - self._leaving, leaving
         roles = [member.handle.name for member in self._fleet.members if member.machine in news]
         if roles:
-            self._recovery.checkpoint_soon(f"warning: a machine is about to go, with {', '.join(roles)}")
+            self._recovery.checkpoint_soon(f"a machine is about to go, with {', '.join(roles)}")
 
     def _went_with_its_machine(self, dead: Member, now: float) -> bool:
         """Whether another role of the same other machine has just gone, and this one had not yet."""
@@ -532,7 +532,10 @@ class Coordinator:
         snapshot, news = self._diagnosis.take(measured)
         self.newest = snapshot
         for text in news:
-            self._recorder.event(text)
+            if text.startswith("warning: "):
+                self._recorder.warning(text.removeprefix("warning: "))
+            else:
+                self._recorder.info(text)
         self._recorder.snapshot(snapshot)
         return snapshot
 
@@ -595,7 +598,7 @@ class Coordinator:
         if not saved:
             raise RunFailed(f"{reason}, but the newest weights could not be written to {self._run_dir.path}")
         self._collect_logs()
-        self._recorder.event(f"end: {reason}")
+        self._recorder.event("ended", reason)
         return Outcome(
             reason=reason,
             solved=self._selection.solved,
@@ -615,7 +618,7 @@ class Coordinator:
             deadline = time.monotonic() + timeout_seconds
             rested = self._wait_for(lambda: not self._fleet.evaluator.in_flight, deadline)
         if not rested and self._stop_requested() is None:
-            self._recorder.event(
+            self._recorder.info(
                 f"the last evaluation did not end within {timeout_seconds:g} s and is left out"
             )
 

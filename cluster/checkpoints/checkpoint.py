@@ -18,6 +18,7 @@ import msgspec
 
 from cluster.control.evaluation import ModelSelectionState
 from cluster.metrics.figures import CountersState
+from cluster.settings.renames import CHECKPOINT_PREFIXES, renamed_manifest
 from learner.core import LearnerState
 from learner.weights import load_tensors, save_tensors
 from replay_service.journal.durable_files import crc32_of, sync_folder
@@ -26,7 +27,7 @@ from replay_service.journal.segments import SegmentFact
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _LEARNER = "learner.safetensors"
-_NAME = re.compile(r"cut-(\d{6,})")
+_NAME = re.compile(rf"({'|'.join(CHECKPOINT_PREFIXES)})(\d{{6,}})")
 _PARTIAL = ".partial"
 
 
@@ -49,7 +50,7 @@ class RunState:
 
     seconds: float
     incarnations: Mapping[str, int]
-    figures: CountersState
+    counters: CountersState
     selection: ModelSelectionState
     config: str
 
@@ -187,7 +188,7 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
 
 def checkpoint_number(folder: Path) -> int:
     """The number in a cut's name."""
-    return int(folder.name.removesuffix(_PARTIAL).removeprefix("cut-"))
+    return int(folder.name.removesuffix(_PARTIAL).rpartition("-")[2])
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -196,7 +197,7 @@ def read_manifest(folder: Path) -> Manifest:
         sealed = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=_Sealed)
         if zlib.crc32(sealed.manifest) != sealed.crc32:
             raise DamagedCheckpointError(f"{folder}: {_MANIFEST} was altered (its checksum differs)")
-        manifest = msgspec.json.decode(sealed.manifest, type=Manifest)
+        manifest = msgspec.convert(renamed_manifest(msgspec.json.decode(sealed.manifest)), Manifest)
     except (OSError, msgspec.MsgspecError) as error:
         raise DamagedCheckpointError(f"{folder}: {_MANIFEST} cannot be read: {error}") from None
     if manifest.format != FORMAT:
@@ -252,7 +253,7 @@ def newest_learner_state(checkpoints: Path) -> LearnerState | None:
 
 
 def _name(number: int) -> str:
-    return f"cut-{number:06d}"
+    return f"{CHECKPOINT_PREFIXES[0]}{number:06d}"
 
 
 def _files_of_newest(folders: Sequence[Path]) -> Mapping[str, FileFact]:
@@ -264,7 +265,7 @@ def _files_of_newest(folders: Sequence[Path]) -> Mapping[str, FileFact]:
 
 def _score(folder: Path) -> float:
     try:
-        evaluated = read_manifest(folder).run.figures.evaluation_return_mean
+        evaluated = read_manifest(folder).run.counters.evaluation_return_mean
     except DamagedCheckpointError:
         return -float("inf")
     return -float("inf") if evaluated is None else evaluated

@@ -25,8 +25,8 @@ from cluster.metrics.totals import ShardTotals
 from cluster.record.recorder import Recorder
 from cluster.record.run_dir import RunDir
 from cluster.runtime.fleet import Credit, Fleet, Member
-from cluster.settings.config import RunConfig
 from cluster.settings.load_config import dump_config
+from cluster.settings.resolved import ResolvedConfig
 from learner.core import LearnerState
 from replay_service.journal.durability import SealReply
 from replay_service.journal.recovery import RecoveryReport
@@ -45,7 +45,7 @@ class Parts:
     """
 
     engine: Engine
-    config: RunConfig
+    config: ResolvedConfig
     fleet: Fleet
     figures: Figures
     totals: ShardTotals
@@ -112,14 +112,14 @@ class Recovery:
         if learner.handle.name in self._restoring:
             self._restored(learner)
         else:
-            self._parts.recorder.event(
+            self._parts.recorder.info(
                 f"{learner.handle.name} goes on from version {version}; {lost:,} updates are lost"
             )
         return self._weights.pop(ref)
 
     def take_recovery(self, shard: Member, report: RecoveryReport | None, status: ShardStatus) -> None:
         """A shard is up with what its journal held; if it replaces another everybody calls it from now on."""
-        event = self._parts.recorder.event
+        recorder = self._parts.recorder
         self._parts.totals.take([status])
         if shard.handle.name in self._restoring:
             self._restored(shard)
@@ -127,18 +127,18 @@ class Recovery:
             self._parts.fleet.introduce(shard)
             rows, mass = self._lost_transitions.pop(shard.index, (0, 0.0))
             if report is None or not status.count:
-                event(
+                recorder.info(
                     f"{shard.handle.name} is back and empty: {rows:,} transitions (mass {mass:.4g}) are lost"
                 )
             else:
                 torn = f"; {report.torn_bytes:,} bytes of an unfinished record were cut off"
-                event(
+                recorder.info(
                     f"{shard.handle.name} is back with {status.count:,} transitions (mass {status.mass:.4g}) "
                     f"from its journal{torn if report.torn_bytes else ''}"
                 )
         for damaged in report.damaged if report is not None else ():
-            event(
-                f"warning: {shard.handle.name}, journal segment {damaged.name}: {damaged.reason}; skipped "
+            recorder.warning(
+                f"{shard.handle.name}, journal segment {damaged.name}: {damaged.reason}; skipped "
                 f"{damaged.skipped_records:,} records and {damaged.skipped_bytes:,} bytes"
             )
 
@@ -165,7 +165,7 @@ class Recovery:
         if state is not None:
             self._grant_restore(learner, "restore", engine.put(state))
             return True
-        self._parts.recorder.event(f"{learner.handle.name} begins anew: no state of it was kept yet")
+        self._parts.recorder.info(f"{learner.handle.name} begins anew: no state of it was kept yet")
         self._parts.figures.version = 0
         if self._initial_weights is not None:
             self._grant_restore(learner, "start_from", engine.put(self._initial_weights))
@@ -196,7 +196,7 @@ class Recovery:
             if self._checkpoint_soon
             else "replay.persist = none takes no checkpoint"
         )
-        self._parts.recorder.event(f"{why}; {what}")
+        self._parts.recorder.warning(f"{why}; {what}")
 
     def checkpoint_is_due(self) -> bool:
         """In the serial runtime at certain updates only: a clock would make no two runs the same."""
@@ -243,9 +243,7 @@ class Recovery:
             for ref in engine.wait(list(fleet.credits), _CHECKPOINT_WAIT_SECONDS):
                 complete(ref)
         if self._checkpointer.busy:
-            self._parts.recorder.event(
-                "warning: no checkpoint: it was not done in time; the one before stays"
-            )
+            self._parts.recorder.warning("no checkpoint: it was not done in time; the one before stays")
         return None
 
     def _begin_checkpoint(self) -> None:
@@ -255,23 +253,21 @@ class Recovery:
         try:
             self._checkpointer.begin()
         except OSError as error:
-            parts.recorder.event(
-                f"warning: no checkpoint: {parts.run_dir.checkpoints} cannot be written ({error})"
-            )
+            parts.recorder.warning(f"no checkpoint: {parts.run_dir.checkpoints} cannot be written ({error})")
 
     def _end_checkpoint(self) -> SavedCheckpoint | None:
         """The cut that has just been committed, if any; events tell of it."""
         result = self._checkpointer.result()
         if result is None:
             return None
-        event = self._parts.recorder.event
+        recorder = self._parts.recorder
         if result.committed is None:
-            event(f"warning: no checkpoint: {result.problem}; the one before stays")
+            recorder.warning(f"no checkpoint: {result.problem}; the one before stays")
             return None
         cut = result.committed
         done = Checkpointed(time.monotonic(), result.seconds, cut.num_bytes)
         self._parts.figures.take_checkpoint(done)
-        event(
+        recorder.info(
             f"checkpoint {cut.number} after {self._parts.totals.env_steps:,} env steps: "
             f"{cut.num_bytes / 1e6:.1f} MB, {cut.new_bytes / 1e6:.1f} MB of it new, in {result.seconds:.1f} s"
         )
@@ -289,7 +285,7 @@ class Recovery:
         return RunState(
             seconds=time.monotonic() - parts.started,
             incarnations={member.handle.name: member.incarnation for member in parts.fleet.members},
-            figures=at_version,
+            counters=at_version,
             selection=parts.selection.state(),
             config=dump_config(parts.config),
         )

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from cluster.checkpoints.checkpoint import (
     Checkpoint,
@@ -27,8 +26,11 @@ from cluster.checkpoints.checkpoint import (
 from cluster.control.evaluation import Best
 from cluster.record.run_dir import RESUMES
 from cluster.runtime.fleet import role_name
-from cluster.settings.config import ConfigError, RunConfig
-from cluster.settings.load_config import parse_config
+from cluster.settings import renames
+from cluster.settings.config import ConfigError
+from cluster.settings.load_config import load_resolved
+from cluster.settings.renames import renamed
+from cluster.settings.resolved import ResolvedConfig
 from learner.core import LearnerState
 from learner.weights import load_weights
 from replay_service.journal.durable_files import link_or_copy
@@ -118,7 +120,7 @@ def newest_good_checkpoint(checkpoints: Path) -> tuple[Checkpoint, tuple[str, ..
     raise ConfigError("no checkpoint can be used:\n" + "\n".join(problems))
 
 
-def changes(saved: RunConfig, given: RunConfig) -> tuple[Change, ...]:
+def changes(saved: ResolvedConfig, given: ResolvedConfig) -> tuple[Change, ...]:
     """The settings that differ from those of the run to be resumed.
 
     Raises ConfigError with the whole list of those that must not.
@@ -138,13 +140,13 @@ def changes(saved: RunConfig, given: RunConfig) -> tuple[Change, ...]:
     return tuple(differing)
 
 
-def saved_config(manifest: Manifest) -> RunConfig:
+def saved_config(manifest: Manifest) -> ResolvedConfig:
     """The resolved config of the run at the cut. Raises ConfigError."""
-    return parse_config(yaml.safe_load(manifest.run.config))
+    return load_resolved(manifest.run.config)
 
 
 def _next_incarnations(
-    manifest: Manifest, config: RunConfig, *, lives_since: int, exact: bool
+    manifest: Manifest, config: ResolvedConfig, *, lives_since: int, exact: bool
 ) -> Mapping[str, int]:
     """With which incarnation each role goes on.
 
@@ -156,11 +158,11 @@ def _next_incarnations(
     newest = manifest.run.incarnations
     # An actor that joins later must not take an incarnation that one before it had.
     latest_actor = max((newest[name] for name in newest if name.startswith("actor")), default=-1)
-    actors = {role_name("actor", index): latest_actor for index in range(config.actors.num_actors or 1)}
+    actors = {role_name("actor", index): latest_actor for index in range(config.actors.num_actors)}
     return {name: incarnation + step for name, incarnation in {**actors, **newest}.items()}
 
 
-def go_on(run_dir: Path, cut: Checkpoint, config: RunConfig) -> Resumed:
+def go_on(run_dir: Path, cut: Checkpoint, config: ResolvedConfig) -> Resumed:
     """Puts a cut's replay back in the run directory and says where everybody goes on.
 
     A continuous journal is newer than any cut and holds it: it stays, except in the serial runtime, which
@@ -194,13 +196,13 @@ def _best(run_dir: Path, at_checkpoint: Best | None) -> Best | None:
     )
 
 
-def _lives_since(run_dir: Path, cut: int) -> int:
+def _lives_since(run_dir: Path, number: int) -> int:
     """How many lives of the run began from this cut or a later one."""
     try:
         lines = (run_dir / RESUMES).read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
-    return sum(json.loads(line)["cut"] >= cut for line in lines)
+    return sum(renamed(renames.RESUMES, json.loads(line))["checkpoint"] >= number for line in lines)
 
 
 def _restore_replay(cut: Checkpoint, replay: Path, num_shards: int) -> None:
@@ -219,7 +221,7 @@ def _is_free(name: str) -> bool:
     return any(name == free or name.startswith(f"{free}.") for free in _FREE)
 
 
-def _leaves(config: RunConfig) -> Iterator[tuple[str, Any]]:
+def _leaves(config: ResolvedConfig) -> Iterator[tuple[str, Any]]:
     def walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         # The environment's keyword arguments are compared as a whole, like every other value.
         if isinstance(value, dict) and name.count(".") < 1:

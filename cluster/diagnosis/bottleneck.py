@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.metrics.snapshot import Snapshot
-from cluster.settings.config import RunConfig
+from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size
 
 Stage = Literal["actor", "replay", "learner", "pacing", "network", "memory", "evaluation"]
@@ -47,7 +47,7 @@ class Shares:
     evaluation: float = 0.0
 
 
-def stage_of(window: Sequence[Snapshot], config: RunConfig) -> Stage | None:
+def stage_of(window: Sequence[Snapshot], config: ResolvedConfig) -> Stage | None:
     """The stage that bounds the speed over a window [oldest first, not empty]; None until it can be told."""
     if _memory(window[-1]) is not None:
         return "memory"
@@ -60,7 +60,7 @@ def stage_of(window: Sequence[Snapshot], config: RunConfig) -> Stage | None:
     return bound_by(shares, serial=_is_serial(config))
 
 
-def sentence(stage: Stage, window: Sequence[Snapshot], config: RunConfig) -> str | None:
+def sentence(stage: Stage, window: Sequence[Snapshot], config: ResolvedConfig) -> str | None:
     """One line: the stage (up to the first colon, "-bound" behind it), the figures, and what to turn.
 
     None where there are no figures of that stage any more.
@@ -182,7 +182,7 @@ def _memory(now: Snapshot) -> str | None:
     return None
 
 
-def _say(stage: Stage, shares: Shares, before: Snapshot | None, now: Snapshot, config: RunConfig) -> str:
+def _say(stage: Stage, shares: Shares, before: Snapshot | None, now: Snapshot, config: ResolvedConfig) -> str:
     actors, pacing, learner = config.actors, config.pacing, config.learner
     serial = _is_serial(config)
     alone = "; or run.runtime=local, where roles share no process" if serial else ""
@@ -251,7 +251,7 @@ def _say(stage: Stage, shares: Shares, before: Snapshot | None, now: Snapshot, c
     )
 
 
-def _more_actors(config: RunConfig) -> str:
+def _more_actors(config: ResolvedConfig) -> str:
     if _is_serial(config):
         return f"raise actors.envs_per_actor (now {config.actors.envs_per_actor})"
     return (
@@ -260,7 +260,7 @@ def _more_actors(config: RunConfig) -> str:
     )
 
 
-def _is_serial(config: RunConfig) -> bool:
+def _is_serial(config: ResolvedConfig) -> bool:
     return config.run.runtime == "serial"
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from cluster.diagnosis.significance import CRITICAL_Z, Sample, least_difference, least_mean, trend
 from cluster.metrics.snapshot import Snapshot
-from cluster.settings.config import RunConfig
+from cluster.settings.resolved import ResolvedConfig
 from learner.config import LearnerConfig
 from replay_service.histogram import Histogram
 
@@ -72,11 +72,11 @@ class Detector:
     """read: None where it cannot be judged. looks_at: what must have changed for another look to be news."""
 
     name: FindingName
-    read: Callable[[Window, RunConfig], Reading | None]
+    read: Callable[[Window, ResolvedConfig], Reading | None]
     looks_at: Callable[[Snapshot], Hashable]
 
 
-def diverging_q(window: Window, config: RunConfig) -> Reading | None:
+def diverging_q(window: Window, config: ResolvedConfig) -> Reading | None:
     """|Q| beyond what rewards can sum up to, or beyond it and growing with the loss; updates not finite.
 
     "Soft divergence" of van Hasselt et al. 2018 (arXiv:1812.02648), 3.1.
@@ -116,7 +116,7 @@ def diverging_q(window: Window, config: RunConfig) -> Reading | None:
     )
 
 
-def _diverging_cause_and_cure(config: RunConfig) -> tuple[str, str]:
+def _diverging_cause_and_cure(config: ResolvedConfig) -> tuple[str, str]:
     learner = config.learner
     if learner.target_polyak is None and _targets_move(learner):
         return (
@@ -150,7 +150,7 @@ def _and_clip(learner: LearnerConfig) -> str:
     return ", learner.max_grad_norm=10 (now null)" if learner.max_grad_norm is None else ""
 
 
-def catastrophic_forgetting(window: Window, config: RunConfig) -> Reading | None:
+def catastrophic_forgetting(window: Window, config: ResolvedConfig) -> Reading | None:
     """The newest evaluation against the best: significantly below it, and half of what was learned is gone.
 
     What was learned is the best return less that of the first 100 training episodes.
@@ -165,7 +165,7 @@ def catastrophic_forgetting(window: Window, config: RunConfig) -> Reading | None
         return Reading(0.0, "", "", "")
     lost = (best.mean - evaluated.mean) / learned
     significant = least_difference(best, evaluated) > 0.0
-    capacity = config.replay.capacity or 0
+    capacity = config.replay.capacity
     if now.env_steps_total > 2 * capacity:
         cause = (
             f"replay holds the newest {capacity:,} of {now.env_steps_total:,} transitions: nothing reminds "
@@ -188,7 +188,7 @@ def catastrophic_forgetting(window: Window, config: RunConfig) -> Reading | None
     )
 
 
-def overestimation(window: Window, config: RunConfig) -> Reading | None:
+def overestimation(window: Window, config: ResolvedConfig) -> Reading | None:
     """What Q promises where greedy episodes begin, against the discounted return that followed.
 
     The least that it is too high by (but for chance), less all that truncated episodes may have missed.
@@ -227,7 +227,7 @@ def overestimation(window: Window, config: RunConfig) -> Reading | None:
     )
 
 
-def stale_data(window: Window, config: RunConfig) -> Reading | None:
+def stale_data(window: Window, config: ResolvedConfig) -> Reading | None:
     """How many updates old the policy was whose rows came in, against the updates that replay is deep.
 
     What is sampled is as old as replay makes it, plus that. Judged once replay is full.
@@ -244,12 +244,12 @@ def stale_data(window: Window, config: RunConfig) -> Reading | None:
     updates_per_transition = updates / inserted
     depth = capacity * updates_per_transition
     late = lag - age * updates_per_transition
-    if (config.learner.updates_per_chunk or 1) > depth:
+    if config.learner.updates_per_chunk > depth:
         cause = f"the learner does {config.learner.updates_per_chunk:,} updates in a row on the same rows"
         cure = f"learner.updates_per_chunk={max(1, int(depth / 2))}"
     else:
         cause = "actors act on with old weights for long: their chunks are long, or they lack CPU time"
-        steps = config.actors.steps_per_chunk or 1
+        steps = config.actors.steps_per_chunk
         cure = f"actors.steps_per_chunk={max(1, steps // 2)} (now {steps}), or fewer actors than cores"
     return Reading(
         late / depth,
@@ -260,7 +260,7 @@ def stale_data(window: Window, config: RunConfig) -> Reading | None:
     )
 
 
-def collapsed_action_choice(window: Window, config: RunConfig) -> Reading | None:
+def collapsed_action_choice(window: Window, config: ResolvedConfig) -> Reading | None:
     """One action nearly always, while returns are worse than those of the first training episodes.
 
     A good policy may well need one action only, so entropy alone says nothing.
@@ -284,7 +284,7 @@ def collapsed_action_choice(window: Window, config: RunConfig) -> Reading | None
     )
 
 
-def reward_scale(window: Window, config: RunConfig) -> Reading | None:
+def reward_scale(window: Window, config: ResolvedConfig) -> Reading | None:
     """Rewards so large that values cannot follow, so small that they drown, or outside what atoms span."""
     now = window[-1]
     bound, learner = _value_bound(now), config.learner
@@ -335,7 +335,7 @@ def _clipped_to(now: Snapshot) -> str:
     return f", gradients are cut to {after / before:.2g} of their length"
 
 
-def degenerate_priorities(window: Window, config: RunConfig) -> Reading | None:
+def degenerate_priorities(window: Window, config: ResolvedConfig) -> Reading | None:
     """Kish's effective number of rows: less than a minibatch, or all rows alike."""
     now = window[-1]
     effective_ratio = now.shard_priority_effective_ratio
@@ -415,7 +415,7 @@ def _value_scale(window: Window) -> float | None:
     return rewards[-1] * horizon if horizon else None
 
 
-def _is_mature(snapshot: Snapshot, config: RunConfig) -> bool:
+def _is_mature(snapshot: Snapshot, config: ResolvedConfig) -> bool:
     """Whether less than a tenth is left of the error that the evaluated version's values began with.
 
     gamma^(n k) of it is, once the target network was copied k times and fitted each time; nothing is, once
@@ -443,7 +443,7 @@ def _evaluated_returns(snapshot: Snapshot) -> Sample | None:
     return Sample(mean, std, count)
 
 
-def _best_returns(snapshot: Snapshot, config: RunConfig) -> Sample | None:
+def _best_returns(snapshot: Snapshot, config: ResolvedConfig) -> Sample | None:
     mean, std = snapshot.best_return_mean, snapshot.best_return_std
     if mean is None or std is None or config.evaluation.episodes < 2:
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from cluster.diagnosis.bottleneck import Stage, sentence, stage_of
 from cluster.diagnosis.detectors import DETECTORS, Detector, FindingName, Reading, Severity
 from cluster.metrics.snapshot import Snapshot
-from cluster.settings.config import RunConfig
+from cluster.settings.resolved import ResolvedConfig
 
 WINDOW = 64
 """Snapshots that detectors look back on: a minute at one a second."""
@@ -59,7 +59,7 @@ class _Watch:
     since: tuple[int, int] = (0, 0)
     looked_at: Hashable = field(default=None)
 
-    def look(self, window: deque[Snapshot], config: RunConfig) -> None:
+    def look(self, window: deque[Snapshot], config: ResolvedConfig) -> None:
         now = window[-1]
         looks_at = self.detector.looks_at(now)
         if not looks_at or looks_at == self.looked_at:
@@ -99,7 +99,7 @@ class _Watch:
 class Diagnosis:
     """Follows one run, over all lives of its coordinator in this process."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: ResolvedConfig) -> None:
         """config: the resolved one, whose settings cures name."""
         self._config = config
         self._window: deque[Snapshot] = deque(maxlen=WINDOW)

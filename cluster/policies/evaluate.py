@@ -18,7 +18,8 @@ from actors.envs.observations import masked, split
 from actors.evaluation import evaluate
 from cluster.record.run_dir import read_config, read_spec, read_weights
 from cluster.runtime.roles import make_policy
-from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.config import ConfigError
+from cluster.settings.resolved import ResolvedConfig
 
 # Domains of this command lie beyond every domain that training can reach (two for each version).
 _FIRST_SEED_DOMAIN = 1 << 40
@@ -95,5 +96,5 @@ def evaluate_run(run_dir: Path, episodes: int, seed: int) -> Played:
     return Played(name, report.version, report.returns, report.lengths)
 
 
-def _read(path: Path) -> tuple[RunConfig, EnvSpec]:
+def _read(path: Path) -> tuple[ResolvedConfig, EnvSpec]:
     return read_config(path), read_spec(path)

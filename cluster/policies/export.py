@@ -27,8 +27,9 @@ from cluster.policies.evaluate import GreedyPolicy
 from cluster.policies.playback import Moment, open_stage
 from cluster.record.run_dir import WeightsName, read_config, read_provenance, read_spec, read_weights
 from cluster.runtime.roles import make_policy
-from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.config import ConfigError
 from cluster.settings.resolve import network_spec
+from cluster.settings.resolved import ResolvedConfig
 from learner.batch import Observations
 from learner.named_weights import NORMALIZER_TAIL, named_weights, network_facts, seeded_network
 from learner.networks.noisy import NoisyLinear
@@ -122,7 +123,7 @@ class ExportedPolicy(nn.Module):
 
     def __init__(
         self,
-        config: RunConfig,
+        config: ResolvedConfig,
         spec: EnvSpec,
         named: Mapping[str, np.ndarray],
         parts: tuple[Part, ...],
@@ -202,7 +203,7 @@ def without_noise(network: nn.Module) -> nn.Module:
     return network
 
 
-def _record(config: RunConfig, spec: EnvSpec, flat: np.ndarray) -> _Recorded:
+def _record(config: ResolvedConfig, spec: EnvSpec, flat: np.ndarray) -> _Recorded:
     """Plays episodes, a quarter of the actions at random so that more than one path is seen."""
     adapter = make_adapter(config.env, spec)
     policy = make_policy(config, spec)
@@ -337,7 +338,7 @@ def _require_same_play(run: Any, names: Sequence[str], recorded: _Recorded, grap
 
 
 def _metadata(
-    run_dir: Path, config: RunConfig, spec: EnvSpec, name: WeightsName, facts: Mapping[str, str]
+    run_dir: Path, config: ResolvedConfig, spec: EnvSpec, name: WeightsName, facts: Mapping[str, str]
 ) -> dict[str, str]:
     """Where weights come from and what they mean; lists and numbers as JSON."""
     provenance = read_provenance(run_dir)

@@ -15,8 +15,9 @@ import numpy as np
 
 from actors.core import EnvSpec
 from cluster.record.run_dir import read_config, read_spec, read_weights
-from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.config import ConfigError
 from cluster.settings.resolve import network_spec
+from cluster.settings.resolved import ResolvedConfig
 from learner.weights import load_tensors
 
 
@@ -28,7 +29,7 @@ class InitialWeights:
     facts: Mapping[str, str]
 
 
-def read_initial_weights(config: RunConfig, spec: EnvSpec) -> InitialWeights | None:
+def read_initial_weights(config: ResolvedConfig, spec: EnvSpec) -> InitialWeights | None:
     """What `learner.initial_weights` names: a run directory (its best, else latest weights) or a file that
     `qfleet export --format safetensors` wrote. None where it names nothing.
 

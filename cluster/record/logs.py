@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
-Level = Literal["INFO", "WARNING", "ERROR"]
+Level = Literal["INFO", "WARNING", "ERROR", "END"]
 
-_LINE = re.compile(r"(?P<at>\S+Z) +(?P<seconds>-?[\d.]+) (?P<role>\S+)/(?P<incarnation>\d+) (?P<level>\w+) *")
+_LINE = re.compile(
+    r"(?P<at>\S+Z) +(?P<seconds>-?[\d.]+) (?P<role>\S+)/(?P<incarnation>\d+) "
+    r"(?P<level>INFO|WARNING|ERROR|END) *"
+)
 _RELAYED_LINES = 1_000
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 _BEGAN = "began as process"
@@ -60,7 +63,7 @@ class LogLine:
     run_seconds: float
     role: str
     incarnation: int
-    level: str
+    level: Level
     text: str
 
 
@@ -73,7 +76,7 @@ def parse_line(line: str) -> LogLine | None:
         float(found["seconds"]),
         found["role"],
         int(found["incarnation"]),
-        found["level"],
+        cast(Level, found["level"]),
         line[found.end() :].rstrip("\n"),
     )
 
@@ -286,7 +289,7 @@ def last_words(logs: Path, role: str, count: int) -> list[str]:
 
 def gist(failure: str) -> str:
     """A failure's event in one line: of a traceback the error itself, and whose it was."""
-    lines = [line for line in failure.removeprefix("failed: ").splitlines() if line.strip()]
+    lines = [line for line in failure.splitlines() if line.strip()]
     # Notes may follow the error; it is the last line that begins as one.
     errors = [line for line in lines[:-1] if _ERROR.match(line)] or lines[-2:-1]
     return "; ".join([*errors[-1:], *lines[-1:]])

@@ -14,6 +14,7 @@ import numpy as np
 from actors.core import EvaluationReport
 from cluster.control.evaluation import Best, EvaluationRequest
 from cluster.metrics.snapshot import Snapshot
+from cluster.record.events import Event, EventKind
 from cluster.record.run_dir import RunDir
 from replay_service.messages import ShardStatus
 
@@ -23,11 +24,11 @@ _Written = ParamSpec("_Written")
 class Observer(Protocol):
     """Who is shown a run's figures and events while it goes on."""
 
-    def figures(self, snapshot: Snapshot) -> None:
-        """Every metrics.every_seconds, and once at the end."""
+    def metrics(self, snapshot: Snapshot) -> None:
+        """Called every metrics.every_seconds, and once at the end."""
 
-    def event(self, text: str, run_seconds: float) -> None:
-        """Something worth a line: a restart, a new best, the reason of the end."""
+    def event(self, event: Event) -> None:
+        """Called when something happened that is worth a line: a restart, a new best, the end."""
 
 
 class Recorder:
@@ -41,16 +42,24 @@ class Recorder:
         self._warned: set[tuple[int, int]] = set()
         self._unrecorded = False
 
-    def event(self, text: str) -> None:
-        """Something worth a line."""
-        run_seconds = time.monotonic() - self._started
-        self._record(self._run_dir.write_event, text, run_seconds)
-        self._observer.event(text, run_seconds)
+    def event(self, kind: EventKind, text: str) -> None:
+        """Tells of something that happened."""
+        event = Event(kind, text, time.monotonic() - self._started)
+        self._record(self._run_dir.write_event, event)
+        self._observer.event(event)
+
+    def info(self, text: str) -> None:
+        """Tells of something that goes as it should."""
+        self.event("info", text)
+
+    def warning(self, text: str) -> None:
+        """Tells of something that a person should look at."""
+        self.event("warning", text)
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """The figures of a moment."""
         self._record(self._run_dir.write_snapshot, snapshot)
-        self._observer.figures(snapshot)
+        self._observer.metrics(snapshot)
 
     def evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
         """An evaluation, every return in it."""
@@ -60,7 +69,7 @@ class Recorder:
         """The weights [P] float32 that are the best so far."""
         facts = {"version": str(best.version), "return_mean": f"{best.score:.6g}"}
         self._record(self._run_dir.write_weights, "best", flat, facts)
-        self.event(f"version {best.version} is the best so far: greedy return {best.score:.1f}, confirmed")
+        self.info(f"version {best.version} is the best so far: greedy return {best.score:.1f}, confirmed")
 
     def latest(self, version: int, flat: np.ndarray) -> bool:
         """The newest weights [P] float32; whether they could be written."""
@@ -71,8 +80,8 @@ class Recorder:
         shard = (status.shard, status.incarnation)
         if status.journal_error is not None and shard not in self._warned:
             self._warned.add(shard)
-            self.event(
-                f"warning: shard {status.shard} goes on in memory only, its journal is incomplete: "
+            self.warning(
+                f"shard {status.shard} goes on in memory only, its journal is incomplete: "
                 f"{status.journal_error}"
             )
 
@@ -85,9 +94,7 @@ class Recorder:
         except OSError as error:
             if not self._unrecorded:
                 self._unrecorded = True
-                text = (
-                    f"warning: {self._run_dir.path} cannot be written ({error}); training goes on unrecorded"
-                )
-                self._observer.event(text, time.monotonic() - self._started)
+                text = f"{self._run_dir.path} cannot be written ({error}); training goes on unrecorded"
+                self._observer.event(Event("warning", text, time.monotonic() - self._started))
             return False
         return True

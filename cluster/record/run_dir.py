@@ -26,11 +26,13 @@ from actors.core import EnvSpec, EvaluationReport
 from cluster.control.evaluation import EvaluationRequest
 from cluster.engines.threads import available_cores
 from cluster.metrics.snapshot import Snapshot, figures
+from cluster.record.events import LEVELS, Event, events_path
 from cluster.record.line_file import LineFile
-from cluster.record.logs import Level, LogSource
+from cluster.record.logs import LogSource
 from cluster.record.tensorboard import EventFile
-from cluster.settings.config import ConfigError, RunConfig
-from cluster.settings.load_config import dump_config, load_config
+from cluster.settings.config import ConfigError
+from cluster.settings.load_config import dump_config, load_resolved
+from cluster.settings.resolved import ResolvedConfig
 from learner.weights import load_weights, save_weights
 from replay_service.block import FrameField
 
@@ -75,7 +77,7 @@ class RunDir:
     def create(
         cls,
         path: Path,
-        config: RunConfig,
+        config: ResolvedConfig,
         spec: EnvSpec,
         initial_weights: Mapping[str, str] | None = None,
     ) -> RunDir:
@@ -98,14 +100,16 @@ class RunDir:
         return cls(path, tensorboard=config.metrics.tensorboard)
 
     @classmethod
-    def reopen(cls, path: Path, config: RunConfig, cut: int | None, changed: Mapping[str, Any]) -> RunDir:
-        """Goes on in a run's folder, and notes from which cut (None: from the beginning) and what changed.
+    def reopen(
+        cls, path: Path, config: ResolvedConfig, checkpoint: int | None, changed: Mapping[str, Any]
+    ) -> RunDir:
+        """Goes on in a run's folder, and notes from which checkpoint (None: the beginning) and what changed.
 
         Raises:
             ConfigError: if another process runs in it, or it cannot be written.
         """
         note = {
-            "cut": -1 if cut is None else cut,
+            "checkpoint": -1 if checkpoint is None else checkpoint,
             "time": time.time(),
             "command": sys.argv,
             "host": platform.node(),
@@ -128,14 +132,12 @@ class RunDir:
         if self._event_file is not None:
             self._event_file.write(snapshot)
 
-    def write_event(self, text: str, run_seconds: float) -> None:
+    def write_event(self, event: Event) -> None:
         """Adds a line to logs/events.log: restarts, saves, the reason of the end."""
         now = time.time()
-        level: Level = (
-            "ERROR" if text.startswith("failed:") else "WARNING" if text.startswith("warning:") else "INFO"
-        )
+        source = LogSource("coordinator", 0, now - event.run_seconds)
         with events_path(self.path).open("a", encoding="utf-8") as file:
-            file.write(LogSource("coordinator", 0, now - run_seconds).lines(level, text, now))
+            file.write(source.lines(LEVELS[event.kind], event.text, now))
 
     def write_evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
         """Adds a line to evaluations.jsonl, every return in it."""
@@ -185,16 +187,15 @@ def refuse_unusable(path: Path) -> None:
         )
 
 
-def events_path(path: Path) -> Path:
-    """Where a run's events are, in the format of cluster.record.logs."""
-    return path / "logs" / "events.log"
-
-
-def read_config(path: Path) -> RunConfig:
-    """The resolved config of a run. Raises ConfigError if there is none."""
-    if not (path / "config.yaml").is_file():
+def read_config(path: Path) -> ResolvedConfig:
+    """The configuration of a run. Raises ConfigError if there is none."""
+    file = path / "config.yaml"
+    if not file.is_file():
         raise ConfigError(f"{path}: no run directory (config.yaml is missing)")
-    return load_config(path / "config.yaml")
+    try:
+        return load_resolved(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
 
 
 def read_weights(

@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 import yaml
 
-from cluster.record.logs import LogLine, gist, read_messages
-from cluster.record.run_dir import RESUMES, events_path
+from cluster.record.events import Event, read_events
+from cluster.record.run_dir import RESUMES
 from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.renames import METRICS, rename_settings, renamed
 
 _POINTS = 300
 _GRID_POINTS = 200
@@ -39,7 +40,7 @@ class Run:
     settings: Mapping[str, Any]
     metrics: tuple[Line, ...]
     evaluations: tuple[Line, ...]
-    events: tuple[LogLine, ...]
+    events: tuple[Event, ...]
     provenance: Mapping[str, Any]
     video: Path | None
 
@@ -62,10 +63,10 @@ class Run:
     def end(self) -> str:
         """How it ended, in its own words."""
         for event in reversed(self.events):
-            if event.text.startswith("end: "):
-                return event.text.removeprefix("end: ")
-            if event.text.startswith("failed: "):
-                return f"failed: {gist(event.text)}"
+            if event.kind == "ended":
+                return event.text
+            if event.kind == "failed":
+                return event.line
         return "has not ended"
 
 
@@ -133,17 +134,20 @@ def read_run(path: Path) -> Run:
         raise ConfigError(f"{path}: no run directory (config.yaml is missing)") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / 'config.yaml'}: cannot be read: {error}") from None
-    metrics, evaluations = tuple(_lines(path / "metrics.jsonl")), tuple(_lines(path / "evaluations.jsonl"))
+    metrics: tuple[Line, ...] = tuple(renamed(METRICS, line) for line in _lines(path / "metrics.jsonl"))
+    evaluations = tuple(_lines(path / "evaluations.jsonl"))
     if (path / RESUMES).exists():
         # Not otherwise: a learner that was lost and replaced goes back by some versions, too.
         metrics = _played_once(metrics, "env_steps_total")
         evaluations = _played_once(evaluations, "version")
+    settings = config if isinstance(config, dict) else {}
+    rename_settings(settings)
     return Run(
         path,
-        dict(leaves(config if isinstance(config, dict) else {})),
+        dict(leaves(settings)),
         metrics,
         evaluations,
-        tuple(read_messages(_text(events_path(path)).splitlines())),
+        tuple(read_events(path)),
         _provenance(path / "provenance.json"),
         next((path / name for name in _VIDEOS if (path / name).is_file()), None),
     )

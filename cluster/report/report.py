@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from cluster.record.events import LEVELS
 from cluster.report.data import (
     Bars,
     Chart,
@@ -188,7 +189,7 @@ def _diagnosis(run: Run) -> list[Mapping[str, str]]:
 
 def _events(run: Run) -> tuple[list[Mapping[str, str]], int]:
     rows: list[Mapping[str, str]] = [
-        {"at": duration(event.run_seconds), "level": event.level, "text": event.text}
+        {"at": duration(event.run_seconds), "level": LEVELS[event.kind], "text": event.text}
         for event in run.events[-_MOST_EVENTS:]
     ]
     return rows, len(run.events) - len(rows)

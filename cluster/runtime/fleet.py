@@ -21,7 +21,7 @@ from cluster.engines.threads import available_cores, learner_threads
 from cluster.metrics.accounts import FleetMetrics
 from cluster.record.logs import LogSource
 from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole, RoleContext, ShardRole
-from cluster.settings.config import RunConfig
+from cluster.settings.resolved import ResolvedConfig
 from replay_service.sharding import shard_capacities
 
 RoleKind = Literal["shard", "learner", "actor", "evaluator"]
@@ -88,7 +88,7 @@ class Fleet:
     def __init__(
         self,
         engine: Engine,
-        config: RunConfig,
+        config: ResolvedConfig,
         spec: EnvSpec,
         logs: Path,
         replay: Path,
@@ -109,7 +109,7 @@ class Fleet:
         self.timeouts = RoleTimeouts(
             config.run.frozen_seconds, spec.max_episode_steps, config.actors.chunk_deadline_seconds
         )
-        self._capacities = shard_capacities(config.replay.capacity or 0, config.replay.num_shards)
+        self._capacities = shard_capacities(config.replay.capacity, config.replay.num_shards)
         # The learner is spawned first after the shards that it talks to: it has the slowest imports.
         first = incarnations.get
         self.shards = [
@@ -120,7 +120,7 @@ class Fleet:
         self.learner = self._spawn_learner(first("learner", 0))
         self.actors = [
             self._spawn_actor(index, first(role_name("actor", index), 0))
-            for index in range(config.actors.num_actors or 1)
+            for index in range(config.actors.num_actors)
         ]
         self.evaluator = self._spawn("evaluator", 0, first("evaluator", 0), EvaluatorRole)
 
@@ -264,7 +264,7 @@ class Fleet:
         )
 
     def _spawn_learner(self, incarnation: int) -> Member:
-        threads = learner_threads(available_cores(), busy_processes=(self._config.actors.num_actors or 1))
+        threads = learner_threads(available_cores(), busy_processes=self._config.actors.num_actors)
         handles = [shard.handle for shard in self.shards]
         calls, gpus = self._engine.calls, self._learner_gpus
         return self._spawn(
@@ -276,7 +276,7 @@ class Fleet:
         actor = self._spawn(
             "actor", index, incarnation, ActorRole, self._engine.calls, shards, index, incarnation
         )
-        actor.place = (index, self._config.actors.num_actors or 1)
+        actor.place = (index, self._config.actors.num_actors)
         return actor
 
     def _spawn(

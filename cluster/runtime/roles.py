@@ -21,8 +21,8 @@ from cluster.engines.threads import available_cores, env_threads
 from cluster.metrics.usage import MemoryMeter, UsageMeter
 from cluster.record.logs import LogSource, ProcessLog
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
-from cluster.settings.config import RunConfig
 from cluster.settings.resolve import network_spec
+from cluster.settings.resolved import ResolvedConfig
 from learner.config import acts_in_numpy
 from learner.core import LearnerState, LearnReport
 from replay_service.journal.durability import SealReply
@@ -47,7 +47,7 @@ class RoleContext:
     """
 
     name: str
-    config: RunConfig
+    config: ResolvedConfig
     spec: EnvSpec
     logs: Path
     replay: Path
@@ -149,7 +149,7 @@ class ActorRole(Role):
         seed = Seeds(config.run.seed).stream("actor", actor, incarnation)
         # EnvActor spawns the children 0 and 1 of its seed.
         noise = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 2))
-        num_actors = config.actors.num_actors or 1
+        num_actors = config.actors.num_actors
         # Elsewhere an actor has the one core that it asked for.
         cores = 1 if config.run.runtime == "cluster" else available_cores()
         actors_here = min(num_actors, available_cores()) if config.run.runtime == "cluster" else num_actors
@@ -220,7 +220,7 @@ class LearnerRole(Role):
             config.replay,
             self._transport,
             batch_size=config.learner.batch_size,
-            minibatches_per_request=config.replay.minibatches_per_request or 1,
+            minibatches_per_request=config.replay.minibatches_per_request,
             prefetch_requests=config.replay.prefetch_requests,
             rng=np.random.default_rng(sampler_seed),
             adaptive=True,
@@ -292,7 +292,7 @@ class EvaluatorRole(Role):
         return dataclasses.replace(report, process=self._usage())
 
 
-def make_policy(config: RunConfig, spec: EnvSpec, noise: np.random.SeedSequence | None = None) -> Policy:
+def make_policy(config: ResolvedConfig, spec: EnvSpec, noise: np.random.SeedSequence | None = None) -> Policy:
     """The acting policy: numpy where the network is small, torch (imported here) for everything else.
 
     noise: what noisy networks explore with; None acts by their mean weights.

@@ -10,12 +10,16 @@ import difflib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import yaml
 
 from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.renames import rename_settings
+from cluster.settings.resolved import ResolvedConfig
+
+_Config = TypeVar("_Config", bound=RunConfig)
 
 _FAMILIES = {"ALE/": "atari", "MinAtar/": "minatar"}
 """How ids begin whose environments share a preset."""
@@ -30,18 +34,33 @@ def load_config(source: Path | None, overrides: Sequence[str] = ()) -> RunConfig
         ConfigError: for an unreadable file, an unknown key (with the nearest valid one) or a wrong value.
     """
     tree = _read(source) if source is not None else {}
+    rename_settings(tree)
     for override in overrides:
         _apply(tree, override)
-    return parse_config(tree)
+    return parse_config(tree, RunConfig)
 
 
-def parse_config(tree: Mapping[str, Any]) -> RunConfig:
-    """Converts nested mappings to a RunConfig; raises ConfigError as load_config does."""
-    _check_keys(tree, RunConfig, "")
+def parse_config(tree: Mapping[str, Any], kind: type[_Config]) -> _Config:
+    """Converts nested mappings to a config of this kind; raises ConfigError as load_config does."""
+    _check_keys(tree, kind, "")
     try:
-        return msgspec.convert(tree, RunConfig, strict=False)
+        return msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(_readable(str(error), tree)) from None
+
+
+def load_resolved(text: str) -> ResolvedConfig:
+    """The config of a run from the YAML that it wrote, whatever version of this program wrote it.
+
+    Raises:
+        ConfigError: for text that is no YAML, an unknown key or a wrong value.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the saved configuration is not valid YAML: {error}") from None
+    rename_settings(tree)
+    return parse_config(tree, ResolvedConfig)
 
 
 def dump_config(config: RunConfig) -> str:

@@ -13,8 +13,9 @@ from actors.core import EnvSpec
 from cluster.engines.engine import Need
 from cluster.engines.machine import Machine
 from cluster.engines.placement import Claims, Placement, room
-from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.config import ConfigError
 from cluster.settings.resolve import network_spec
+from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size
 from learner.config import acts_in_numpy
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
@@ -211,18 +212,18 @@ class Plan:
         return text + ", or run on a cluster, where replay.num_shards spreads the replay over machines"
 
 
-def make_plan(config: RunConfig, spec: EnvSpec, machine: Machine) -> Plan:
+def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
     """The plan of a resolved config."""
     schema = spec.block_schema(config.actors.n_step)
     replay, actors = config.replay, config.actors
     serial = config.run.runtime == "serial"
-    capacity = replay.capacity or 1
+    capacity = replay.capacity
     deduplicated, compressed = _stored_bytes(schema, -(-capacity // replay.num_shards))
 
     frame_bytes = sum(field.bytes_per_frame for field in schema.frame_fields)
-    minibatches = replay.minibatches_per_request or 1
-    lanes, steps = actors.envs_per_actor or 1, actors.steps_per_chunk or 1
-    num_actors = actors.num_actors or 1
+    minibatches = replay.minibatches_per_request
+    lanes, steps = actors.envs_per_actor, actors.steps_per_chunk
+    num_actors = actors.num_actors
     transition_bytes = sum(np.dtype(dtype).itemsize for _, dtype in TRANSITION_FIELDS)
     push_bytes = lanes * ((steps + schema.span - 1) * frame_bytes + steps * transition_bytes)
     return Plan(
@@ -246,14 +247,14 @@ def make_plan(config: RunConfig, spec: EnvSpec, machine: Machine) -> Plan:
     )
 
 
-def make_claims(config: RunConfig, spec: EnvSpec, plan: Plan, learner_gpus: float) -> Claims:
+def make_claims(config: ResolvedConfig, spec: EnvSpec, plan: Plan, learner_gpus: float) -> Claims:
     """What each role claims of a cluster: a core, and the memory that the plan gives it."""
     torch_to_act = 0 if acts_in_numpy(network_spec(spec), config.learner) else _TORCH_BYTES
     shard = Need(memory_bytes=_PROCESS_BYTES + plan.shard_bytes)
     learner = Need(gpus=learner_gpus, memory_bytes=_PROCESS_BYTES + _TORCH_BYTES + plan.request_bytes)
     # Blocks in flight belong to the object store, whose memory Ray keeps apart.
     actor = Need(memory_bytes=_PROCESS_BYTES + torch_to_act + 3 * plan.push_bytes)
-    num_actors = config.actors.num_actors or 1
+    num_actors = config.actors.num_actors
     return Claims(
         core={
             **{f"shard {index}": shard for index in range(config.replay.num_shards)},
@@ -284,12 +285,12 @@ def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
     return deduplicated, ROW.itemsize + round(frames_per_transition * held)
 
 
-def _process_bytes(config: RunConfig, spec: EnvSpec) -> int:
+def _process_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
     """Ray, driver, shards, learner, actors and evaluator, without what they hold of frames."""
     actors_have_torch = not acts_in_numpy(network_spec(spec), config.learner)
     if config.run.runtime == "serial":
         return _PROCESS_BYTES + _TORCH_BYTES
-    actors = (config.actors.num_actors or 1) + 1
+    actors = config.actors.num_actors + 1
     processes = 1 + config.replay.num_shards + 1 + actors
     with_torch = 1 + (actors if actors_have_torch else 0)
     return _RAY_BYTES + processes * _PROCESS_BYTES + with_torch * _TORCH_BYTES

@@ -9,6 +9,15 @@ from dataclasses import replace
 
 from actors.core import EnvSpec
 from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.resolved import (
+    ResolvedActors,
+    ResolvedConfig,
+    ResolvedEnv,
+    ResolvedLearner,
+    ResolvedReplay,
+    ResolvedRun,
+    narrowed,
+)
 from learner.config import LearnerConfig, NetworkSpec, resolve_network
 from replay_service.block import FrameField
 
@@ -19,62 +28,62 @@ _MOST_MINIBATCHES = 64
 _REPLAY_BYTES_AUTO = 2 << 30
 
 
-def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = False) -> RunConfig:
-    """A config without open fields; equal input gives equal output, so the saved one repeats the run.
+def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = False) -> ResolvedConfig:
+    """A config without open settings; equal input gives equal output, so the saved one repeats the run.
 
     on_cluster: whether the runtime auto is the cluster.
 
     Raises:
         ConfigError: if the configured network does not fit the environment's observations.
     """
-    if config.run.runtime == "auto":
-        config = replace(config, run=replace(config.run, runtime="cluster" if on_cluster else "local"))
+    actors, replay, learner, stop = config.actors, config.replay, config.learner, config.stop
+    runtime = config.run.runtime
+    if runtime == "auto":
+        runtime = "cluster" if on_cluster else "local"
+    serial = runtime == "serial"
     image = _frame_bytes(spec) > _IMAGE_BYTES
     native = spec.backend == "native"
-    serial = config.run.runtime == "serial"
-
-    actors = config.actors
-    actors = replace(
-        actors,
-        # The learner keeps one core for itself; cheap native environments never need more than one actor,
-        # but a core steps Atari no faster than it computes the network of another.
-        num_actors=actors.num_actors or (1 if serial or (native and not image) else max(1, cores - 1)),
-        envs_per_actor=actors.envs_per_actor or (16 if native else 8),
-        # For images long enough that the stack + n_step - 1 frames a lane repeats in each block stay below
-        # 3.5 %: with the ends of episodes and the rows themselves, memory stays below 1.05 frames a row.
-        steps_per_chunk=actors.steps_per_chunk or (30 * (spec.stack + actors.n_step) if image else 32),
-    )
-    replay = config.replay
-    if replay.capacity is None:
-        room = _REPLAY_BYTES_AUTO // max(1, _frame_bytes(spec))
-        replay = replace(replay, capacity=max(config.learner.batch_size, min(100_000, room)))
-    replay = replace(
-        replay,
-        # Limits; within them the learner chooses by measured times. The serial runtime draws when it needs,
-        # so that order is fixed.
-        minibatches_per_request=replay.minibatches_per_request
-        or (1 if serial else _most_minibatches(config, spec)),
-        prefetch_requests=0 if serial else replay.prefetch_requests,
-        persist=replay.persist or "checkpoint",
-    )
-    learner = config.learner
-    learner = replace(
-        learner,
-        network=_network(spec, learner),
-        updates_per_chunk=learner.updates_per_chunk or (8 if image else 64),
-    )
-    stop = config.stop
     if stop.env_steps is None and stop.updates is None and stop.seconds is None:
         stop = replace(stop, env_steps=_DEFAULT_ENV_STEPS)
     if stop.target_return is None:
         stop = replace(stop, target_return=spec.reward_threshold)
-    return replace(
-        config,
-        env=replace(config.env, stack=spec.stack, action_mask=spec.action_mask),
-        actors=actors,
-        replay=replay,
-        learner=learner,
+    room = _REPLAY_BYTES_AUTO // max(1, _frame_bytes(spec))
+    return ResolvedConfig(
+        env=narrowed(ResolvedEnv, config.env, stack=spec.stack, action_mask=spec.action_mask),
+        actors=narrowed(
+            ResolvedActors,
+            actors,
+            # The learner keeps one core for itself. Cheap native environments never need more than one actor,
+            # but a core steps Atari no faster than it computes the network of another.
+            num_actors=actors.num_actors or (1 if serial or (native and not image) else max(1, cores - 1)),
+            envs_per_actor=actors.envs_per_actor or (16 if native else 8),
+            # For images so long that the stack + n_step - 1 frames that a lane repeats in each block stay
+            # below 3.5 %: with ends of episodes and the other fields, memory stays below 1.05 frames each.
+            steps_per_chunk=actors.steps_per_chunk or (30 * (spec.stack + actors.n_step) if image else 32),
+        ),
+        replay=narrowed(
+            ResolvedReplay,
+            replay,
+            capacity=replay.capacity or max(learner.batch_size, min(100_000, room)),
+            # Limits; within them the learner chooses by measured times. The serial runtime draws when it
+            # needs, so that the order is fixed.
+            minibatches_per_request=replay.minibatches_per_request
+            or (1 if serial else _most_minibatches(config, spec)),
+            prefetch_requests=0 if serial else replay.prefetch_requests,
+            persist=replay.persist or "checkpoint",
+        ),
+        learner=narrowed(
+            ResolvedLearner,
+            learner,
+            network=_network(spec, learner),
+            updates_per_chunk=learner.updates_per_chunk or (8 if image else 64),
+        ),
+        pacing=config.pacing,
+        evaluation=config.evaluation,
         stop=stop,
+        checkpoint=config.checkpoint,
+        metrics=config.metrics,
+        run=narrowed(ResolvedRun, config.run, runtime=runtime),
     )
 
 

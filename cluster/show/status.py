@@ -26,9 +26,12 @@ import msgspec
 import psutil
 
 from cluster.metrics.snapshot import Snapshot, figures
-from cluster.record.logs import gist, read_messages, tail
-from cluster.record.run_dir import events_path, read_config
-from cluster.settings.config import ConfigError, RunConfig, StopConfig
+from cluster.record.events import Event, events_path, read_events
+from cluster.record.logs import tail
+from cluster.record.run_dir import read_config
+from cluster.settings.config import ConfigError, StopConfig
+from cluster.settings.renames import METRICS, renamed
+from cluster.settings.resolved import ResolvedConfig
 from cluster.show.view import Headline, LineView, LiveView, can_draw, metrics_line
 from cluster.wording import duration
 
@@ -86,7 +89,7 @@ def announce(run_dir: Path, metrics_url: str) -> None:
     (run_dir / "driver.json").write_text(json.dumps(dataclasses.asdict(driver)), encoding="utf-8")
 
 
-def status_document(config: RunConfig, run_dir: Path, newest: Callable[[], Snapshot | None]) -> bytes:
+def status_document(config: ResolvedConfig, run_dir: Path, newest: Callable[[], Snapshot | None]) -> bytes:
     """What /status serves: JSON with the run's facts and its newest snapshot. Not finite numbers are null."""
     run = {
         "env_id": config.env.id,
@@ -104,6 +107,7 @@ def snapshot_of(values: Mapping[str, Any]) -> Snapshot:
     What a version did not know yet is None, zero or empty; what only it knew is left out.
     """
     hints = typing.get_type_hints(Snapshot)
+    values = renamed(METRICS, values)
     given: dict[str, Any] = {}
     for item in dataclasses.fields(Snapshot):
         try:
@@ -166,7 +170,7 @@ def status_of_directory(run_dir: Path, now: float | None = None) -> RunStatus:
 
 
 def _selection(
-    run_dir: Path, config: RunConfig, driver: Driver | None, now: float, has_figures: bool
+    run_dir: Path, config: ResolvedConfig, driver: Driver | None, now: float, has_figures: bool
 ) -> tuple[State, str]:
     lives = driver.lives if driver else False
     age = now - max(_written(run_dir / "metrics.jsonl"), _written(run_dir / "config.yaml"))
@@ -177,11 +181,11 @@ def _selection(
         if not has_figures:
             return "starting", f"starting: {where}"
         return "running", f"running: {where}, figures {duration(age)} old"
-    for message in reversed(read_messages(tail(events_path(run_dir)))):
-        if message.text.startswith("end: "):
-            return "ended", f"ended: {message.text.removeprefix('end: ')}"
-        if message.text.startswith("failed: "):
-            return "failed", f"failed: {gist(message.text)} (all of it: {events_path(run_dir)})"
+    for event in reversed(read_events(run_dir)):
+        if event.kind == "ended":
+            return "ended", f"ended: {event.text}"
+        if event.kind == "failed":
+            return "failed", f"{event.line} (all of it: {events_path(run_dir)})"
     lost = f"{where} is gone" if where else "its process is gone"
     return "gone", f"gone: {lost} and said no end; the newest figures are {duration(age)} old"
 
@@ -266,8 +270,9 @@ def show(look: Callable[[], RunStatus], *, watch: bool, stream: TextIO | None = 
     with contextlib.suppress(KeyboardInterrupt), view:
         for newest in _looks(look, status):
             if newest.snapshot is not None:
-                view.figures(newest.snapshot)
-        view.event(newest.description, newest.snapshot.run_seconds if newest.snapshot else 0.0)
+                view.metrics(newest.snapshot)
+        run_seconds = newest.snapshot.run_seconds if newest.snapshot else 0.0
+        view.event(Event("info", newest.description, run_seconds))
 
 
 def _looks(look: Callable[[], RunStatus], status: RunStatus) -> Iterator[RunStatus]:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from cluster.metrics.snapshot import Snapshot
-from cluster.record.logs import gist
+from cluster.record.events import Event
 from cluster.record.recorder import Observer
 from cluster.settings.config import StopConfig
 from cluster.show.progress import progress
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LEAST_GAP_SECONDS, _MOST_GAP_SECONDS = 1.0, 60.0
 _HISTORY = 2_048
+_STYLES = {"failed": "red", "warning": "yellow"}
 
 
 class View(Observer, Protocol):
@@ -92,7 +93,7 @@ class LineView:
             self._say(metrics_line(self._unsaid, self._stop))
         self._stream.flush()
 
-    def figures(self, snapshot: Snapshot) -> None:
+    def metrics(self, snapshot: Snapshot) -> None:
         """One line of the figures that matter, if the last one is long enough ago."""
         gap = min(max(0.1 * snapshot.run_seconds, _LEAST_GAP_SECONDS), _MOST_GAP_SECONDS)
         if self._said_seconds is not None and snapshot.run_seconds - self._said_seconds < gap:
@@ -101,9 +102,9 @@ class LineView:
         self._said_seconds, self._unsaid = snapshot.run_seconds, None
         self._say(metrics_line(snapshot, self._stop))
 
-    def event(self, text: str, run_seconds: float) -> None:
-        """The event with its time; of a failure, whose traceback ends the command's output, the gist."""
-        self._say(f"{run_seconds:7.1f} s | {_shown(text)}")
+    def event(self, event: Event) -> None:
+        """The event with its time."""
+        self._say(f"{event.run_seconds:7.1f} s | {event.line}")
 
     def _say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -126,10 +127,6 @@ def metrics_line(snapshot: Snapshot, stop: StopConfig) -> str:
         f"lag {figure(snapshot.policy_lag_updates, 0)}",
     ]
     return " | ".join([*parts, snapshot.verdict] if snapshot.verdict else parts)
-
-
-def _shown(event: str) -> str:
-    return f"failed: {gist(event)}" if event.startswith("failed: ") else event
 
 
 class Returns:
@@ -177,7 +174,7 @@ class LiveView:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
-    def figures(self, snapshot: Snapshot, note: str | None = None) -> None:
+    def metrics(self, snapshot: Snapshot, note: str | None = None) -> None:
         """Redraws the panel."""
         from cluster.show.panel import Screen
 
@@ -193,9 +190,8 @@ class LiveView:
             )
             self._live.update(screen, refresh=True)
 
-    def event(self, text: str, run_seconds: float) -> None:
+    def event(self, event: Event) -> None:
         """Prints the event above the panel."""
         if self._live is not None:
-            style = "red" if text.startswith("failed") else "yellow" if text.startswith("warning") else None
-            line = f"{run_seconds:7.1f} s  {_shown(text)}"
-            self._live.console.print(line, style=style, highlight=False, markup=False)
+            line = f"{event.run_seconds:7.1f} s  {event.line}"
+            self._live.console.print(line, style=_STYLES.get(event.kind), highlight=False, markup=False)

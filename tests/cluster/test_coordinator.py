@@ -21,6 +21,7 @@ from cluster.control.timeouts import AwakeClock
 from cluster.coordinator import Coordinator, Outcome, RunFailed
 from cluster.engines.engine import Handle, Need, Ref, RoleDied
 from cluster.engines.process_info import ProcessInfo
+from cluster.record.events import Event
 from cluster.record.recorder import Recorder as RunRecorder
 from cluster.settings.config import RunConfig
 from cluster.settings.load_config import load_config
@@ -229,7 +230,7 @@ class Notes:
 
     def write_snapshot(self, snapshot: Any) -> None: ...
 
-    def write_event(self, text: str, run_seconds: float) -> None: ...
+    def write_event(self, event: Event) -> None: ...
 
     def write_evaluation(self, request: Any, report: Any) -> None:
         self.evaluations.append((request, report))

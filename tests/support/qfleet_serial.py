@@ -9,6 +9,7 @@ from typing import Self
 
 from cluster.api import Result, train
 from cluster.metrics.snapshot import Snapshot
+from cluster.record.events import Event
 from cluster.settings.load_config import load_config
 
 SMALL = (
@@ -54,11 +55,11 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def figures(self, snapshot: Snapshot) -> None:
+    def metrics(self, snapshot: Snapshot) -> None:
         self.snapshots.append(snapshot)
 
-    def event(self, text: str, run_seconds: float) -> None:
-        self.events.append(text)
+    def event(self, event: Event) -> None:
+        self.events.append(event.line)
 
 
 def train_serial(run_dir: Path, overrides: Sequence[str], recorder: Recorder | None = None) -> Result:

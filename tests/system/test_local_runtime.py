@@ -181,7 +181,7 @@ def test_a_killed_run_is_resumed(local_run: LocalRun, persist: str) -> None:
     )
     local_run.start(*arguments)
     checkpoints = local_run.run_dir / "checkpoints"
-    local_run.wait_for(lambda: (checkpoints / "cut-000002").is_dir(), "the third checkpoint")
+    local_run.wait_for(lambda: (checkpoints / "checkpoint-000002").is_dir(), "the third checkpoint")
     local_run.send(signal.SIGKILL)
     assert local_run.finish() == -signal.SIGKILL
     shown = metrics_lines(local_run.run_dir)[-1]

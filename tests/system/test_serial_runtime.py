@@ -129,7 +129,7 @@ def test_a_run_leaves_everything_that_it_promises(tmp_path: Path) -> None:
 
     events = (run_dir / "logs" / "events.log").read_text().splitlines()
     assert len(events) == len(recorder.events)
-    assert events[-1].endswith("end: stop.updates = 200 reached")
+    assert events[-1].endswith("END     stop.updates = 200 reached")
 
 
 def test_the_serial_runtime_never_loads_ray(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_bug_ends_the_run_with_its_own_traceback(
     assert "ArithmeticError: planted bug" in message
     # Whose code it was, not who was calling: a shard's bug is met by an actor or the learner.
     assert message.splitlines()[-1].startswith(f"{role} raised the error above")
-    assert "failed: Traceback" in (tmp_path / "run" / "logs" / "events.log").read_text()
+    assert "ERROR   Traceback" in (tmp_path / "run" / "logs" / "events.log").read_text()
 
 
 def test_divergence_ends_the_run_and_keeps_the_last_good_weights(

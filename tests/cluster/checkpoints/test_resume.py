@@ -131,11 +131,11 @@ def test_killed_after_a_checkpoint_it_ends_as_if_nothing_had_happened(tmp_path: 
     command = [sys.executable, "-m", "cluster.main", "train", str(tmp_path / "endless.yaml")]
     command += ["--run-dir", str(run_dir)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: (run_dir / "checkpoints" / "cut-000001").is_dir(), seconds=60)
+        wait_for(lambda: (run_dir / "checkpoints" / "checkpoint-000001").is_dir(), seconds=60)
         process.send_signal(signal.SIGKILL)
     # Whatever came after the second checkpoint is repeated, the very same.
     for folder in checkpoint_folders(run_dir / "checkpoints"):
-        if folder.name > "cut-000001":
+        if folder.name > "checkpoint-000001":
             shutil.rmtree(folder)
     resume(run_dir, ["stop.updates=300"])
     assert_equal_runs(tmp_path / "whole", run_dir, tmp_path)
@@ -147,7 +147,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two checkpoints."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     train_serial(run_dir, (*SMALL, *CUTS, "replay.num_shards=2"))
-    assert [path.name for path in checkpoint_folders(run_dir / "checkpoints")] == ["cut-000000", "cut-000001"]
+    assert [path.name for path in checkpoint_folders(run_dir / "checkpoints")] == [
+        "checkpoint-000000",
+        "checkpoint-000001",
+    ]
     return run_dir
 
 
@@ -168,35 +171,46 @@ def flip_a_byte(path: Path) -> None:
 
 
 def put_in_the_other_shards(run_dir: Path) -> None:
-    shutil.copyfile(segment(run_dir, "cut-000001", 1), segment(run_dir, "cut-000001", 0))
+    shutil.copyfile(segment(run_dir, "checkpoint-000001", 1), segment(run_dir, "checkpoint-000001", 0))
 
 
 def put_in_an_older_learner(run_dir: Path) -> None:
     cuts = run_dir / "checkpoints"
-    shutil.copyfile(cuts / "cut-000000/learner.safetensors", cuts / "cut-000001/learner.safetensors")
+    shutil.copyfile(
+        cuts / "checkpoint-000000/learner.safetensors", cuts / "checkpoint-000001/learner.safetensors"
+    )
 
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of the learner": (
-        lambda run: flip_a_byte(run / "checkpoints/cut-000001/learner.safetensors"),
+        lambda run: flip_a_byte(run / "checkpoints/checkpoint-000001/learner.safetensors"),
         "learner.safetensors is not the file of this cut",
     ),
-    "a bit of a segment": (lambda run: flip_a_byte(segment(run, "cut-000001", 1)), "is not the file of this"),
-    "a missing segment": (lambda run: segment(run, "cut-000001", 0).unlink(), "cannot be read: No such file"),
+    "a bit of a segment": (
+        lambda run: flip_a_byte(segment(run, "checkpoint-000001", 1)),
+        "is not the file of this",
+    ),
+    "a missing segment": (
+        lambda run: segment(run, "checkpoint-000001", 0).unlink(),
+        "cannot be read: No such file",
+    ),
     "a bit of the manifest": (
-        lambda run: flip_a_byte(run / "checkpoints/cut-000001/manifest.json"),
+        lambda run: flip_a_byte(run / "checkpoints/checkpoint-000001/manifest.json"),
         "manifest.json",
     ),
     "the manifest of another cut": (
         lambda run: shutil.copyfile(
-            run / "checkpoints/cut-000000/manifest.json", run / "checkpoints/cut-000001/manifest.json"
+            run / "checkpoints/checkpoint-000000/manifest.json",
+            run / "checkpoints/checkpoint-000001/manifest.json",
         ),
         "holds cut 0, not the one of its name",
     ),
     "a segment of another shard": (put_in_the_other_shards, "is not the file of this cut"),
     "an older learner": (put_in_an_older_learner, "learner.safetensors is not the file of this cut"),
     "an unfinished cut": (
-        lambda run: (run / "checkpoints/cut-000001").rename(run / "checkpoints/cut-000001.partial"),
+        lambda run: (run / "checkpoints/checkpoint-000001").rename(
+            run / "checkpoints/checkpoint-000001.partial"
+        ),
         "",
     ),
 }
@@ -211,15 +225,17 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_taken(run_dir: Path, spoil
     warned = [event for event in recorder.events if event.startswith("warning")]
     if problem:
         assert len(warned) == 1
-        assert "cut-000001" in warned[0]
+        assert "checkpoint-000001" in warned[0]
         assert problem in warned[0]
 
 
 def test_with_no_good_checkpoint_each_is_named(run_dir: Path) -> None:
     before = sorted(run_dir.rglob("*"))
-    for cut in ("cut-000000", "cut-000001"):
+    for cut in ("checkpoint-000000", "checkpoint-000001"):
         flip_a_byte(segment(run_dir, cut, 0))
-    with pytest.raises(ConfigError, match=r"(?s)no checkpoint can be used.*cut-000001.*cut-000000"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)no checkpoint can be used.*checkpoint-000001.*checkpoint-000000"
+    ):
         resume(run_dir)
     assert sorted(run_dir.rglob("*")) == before
 
@@ -229,7 +245,7 @@ def test_a_manifest_cannot_reach_outside_of_its_folder(run_dir: Path) -> None:
 
     import msgspec
 
-    path = run_dir / "checkpoints/cut-000001/manifest.json"
+    path = run_dir / "checkpoints/checkpoint-000001/manifest.json"
     body = json.loads(path.read_bytes())["manifest"]
     body["files"][1]["name"] = "../../../../etc/hostname"
     raw = json.dumps(body).encode()
@@ -301,10 +317,10 @@ def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     train_serial(run_dir, (*SMALL, *CUTS, "checkpoint.keep=1", "checkpoint.every_updates=40"))
     names = [path.name for path in checkpoint_folders(run_dir / "checkpoints")]
-    assert names[-1] == "cut-000004"
+    assert names[-1] == "checkpoint-000004"
     assert 1 <= len(names) <= 2
     scores = {
-        name: read_checkpoint(run_dir / "checkpoints" / name).manifest.run.figures.evaluation_return_mean
+        name: read_checkpoint(run_dir / "checkpoints" / name).manifest.run.counters.evaluation_return_mean
         for name in names
     }
     evaluated = [json.loads(line) for line in (run_dir / "evaluations.jsonl").read_text().splitlines()]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from qfleet_configs import resolved_config
 from qfleet_serial import Recorder
 
 from cluster.api import train
@@ -14,12 +15,11 @@ from cluster.diagnosis.bottleneck import Stage, sentence, shares_between, stage_
 from cluster.diagnosis.diagnosis import LOOKS, Diagnosis
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.usage import MachineUsage
-from cluster.settings.config import RunConfig
 from cluster.settings.load_config import load_config
 from cluster.show.status import snapshot_of
 
-LOCAL = load_config(None, ["run.runtime=local", "actors.num_actors=2", "actors.envs_per_actor=8"])
-SERIAL = load_config(None, ["run.runtime=serial"])
+LOCAL = resolved_config("run.runtime=local", "actors.num_actors=2", "actors.envs_per_actor=8")
+SERIAL = resolved_config("run.runtime=serial")
 Seconds = Mapping[str, Mapping[str, float]]
 
 
@@ -196,7 +196,7 @@ SLOW = ("metrics.every_seconds=0.2", "stop.target_return=1000000000.0", "evaluat
 def final_verdict(folder: Path, *overrides: str) -> str:
     """The last line that a run says of itself."""
     recorder = Recorder()
-    config: RunConfig = load_config(None, [*SLOW, *overrides])
+    config = load_config(None, [*SLOW, *overrides])
     train(config, folder / "run", view=lambda *_: recorder)
     # The last snapshot comes after the end, when everybody rests.
     verdict = recorder.snapshots[-2].verdict

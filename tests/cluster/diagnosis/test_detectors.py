@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from qfleet_configs import resolved_config
 from qfleet_serial import Recorder
 
 import replay_service.shard_meter
@@ -18,8 +19,8 @@ from cluster.diagnosis.detectors import DETECTORS, Reading
 from cluster.diagnosis.diagnosis import LOOKS, Diagnosis
 from cluster.metrics.snapshot import Snapshot, figures
 from cluster.report.data import Run, periods
-from cluster.settings.config import RunConfig
 from cluster.settings.load_config import PRESETS, load_config
+from cluster.settings.resolved import ResolvedConfig
 from cluster.show.status import snapshot_of
 from replay_service.histogram import Histogram
 
@@ -62,14 +63,11 @@ HEALTHY = replace(
 )
 """A run in which all is well."""
 
-CONFIG = load_config(
-    None,
-    [
-        "replay.capacity=5000",
-        "replay.sampling=prioritized",
-        "learner.updates_per_chunk=8",
-        "learner.target_update_updates=40",
-    ],
+CONFIG = resolved_config(
+    "replay.capacity=5000",
+    "replay.sampling=prioritized",
+    "learner.updates_per_chunk=8",
+    "learner.target_update_updates=40",
 )
 
 
@@ -90,7 +88,9 @@ def window(now: Snapshot, count: int = 16, **trends: Sequence[float]) -> list[Sn
     ]
 
 
-def strength(name: str, config: RunConfig = CONFIG, trends: Mapping[str, Any] = {}, **changes: Any) -> float:
+def strength(
+    name: str, config: ResolvedConfig = CONFIG, trends: Mapping[str, Any] = {}, **changes: Any
+) -> float:
     reading = READ[name](window(replace(HEALTHY, **changes), **trends), config)  # type: ignore[index]
     assert isinstance(reading, Reading)
     return reading.strength
@@ -214,7 +214,7 @@ def test_what_cannot_be_judged_is_not(name: str, changes: dict[str, Any]) -> Non
 
 
 def test_atoms_that_do_not_reach_the_returns() -> None:
-    config = load_config(None, ["learner.head=c51", "learner.value_range=[0, 50]"])
+    config = resolved_config("learner.head=c51", "learner.value_range=[0, 50]")
     reading = READ["reward_scale"](window(HEALTHY), config)
     assert reading is not None
     assert reading.strength > 1.0

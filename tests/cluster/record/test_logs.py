@@ -205,10 +205,10 @@ TRACEBACK = "Traceback (most recent call last):\n  File x\npkg.SomeError: why\n"
 @pytest.mark.parametrize(
     ("event", "text"),
     [
-        ("failed: learner died: of hunger", "learner died: of hunger"),
-        (f"failed: {TRACEBACK}\nactor 0 raised it", "pkg.SomeError: why; actor 0 raised it"),
-        (f"failed: {TRACEBACK}A note on it.\n\nactor 0 raised it", "pkg.SomeError: why; actor 0 raised it"),
-        ("failed: nothing moved:\n  actor 0: waits\nSee logs.", "  actor 0: waits; See logs."),
+        ("learner died: of hunger", "learner died: of hunger"),
+        (f"{TRACEBACK}\nactor 0 raised it", "pkg.SomeError: why; actor 0 raised it"),
+        (f"{TRACEBACK}A note on it.\n\nactor 0 raised it", "pkg.SomeError: why; actor 0 raised it"),
+        ("nothing moved:\n  actor 0: waits\nSee logs.", "  actor 0: waits; See logs."),
     ],
 )
 def test_the_gist_of_a_failure(event: str, text: str) -> None:

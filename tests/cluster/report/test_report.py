@@ -85,7 +85,7 @@ def synthetic(
     lines: int = 50,
     settings: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
-    events: Sequence[tuple[str, str]] = (("INFO", "end: enough"),),
+    events: Sequence[tuple[str, str]] = (("END", "enough"),),
 ) -> Path:
     """A run directory in which every figure is a known line."""
     (folder / "logs").mkdir(parents=True)
@@ -164,7 +164,7 @@ def test_the_numbers_on_the_page_are_the_runs(real: Path, capsys: pytest.Capture
     titles = page.all("h3")
     for title in ("Greedy return", "Training return", "Loss", "Samples per insert", "Time of the learner"):
         assert title in titles
-    assert "end: stop.updates = 200 reached" in cells
+    assert "stop.updates = 200 reached" in cells
     assert json.loads((real / "provenance.json").read_text())["python"] in cells
     # The settings that were changed, and what they would have been.
     where = page.texts.index(("th", "learner.batch_size"))
@@ -219,7 +219,7 @@ def test_hostile_names_and_values_stay_text(tmp_path: Path) -> None:
         folder,
         settings={"evil": {HOSTILE: HOSTILE}},
         extra={"verdict": HOSTILE, "warnings": [HOSTILE], "role_seconds_total": {HOSTILE: {HOSTILE: 3.0}}},
-        events=[("INFO", HOSTILE), ("INFO", f"end: {HOSTILE}")],
+        events=[("INFO", HOSTILE), ("END", HOSTILE)],
     )
     other = synthetic(tmp_path / "other", settings={"evil": {HOSTILE: 2}})
     page = Page(render([read_run(folder), read_run(other)]))
@@ -506,7 +506,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, real: Path) -> dict[str, Pat
                 "x": {HOSTILE: index // 3},
             },
             extra={"verdict": "actor-bound: " + "slow " * 60, "warnings": ["stale data: x" * 20]},
-            events=[("WARNING", "warning: " + "x" * 300), ("ERROR", "failed: " + "long " * 100)],
+            events=[("WARNING", "x" * 300), ("ERROR", "long " * 100)],
         )
         for index in range(6)
     ]

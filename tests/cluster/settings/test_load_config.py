@@ -199,7 +199,7 @@ def test_dump_and_load_give_the_same_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"run": {"seed": 3}, "replay": {}, "metrics": {"port": 9}}])
 def test_every_setting_is_in_the_dump_whether_given_or_not(given: dict[str, dict[str, int]]) -> None:
-    config = parse_config(given)
+    config = parse_config(given, RunConfig)
     dumped = yaml.safe_load(dump_config(config))
     for section in dataclasses.fields(RunConfig):
         names = {item.name for item in dataclasses.fields(getattr(config, section.name))}

@@ -25,6 +25,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from cluster.metrics.snapshot import Snapshot
+from cluster.record.events import Event
 from cluster.settings.config import StopConfig
 from cluster.show.panel import Screen, sparkline
 from cluster.show.progress import progress
@@ -79,10 +80,11 @@ def test_nothing_is_foretold_before_anything_moved() -> None:
 def test_lines_tell_headline_figures_and_events() -> None:
     stream = io.StringIO()
     with LineView(HEADLINE, StopConfig(updates=8_000), stream) as view:
-        view.figures(EMPTY)
-        view.figures(MIDDLE)
-        view.event("actor 3 died", 91.26)
-        view.event("failed: Traceback:\n  in x\nValueError: y\n\nactor 3 raised the error above", 92.0)
+        view.metrics(EMPTY)
+        view.metrics(MIDDLE)
+        view.event(Event("info", "actor 3 died", 91.26))
+        failure = "Traceback:\n  in x\nValueError: y\n\nactor 3 raised the error above"
+        view.event(Event("failed", failure, 92.0))
     *head, empty, middle, event, failure = stream.getvalue().splitlines()
     for fact in ("CartPole-v1", "local runtime", "runs/x", "http://127.0.0.1:9/metrics"):
         assert fact in " ".join(head)
@@ -100,8 +102,8 @@ def test_lines_become_rare_and_the_last_is_always_shown() -> None:
     stream = io.StringIO()
     with LineView(HEADLINE, StopConfig(), stream) as view:
         for second in range(2 * 3_600 + 1):
-            view.figures(replace(EMPTY, run_seconds=float(second)))
-        view.event("end: enough", 7_200.0)
+            view.metrics(replace(EMPTY, run_seconds=float(second)))
+        view.event(Event("ended", "enough", 7_200.0))
     shown = [float(line.split()[0]) for line in stream.getvalue().splitlines() if " | steps " in line]
     assert shown[:3] == [0.0, 1.0, 2.0]
     assert shown[-1] == 7_200.0

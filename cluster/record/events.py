@@ -1,0 +1,52 @@
+"""Events: what happened in a run that is worth a line.
+
+Owns their kinds and how a log line is read back as one; must not import torch or ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cluster.record.logs import Level, LogLine, gist, read_messages, tail
+from cluster.settings.renames import EVENT_PREFIXES
+
+EventKind = Literal["info", "warning", "failed", "ended"]
+
+LEVELS: dict[EventKind, Level] = {"info": "INFO", "warning": "WARNING", "failed": "ERROR", "ended": "END"}
+_READ_BYTES = 4 * 2**20
+_KINDS: dict[Level, EventKind] = {level: kind for kind, level in LEVELS.items()}
+_WORDS: dict[EventKind, str] = {"info": "", "warning": "warning: ", "failed": "failed: ", "ended": "end: "}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened. run_seconds: on the run's clock. text: without a word for the kind."""
+
+    kind: EventKind
+    text: str
+    run_seconds: float
+
+    @property
+    def line(self) -> str:
+        """Kind and text in one line; of a failure's traceback only the error itself."""
+        return _WORDS[self.kind] + (gist(self.text) if self.kind == "failed" else self.text)
+
+
+def events_path(run_dir: Path) -> Path:
+    """Where a run's events are, in the format of cluster.record.logs."""
+    return run_dir / "logs" / "events.log"
+
+
+def read_events(run_dir: Path) -> list[Event]:
+    """The newest events of a run, oldest first; none where there is no log of them."""
+    return [_event(line) for line in read_messages(tail(events_path(run_dir), _READ_BYTES))]
+
+
+def _event(line: LogLine) -> Event:
+    # Runs of 6afb764 said the kind in the text.
+    for prefix, kind in EVENT_PREFIXES.items():
+        if line.text.startswith(prefix):
+            return Event(kind, line.text.removeprefix(prefix), line.run_seconds)
+    return Event(_KINDS[line.level], line.text, line.run_seconds)

@@ -1,0 +1,78 @@
+"""The configuration of a run that can start: every setting that was left open has been chosen.
+
+Owns which settings cannot be open any more; must not import torch or ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from actors.config import ActorsConfig, EnvConfig
+from cluster.settings.config import RunConfig, RunSection
+from learner.config import LearnerConfig
+from replay_service.config import ReplayConfig
+
+_Section = TypeVar("_Section")
+
+
+@dataclass(frozen=True)
+class ResolvedEnv(EnvConfig):
+    """The environment, as the probe found it."""
+
+    stack: int = 1
+    action_mask: bool = False
+
+
+@dataclass(frozen=True)
+class ResolvedActors(ActorsConfig):
+    """How many actors there are and how long their chunks are."""
+
+    num_actors: int = 1
+    envs_per_actor: int = 1
+    steps_per_chunk: int = 1
+
+    @property
+    def transitions_per_chunk(self) -> int:
+        """Transitions that one rollout chunk of one actor makes."""
+        return self.steps_per_chunk * self.envs_per_actor
+
+
+@dataclass(frozen=True)
+class ResolvedReplay(ReplayConfig):
+    """How much replay holds, how far the learner draws ahead, and what is kept on disk."""
+
+    capacity: int = 1
+    minibatches_per_request: int = 1
+    persist: Literal["none", "checkpoint", "continuous"] = "checkpoint"
+
+
+@dataclass(frozen=True)
+class ResolvedLearner(LearnerConfig):
+    """How Q is fitted; network is never "auto"."""
+
+    updates_per_chunk: int = 1
+
+
+@dataclass(frozen=True)
+class ResolvedRun(RunSection):
+    """Where the run runs."""
+
+    runtime: Literal["local", "cluster", "serial"] = "local"
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(RunConfig):
+    """A configuration without open settings. Limits and targets may still be None: they are switched off."""
+
+    env: ResolvedEnv = field(default_factory=ResolvedEnv)
+    actors: ResolvedActors = field(default_factory=ResolvedActors)
+    replay: ResolvedReplay = field(default_factory=ResolvedReplay)
+    learner: ResolvedLearner = field(default_factory=ResolvedLearner)
+    run: ResolvedRun = field(default_factory=ResolvedRun)
+
+
+def narrowed(kind: type[_Section], section: Any, **chosen: Any) -> _Section:
+    """`section` as the resolved `kind` of it, with the chosen settings in place of open ones."""
+    settings = {item.name: getattr(section, item.name) for item in fields(section)}
+    return kind(**{**settings, **chosen})

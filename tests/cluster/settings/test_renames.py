@@ -1,0 +1,85 @@
+"""A run of 6afb764 (tests/data) is read, resumed and reported by today's names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from qfleet_serial import Recorder
+
+from cluster.api import load_policy, train
+from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
+from cluster.record.events import read_events
+from cluster.record.run_dir import read_config
+from cluster.report.data import read_run
+from cluster.settings.load_config import load_config
+from cluster.settings.renames import rename_settings, renamed_manifest
+from cluster.show.status import status_of_directory
+
+OLD_RUN = Path(__file__).parents[2] / "data" / "run_6afb764"
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
+
+
+def test_settings_are_read_by_todays_names(old_run: Path) -> None:
+    config = read_config(old_run)
+    assert config.learner.optimizer == "adam"
+    assert config.learner.normalize_observations
+    assert config.replay.sampling == "prioritized"
+    # As a file to train from it means the same.
+    assert load_config(old_run / "config.yaml").learner.normalize_observations
+
+
+def test_a_checkpoint_is_read_by_todays_names(old_run: Path) -> None:
+    (folder,) = checkpoint_folders(old_run / "checkpoints")
+    manifest = read_checkpoint(folder).manifest
+    assert (manifest.number, manifest.version) == (2, 240)
+    assert manifest.run.counters.sampled_transitions == 240 * 32
+    assert manifest.run.selection.best is not None
+    assert manifest.run.selection.best.version == 100
+
+
+def test_events_metrics_and_report_are_read_by_todays_names(old_run: Path) -> None:
+    assert [event.kind for event in read_events(old_run)] == ["info"] * 4 + ["ended"]
+    status = status_of_directory(old_run)
+    assert (status.state, status.description) == ("ended", "ended: stop.updates = 240 reached")
+    assert status.snapshot is not None
+    assert status.snapshot.unacknowledged_transitions == 0
+    told = read_run(old_run)
+    assert told.end == "stop.updates = 240 reached"
+    assert told.settings["replay.sampling"] == "prioritized"
+    assert "unacknowledged_transitions" in told.last
+
+
+def test_it_is_resumed_and_leaves_what_it_wrote_readable(old_run: Path) -> None:
+    view = Recorder()
+    config = load_config(old_run / "config.yaml", ["stop.updates=320"])
+    result = train(config, old_run, resume="must", view=lambda *_: view)
+    assert result.outcome.final.updates_total == 320
+    assert any(event.startswith("resumed from checkpoint 2, version 240") for event in view.events)
+    assert [folder.name for folder in checkpoint_folders(old_run / "checkpoints")][-1] == "checkpoint-000004"
+    # And once more: a line of resumes.jsonl with the old name of its key is there, too.
+    with (old_run / "resumes.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"cut": 4}) + "\n")
+    config = load_config(old_run / "config.yaml", ["stop.updates=340"])
+    assert (
+        train(config, old_run, resume="must", view=lambda *_: Recorder()).outcome.final.updates_total == 340
+    )
+    assert load_policy(old_run)
+
+
+def test_only_what_the_table_names_is_renamed() -> None:
+    tree = {"learner": {"optimiser": "sgd", "batch_size": 3}, "replay": {"sampling": "uniform"}, "env": None}
+    rename_settings(tree)
+    assert tree == {
+        "learner": {"optimizer": "sgd", "batch_size": 3}, "replay": {"sampling": "uniform"}, "env": None,
+    }  # fmt: skip
+    manifest = {"run": {"figures": {"sampled_rows": 3, "updates": 1}, "judge": {}}, "number": 1}
+    assert renamed_manifest(manifest) == {
+        "run": {"counters": {"sampled_transitions": 3, "updates": 1}, "selection": {}}, "number": 1,
+    }  # fmt: skip

@@ -1,0 +1,16 @@
+"""Resolved configurations of a small environment, for tests that start no run."""
+
+from __future__ import annotations
+
+from actors.core import EnvSpec
+from cluster.settings.load_config import load_config
+from cluster.settings.resolve import resolve
+from cluster.settings.resolved import ResolvedConfig
+
+VECTOR = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, None)
+"""Four numbers, two actions, as CartPole has them, with no return at which it is solved."""
+
+
+def resolved_config(*overrides: str) -> ResolvedConfig:
+    """The config of a run on VECTOR with these overrides, on a machine of two cores."""
+    return resolve(load_config(None, overrides), VECTOR, cores=2)
