@@ -15,14 +15,14 @@ TERMINATED = 1
 TRUNCATED = 2
 
 OBSERVATION = "observation"
-"""Frame field of an observation that is one array; of several, each is "observation.NAME"."""
+"""Frame field of an observation that is one array; each of several arrays is a field "observation.KEY"."""
 ACTION_MASK = "action_mask"
-"""Frame field [A] bool: the actions that may be taken on a frame, where the environment says so."""
+"""Frame field [A] bool: the actions allowed on a frame, where the environment masks actions."""
 
 
 @dataclass(frozen=True)
 class FrameField:
-    """One named array stored per frame: `dtype` is a numpy dtype string, `shape` excludes the frame axis."""
+    """One named array stored per frame. `dtype` is a numpy dtype string, `shape` excludes the frame axis."""
 
     name: str
     dtype: str
@@ -30,15 +30,15 @@ class FrameField:
 
     @property
     def bytes_per_frame(self) -> int:
-        """Bytes that one frame of this field takes."""
+        """Bytes of one frame of this field."""
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class BlockSchema:
-    """What every block of a run has in common; two sides that differ in it must not talk.
+    """The layout of all blocks of a run; a reader refuses a block of another schema.
 
-    `stack` frames make an observation (1: the frame itself); `n_step` is the longest row.
+    `stack` frames make an observation (1: a single frame). A transition spans at most `n_step` steps.
     """
 
     frame_fields: tuple[FrameField, ...]
@@ -47,39 +47,40 @@ class BlockSchema:
 
     @property
     def window(self) -> int:
-        """W, the frames that one sampled row needs.
+        """W, the number of frames that hold both observations of a sampled transition.
 
-        n = 1: `stack + 1` consecutive frames, obs is the first `stack`, next_obs the last `stack`.
-        n >= 2: `2 * stack`, obs then next_obs. Either way obs = w[:, :stack], next_obs = w[:, -stack:].
+        n = 1: `stack + 1` consecutive frames, because the two stacks overlap in all but one frame.
+        n >= 2: `2 * stack`, one stack after the other.
+        Either way obs = w[:, :stack] and next_obs = w[:, -stack:].
         """
         return self.stack + 1 if self.n_step == 1 else 2 * self.stack
 
     @property
     def span(self) -> int:
-        """Frames from the first of an observation to a row's next frame, both counted, at most."""
+        """Largest number of frames from the first of a transition's stack to its next frame, both counted."""
         return self.stack + self.n_step
 
 
 @dataclass(frozen=True, eq=False)
 class TransitionBlock:
-    """R n-step rows over F frames, each frame held once; self-contained.
+    """R n-step transitions over F frames. Each frame is stored once; no transition needs another block.
 
-    Rows refer to frames by index into this block. A stack is the `stack` frames that end in the
-    referred frame, indices clamped from below at `first_frame` (padding at an episode's start is
-    clamping, not stored frames).
+    Transitions refer to frames by index into this block. A stack is the `stack` frames that end in the
+    referred frame, with indices clamped from below at `first_frame`: clamping pads an episode's start, so no
+    padding frames are stored.
 
     Attributes:
         schema: shared by all blocks of a run.
         writer, incarnation, sequence: identify the push, for exactly-once delivery.
-        env_steps: environment steps that this block accounts for (>= 0; need not equal R).
+        env_steps: environment steps behind this block (>= 0; need not equal R).
         frames: field name -> [F, *field.shape] of field.dtype.
         action: [R] int32.
-        reward: [R] float32, n-step sum: sum over k < m of gamma^k * r_{t+k}.
-        discount: [R] float32, gamma^m, 0 where the episode terminated within the row.
+        reward: [R] float32, n-step sum: sum over k < m of gamma^k * r_{t+k}, m <= n_step.
+        discount: [R] float32, gamma^m, 0 where the episode terminated within the transition.
         one_step_reward: [R] float32, r_t alone.
-        end: [R] uint8, TERMINATED and TRUNCATED bits of the last step of the row.
+        end: [R] uint8, TERMINATED and TRUNCATED bits of the transition's last step.
         policy_version: [R] int64, version of the weights that chose the action.
-        obs_frame, next_frame, first_frame: [R] int32 with first <= obs < next < F.
+        obs_frame, next_frame, first_frame: [R] int32 with 0 <= first <= obs < next < F.
         priority: [R] float32, initial absolute TD error, finite and >= 0.
     """
 
@@ -102,12 +103,12 @@ class TransitionBlock:
 
     @property
     def num_transitions(self) -> int:
-        """R."""
+        """R, the number of transitions."""
         return len(self.action)
 
     @property
     def num_frames(self) -> int:
-        """F."""
+        """F, the number of frames."""
         return len(next(iter(self.frames.values())))
 
 
@@ -123,4 +124,4 @@ TRANSITION_FIELDS: tuple[tuple[str, str], ...] = (
     ("first_frame", "<i4"),
     ("priority", "<f4"),
 )
-"""Row fields in wire order with their dtypes; a block's attributes of the same names."""
+"""Name and dtype of each field that has one item per transition, in wire order."""

@@ -1,6 +1,6 @@
-"""The block's wire and disk form: one uint8 array, checked before it is trusted (docs/block-format.md).
+"""A block as bytes, on the wire and on disk: one uint8 array (docs/block-format.md).
 
-Owns the layout and its checks; must not import anything but numpy, msgpack and `block`.
+Owns the layout and the checks of untrusted bytes; must not import anything but numpy, msgpack and `block`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ FRAME_DTYPES = frozenset(
     {"|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"},
 )
 
-# Magic, version, CRC-32 of everything after these twelve bytes, header bytes, body bytes.
+# Magic, version, CRC-32 of all bytes after the CRC, header bytes, body bytes.
 _PREFIX = struct.Struct("<4sIIIQ")
 _CHECKED_FROM = 12
-# Key in the header -> the block's attribute. The format's own name for R is older than ours.
+# Header key -> attribute of TransitionBlock. The format's name for R is older than the attribute's.
 _COUNTERS = {
     "writer": "writer",
     "incarnation": "incarnation",
@@ -51,13 +51,13 @@ _SCHEMA_KEYS = frozenset({"frame_fields", "stack", "n_step"})
 
 
 class BlockError(ValueError):
-    """A block, or the bytes that should hold one, breaks the format."""
+    """A block, or bytes given as a block, break the format."""
 
 
 def encode(block: TransitionBlock) -> np.ndarray:
-    """The block as one uint8 array, frames and rows copied once.
+    """The block as one uint8 array [bytes]; frames and transitions are copied once.
 
-    Raises BlockError where a dtype or shape is not the schema's. Values are checked by `decode`.
+    Raises BlockError where a dtype or shape differs from the schema. `decode` checks the values.
     """
     header: dict[str, Any] = {"schema": _wire_schema(block.schema)}
     header |= {key: getattr(block, attribute) for key, attribute in _COUNTERS.items()}
@@ -66,7 +66,7 @@ def encode(block: TransitionBlock) -> np.ndarray:
         raise BlockError(f"header of {len(header_bytes)} bytes; at most {MAX_HEADER_BYTES} are allowed")
     body_start = _aligned(_PREFIX.size + len(header_bytes))
     layout, body_bytes = _layout(block.schema, block.num_transitions, block.num_frames)
-    # Zeroed, so that the padding is defined and equal blocks are equal bytes.
+    # Zeroed, so that equal blocks have equal padding.
     out = np.zeros(body_start + body_bytes, np.uint8)
     out[_PREFIX.size : _PREFIX.size + len(header_bytes)] = np.frombuffer(header_bytes, np.uint8)
     arrays = [block.frames.get(field.name) for field in block.schema.frame_fields]
@@ -87,10 +87,11 @@ def decode(
     expected_schema: BlockSchema | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> TransitionBlock:
-    """The block that `buffer` holds; its arrays are views into the buffer, nothing is copied.
+    """The block in `buffer`; its arrays are views into the buffer, nothing is copied.
 
-    Raises BlockError for bytes that are truncated, too long, altered, of another version or schema, or whose
-    values break the block's invariants. Sizes are compared with the buffer's length before any array is made.
+    Raises BlockError for bytes that are truncated, too long, altered or of another version or schema, and for
+    values that break the invariants of TransitionBlock. Sizes are checked against the buffer's length before
+    any array is made.
     """
     data = np.frombuffer(buffer, np.uint8)
     header_end, body_start, body_bytes = _check_prefix(data, max_body_bytes)
@@ -103,13 +104,16 @@ def decode(
     for name in _COUNTERS:
         if type(header[name]) is not int or not 0 <= header[name] < 1 << 63:
             raise BlockError(
-                f"header field {name!r} is {header[name]!r}; it is an integer from 0 to 2^63 - 1"
+                f"header field {name!r} is {header[name]!r}; it must be an integer from 0 to 2^63 - 1"
             )
     schema = _read_schema(header["schema"], expected_schema)
     num_transitions, num_frames = header["num_rows"], header["num_frames"]
     layout, expected_bytes = _layout(schema, num_transitions, num_frames)
     if body_bytes != expected_bytes:
-        raise BlockError(f"body of {body_bytes} bytes is not {num_transitions} rows and {num_frames} frames")
+        raise BlockError(
+            f"body of {body_bytes} bytes; {num_transitions} transitions and {num_frames} frames "
+            f"take {expected_bytes}"
+        )
     arrays = {
         name: np.ndarray(shape, dtype, buffer=data, offset=body_start + offset)
         for name, dtype, shape, offset in layout
@@ -129,9 +133,9 @@ def decode(
 
 
 def _check_prefix(data: np.ndarray, max_body_bytes: int) -> tuple[int, int, int]:
-    """Header end, body start and body length in bytes, once prefix, lengths and checksum agree."""
+    """Checks prefix, lengths and checksum; returns header end, body start and body length in bytes."""
     if len(data) < _PREFIX.size:
-        raise BlockError(f"{len(data)} bytes are too few for a block")
+        raise BlockError(f"{len(data)} bytes are too short for a block")
     magic, version, checksum, header_bytes, body_bytes = _PREFIX.unpack_from(data.data)
     if magic != MAGIC:
         raise BlockError(f"starts with {magic!r}, not {MAGIC!r}: not a block")
@@ -145,29 +149,30 @@ def _check_prefix(data: np.ndarray, max_body_bytes: int) -> tuple[int, int, int]
     header_end = _PREFIX.size + header_bytes
     body_start = _aligned(header_end)
     if len(data) != body_start + body_bytes:
-        raise BlockError(f"{len(data)} bytes; the block's own lengths make {body_start + body_bytes}")
+        raise BlockError(f"{len(data)} bytes; the block's own lengths make {body_start + body_bytes} bytes")
     if zlib.crc32(data.data[_CHECKED_FROM:]) != checksum:
-        raise BlockError("checksum differs: the block was altered on its way")
+        raise BlockError("checksum differs: the block was altered after encoding")
     return header_end, body_start, body_bytes
 
 
 def _check_transitions(block: TransitionBlock) -> None:
-    """Raises BlockError where values break the invariants of TransitionBlock."""
-    # Comparisons, not differences: those of hostile int32 values could wrap.
-    if block.first_frame.min() < 0 or (block.first_frame > block.obs_frame).any():
-        raise BlockError("a row's first_frame is negative or above its obs_frame")
-    if (block.obs_frame >= block.next_frame).any() or block.next_frame.max() >= block.num_frames:
-        raise BlockError(f"a row breaks obs_frame < next_frame < {block.num_frames} frames")
-    if (block.next_frame - block.obs_frame).max() > block.schema.n_step:
-        raise BlockError(f"a row spans more frames than n_step = {block.schema.n_step}")
-    if block.end.max() > TERMINATED | TRUNCATED:
-        raise BlockError("a row's end has bits other than terminated and truncated")
-    # NaN makes the minimum NaN, which fails the comparison.
-    if not (block.priority.min() >= 0.0 and block.priority.max() < math.inf):
-        raise BlockError("a row's priority is negative, infinite or not a number")
-    for name in ("reward", "discount", "one_step_reward"):
-        if not np.isfinite(getattr(block, name)).all():
-            raise BlockError(f"a row's {name} is infinite or not a number")
+    """Raises BlockError where values of a block with transitions break the invariants of TransitionBlock."""
+    first, obs, following = block.first_frame, block.obs_frame, block.next_frame
+    # In this order: the difference of two int32 indices may wrap around unless both lie in [0, F).
+    rules = (
+        (first.min() >= 0 and (first <= obs).all(), "0 <= first_frame <= obs_frame"),
+        ((obs < following).all() and following.max() < block.num_frames, "obs_frame < next_frame < frames"),
+        ((following - obs).max() <= block.schema.n_step, "next_frame - obs_frame <= n_step"),
+        (block.end.max() <= TERMINATED | TRUNCATED, "end has only the bits terminated and truncated"),
+        # NaN makes the minimum NaN, which fails the comparison.
+        (block.priority.min() >= 0.0 and block.priority.max() < math.inf, "priority is finite and >= 0"),
+        (np.isfinite(block.reward).all(), "reward is finite"),
+        (np.isfinite(block.discount).all(), "discount is finite"),
+        (np.isfinite(block.one_step_reward).all(), "one_step_reward is finite"),
+    )
+    for holds, rule in rules:
+        if not holds:
+            raise BlockError(f"a transition breaks the rule: {rule}")
 
 
 def _aligned(num_bytes: int) -> int:
@@ -177,9 +182,9 @@ def _aligned(num_bytes: int) -> int:
 def _layout(
     schema: BlockSchema, num_transitions: int, num_frames: int
 ) -> tuple[list[tuple[str, np.dtype[Any], tuple[int, ...], int]], int]:
-    """Name, dtype, shape and offset in the body of each buffer in wire order; and the body's length in bytes.
+    """Name, dtype, shape and body offset of each buffer in wire order; and the body's length in bytes.
 
-    In Python's integers, so hostile counts cannot overflow.
+    Computed in Python's integers, which hostile counts cannot overflow.
     """
     layout = []
     end = 0
@@ -193,18 +198,20 @@ def _layout(
 
 @lru_cache(maxsize=16)
 def _columns(schema: BlockSchema) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, bool], ...]:
-    """(name, dtype, shape of one item, bytes of one item, per frame?) of each buffer in wire order."""
+    """Each buffer in wire order: name, dtype, shape and bytes of one item, and whether items are frames."""
     frames = [
         ("frames." + field.name, np.dtype(_wire_dtype(field)), field.shape, field.bytes_per_frame, True)
         for field in schema.frame_fields
     ]
-    rows = [(name, np.dtype(dtype), (), np.dtype(dtype).itemsize, False) for name, dtype in TRANSITION_FIELDS]
-    return (*frames, *rows)
+    transitions = [
+        (name, np.dtype(dtype), (), np.dtype(dtype).itemsize, False) for name, dtype in TRANSITION_FIELDS
+    ]
+    return (*frames, *transitions)
 
 
 @lru_cache(maxsize=16)
 def _wire_schema(schema: BlockSchema) -> dict[str, Any]:
-    """The schema as msgpack can carry it, dtypes in their explicit little-endian spelling."""
+    """The schema in types of msgpack, with dtypes in their explicit little-endian form."""
     fields = [[field.name, _wire_dtype(field), list(field.shape)] for field in schema.frame_fields]
     return {"frame_fields": fields, "stack": schema.stack, "n_step": schema.n_step}
 
@@ -213,24 +220,24 @@ def _wire_dtype(field: FrameField) -> str:
     dtype = np.dtype(field.dtype).newbyteorder("<").str
     if dtype not in FRAME_DTYPES:
         raise BlockError(
-            f"frame field {field.name!r} has dtype {field.dtype!r}; allowed are numbers and bool"
+            f"frame field {field.name!r} has dtype {field.dtype!r}; only numbers and bool are allowed"
         )
     return dtype
 
 
 def _read_schema(wire: Any, expected: BlockSchema | None) -> BlockSchema:
-    """The schema of a header; `expected` itself where it is given and equal."""
+    """The schema in a header: `expected`, if that is given and equal. Raises BlockError."""
     if expected is not None:
         if wire != _wire_schema(expected):
             raise BlockError(
-                f"schema differs: the block has {wire!r}, expected is {_wire_schema(expected)!r}"
+                f"schema differs: the block has {wire!r}, the run has {_wire_schema(expected)!r}"
             )
         return expected
     if not isinstance(wire, dict) or wire.keys() != _SCHEMA_KEYS:
         raise BlockError(f"schema is not a map with the keys {sorted(_SCHEMA_KEYS)}")
     for name, limit in (("stack", MAX_STACK), ("n_step", MAX_N_STEP)):
         if type(wire[name]) is not int or not 1 <= wire[name] <= limit:
-            raise BlockError(f"schema's {name} is {wire[name]!r}; it is an integer from 1 to {limit}")
+            raise BlockError(f"schema's {name} is {wire[name]!r}; it must be an integer from 1 to {limit}")
     if not isinstance(wire["frame_fields"], list) or not wire["frame_fields"]:
         raise BlockError("schema has no frame fields")
     fields = tuple(_read_field(field) for field in wire["frame_fields"])

@@ -1,4 +1,4 @@
-"""A ring of frames like FrameStore's, large byte images held as lz4 segments, smaller fields as they are.
+"""A ring of frames like FrameStore; large byte images are lz4 segments, other fields stay uncompressed.
 
 Owns the segments; must not import anything but numpy, lz4 (only when a store is made), `block` and
 `frame_store`.
@@ -14,38 +14,41 @@ import numpy as np
 from replay_service.block import FrameField
 from replay_service.frame_store import FrameStore
 
-# Numbers that are not bytes hardly compress, and for small frames a segment's own overhead eats the gain.
+# For smaller frames a segment's own overhead outweighs the gain.
 MIN_PACKED_BYTES = 256
 MIN_STRIDE_FRAMES = 4
-# High compression: 13 us a frame instead of 1.5 to write, but a fifth fewer bytes and faster to read.
+# High compression writes a frame in 13 us instead of 1.5, but segments are a fifth smaller and read faster.
 LZ4_LEVEL = 3
 
 
 def is_packed(field: FrameField) -> bool:
-    """Whether frames of this field are compressed: single-byte values, at least MIN_PACKED_BYTES of them."""
+    """Whether frames of this field are compressed: at least MIN_PACKED_BYTES values of a single byte each.
+
+    Larger numbers hardly compress.
+    """
     return np.dtype(field.dtype).itemsize == 1 and field.bytes_per_frame >= MIN_PACKED_BYTES
 
 
 def segment_frames(span: int) -> tuple[int, int]:
-    """Stride and length, in frames, of the segments for windows of `span` frames."""
+    """Stride and length of segments, in frames, for windows that span `span` frames."""
     stride = max(MIN_STRIDE_FRAMES, -(-span // 2))
     return stride, stride + span - 1
 
 
 class CompressedFrameStore:
-    """The newest `num_frames` frames of every field; the interface of FrameStore.
+    """The newest `num_frames` frames of every field, with the interface of FrameStore.
 
-    Segment s holds the frames that begin at number s * stride, and `span - 1` more than stride of them, so
-    any `span` consecutive frames lie within one segment: a window costs one decompression. A frame is held
-    up to three times, which at these ratios is cheaper than decompressing two segments a window.
+    Segment s holds `stride + span - 1` frames from number s * stride on, so any `span` consecutive frames lie
+    within one segment and a window costs one decompression. A frame is stored up to three times; at these
+    compression ratios that is cheaper than decompressing two segments per window.
 
-    Segments end with what one `append` brings, and the next one begins at a multiple of stride: some frame
-    numbers stay unused. A segment is freed when the ring comes round to its slot.
+    A segment never holds frames of two `append` calls, and each call begins at a multiple of stride, so some
+    frame numbers stay unused. A segment is freed when the ring reaches its slot again.
     """
 
     def __init__(self, fields: tuple[FrameField, ...], num_frames: int, span: int) -> None:
-        """span: frames between the first and the last of a window, both counted."""
-        # Imported here: only who compresses needs it.
+        """span: largest number of frames from the first to the last of a window, both counted."""
+        # Imported here because uncompressed shards do not need it.
         from lz4 import block as lz4_block
 
         self._compress = lz4_block.compress
@@ -60,12 +63,12 @@ class CompressedFrameStore:
         }
         self._segment_bytes = sum(map(sys.getsizeof, self._segments.values()))
         plain = tuple(field for field in fields if not is_packed(field))
-        self._plain = FrameStore(plain, self.num_frames) if plain else None
+        self._plain = FrameStore(plain, self.num_frames)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes held, Python's overhead for each segment included."""
-        return self._segment_bytes + (self._plain.stored_bytes if self._plain is not None else 0)
+        """Bytes held, including Python's overhead for each segment."""
+        return self._segment_bytes + self._plain.stored_bytes
 
     def oldest_after(self, num_new: int) -> int:
         """See FrameStore."""
@@ -88,23 +91,20 @@ class CompressedFrameStore:
                 segments[slot] = segment
                 self._segment_bytes += sys.getsizeof(segment)
                 self._segment_bytes -= 0 if evicted is None else sys.getsizeof(evicted)
-        if self._plain is not None:
-            self._plain.next_frame = first
-            self._plain.append(frames)
+        self._plain.next_frame = first
+        self._plain.append(frames)
         self.next_frame = first + self._padded(num_new)
         return first
 
     def gather(
         self, frame: np.ndarray, offset: np.ndarray, out: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        """See FrameStore; the frames of one row lie within `span` of each other and come of one `append`."""
+        """See FrameStore. A window spans at most `span` frames, all of one `append`."""
         numbers = frame[:, None] + offset
         segment = numbers.min(axis=1, initial=np.iinfo(np.int64).max) // self._stride
         positions = numbers - (segment * self._stride)[:, None]
         slots = (segment % self._num_segments).tolist()
-        plain: Mapping[str, np.ndarray] = {}
-        if self._plain is not None:
-            plain = self._plain.gather(frame, offset, out)
+        plain = self._plain.gather(frame, offset, out)
         windows = {}
         for field in self._fields:
             if not is_packed(field):
@@ -116,17 +116,17 @@ class CompressedFrameStore:
         return windows
 
     def _unpack(self, field: FrameField, slots: list[int], positions: np.ndarray, target: np.ndarray) -> None:
-        """Row m of target [M, W, *shape] gets the frames positions[m] of the segment in slots[m]."""
+        """target[m] of target [M, W, *shape] becomes the frames positions[m] of the segment in slots[m]."""
         segments = self._segments[field.name]
         frame_bytes = field.bytes_per_frame
         at_most_bytes = self._length * frame_bytes
-        # A frame as one item: nothing is reshaped for each row.
+        # One item per frame, so that no window needs a reshape of its own.
         item = np.dtype((np.void, frame_bytes))
         num_transitions, width = positions.shape
         windows = target.reshape(num_transitions, width * frame_bytes).view(item)
         for slot, position, window in zip(slots, positions, windows, strict=True):
             data = self._decompress(segments[slot], uncompressed_size=at_most_bytes)
-            # Clip spares a copy: into an `out` that may fail half-way, as with "raise", take writes last.
+            # Mode "raise" would gather into a buffer first and copy that to `out`.
             np.frombuffer(data, item).take(position, out=window, mode="clip")
 
     def _padded(self, num_frames: int) -> int:

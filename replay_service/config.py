@@ -13,22 +13,24 @@ Compression = Literal["none", "lz4"]
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """capacity is the total over all shards, in transitions.
+    """capacity: total over all shards, in transitions.
 
-    sampling "prioritized" draws p_i = (|TD| + priority_epsilon)^priority_exponent
-    (Schaul et al. 2016, arXiv:1511.05952); importance weights use
-    importance_exponent_start, annealed linearly to 1 over importance_anneal_updates.
+    sampling: "prioritized" draws in proportion to p_i = (|TD| + priority_epsilon)^priority_exponent
+    (Schaul et al. 2016, arXiv:1511.05952). The exponent of the importance weights rises linearly from
+    importance_exponent_start to 1 over importance_anneal_updates.
 
-    compression "lz4" keeps images (frame fields of single bytes) compressed: some 20 times less memory on
-    Atari frames, about half the sampling throughput. Other fields are stored as they are.
+    compression: "lz4" compresses images (frame fields of single bytes): about 20 times less memory on Atari
+    frames, about half the sampling throughput. Other fields stay uncompressed.
 
-    The learner draws ahead: up to prefetch_requests requests in flight, of up to minibatches_per_request
-    minibatches each; how far, it chooses by measured times. 0 draws when a minibatch is needed.
+    prefetch_requests, minibatches_per_request: the learner requests minibatches ahead of need. At most
+    prefetch_requests requests are in flight, each of at most minibatches_per_request minibatches; measured
+    times decide how many. With 0 requests in flight the learner draws each minibatch when it needs it.
 
-    persist "checkpoint" writes to disk when a checkpoint is taken; "continuous" journals each block before
-    it is acknowledged, so that all of it outlives a shard's process; "none": no checkpoints. Open (None) is
-    "none" for a shard by itself, and "checkpoint" in a run. on_disk_full says whether the run then goes
-    on in memory alone, or stops.
+    persist: "checkpoint" writes to disk when a checkpoint is taken. "continuous" journals each block before
+    its push is acknowledged, so acknowledged blocks outlive the shard's process. "none" writes nothing and
+    takes no checkpoints. If it is left open (None), a run uses "checkpoint" and a single shard "none".
+
+    on_disk_full: "continue" goes on in memory only, "stop" ends the run.
     """
 
     capacity: int | None = None
@@ -45,28 +47,17 @@ class ReplayConfig:
     on_disk_full: Literal["continue", "stop"] = "continue"
 
     def __post_init__(self) -> None:
-        if self.capacity is not None and self.capacity < 1:
-            raise ValueError(f"replay.capacity is {self.capacity}; give at least 1 transition")
-        if self.num_shards < 1:
-            raise ValueError(f"replay.num_shards is {self.num_shards}; give at least 1")
-        if not 0.0 <= self.priority_exponent <= 1.0:
-            raise ValueError(f"replay.priority_exponent is {self.priority_exponent}; it lies in [0, 1]")
+        for name in ("capacity", "num_shards", "importance_anneal_updates", "minibatches_per_request"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"replay.{name} is {value}; give at least 1")
+        for name in ("priority_exponent", "importance_exponent_start"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"replay.{name} is {getattr(self, name)}; give a number from 0 to 1")
         if self.priority_epsilon <= 0.0:
             raise ValueError(
                 f"replay.priority_epsilon is {self.priority_epsilon}; it must be above 0, "
-                "or an item with TD error 0 could never be drawn again"
-            )
-        if not 0.0 <= self.importance_exponent_start <= 1.0:
-            raise ValueError(
-                f"replay.importance_exponent_start is {self.importance_exponent_start}; it lies in [0, 1]"
-            )
-        if self.importance_anneal_updates < 1:
-            raise ValueError(
-                f"replay.importance_anneal_updates is {self.importance_anneal_updates}; give at least 1"
-            )
-        if self.minibatches_per_request is not None and self.minibatches_per_request < 1:
-            raise ValueError(
-                f"replay.minibatches_per_request is {self.minibatches_per_request}; give at least 1"
+                "or a transition with TD error 0 could never be drawn again"
             )
         if self.prefetch_requests < 0:
             raise ValueError(f"replay.prefetch_requests is {self.prefetch_requests}; give 0 or more")

@@ -1,4 +1,4 @@
-"""A ring of frames, each held once, addressed by absolute frame number.
+"""A ring of frames, each stored once, addressed by absolute frame number.
 
 Owns the frame arrays; must not import anything but numpy and `block`.
 """
@@ -13,9 +13,9 @@ from replay_service.block import FrameField
 
 
 class FrameStore:
-    """The newest `num_frames` frames of every field; frame number f lies at f % num_frames for ever.
+    """The newest `num_frames` frames of every field; frame number f lies at f % num_frames.
 
-    The arrays are np.empty: the operating system gives a page only when it is first written.
+    The arrays are np.empty: the operating system provides a page only when it is first written.
     """
 
     def __init__(self, fields: tuple[FrameField, ...], num_frames: int) -> None:
@@ -30,19 +30,19 @@ class FrameStore:
         return min(self.next_frame, self.num_frames) * self._bytes_per_frame
 
     def oldest_after(self, num_new: int) -> int:
-        """The lowest frame number still held once `num_new` more frames are appended."""
+        """The lowest frame number that is held after `num_new` more frames are appended."""
         return max(0, self.next_frame + num_new - self.num_frames)
 
     def append(self, frames: Mapping[str, np.ndarray]) -> int:
-        """Copies F frames (name -> [F, *shape], F <= num_frames) in; returns the number of the first."""
+        """Copies F frames in (name -> [F, *shape], F <= num_frames); returns the number of the first."""
         first = self.next_frame
         start = first % self.num_frames
+        num_new = len(next(iter(frames.values())))
+        head = min(num_new, self.num_frames - start)
         for name, ring in self._frames.items():
-            new = frames[name]
-            head = min(len(new), self.num_frames - start)
-            ring[start : start + head] = new[:head]
-            ring[: len(new) - head] = new[head:]
-        self.next_frame += len(new)
+            ring[start : start + head] = frames[name][:head]
+            ring[: num_new - head] = frames[name][head:]
+        self.next_frame += num_new
         return first
 
     def gather(
@@ -50,12 +50,12 @@ class FrameStore:
     ) -> dict[str, np.ndarray]:
         """Copies of the frames `frame[:, None] + offset`: name -> [M, W, *shape].
 
-        frame: [M] int64 absolute numbers; offset: [M, W] int64, smaller than num_frames in size; out: arrays
-        to copy into instead of new ones, contiguous. The caller vouches that all frames are still held.
+        frame: [M] int64 absolute numbers; offset: [M, W] int64, absolute values below num_frames; out:
+        contiguous arrays to copy into instead of new ones. The caller guarantees that all frames are held.
         """
-        # Reduced once a row; the offsets then leave the ring by less than one turn, which take's wrap folds.
+        # One modulo per transition: offsets then leave the ring by less than one turn, which take wraps.
         positions = (frame % self.num_frames)[:, None] + offset
-        # Wrap also spares a copy: into an `out` that may fail half-way, as with "raise", take writes last.
+        # Mode "raise" would gather into a buffer first and copy that to `out`.
         return {
             name: ring.take(positions, axis=0, out=None if out is None else out[name], mode="wrap")
             for name, ring in self._frames.items()

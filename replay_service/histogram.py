@@ -1,4 +1,4 @@
-"""Counts of values in buckets of powers of two: ages, lags.
+"""Histograms of ages and lags, with powers of two as bucket bounds.
 
 Owns the buckets; must not import anything but numpy.
 """
@@ -10,33 +10,33 @@ from dataclasses import dataclass
 import numpy as np
 
 BOUNDS: tuple[int, ...] = (0, *(2**power for power in range(23)))
-"""Upper bounds of all buckets but the last, which has none: 0, 1, 2, 4, ... 2^22."""
+"""Upper bounds of all buckets but the last, which is unbounded: 0, 1, 2, 4, ... 2^22."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """counts[i] values were at most BOUNDS[i] and above the bound before; sum is that of all values."""
+    """counts[i] values lie above BOUNDS[i - 1] and are at most BOUNDS[i]; `sum` adds up all values."""
 
     counts: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
     sum: float = 0.0
 
     @property
     def count(self) -> int:
-        """Values counted."""
+        """Number of values."""
         return sum(self.counts)
 
     def __add__(self, other: Histogram) -> Histogram:
-        """Both together."""
+        """The values of both histograms."""
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         return Histogram(counts, self.sum + other.sum)
 
     def __sub__(self, earlier: Histogram) -> Histogram:
-        """What came since an earlier reading of the same counts."""
+        """The values since `earlier`, a reading of the same counts."""
         counts = tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True))
         return Histogram(counts, self.sum - earlier.sum)
 
     def quantile(self, q: float) -> float | None:
-        """Interpolated within its bucket, as Prometheus does; None where nothing was counted."""
+        """The q-quantile, interpolated within its bucket as Prometheus does; None for an empty histogram."""
         rank = q * self.count
         if not self.count:
             return None
@@ -57,10 +57,10 @@ class Tally:
         self._sum = 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Counts values [M]; negative ones as 0."""
+        """Counts values [M]; negative values count as 0."""
         self._counts += np.bincount(self._bounds.searchsorted(values), minlength=len(self._counts))
         self._sum += float(values.sum())
 
     def read(self) -> Histogram:
-        """All that was counted."""
+        """The histogram of all values so far."""
         return Histogram(tuple(self._counts.tolist()), self._sum)

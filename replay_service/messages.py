@@ -1,6 +1,6 @@
-"""What travels between a shard and its callers: typed requests in, typed replies out.
+"""The typed requests and replies between a shard and its callers.
 
-Owns no behaviour; must not import anything but numpy, `histogram` and `window_slots`.
+Owns no behavior; must not import anything but numpy, `histogram` and `window_slots`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from replay_service.window_slots import SlotPlace
 
 @dataclass(frozen=True)
 class ProcessUsage:
-    """What a process has used: CPU seconds since it began, and the memory that it holds now.
-
-    resident_bytes includes what it shares with others.
-    """
+    """CPU seconds of a process since it began, and the memory that it holds now, shared memory included."""
 
     cpu_seconds: float
     resident_bytes: int
@@ -27,10 +24,10 @@ class ProcessUsage:
 
 @dataclass(frozen=True)
 class PrioritySummary:
-    """Of all p^alpha held: the largest, and how evenly the mass is spread.
+    """The largest p^alpha that a shard holds, and how evenly the mass is spread over its N transitions.
 
-    effective_ratio is Kish's effective sample size, (sum p)^2 / sum p^2, over the number held: 1 where all
-    are alike, 1/N where one has all the mass.
+    effective_ratio: Kish's effective sample size (sum p)^2 / sum p^2, divided by N. It is 1 if all priorities
+    are equal and 1/N if one transition has all the mass.
     """
 
     maximum: float
@@ -39,12 +36,18 @@ class PrioritySummary:
 
 @dataclass(frozen=True)
 class ShardMetrics:
-    """What a shard counted of its work since this incarnation began; only a reply to `status` carries it.
+    """A shard's work since this incarnation began; only a reply to `status` carries it.
 
-    seconds by phase: "insert", "sample", "update" (of priorities). inserted_bytes as encoded, sampled_bytes
-    with windows. sample_age: for rows drawn, how many transitions were inserted into the whole replay since
-    they were (this shard's, times the number of shards); of one request in 32. process: filled in by whoever
-    runs the shard in a process of its own.
+    Attributes:
+        capacity: of this shard, in transitions.
+        seconds: by phase: "insert", "sample", "update" (of priorities).
+        inserted_bytes: of encoded blocks.
+        sampled_bytes: of sampled transitions with their windows.
+        repeated_pushes: pushes that the shard held already.
+        sample_age: of the transitions drawn by one request in 32: how many transitions were inserted into the
+            whole replay since (inserts of this shard times the number of shards).
+        priorities: at most 5 seconds old; None while the shard is empty.
+        process: added by the role that runs the shard in a process of its own.
     """
 
     capacity: int
@@ -59,13 +62,17 @@ class ShardMetrics:
 
 @dataclass(frozen=True)
 class ShardStatus:
-    """A shard's metrics at the moment of a reply; every reply carries them.
+    """A shard's state at the moment of a reply; every reply carries it.
 
-    mass is the sum of p^alpha over stored items (the count where sampling is uniform),
-    min_priority the smallest p^alpha stored (inf when empty). Totals count since this incarnation began.
-    earlier_*: what earlier incarnations took in by the journal's account, 0 without one. journal_error: why
-    the journal does not follow (the disk is full); None while it does, or where there is none. metrics: None
-    but in a reply to `status`.
+    Attributes:
+        count: transitions held.
+        mass: sum of p^alpha over all transitions held; their count where sampling is uniform.
+        min_priority: smallest p^alpha held, inf for an empty shard.
+        *_total: counts since this incarnation began.
+        stored_bytes: of transitions, frames and priorities.
+        earlier_*: counts of earlier incarnations according to the journal, 0 without a journal.
+        journal_error: why the journal is incomplete (the disk is full); None if it is complete or off.
+        metrics: None except in a reply to `status`.
     """
 
     shard: int
@@ -87,7 +94,7 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class InsertReply:
-    """accepted is False for a repeated push (already held), which is not an error."""
+    """accepted: False for a push that the shard holds already, which is no error."""
 
     accepted: bool
     status: ShardStatus
@@ -103,9 +110,9 @@ class PriorityUpdate:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """counts[k] rows are wanted of this shard for the k-th minibatch; each is stratified by itself.
+    """Asks a shard for counts[k] transitions of the k-th minibatch, each minibatch stratified by itself.
 
-    slot: where the windows go, for a shard that can reach it.
+    slot: where a shard that can reach it puts the windows.
     """
 
     counts: tuple[int, ...]
@@ -114,13 +121,13 @@ class SampleRequest:
 
 @dataclass(frozen=True, eq=False)
 class SampleReply:
-    """M = sum(counts) rows, minibatch after minibatch.
+    """M = sum(counts) transitions, minibatch after minibatch.
 
     Attributes:
-        windows: field name -> [M, W, *shape] (W = schema.window); empty where they are in the request's slot.
+        windows: field name -> [M, W, *shape] (W = schema.window); empty if they are in the request's slot.
         action [M] int32, reward [M] float32, discount [M] float32, policy_version [M] int64.
-        keys: [M] int64 item ids of this shard.
-        probability: [M] float64, p_i / P_shard, the chance of each single draw within this shard.
+        keys: [M] int64 item ids within this shard.
+        probability: [M] float64, p_i / P_shard, the probability of each draw within this shard.
     """
 
     status: ShardStatus
@@ -136,21 +143,21 @@ class SampleReply:
 
 @dataclass(frozen=True, eq=False)
 class Minibatch:
-    """One learner minibatch of B rows drawn over all shards.
+    """One minibatch of B transitions, drawn over all shards.
 
-    Arrays are views into a staging buffer that the sampler reuses: valid until the next
-    minibatch is asked for.
+    Arrays are views into staging buffers that the sampler reuses; they are valid until the next minibatch is
+    requested.
 
     Attributes:
         windows: field name -> [B, W, *shape].
         action [B] int32, reward [B] float32, discount [B] float32, policy_version [B] int64.
         weight: [B] float32 importance weights (N * q_i)^-beta, divided by their maximum over the batch.
-        index: position of this minibatch, to hand back with its TD errors.
-        keys: [B] int64, shard after shard; transitions_per_shard: [S] int64, how many are of each. None where
-            the source has no shards.
-        asked_at_update: the `update` with which it was asked of the shards: its priorities are from then.
-            None where the source does not prefetch.
-        waited_seconds: for which the source waited for a reply before it could give this minibatch.
+        index: number of this minibatch, to be given back with its TD errors.
+        keys: [B] int64, shard after shard; None if the source has no shards.
+        transitions_per_shard: [S] int64, how many of them each shard drew; None if the source has no shards.
+        asked_at_update: updates done when it was requested, and so the age of its priorities; None if the
+            source does not prefetch.
+        waited_seconds: how long the source waited for replies before it had this minibatch.
     """
 
     windows: Mapping[str, np.ndarray]

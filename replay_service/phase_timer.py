@@ -1,4 +1,4 @@
-"""Where a role's time goes: seconds by phase, without gaps.
+"""Seconds that a loop spends in each of its phases, without gaps.
 
 Owns the clock of one loop; must not import anything but the standard library.
 """
@@ -9,9 +9,9 @@ from time import perf_counter
 
 
 class PhaseTimer:
-    """Sums the seconds of each phase of a loop. One phase runs at a time, so the sum is the whole time.
+    """Sums the seconds of each phase. One phase runs at any time, so the sums add up to the elapsed time.
 
-    The first phase named is the one that runs from construction on.
+    The first phase given runs from construction on.
     """
 
     def __init__(self, *phases: str) -> None:
@@ -20,24 +20,24 @@ class PhaseTimer:
         self._entered_at = perf_counter()
 
     def enter(self, phase: str) -> None:
-        """Ends the running phase and begins this one; its name must be one of those given."""
+        """Ends the running phase and begins `phase`, one of those given to the constructor."""
         now = perf_counter()
         self._seconds[self._phase] += now - self._entered_at
         self._phase = phase
         self._entered_at = now
 
     def shift(self, seconds: float, source: str, target: str) -> None:
-        """Counts seconds of phase `source` as `target`: only after the fact was it known what they were."""
+        """Moves seconds from phase `source` to `target`, where the right phase is known only afterwards."""
         self._seconds[source] -= seconds
         self._seconds[target] += seconds
 
     def totals(self) -> dict[str, float]:
-        """Phase -> seconds up to now, the running phase included."""
+        """Phase -> seconds up to now, including the running phase."""
         self.enter(self._phase)
         return dict(self._seconds)
 
     def take(self) -> dict[str, float]:
-        """The totals since the last `take`; the next ones begin at zero."""
+        """The totals since the last `take`; then all phases begin again at zero."""
         taken = self.totals()
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return taken

@@ -1,4 +1,4 @@
-"""Which rows a shard draws: uniformly, or in proportion to their priorities.
+"""Draws of transitions: uniform, or in proportion to their priorities.
 
 Owns the distribution over keys; must not import anything but numpy and `sum_tree`.
 """
@@ -15,54 +15,57 @@ from replay_service.sum_tree import SumTree
 
 
 class Selector(Protocol):
-    """Draws among the keys held, which are contiguous: [oldest, newest]."""
+    """A distribution over the keys held, which are consecutive."""
+
+    nbytes: int
+    """Bytes of the selector's own arrays."""
 
     @property
     def mass(self) -> float:
-        """Sum of p^alpha over the keys held; their count where sampling is uniform."""
+        """Sum of p^alpha over the keys held; their count where draws are uniform."""
 
     @property
     def min_priority(self) -> float:
-        """Smallest p^alpha held, inf if none."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the selector itself takes."""
+        """Smallest p^alpha held, inf if nothing is held."""
 
     def concentration(self) -> tuple[float, float]:
-        """Largest p^alpha held, and the sum of squares over all of them; goes through all of them."""
+        """Largest p^alpha held, and the sum of their squares; reads all of them."""
 
-    def insert(self, first_key: int, td_errors: np.ndarray) -> None:
-        """Keys first_key, first_key + 1, ... come in; those one capacity older are gone by that."""
+    def insert(self, first_key: int, td_errors: np.ndarray, oldest_key: int) -> None:
+        """Adds the keys from first_key on with absolute TD errors [M]; then holds no key below oldest_key.
 
-    def evict_before(self, oldest_key: int) -> None:
-        """Keys below oldest_key are gone."""
+        At most `capacity` keys may be held after that.
+        """
 
     def set_priorities(self, keys: np.ndarray, td_errors: np.ndarray) -> None:
-        """New absolute TD errors [M] of keys [M], all held; of a key given twice the last one stays."""
+        """Sets absolute TD errors [M] of keys [M], all held; the last value of a repeated key counts."""
 
     def td_errors(self, first_key: int, end_key: int) -> np.ndarray:
-        """Absolute TD errors [M] float32 of the held keys [first_key, end_key), to give back at a restart."""
+        """The absolute TD errors [M] float32 of the held keys [first_key, end_key), for the journal."""
 
     def draw(self, counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A sample of each of K sizes: keys [M] int64, and each key's chance [M] float64 in one draw.
+        """Draws K samples of the sizes `counts`: M keys in all; at least one key must be held.
 
-        Each sample is stratified by itself: its j-th draw falls into the j-th of equal shares of the mass.
-        Something must be held.
+        Each sample of size c is stratified by itself: its j-th draw falls into the j-th of c equal shares of
+        the mass.
+
+        Returns:
+            keys [M] int64, and the probability [M] float64 of each in a single draw.
         """
 
 
 class UniformSelector:
-    """Every key alike. In integers throughout, so the chances are exactly equal."""
+    """All keys alike. It computes in integers, so the probabilities are exactly equal."""
 
-    def __init__(self, capacity: int, first_key: int) -> None:
-        self._capacity = capacity
+    nbytes = 0
+
+    def __init__(self, first_key: int) -> None:
         self._oldest_key = first_key
         self._next_key = first_key
 
     @property
     def mass(self) -> float:
-        """The count."""
+        """The number of keys held."""
         return float(self._next_key - self._oldest_key)
 
     @property
@@ -70,36 +73,27 @@ class UniformSelector:
         """1, or inf if nothing is held."""
         return 1.0 if self._next_key > self._oldest_key else math.inf
 
-    @property
-    def nbytes(self) -> int:
-        """Nothing worth counting."""
-        return 0
-
     def concentration(self) -> tuple[float, float]:
         """See Selector."""
         return 1.0, self.mass
 
-    def insert(self, first_key: int, td_errors: np.ndarray) -> None:
+    def insert(self, first_key: int, td_errors: np.ndarray, oldest_key: int) -> None:
         """See Selector."""
         self._next_key = first_key + len(td_errors)
-        self._oldest_key = max(self._oldest_key, self._next_key - self._capacity)
-
-    def evict_before(self, oldest_key: int) -> None:
-        """See Selector."""
-        self._oldest_key = max(self._oldest_key, oldest_key)
+        self._oldest_key = oldest_key
 
     def set_priorities(self, keys: np.ndarray, td_errors: np.ndarray) -> None:
         """Does nothing: there are no priorities."""
 
     def td_errors(self, first_key: int, end_key: int) -> np.ndarray:
-        """Zeros: none is remembered."""
+        """Zeros: TD errors are not kept."""
         return np.zeros(end_key - first_key, np.float32)
 
     def draw(self, counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """See Selector.
 
-        The c strata of n keys are cut in units of 1/c key: stratum j holds units [j n, (j + 1) n), and
-        unit // c is its key. Each key has exactly c units of c n.
+        For c draws from n keys, each key has c units of the c n units. Stratum j holds the units
+        [j n, (j + 1) n), and unit u belongs to key u // c.
         """
         num_keys = self._next_key - self._oldest_key
         stratum, size = _strata(counts)
@@ -112,6 +106,7 @@ class PrioritizedSelector:
 
     def __init__(self, capacity: int, first_key: int, *, exponent: float, epsilon: float) -> None:
         self._tree = SumTree(capacity)
+        self.nbytes = self._tree.nbytes
         self._capacity = capacity
         self._oldest_key = first_key
         self._exponent = exponent
@@ -127,37 +122,28 @@ class PrioritizedSelector:
         """See Selector."""
         return self._tree.minimum
 
-    @property
-    def nbytes(self) -> int:
-        """See Selector."""
-        return self._tree.nbytes
-
     def concentration(self) -> tuple[float, float]:
         """See Selector."""
         return self._tree.concentration()
 
-    def insert(self, first_key: int, td_errors: np.ndarray) -> None:
+    def insert(self, first_key: int, td_errors: np.ndarray, oldest_key: int) -> None:
         """See Selector. Raises ValueError as set_priorities does."""
         priorities = self._priorities(td_errors)
         next_key = first_key + len(td_errors)
         for begin, end in self._runs(first_key, next_key):
             self._tree.set_range(begin % self._capacity, priorities[begin - first_key : end - first_key])
-        self._oldest_key = max(self._oldest_key, next_key - self._capacity)
-
-    def evict_before(self, oldest_key: int) -> None:
-        """See Selector."""
-        if oldest_key > self._oldest_key:
-            for begin, end in self._runs(self._oldest_key, oldest_key):
-                slot = begin % self._capacity
-                self._tree.clear_range(slot, slot + end - begin)
-            self._oldest_key = oldest_key
+        # The new keys have overwritten the slots of those one capacity older.
+        for begin, end in self._runs(max(self._oldest_key, next_key - self._capacity), oldest_key):
+            slot = begin % self._capacity
+            self._tree.clear_range(slot, slot + end - begin)
+        self._oldest_key = oldest_key
 
     def set_priorities(self, keys: np.ndarray, td_errors: np.ndarray) -> None:
         """See Selector. Raises ValueError for a TD error that is NaN, infinite or negative."""
         self._tree.set(keys % self._capacity, self._priorities(td_errors))
 
     def td_errors(self, first_key: int, end_key: int) -> np.ndarray:
-        """See Selector. The float32 TD errors that were given, bit for bit; zeros where exponent is 0."""
+        """See Selector. The float32 TD errors as they were set, bit for bit; zeros if the exponent is 0."""
         if self._exponent == 0.0:
             return np.zeros(end_key - first_key, np.float32)
         priorities = self._tree.get(np.arange(first_key, end_key) % self._capacity)
@@ -175,12 +161,12 @@ class PrioritizedSelector:
 
     def _priorities(self, td_errors: np.ndarray) -> np.ndarray:
         if len(td_errors) and not td_errors.min() >= 0.0:
-            raise ValueError(f"absolute TD error {td_errors.min()} is refused: it is at least 0 and no NaN")
+            raise ValueError(f"absolute TD error {td_errors.min()} is refused: it must be a number >= 0")
         priorities: np.ndarray = (td_errors.astype(np.float64) + self._epsilon) ** self._exponent
         return priorities
 
     def _runs(self, begin_key: int, end_key: int) -> Iterator[tuple[int, int]]:
-        """The keys [begin, end), cut where their slots wrap round."""
+        """The keys [begin, end) in parts whose slots are consecutive."""
         while begin_key < end_key:
             turn = (begin_key // self._capacity + 1) * self._capacity
             yield begin_key, min(turn, end_key)
@@ -188,7 +174,7 @@ class PrioritizedSelector:
 
 
 def _strata(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """For each of the M = sum(counts) draws its stratum within its sample, and the size of that sample."""
+    """For each of the M = sum(counts) draws: its stratum within its sample, and the size of that sample."""
     size = np.repeat(counts, counts)
     stratum = np.concatenate([np.arange(count) for count in counts]) if counts else size
     return stratum, size

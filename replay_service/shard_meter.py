@@ -1,6 +1,7 @@
-"""What a shard counts of its own work: time by phase, bytes, and how old the rows are that it draws.
+"""What a shard counts of its own work: seconds, bytes, pushes, and the ages of the transitions that it draws.
 
-Owns those counters; must not import anything but numpy, `histogram` and `messages`.
+Owns those counters; must not import anything but numpy and replay_service's messages, histogram, timer and
+selectors.
 """
 
 from __future__ import annotations
@@ -11,67 +12,58 @@ import numpy as np
 
 from replay_service.histogram import Tally
 from replay_service.messages import PrioritySummary, ShardMetrics
+from replay_service.phase_timer import PhaseTimer
 from replay_service.selectors import Selector
 
-_DRAWS_PER_LOOK = 32
+_DRAWS_PER_AGE_SAMPLE = 32
 _SUMMARY_SECONDS = 5.0
 
 
 class ShardMeter:
-    """Cheap enough for every call: what costs more is looked at in one call of 32, or every 5 seconds."""
+    """Counters cheap enough for every call; ages are taken from one draw in 32, priorities every 5 seconds.
+
+    Attributes:
+        timer: of the phases "insert", "sample", "update" and "idle", which is not reported.
+        *_transitions, late_priorities, repeated_pushes, inserted_bytes: counts since the shard began.
+    """
 
     def __init__(self, num_shards: int, transition_bytes: int) -> None:
         """num_shards: of the whole run; transition_bytes: of one sampled transition with its windows."""
+        self.timer = PhaseTimer("idle", "insert", "sample", "update")
+        self.evicted_transitions = 0
+        self.sampled_transitions = 0
+        self.late_priorities = 0
+        self.repeated_pushes = 0
+        self.inserted_bytes = 0
         self._num_shards = num_shards
         self._transition_bytes = transition_bytes
-        self._insert_seconds = 0.0
-        self._sample_seconds = 0.0
-        self._update_seconds = 0.0
-        self._inserted_bytes = 0
-        self._repeated_pushes = 0
         self._draws = 0
         self._age = Tally()
         self._priorities: PrioritySummary | None = None
-        self._summarised_at = -_SUMMARY_SECONDS
+        self._summarized_at = -_SUMMARY_SECONDS
 
-    def inserted(self, num_bytes: int, seconds: float) -> None:
-        """A block of so many encoded bytes was taken in."""
-        self._inserted_bytes += num_bytes
-        self._insert_seconds += seconds
-
-    def refused(self) -> None:
-        """A push came that was held already."""
-        self._repeated_pushes += 1
-
-    def exchanged(
-        self, keys: np.ndarray, newest_key: int, update_seconds: float, sample_seconds: float
-    ) -> None:
-        """keys [M] were drawn while newest_key was the newest, after priorities were set."""
-        self._update_seconds += update_seconds
-        self._sample_seconds += sample_seconds
-        if self._draws % _DRAWS_PER_LOOK == 0:
+    def drawn(self, keys: np.ndarray, newest_key: int) -> None:
+        """Counts a draw of keys [M]; newest_key: the newest key held at that time."""
+        self.sampled_transitions += len(keys)
+        if self._draws % _DRAWS_PER_AGE_SAMPLE == 0:
             self._age.add((newest_key - keys) * self._num_shards)
         self._draws += 1
 
-    def read(self, selector: Selector, count: int, capacity: int, sampled_transitions: int) -> ShardMetrics:
-        """The metrics of this moment; the priorities are gone through at most every 5 seconds."""
+    def read(self, selector: Selector, count: int, capacity: int) -> ShardMetrics:
+        """The metrics up to now, of a shard that holds `count` transitions."""
         now = time.monotonic()
-        if count and now - self._summarised_at >= _SUMMARY_SECONDS:
-            self._summarised_at = now
+        if count and now - self._summarized_at >= _SUMMARY_SECONDS:
+            self._summarized_at = now
             maximum, square_sum = selector.concentration()
-            # (sum of p)^2 / (N sum of p^2): Kish's effective sample size as a share of what is held.
-            effective = selector.mass**2 / (count * square_sum)
-            self._priorities = PrioritySummary(maximum, effective)
+            self._priorities = PrioritySummary(maximum, selector.mass**2 / (count * square_sum))
+        seconds = self.timer.totals()
+        del seconds["idle"]
         return ShardMetrics(
             capacity=capacity,
-            seconds={
-                "insert": self._insert_seconds,
-                "sample": self._sample_seconds,
-                "update": self._update_seconds,
-            },
-            inserted_bytes=self._inserted_bytes,
-            sampled_bytes=sampled_transitions * self._transition_bytes,
-            repeated_pushes=self._repeated_pushes,
+            seconds=seconds,
+            inserted_bytes=self.inserted_bytes,
+            sampled_bytes=self.sampled_transitions * self._transition_bytes,
+            repeated_pushes=self.repeated_pushes,
             sample_age=self._age.read(),
             priorities=self._priorities,
         )

@@ -1,4 +1,4 @@
-"""Priorities of a shard's slots: sums for drawing in proportion, and their minimum.
+"""The priorities of a shard's slots: partial sums for proportional draws, and the minimum.
 
 Owns the arrays of sums; must not import anything but numpy.
 """
@@ -11,12 +11,11 @@ import numpy as np
 
 
 class SumTree:
-    """Binary trees of partial sums under a wide root, all operations vectorised over a batch.
+    """Binary trees of partial sums under a wide root; all operations are vectorized over a batch.
 
-    Slots form `num_blocks` <= `root_width` blocks of 2^height slots. Within a block the sums are a binary
-    tree; over the blocks they are one cumulative sum, made only when a draw needs it. A parent is always
-    recomputed from its two children in float64, never incremented, so no rounding error builds up. A slot
-    never set holds 0.
+    Slots form at most `root_width` blocks of 2^height slots. Within a block the sums are a binary tree; over
+    the blocks they are one cumulative sum, computed only when a draw needs it. A parent is always recomputed
+    from its two children in float64, never incremented, so no rounding error builds up. Empty slots hold 0.
     """
 
     def __init__(self, capacity: int, *, root_width: int = 4096) -> None:
@@ -26,7 +25,7 @@ class SumTree:
         num_blocks = -(-capacity // (1 << height))
         self.capacity = capacity
         self._height = height
-        # Leaves first, blocks last. Pages of np.zeros cost nothing until they are written.
+        # From leaves to blocks. The pages of np.zeros take no memory until they are written.
         self._levels = [np.zeros(num_blocks << h) for h in range(height, -1, -1)]
         self._leaves = self._levels[0]
         self._block_sums = self._levels[-1]
@@ -37,7 +36,7 @@ class SumTree:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Bytes of all arrays together."""
         helpers = (self._edges, self._block_minimum, self._block_minimum_stale)
         return sum(array.nbytes for array in (*self._levels, *helpers))
 
@@ -48,10 +47,10 @@ class SumTree:
 
     @property
     def minimum(self) -> float:
-        """Smallest priority above 0, inf if there is none.
+        """Smallest priority above 0, inf for an empty tree.
 
-        Each block keeps a lower bound, exact unless stale. Only blocks whose bound is the smallest are looked
-        at again, so this costs one argmin over the blocks and, as a rule, one block of slots.
+        Each block keeps a lower bound, which is exact unless stale. Only blocks with the smallest bound are
+        read again, so this usually costs one argmin over the blocks and one block of slots.
         """
         while True:
             block = int(self._block_minimum.argmin())
@@ -62,15 +61,15 @@ class SumTree:
             self._block_minimum_stale[block] = False
 
     def concentration(self) -> tuple[float, float]:
-        """Largest priority and the sum of their squares; reads all slots, 1 ms for a million."""
+        """Largest priority and the sum of squares; reads all slots, 1 ms for a million."""
         return float(self._leaves.max()), float(np.dot(self._leaves, self._leaves))
 
     def get(self, slots: np.ndarray) -> np.ndarray:
-        """The priorities [M] float64 of slots [M], 0 for one that holds nothing."""
+        """The priorities [M] float64 of slots [M], 0 for an empty slot."""
         return self._leaves.take(slots)
 
     def set(self, slots: np.ndarray, priorities: np.ndarray) -> None:
-        """Sets slots [M] int64 to priorities [M]; of a slot given twice the last value stays.
+        """Sets slots [M] int64 to priorities [M]; if a slot is given twice, its last value counts.
 
         Raises ValueError for a priority that is NaN, infinite, negative or zero; IndexError for a slot
         outside [0, capacity).
@@ -91,7 +90,7 @@ class SumTree:
         self._edges_stale = True
 
     def set_range(self, start: int, priorities: np.ndarray) -> None:
-        """Sets slots start, start + 1, ... to priorities [M]: `set` for neighbours, several times as fast.
+        """Sets the consecutive slots from `start` on to priorities [M], several times as fast as `set`.
 
         Raises as `set` does.
         """
@@ -103,22 +102,22 @@ class SumTree:
         np.minimum.at(self._block_minimum, blocks, priorities)
 
     def clear_range(self, start: int, end: int) -> None:
-        """Slots in [start, end) hold nothing from now on. Raises IndexError outside [0, capacity)."""
+        """Empties the slots [start, end). Raises IndexError outside [0, capacity)."""
         if end > start:
             self._write_range(start, end, 0.0)
 
     def find(self, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the running sum of priorities first exceeds prefix [M], each in [0, total].
+        """The slots at which the running sum of priorities first exceeds prefix [M], each in [0, total].
 
-        Returns slots [M] int64, none of which holds nothing, and their priorities [M] float64.
-        Raises ValueError when the tree is empty.
+        Returns slots [M] int64, none of them empty, and their priorities [M] float64.
+        Raises ValueError for an empty tree.
         """
         if self._edges_stale:
             np.cumsum(self._block_sums, out=self._edges[1:])
             self._edges_stale = False
         total = self._edges[-1]
         if total <= 0.0:
-            raise ValueError("nothing to find: all priorities are 0")
+            raise ValueError("nothing can be found: all priorities are 0")
         rest = np.minimum(prefix, np.nextafter(total, 0.0))
         node: np.ndarray = self._edges[1:].searchsorted(rest, side="right")
         rest -= self._edges.take(node)
@@ -129,8 +128,8 @@ class SumTree:
             rest -= left * turns_right
             node += turns_right
         priorities = self._leaves.take(node)
-        # x < fl(l + r) does not always make fl(x - l) < r: in a tie `rest` can pass the last slot that holds
-        # something, which is then the next to the left. One look here is cheaper than one at every level.
+        # x < fl(l + r) does not imply fl(x - l) < r: in a tie `rest` can pass the last occupied slot, which
+        # is then the next one to the left. One check here is cheaper than one at every level.
         while not priorities.all():
             node -= priorities == 0.0
             priorities = self._leaves.take(node)

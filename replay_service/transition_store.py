@@ -1,6 +1,7 @@
-"""The transitions of one shard: rows in a ring over item ids, frames in a ring beside it.
+"""The transitions of one shard: a ring of small records, beside a ring of frames.
 
-Owns rows and early eviction; must not import anything but numpy, `block`, `config` and the frame stores.
+Owns the records and early eviction; must not import anything but numpy, `block`, `config` and the frame
+stores.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from replay_service.frame_store import FrameStore
 SMALL_FRAME_BYTES = 1024
 SLACK_FRAMES = 1024
 
-# One record a row, not one array a field: a drawn row then costs one cache miss instead of seven.
+# One record per transition, not one array per field: a draw then costs one cache miss instead of seven.
 # history: frames before obs_frame that its stack may use; next_offset: next_frame - obs_frame.
-ROW = np.dtype(
+TRANSITION_DTYPE = np.dtype(
     [
         ("obs_frame", np.int64),
         ("policy_version", np.int64),
@@ -36,12 +37,12 @@ ROW = np.dtype(
 
 
 class CapacityError(ValueError):
-    """A block is larger than the whole shard that should hold it."""
+    """A block is larger than the whole shard."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """Copies of M stored rows; shapes and dtypes as in SampleReply."""
+    """Copies of M transitions; shapes and dtypes as in SampleReply."""
 
     windows: dict[str, np.ndarray]
     action: np.ndarray
@@ -51,17 +52,18 @@ class Transitions:
 
 
 def frame_capacity(schema: BlockSchema, capacity: int) -> int:
-    """How many frames a shard of `capacity` rows keeps.
+    """The number of frames that a shard of `capacity` transitions keeps.
 
-    Twice the rows for small frames: episodes of a single step fit. 4 % more than rows for images, where
-    memory counts (blocks are flushed long enough to repeat few frames). If frames run out, rows leave early.
+    Small frames: twice the capacity, enough for episodes of a single step. Images, where memory matters: 4 %
+    more than the capacity, because blocks are long enough to repeat few frames. If frames run out,
+    transitions are evicted early.
     """
     small = sum(field.bytes_per_frame for field in schema.frame_fields) <= SMALL_FRAME_BYTES
     return capacity + max(capacity if small else capacity // 25, SLACK_FRAMES)
 
 
 class TransitionStore:
-    """The newest rows; the row with key k lies at k % capacity. Held are keys in [oldest_key, next_key)."""
+    """The newest transitions: those with keys in [oldest_key, next_key). Key k lies at k % capacity."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class TransitionStore:
         self.oldest_key = first_key
         self.next_key = first_key
         self._first_key = first_key
-        self._rows = np.empty(capacity, ROW)
+        self._records = np.empty(capacity, TRANSITION_DTYPE)
         self._frames: FrameStore | CompressedFrameStore
         if compression == "lz4":
             self._frames = CompressedFrameStore(schema.frame_fields, num_frames, schema.span)
@@ -84,48 +86,47 @@ class TransitionStore:
         self._schema = schema
         self._stack = schema.stack
         self._one_step = schema.n_step == 1
-        # (key after a block's last row, its first frame), oldest first: bounds the search for early eviction.
+        # (key after a block's last transition, its first frame), oldest first: bounds eviction's search.
         self._blocks: deque[tuple[int, int]] = deque()
 
     @property
     def count(self) -> int:
-        """Rows held."""
+        """Number of transitions held."""
         return self.next_key - self.oldest_key
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of rows and frames written so far."""
-        rows = min(self.next_key - self._first_key, self.capacity)
-        return rows * ROW.itemsize + self._frames.stored_bytes
+        """Bytes of transitions and frames written so far."""
+        num_written = min(self.next_key - self._first_key, self.capacity)
+        return num_written * TRANSITION_DTYPE.itemsize + self._frames.stored_bytes
 
     def insert(self, block: TransitionBlock) -> int:
-        """Copies a block in and returns the key of its first row; the oldest rows make place.
+        """Copies a block in, evicts the oldest transitions, and returns the key of the block's first one.
 
-        Raises CapacityError, before anything is changed, for a block that the empty store could not hold.
+        Raises CapacityError, before anything is changed, for a block that would not fit an empty store.
         """
         if block.num_transitions > self.capacity or block.num_frames > self._frames.num_frames:
             raise CapacityError(
                 f"a block of {block.num_transitions} transitions and {block.num_frames} frames does not fit "
                 f"a shard of {self.capacity} transitions and {self._frames.num_frames} frames: "
-                "push smaller blocks, "
-                "raise replay.capacity or lower replay.num_shards"
+                "push smaller blocks, raise replay.capacity or lower replay.num_shards"
             )
         self._evict_for(block)
         first_frame = self._frames.append(block.frames)
-        rows = np.empty(block.num_transitions, ROW)
-        rows["obs_frame"] = block.obs_frame
-        rows["obs_frame"] += first_frame
-        rows["policy_version"] = block.policy_version
-        rows["action"] = block.action
-        rows["reward"] = block.reward
-        rows["discount"] = block.discount
-        rows["next_offset"] = block.next_frame - block.obs_frame
-        rows["history"] = np.minimum(block.obs_frame - block.first_frame, self._stack - 1)
+        records = np.empty(block.num_transitions, TRANSITION_DTYPE)
+        records["obs_frame"] = block.obs_frame
+        records["obs_frame"] += first_frame
+        records["policy_version"] = block.policy_version
+        records["action"] = block.action
+        records["reward"] = block.reward
+        records["discount"] = block.discount
+        records["next_offset"] = block.next_frame - block.obs_frame
+        records["history"] = np.minimum(block.obs_frame - block.first_frame, self._stack - 1)
         first_key = self.next_key
         start = first_key % self.capacity
         head = min(block.num_transitions, self.capacity - start)
-        self._rows[start : start + head] = rows[:head]
-        self._rows[: block.num_transitions - head] = rows[head:]
+        self._records[start : start + head] = records[:head]
+        self._records[: block.num_transitions - head] = records[head:]
         self.next_key += block.num_transitions
         if block.num_transitions:
             self._blocks.append((self.next_key, first_frame))
@@ -134,29 +135,30 @@ class TransitionStore:
     def gather(
         self, keys: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]] | None = None
     ) -> Transitions:
-        """Copies of the rows with keys [M] int64, all of them held.
+        """Copies of the transitions with keys [M] int64, all of them held.
 
-        A stack is the `stack` frames that end in the row's frame, clamped at the row's first frame.
-        The windows go into `parts`, if given, one after the other (name -> [m, W, *shape], the m add up to
-        M), and Rows has none.
+        A stack is the `stack` frames that end in the transition's frame, clamped at its first frame.
+
+        parts: if given, arrays that the windows are copied to, one part after the other (name ->
+        [m, W, *shape], the m add up to M); the result then has no windows.
         """
-        rows = self._rows.take(keys % self.capacity)
+        records = self._records.take(keys % self.capacity)
         stack = np.arange(1 - self._stack, 1)
         if self._one_step:
-            # The next stack is the observation's, one frame on: they overlap in all but one.
+            # The next stack lies one frame further on, so the two overlap in all but one frame.
             offset = np.broadcast_to(np.append(stack, 1), (len(keys), self._stack + 1))
         else:
             offset = np.concatenate(
-                [np.broadcast_to(stack, (len(keys), self._stack)), stack + rows["next_offset"][:, None]],
+                [np.broadcast_to(stack, (len(keys), self._stack)), stack + records["next_offset"][:, None]],
                 axis=1,
             )
-        offset = np.maximum(offset, -rows["history"].astype(np.int64)[:, None])
+        offset = np.maximum(offset, -records["history"].astype(np.int64)[:, None])
         return Transitions(
-            windows=self._gather_windows(rows["obs_frame"], offset, parts),
-            action=rows["action"].copy(),
-            reward=rows["reward"].copy(),
-            discount=rows["discount"].copy(),
-            policy_version=rows["policy_version"].copy(),
+            windows=self._gather_windows(records["obs_frame"], offset, parts),
+            action=records["action"].copy(),
+            reward=records["reward"].copy(),
+            discount=records["discount"].copy(),
+            policy_version=records["policy_version"].copy(),
         )
 
     def _gather_windows(
@@ -171,22 +173,22 @@ class TransitionStore:
         return {}
 
     def rebuild(self, key: int) -> tuple[int, TransitionBlock]:
-        """The held rows from `key` to the end of their block, as a block; and the key after them.
+        """The held transitions from `key` to the end of their block, as a block; and the key after them.
 
-        What a shard does not keep is 0: who sent it, env_steps, one_step_reward, end and priority.
+        Fields that a shard does not keep are 0: sender, env_steps, one_step_reward, end and priority.
         """
         place = next(i for i, (end_key, _) in enumerate(self._blocks) if end_key > key)
         end_key = self._blocks[place][0]
         is_last = place + 1 == len(self._blocks)
         end_frame = self._frames.next_frame if is_last else self._blocks[place + 1][1]
-        rows = self._rows[np.arange(key, end_key) % self.capacity]
-        lowest = rows["obs_frame"] - rows["history"]
-        # Frames below are not needed by these rows, and may be gone.
+        records = self._records[np.arange(key, end_key) % self.capacity]
+        lowest = records["obs_frame"] - records["history"]
+        # These transitions need no frame below, and the store may hold none.
         first_frame = int(lowest.min())
         frames = self._frames.gather(
             np.arange(first_frame, end_frame), np.zeros((end_frame - first_frame, 1), np.int64)
         )
-        obs_frame = (rows["obs_frame"] - first_frame).astype(np.int32)
+        obs_frame = (records["obs_frame"] - first_frame).astype(np.int32)
         block = TransitionBlock(
             schema=self._schema,
             writer=0,
@@ -194,21 +196,21 @@ class TransitionStore:
             sequence=0,
             env_steps=0,
             frames={name: array[:, 0] for name, array in frames.items()},
-            action=rows["action"],
-            reward=rows["reward"],
-            discount=rows["discount"],
-            one_step_reward=np.zeros(len(rows), np.float32),
-            end=np.zeros(len(rows), np.uint8),
-            policy_version=rows["policy_version"],
+            action=records["action"],
+            reward=records["reward"],
+            discount=records["discount"],
+            one_step_reward=np.zeros(len(records), np.float32),
+            end=np.zeros(len(records), np.uint8),
+            policy_version=records["policy_version"],
             obs_frame=obs_frame,
-            next_frame=obs_frame + rows["next_offset"],
+            next_frame=obs_frame + records["next_offset"],
             first_frame=(lowest - first_frame).astype(np.int32),
-            priority=np.zeros(len(rows), np.float32),
+            priority=np.zeros(len(records), np.float32),
         )
         return end_key, block
 
     def _evict_for(self, block: TransitionBlock) -> None:
-        """Moves oldest_key up until the block's rows fit and no row needs a frame about to be overwritten."""
+        """Raises oldest_key until the block fits and no held transition needs a frame that it overwrites."""
         self.oldest_key = max(self.oldest_key, self.next_key + block.num_transitions - self.capacity)
         oldest_frame = self._frames.oldest_after(block.num_frames)
         while self._blocks:
@@ -217,9 +219,9 @@ class TransitionStore:
                 if first_frame >= oldest_frame:
                     return
                 keys = np.arange(self.oldest_key, end_key)
-                rows = self._rows[keys % self.capacity]
-                doomed = np.flatnonzero(rows["obs_frame"] - rows["history"] < oldest_frame)
-                # Rows of a block lie in any order over its frames; keys leave strictly from the oldest.
+                records = self._records[keys % self.capacity]
+                doomed = np.flatnonzero(records["obs_frame"] - records["history"] < oldest_frame)
+                # A block's transitions refer to its frames in any order, but keys leave strictly by age.
                 self.oldest_key += int(doomed[-1]) + 1 if len(doomed) else 0
                 if self.oldest_key < end_key:
                     return

@@ -1,6 +1,6 @@
-"""Memory that learner and shards of one host share: shards gather windows right where the learner reads.
+"""Memory that a learner shares with the shards of its host, which gather windows where it reads them.
 
-Owns the slots, their addresses and their mapping; must not import anything but numpy.
+Owns the slots, their addresses and their mappings; must not import anything but numpy.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from functools import lru_cache
 
 import numpy as np
 
-# Below this a reply that carries its windows is as fast: Ray sends it inline (docs/replay-benchmarks.md).
+# Replies with smaller windows are as fast without a slot: Ray sends them inline (docs/replay-benchmarks.md).
 MIN_SLOT_BYTES = 1 << 17
-# More than any learner has in use; beyond it the slot unused for longest is let go.
+# More slots than any learner uses at a time; a shard unmaps those unused for longest.
 MAPPED_SLOTS = 8
 
-_ALIGNMENT_BYTES = 64
 _log = logging.getLogger(__name__)
 
 
@@ -36,13 +35,13 @@ class WindowArray:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the array takes."""
-        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+        """Bytes of the array in a slot, rounded up to a multiple of 64."""
+        return math.ceil(np.dtype(self.dtype).itemsize * math.prod(self.shape) / 64) * 64
 
 
 @dataclass(frozen=True)
 class SlotAddress:
-    """Where others find a slot: its owner's descriptor of the file, which file_id tells from any other."""
+    """Where a shard finds a slot: the owner's descriptor of its memory file; file_id is (device, inode)."""
 
     host: str
     pid: int
@@ -53,32 +52,32 @@ class SlotAddress:
 
 @dataclass(frozen=True)
 class SlotPlace:
-    """A shard's part of a slot: its windows of the k-th minibatch begin at row starts[k] of that."""
+    """A shard's part of a slot: in the k-th minibatch its windows begin at index starts[k]."""
 
     address: SlotAddress
     starts: tuple[int, ...]
 
 
 class WindowSlot:
-    """Shared arrays of the process that creates them.
+    """Shared arrays, owned by the process that creates them.
 
-    The memory is a file without a name: the kernel frees it with its last mapping, however the processes end,
-    and the size of /dev/shm does not bound it. Others of the host reach it through the owner's /proc entry.
+    The memory is an anonymous file: the kernel frees it with its last mapping, however the processes end, and
+    the size of /dev/shm does not limit it. Shards of the same host open it through the owner's /proc entry.
 
     Attributes:
-        address: for SlotMapper.
+        address: what a SlotMapper needs to map it.
         windows: field name -> [K, B, W, *shape].
 
-    Raises OSError where the system has no such memory, or not enough of it.
+    Raises OSError if the system has no such memory, or too little.
     """
 
     def __init__(self, arrays: tuple[WindowArray, ...]) -> None:
         if sys.platform != "linux":
-            raise OSError("memory without a name needs Linux")
+            raise OSError("anonymous memory files need Linux")
         descriptor = os.memfd_create("qfleet-windows")
-        # Others open the file through this descriptor, so it stays open as long as the slot lives.
+        # Shards open the file through this descriptor, so it stays open as long as the slot lives.
         weakref.finalize(self, os.close, descriptor)
-        # Takes the pages now: a later lack of memory would be a SIGBUS in the middle of a copy.
+        # Allocates the pages now: if memory ran out later, a copy would end in a SIGBUS.
         os.posix_fallocate(descriptor, 0, _num_bytes(arrays))
         self.address = SlotAddress(_host(), os.getpid(), descriptor, _file_id(descriptor), arrays)
         self.windows = _map(descriptor, arrays)
@@ -87,16 +86,19 @@ class WindowSlot:
 class SlotPool:
     """A sampler's slots, each for one request at a time.
 
-    A slot that is not given back, because its request failed and a shard may still write to it, is replaced.
+    A slot is not given back if its request failed, because a shard may still write to it.
     """
 
     def __init__(self, arrays: tuple[WindowArray, ...]) -> None:
         self._arrays = arrays
         self._free: list[WindowSlot] = []
-        self._possible = True
+        self._possible = _num_bytes(arrays) >= MIN_SLOT_BYTES
 
     def take(self) -> WindowSlot | None:
-        """A slot that nobody writes to; None, after one warning, where the system gives no shared memory."""
+        """A slot that no shard writes to; None if replies shall carry the windows.
+
+        That is so for windows below MIN_SLOT_BYTES and, after one warning, without shared memory.
+        """
         if self._free:
             return self._free.pop()
         if self._possible:
@@ -104,29 +106,29 @@ class SlotPool:
                 return WindowSlot(self._arrays)
             except OSError as error:
                 self._possible = False
-                _log.warning("no shared memory for windows, replies carry them instead: %s", error)
+                _log.warning("no shared memory for windows, so replies carry them: %s", error)
         return None
 
     def give_back(self, slot: WindowSlot) -> None:
-        """The slot's windows were read, and nobody writes to it any more."""
+        """Takes back a slot whose windows were read and to which no shard writes any more."""
         self._free.append(slot)
 
 
 class SlotMapper:
-    """A shard's mappings of the slots that requests name."""
+    """A shard's mappings of the learner's slots."""
 
     def __init__(self) -> None:
         self._owner_pid: int | None = None
         self._mapped = lru_cache(maxsize=MAPPED_SLOTS)(_map_address)
 
     def parts(self, place: SlotPlace, counts: Sequence[int]) -> list[dict[str, np.ndarray]] | None:
-        """For each minibatch the arrays that its windows belong in: field name -> [counts[k], W, *shape].
+        """For each minibatch k the arrays for this shard's windows: field name -> [counts[k], W, *shape].
 
-        None where this process cannot reach the slot: on another host, in another container, or its owner
-        is gone.
+        None if this process cannot reach the slot: it is on another host or in another container, or its
+        owner has ended.
         """
         if place.address.pid != self._owner_pid:
-            # The slots of a learner that was replaced.
+            # Another learner: unmaps the slots of the one before.
             self._mapped.cache_clear()
             self._owner_pid = place.address.pid
         windows = self._mapped(place.address)
@@ -144,10 +146,10 @@ def _map_address(address: SlotAddress) -> dict[str, np.ndarray] | None:
     try:
         descriptor = os.open(f"/proc/{address.pid}/fd/{address.descriptor}", os.O_RDWR)
     except OSError as error:
-        _log.warning("no access to the learner's shared memory, replies carry the windows: %s", error)
+        _log.warning("no access to the learner's shared memory, so replies carry windows: %s", error)
         return None
     try:
-        # The owner may have ended and another process, or another file, have taken its numbers.
+        # The owner may have ended, and another process or file may have its numbers now.
         same = _file_id(descriptor) == address.file_id
         return _map(descriptor, address.arrays) if same else None
     finally:
@@ -160,7 +162,7 @@ def _map(descriptor: int, arrays: tuple[WindowArray, ...]) -> dict[str, np.ndarr
     offset = 0
     for array in arrays:
         mapped[array.name] = np.ndarray(array.shape, array.dtype, memory, offset)
-        offset += _aligned(array.num_bytes)
+        offset += array.num_bytes
     return mapped
 
 
@@ -170,14 +172,10 @@ def _file_id(descriptor: int) -> tuple[int, int]:
 
 
 def _num_bytes(arrays: tuple[WindowArray, ...]) -> int:
-    return sum(_aligned(array.num_bytes) for array in arrays)
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+    return sum(array.num_bytes for array in arrays)
 
 
 def _host() -> str:
-    """The same for processes that see each other under /proc: one running kernel, one set of process ids."""
+    """Equal for processes that see each other under /proc: same running kernel, same namespace of pids."""
     with open("/proc/sys/kernel/random/boot_id") as boot:
         return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"

@@ -22,7 +22,7 @@ from cluster.settings.renames import CHECKPOINT_PREFIXES, renamed_manifest
 from learner.core import LearnerState
 from learner.weights import load_tensors, save_tensors
 from replay_service.journal.durable_files import crc32_of, sync_folder
-from replay_service.journal.segments import SegmentFact
+from replay_service.journal.writer import SegmentFact
 
 FORMAT = 1
 _MANIFEST = "manifest.json"

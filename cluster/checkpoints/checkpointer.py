@@ -23,7 +23,7 @@ from cluster.engines.engine import Ref
 from cluster.runtime.fleet import Credit, Fleet, Member
 from learner.core import LearnerState
 from replay_service.journal.durability import SealReply
-from replay_service.journal.segments import SegmentFact
+from replay_service.journal.writer import SegmentFact
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from learner.config import acts_in_numpy
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
 from replay_service.compressed_frame_store import is_packed, segment_frames
 from replay_service.config import Compression
-from replay_service.transition_store import ROW, frame_capacity
+from replay_service.transition_store import TRANSITION_DTYPE, frame_capacity
 
 # Two float64 nodes of the sum tree for each row.
 _PRIORITY_BYTES = 16
@@ -230,11 +230,13 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
         capacity=capacity,
         num_shards=replay.num_shards,
         compression=replay.compression,
-        raw_bytes=2 * schema.stack * frame_bytes + ROW.itemsize,
+        raw_bytes=2 * schema.stack * frame_bytes + TRANSITION_DTYPE.itemsize,
         deduplicated_bytes=deduplicated,
         compressed_bytes=compressed,
         priority_bytes=_PRIORITY_BYTES if replay.sampling == "prioritized" else 0,
-        request_bytes=minibatches * config.learner.batch_size * (schema.window * frame_bytes + ROW.itemsize),
+        request_bytes=minibatches
+        * config.learner.batch_size
+        * (schema.window * frame_bytes + TRANSITION_DTYPE.itemsize),
         # One is read while the others are on their way.
         requests=replay.prefetch_requests + 1,
         push_bytes=push_bytes,
@@ -278,11 +280,11 @@ def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
     stride, length = segment_frames(schema.span)
     plain = sum(field.bytes_per_frame for field in schema.frame_fields)
     packed = sum(field.bytes_per_frame for field in schema.frame_fields if is_packed(field))
-    deduplicated = ROW.itemsize + round(frames_per_transition * plain)
+    deduplicated = TRANSITION_DTYPE.itemsize + round(frames_per_transition * plain)
     if not packed:
         return deduplicated, None
     held = (plain - packed) + packed * (length / stride) * _LZ4_SHRINKS_TO
-    return deduplicated, ROW.itemsize + round(frames_per_transition * held)
+    return deduplicated, TRANSITION_DTYPE.itemsize + round(frames_per_transition * held)
 
 
 def _process_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:

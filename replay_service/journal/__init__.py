@@ -1,4 +1,4 @@
-"""The journal of a shard: segments on disk, made durable, recovered.
+"""The journal of a shard: segment files on disk, written, made durable, read back.
 
 Must not import the shard or the sampler.
 """

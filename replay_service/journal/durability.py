@@ -1,12 +1,12 @@
-"""Keeps what a shard holds on disk, as `replay.persist` says, and makes a cut of it slice by slice.
+"""Keeps on disk what a shard holds, as `replay.persist` says, and makes its checkpoints slice by slice.
 
-Owns what is journaled when, and what a full disk does; must not import anything but numpy and siblings.
+Owns the rules of what is written when, and of a full disk; must not import the shard or the sampler.
 """
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,28 +17,34 @@ from replay_service.codec import encode
 from replay_service.config import ReplayConfig
 from replay_service.journal.segments import (
     BLOCK,
+    DELIVERY,
     PRIORITIES,
-    ROWS,
+    TRANSITIONS,
     Delivered,
-    Journal,
-    JournalFullError,
-    SegmentFact,
-    disk_full,
+    pack_delivery,
 )
+from replay_service.journal.writer import JournalWriter, SegmentFact
 from replay_service.selectors import Selector
 from replay_service.transition_store import TransitionStore
 
 SLICE_SECONDS = 0.01
 SLICE_PRIORITIES = 1 << 17
-# Long enough that a caller who asks again and again does not spin, short enough to disturb nobody.
+# Long enough that a caller in a loop does not spin, short enough not to delay other calls.
 SLICE_WAIT_SECONDS = 0.002
+# No space, quota used up, limit of the file's size reached.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class JournalFullError(RuntimeError):
+    """The disk has no room for the journal, which still holds all that was written before."""
 
 
 @dataclass(frozen=True)
 class SealReply:
-    """How far a cut of a shard is: where it is not `done`, ask for the next slice.
+    """Progress of a shard's checkpoint; if it is not `done`, ask for the next slice.
 
-    segments: read in this order they bring back rows, priorities and writers; None if the disk was full.
+    segments: read in this order they restore transitions, priorities and writers; None until it is done, or
+    if the disk was full.
     """
 
     done: bool
@@ -47,7 +53,10 @@ class SealReply:
 
 @dataclass(eq=False)
 class _Sealing:
-    """A cut on its way: the priorities of [next_key, end_key) are still to be written, then rows."""
+    """A checkpoint in progress: writes priorities of keys [next_key, end_key) first, then transitions.
+
+    synced: its segments, once all is written.
+    """
 
     next_key: int
     end_key: int
@@ -55,66 +64,62 @@ class _Sealing:
 
 
 class Durability:
-    """One shard's journal and the rules by which it is written.
+    """A shard's journal and the rules for writing it.
 
-    error is the reason why rows are missing on disk; the next cut that succeeds writes them and clears it.
+    error: why transitions are missing on disk; the next successful checkpoint writes them and clears it.
     """
 
     def __init__(
-        self,
-        config: ReplayConfig,
-        journal: Journal,
-        store: TransitionStore,
-        selector: Selector,
-        delivered: Callable[[], Delivered],
+        self, config: ReplayConfig, journal: JournalWriter, store: TransitionStore, selector: Selector
     ) -> None:
-        self._continuous = config.persist == "continuous"
-        self._stops = config.on_disk_full == "stop"
-        self._prioritized = config.sampling == "prioritized"
+        self._config = config
         self._journal = journal
         self._store = store
         self._selector = selector
-        self._delivered = delivered
         self._sealing: _Sealing | None = None
         self.error: str | None = None
 
-    def inserted(self, encoded: np.ndarray, first_key: int) -> None:
-        """To be called when a block's rows are stored and before `delivered` counts them.
+    def inserted(self, encoded: np.ndarray, first_key: int, delivered: Delivered) -> None:
+        """Journals a block that is stored from first_key on; delivered: the state before it.
 
-        Raises JournalFullError where the run shall stop then; OSError for a disk that fails otherwise.
+        Raises JournalFullError if the disk is full and that stops the run; OSError if it fails otherwise.
         """
-        # After a failure there is a gap, which only a cut can fill.
-        if self._continuous and self._journal.next_key == first_key:
-            self._try(lambda: self._append(BLOCK, first_key, self._store.next_key, encoded))
-        self._journal.drop_before(self._store.oldest_key)
+        # A failure leaves a gap, which only a checkpoint can fill.
+        if self._config.persist == "continuous" and self._journal.next_key == first_key:
+            try:
+                self._journal.append(BLOCK, first_key, self._store.next_key, encoded, delivered)
+            except OSError as error:
+                self._take_failure(error)
+        if self._sealing is None or self._sealing.synced is None:
+            self._journal.drop_before(self._store.oldest_key)
 
-    def seal_slice(self, into: Path) -> SealReply:
-        """Works on a cut for about SLICE_SECONDS; begins one if none is on its way. Raises as inserted does.
+    def seal_slice(self, into: Path, delivered: Delivered) -> SealReply:
+        """Works on a checkpoint for about SLICE_SECONDS; begins one if none is in progress.
 
-        Its segments are linked into folder `into`. Rows that come in between slices belong to it, too.
+        Its segments are linked into folder `into`. It includes transitions inserted between slices.
+        delivered: the present state. Raises as inserted does.
         """
-        reply = SealReply(done=True)
-
-        def advance() -> None:
-            nonlocal reply
-            reply = self._advance(into)
-
-        if self._try(advance) and reply.done:
-            self.error = None
+        try:
+            reply = self._advance(into, delivered)
+            if reply.done:
+                self.error = None
+        except OSError as error:
+            reply = SealReply(done=True)
+            self._take_failure(error)
         if reply.done:
             self._sealing = None
-            self._journal.sealing_done()
         return reply
 
     def close(self) -> None:
         """Closes the files. What was written stays."""
         self._journal.close()
 
-    def _advance(self, into: Path) -> SealReply:
+    def _advance(self, into: Path, delivered: Delivered) -> SealReply:
         if self._sealing is None:
-            # Rows that are not on disk yet will carry their priorities themselves.
-            on_disk = min(self._journal.next_key, self._store.next_key) if self._prioritized else 0
-            self._sealing = _Sealing(self._store.oldest_key, on_disk)
+            # Transitions that are not on disk yet will be written with their priorities.
+            on_disk = min(self._journal.next_key, self._store.next_key)
+            end_key = on_disk if self._config.sampling == "prioritized" else 0
+            self._sealing = _Sealing(self._store.oldest_key, end_key)
         sealing = self._sealing
         if sealing.synced is not None:
             wait([sealing.synced], SLICE_WAIT_SECONDS)
@@ -125,37 +130,33 @@ class Durability:
         if begin < sealing.end_key:
             sealing.next_key = min(begin + SLICE_PRIORITIES, sealing.end_key)
             td_errors = self._selector.td_errors(begin, sealing.next_key).astype("<f4", copy=False)
-            self._append(PRIORITIES, begin, sealing.next_key, td_errors.view(np.uint8))
-        elif self._write_transitions():
-            self._journal.append_delivery(self._delivered())
-            self._journal.close_segment()
+            self._journal.append(PRIORITIES, begin, sealing.next_key, td_errors.view(np.uint8), delivered)
+        elif self._write_transitions(delivered):
+            key = self._journal.next_key
+            self._journal.append(DELIVERY, key, key, pack_delivery(delivered), delivered)
+            self._journal.seal_segment()
             self._journal.drop_before(self._store.oldest_key)
             sealing.synced = self._journal.make_durable(into)
         return SealReply(done=False)
 
-    def _write_transitions(self) -> bool:
-        """Writes rows that are not on disk, block by block while the slice lasts; True if none is left."""
+    def _write_transitions(self, delivered: Delivered) -> bool:
+        """Writes transitions that are not on disk, block by block for one slice; True if none is left."""
         deadline = time.monotonic() + SLICE_SECONDS
         while (key := max(self._journal.next_key, self._store.oldest_key)) < self._store.next_key:
             end_key, block = self._store.rebuild(key)
             block = replace(block, priority=self._selector.td_errors(key, end_key))
-            self._append(ROWS, key, end_key, encode(block))
+            self._journal.append(TRANSITIONS, key, end_key, encode(block), delivered)
             if time.monotonic() > deadline:
                 return False
         return True
 
-    def _append(self, kind: bytes, first_key: int, end_key: int, payload: np.ndarray) -> None:
-        self._journal.append(kind, first_key, end_key, payload, self._delivered)
-
-    def _try(self, write: Callable[[], None]) -> bool:
-        """Writes; False, with the reason kept, if the disk is full and the run shall go on."""
-        try:
-            write()
-        except (JournalFullError, OSError) as error:
-            if not disk_full(error):
-                raise
-            self.error = f"{error} Free some space, or set replay.persist=none."
-            if self._stops:
-                raise JournalFullError(self.error) from None
-            return False
-        return True
+    def _take_failure(self, error: OSError) -> None:
+        """Keeps the reason if the disk is full and the run goes on without it; raises otherwise."""
+        if error.errno not in _DISK_FULL:
+            raise error
+        self.error = (
+            f"no room for {error.filename or self._journal.folder}: {error.strerror}. "
+            "Free some space, or set replay.persist=none."
+        )
+        if self._config.on_disk_full == "stop":
+            raise JournalFullError(self.error) from None

@@ -1,6 +1,6 @@
-"""Files that are to be found again after a crash: folders synced, contents checksummed, whole files linked.
+"""File operations that survive a crash of the machine: synced folders, checksums, links to whole files.
 
-Owns these steps alone; must not import anything outside the standard library.
+Owns these operations; must not import anything outside the standard library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes new names in a folder durable. Raises OSError."""
+    """Makes the names in a folder durable. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -26,7 +26,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def crc32_of(file: BinaryIO) -> int:
-    """CRC-32 of an open file's bytes, which are mapped, not read. Raises OSError."""
+    """CRC-32 of all bytes of an open file. Raises OSError."""
     if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
         return 0
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -34,9 +34,9 @@ def crc32_of(file: BinaryIO) -> int:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Gives a file that never changes a second name; a synced copy where there are no links.
+    """Gives a file that never changes a second name; makes a synced copy where the file system has no links.
 
-    Nothing happens where the target is there already. Raises OSError.
+    Does nothing if the target exists. Raises OSError.
     """
     try:
         target.hardlink_to(source)

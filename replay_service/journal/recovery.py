@@ -1,6 +1,6 @@
-"""Reading a shard's journal back: every sound record in order, everything else reported.
+"""Reads a shard's journal back: every sound record in order; reports everything else.
 
-Owns what counts as torn, damaged and missing; must not import anything but numpy and siblings.
+Owns what counts as torn, damaged and missing; must not import the shard or the sampler.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,8 @@ from replay_service.journal.segments import (
     DELIVERY,
     KEYS,
     PRIORITIES,
-    ROWS,
+    TRANSITIONS,
     Delivered,
-    Journal,
     JournalError,
     KeyRun,
     Record,
@@ -33,44 +32,37 @@ from replay_service.journal.segments import (
     unpack_key_runs,
     unpack_priorities,
 )
+from replay_service.journal.writer import JournalWriter, SegmentFile
 from replay_service.selectors import Selector
 from replay_service.transition_store import CapacityError, TransitionStore
 
 
 @dataclass(frozen=True)
 class DamagedSegment:
-    """A segment of which something was skipped: records that were refused one by one, and a rest of bytes."""
+    """A segment of which parts were skipped: single records, and all bytes after a head that is wrong."""
 
     name: str
     reason: str
-    skipped_records: int
-    skipped_bytes: int
-
-
-@dataclass(frozen=True)
-class RecoveryReport:
-    """What came back. rows: held now; records: read with rows in them; torn_bytes: cut off at the end."""
-
-    rows: int
-    records: int
-    torn_bytes: int
-    damaged: tuple[DamagedSegment, ...]
-
-
-@dataclass
-class _Damage:
-    reasons: list[str] = field(default_factory=list)
     skipped_records: int = 0
     skipped_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class RecoveryReport:
+    """What could not be read back: torn_bytes of a record that the journal's end cuts short, and damage."""
+
+    torn_bytes: int
+    damaged: tuple[DamagedSegment, ...]
+
+
 class FoundJournal:
-    """The segments of a folder, opened and looked through; a record torn off at the very end is cut off."""
+    """The segments in a folder. A record torn at the very end is removed from its file."""
 
     def __init__(self, folder: Path) -> None:
         """Raises OSError where the folder or a file cannot be read."""
+        self._folder = folder
         self._segments: list[Segment] = []
-        self._damage: dict[str, _Damage] = {}
+        self._damage: list[DamagedSegment] = []
         self._torn_bytes = 0
         paths = segment_paths(folder)
         for path in paths:
@@ -82,42 +74,35 @@ class FoundJournal:
                     break
                 os.truncate(path, segment.good_bytes)
             elif segment.problem is not None:
-                self._skip(segment, segment.problem, num_bytes=segment.num_bytes - segment.good_bytes)
+                skipped_bytes = segment.num_bytes - segment.good_bytes
+                self._damage.append(DamagedSegment(path.name, segment.problem, skipped_bytes=skipped_bytes))
             if self._segments and segment.number != self._segments[-1].number + 1:
-                self._skip(segment, f"segments between {self._segments[-1].path.name} and this are missing")
+                reason = f"segments between {self._segments[-1].path.name} and this are missing"
+                self._damage.append(DamagedSegment(path.name, reason))
             self._segments.append(segment)
 
-    @property
-    def next_number(self) -> int:
-        """The number of the segment to be written next."""
-        return self._segments[-1].number + 1 if self._segments else 0
-
     def first_key(self, lowest: int, capacity: int) -> int:
-        """The key, `lowest` or little more, for the first row found: it comes to lie in its old slot.
+        """The key for the first transition found: `lowest` or slightly more, so that it keeps its slot.
 
         Raises ValueError if the journal has keys from `lowest` on: incarnations must rise.
         """
-        keys = [record.first_key for segment in self._segments for record in segment.records if record.sound]
-        if keys and max(keys) >= lowest:
-            raise ValueError(f"the journal holds key {max(keys)}; a new incarnation's begin at {lowest}")
-        rows = [
-            record.first_key
-            for segment in self._segments
-            for record in segment.records
-            if record.sound and record.kind in (BLOCK, ROWS)
-        ]
-        return lowest + (rows[0] - lowest) % capacity if rows else lowest
+        sound = [record for segment in self._segments for record in segment.records if record.sound]
+        highest = max((record.first_key for record in sound), default=-1)
+        if highest >= lowest:
+            raise ValueError(f"the journal holds key {highest}; a new incarnation's begin at {lowest}")
+        oldest = next((each.first_key for each in sound if each.kind in (BLOCK, TRANSITIONS)), lowest)
+        return lowest + (oldest - lowest) % capacity
 
     def replay(
-        self, schema: BlockSchema, store: TransitionStore, selector: Selector, journal: Journal
-    ) -> tuple[Delivered, RecoveryReport]:
-        """Fills store and selector, which are empty, and has `journal` adopt the segments.
+        self, schema: BlockSchema, store: TransitionStore, selector: Selector
+    ) -> tuple[JournalWriter, Delivered, RecoveryReport]:
+        """Fills store and selector, which are empty; returns the journal to go on with, and what it knows.
 
-        A row has the priority of the last cut that covers it, else the one it was inserted with.
+        A transition gets the priority of the last checkpoint that has one for it, else its initial one.
         """
         delivered = Delivered({}, 0, 0)
         runs: deque[KeyRun] = deque()
-        num_records = 0
+        files: list[SegmentFile] = []
         for segment in self._segments:
             begin_key = store.next_key
             for record in segment.records:
@@ -132,23 +117,33 @@ class FoundJournal:
                         _set_priorities(record, runs, store, selector)
                     else:
                         delivered = _insert(record, delivered, runs, schema, store, selector)
-                        num_records += 1
                 except (JournalError, BlockError, CapacityError) as error:
-                    self._skip(segment, str(error), num_records=1)
-            journal.adopt(segment, begin_key, store.next_key)
-        journal.rename(runs)
-        damaged = tuple(
-            DamagedSegment(name, "; ".join(damage.reasons), damage.skipped_records, damage.skipped_bytes)
-            for name, damage in sorted(self._damage.items())
+                    self._damage.append(DamagedSegment(segment.path.name, str(error), skipped_records=1))
+            files.append(SegmentFile(segment.path, begin_key, store.next_key, segment.good_bytes))
+        journal = JournalWriter(
+            self._folder,
+            number=self._segments[-1].number + 1 if self._segments else 0,
+            next_key=store.next_key,
+            files=files,
+            renamed=runs,
         )
-        return delivered, RecoveryReport(store.count, num_records, self._torn_bytes, damaged)
+        return journal, delivered, RecoveryReport(self._torn_bytes, _merged(self._damage))
 
-    def _skip(self, segment: Segment, reason: str, *, num_records: int = 0, num_bytes: int = 0) -> None:
-        damage = self._damage.setdefault(segment.path.name, _Damage())
-        damage.skipped_records += num_records
-        damage.skipped_bytes += num_bytes
-        if reason not in damage.reasons:
-            damage.reasons.append(reason)
+
+def _merged(damage: list[DamagedSegment]) -> tuple[DamagedSegment, ...]:
+    """One entry per segment, by name, with all its reasons, each once."""
+    by_name: dict[str, list[DamagedSegment]] = {}
+    for each in damage:
+        by_name.setdefault(each.name, []).append(each)
+    return tuple(
+        DamagedSegment(
+            name,
+            "; ".join(dict.fromkeys(part.reason for part in parts)),
+            sum(part.skipped_records for part in parts),
+            sum(part.skipped_bytes for part in parts),
+        )
+        for name, parts in sorted(by_name.items())
+    )
 
 
 def _insert(
@@ -159,34 +154,27 @@ def _insert(
     store: TransitionStore,
     selector: Selector,
 ) -> Delivered:
-    """Stores the record's rows; returns what has been delivered with them."""
+    """Stores the record's transitions and adds them to the runs; returns what was delivered up to now."""
     block = decode(record.payload, expected_schema=schema)
     first_key = store.insert(block)
-    selector.insert(first_key, block.priority)
-    selector.evict_before(store.oldest_key)
-    num_transitions = block.num_transitions
-    if runs and (runs[-1].old - record.first_key == runs[-1].new - first_key == -runs[-1].rows):
-        num_transitions += runs.pop().rows
-    end = block.num_transitions - num_transitions
-    runs.append(KeyRun(record.first_key + end, first_key + end, num_transitions))
-    while runs[0].new + runs[0].rows <= store.oldest_key:
+    selector.insert(first_key, block.priority, store.oldest_key)
+    count = block.num_transitions
+    if runs and (runs[-1].old - record.first_key == runs[-1].new - first_key == -runs[-1].count):
+        count += runs.pop().count
+    end = block.num_transitions - count
+    runs.append(KeyRun(record.first_key + end, first_key + end, count))
+    while runs[0].new + runs[0].count <= store.oldest_key:
         runs.popleft()
-    if record.kind == ROWS:
-        return delivered
-    return Delivered(
-        {**delivered.writers, block.writer: (block.incarnation, block.sequence + 1)},
-        delivered.inserted_transitions_total + block.num_transitions,
-        delivered.env_steps_total + block.env_steps,
-    )
+    return delivered if record.kind == TRANSITIONS else delivered.after(block)
 
 
 def _renamed(runs: deque[KeyRun], renames: Sequence[KeyRun]) -> deque[KeyRun]:
-    """The runs by the keys that the journal uses from here on; rows that it lost meanwhile are left out."""
+    """The runs by the keys that later records use; transitions that the journal had lost are left out."""
     renamed: deque[KeyRun] = deque()
     for rename in renames:
         for run in runs:
             begin = max(run.old, rename.old)
-            end = min(run.old + run.rows, rename.old + rename.rows)
+            end = min(run.old + run.count, rename.old + rename.count)
             if begin < end:
                 old, new = rename.new + begin - rename.old, run.new + begin - run.old
                 renamed.append(KeyRun(old, new, end - begin))
@@ -197,10 +185,10 @@ def _set_priorities(record: Record, runs: deque[KeyRun], store: TransitionStore,
     td_errors = unpack_priorities(record.payload)
     first, end = record.first_key, record.first_key + len(td_errors)
     for run in reversed(runs):
-        if run.old + run.rows <= first:
+        if run.old + run.count <= first:
             return
         begin = max(first, run.old, run.old + store.oldest_key - run.new)
-        stop = min(end, run.old + run.rows)
+        stop = min(end, run.old + run.count)
         if begin < stop:
             keys = np.arange(begin, stop) + (run.new - run.old)
             selector.set_priorities(keys, td_errors[begin - first : stop - first])

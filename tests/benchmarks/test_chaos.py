@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,25 +18,24 @@ from benchmarks.failure_page import Measured, measure, page  # noqa: E402
 from benchmarks.failures import FAILURES, Failure, Outcome, restarts  # noqa: E402
 from benchmarks.replay_data import CARTPOLE, random_block  # noqa: E402
 from replay_service.codec import encode  # noqa: E402
-from replay_service.journal.segments import BLOCK, Delivered, Journal, segment_paths  # noqa: E402
+from replay_service.journal import writer as journal_writer  # noqa: E402
+from replay_service.journal.segments import BLOCK, Delivered, segment_paths  # noqa: E402
 
 TRANSITIONS = 8
 
 
 def write_journal(folder: Path, pushes: list[tuple[int, int, int]]) -> None:
     """A shard's journal of pushes (writer, incarnation, sequence), two in each segment."""
-    journal = Journal(folder / "shard-0", number=0, next_key=0, segment_bytes=1_000)
-    writers: dict[int, tuple[int, int]] = {}
-    for index, (writer, incarnation, sequence) in enumerate(pushes):
-        block = replace(
-            random_block(CARTPOLE, TRANSITIONS), writer=writer, incarnation=incarnation, sequence=sequence
-        )
-        delivered = Delivered(dict(writers), TRANSITIONS * index, TRANSITIONS * index)
-        journal.append(
-            BLOCK, TRANSITIONS * index, TRANSITIONS * (index + 1), encode(block), lambda held=delivered: held
-        )
-        writers[writer] = (incarnation, sequence + 1)
-    journal.close()
+    with mock.patch.object(journal_writer, "SEGMENT_BYTES", 1_000):
+        journal = journal_writer.JournalWriter(folder / "shard-0", number=0, next_key=0)
+        delivered = Delivered({}, 0, 0)
+        for writer, incarnation, sequence in pushes:
+            block = random_block(CARTPOLE, TRANSITIONS)
+            block = replace(block, writer=writer, incarnation=incarnation, sequence=sequence)
+            key = journal.next_key
+            journal.append(BLOCK, key, key + TRANSITIONS, encode(block), delivered)
+            delivered = delivered.after(block)
+        journal.close()
 
 
 PUSHES = [(0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 0, 1), (1, 1, 0), (0, 0, 2), (1, 1, 1), (0, 0, 3)]

@@ -1,8 +1,10 @@
-"""Builders of blocks and shards that the tests of this folder share."""
+"""Builders of blocks and shards that the tests of this folder share; makes support/ importable by name."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from replay_service.block import BlockSchema, FrameField, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
 from replay_service.shard import ReplayShard
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 
 def _random_block(
@@ -24,7 +28,7 @@ def _random_block(
     incarnation: int = 0,
     priority: np.ndarray | None = None,
 ) -> TransitionBlock:
-    """A valid block whose rows lie in any order over its frames and whose contents are random."""
+    """A valid block of random contents, whose transitions refer to its frames in any order."""
     span = rng.integers(1, min(schema.n_step, num_frames - 1) + 1, num_transitions)
     obs = rng.integers(0, num_frames - span)
     first = rng.integers(np.maximum(0, obs - schema.stack - 1), obs + 1)
@@ -59,7 +63,7 @@ def _shard_of(
     sampling: str = "prioritized",
     exponent: float = 1.0,
 ) -> ReplayShard:
-    """A shard that holds one row per priority: row i has the key i, and the reward 1000 * shard + i."""
+    """A shard with one transition per priority: the i-th has the key i and the reward 1000 * shard + i."""
     schema = BlockSchema((FrameField("observation", "<f4", (2,)),), 1, 1)
     config = ReplayConfig(sampling=sampling, priority_exponent=exponent, priority_epsilon=1e-12)
     replay = ReplayShard(

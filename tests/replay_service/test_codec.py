@@ -1,4 +1,7 @@
-"""The codec: round trip, refusal of everything malformed, and the documented test vector."""
+"""The codec: round trip, refusal of everything malformed, and the documented test vector.
+
+Also tests replay_service/block.py, whose invariants the codec checks.
+"""
 
 from __future__ import annotations
 
@@ -73,10 +76,14 @@ def _resealed(encoded: np.ndarray, change: Callable[[dict], None]) -> bytes:
 @given(SCHEMAS, st.integers(0, 20), st.integers(2, 12), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
 def test_round_trip(
-    random_block: Callable[..., TransitionBlock], schema: BlockSchema, rows: int, frames: int, seed: int
+    random_block: Callable[..., TransitionBlock],
+    schema: BlockSchema,
+    transitions: int,
+    frames: int,
+    seed: int,
 ) -> None:
     block = random_block(
-        schema, np.random.default_rng(seed), num_transitions=rows, num_frames=frames, writer=seed
+        schema, np.random.default_rng(seed), num_transitions=transitions, num_frames=frames, writer=seed
     )
     encoded = encode(block)
     _assert_equal(decode(encoded), block)
@@ -177,7 +184,7 @@ def test_a_changed_header_is_refused_or_means_the_same_layout(
     "change",
     [
         pytest.param(lambda h: h.update(num_frames=2**62), id="frames"),
-        pytest.param(lambda h: h.update(num_rows=2**62), id="rows"),
+        pytest.param(lambda h: h.update(num_rows=2**62), id="transitions"),
         pytest.param(lambda h: h["schema"]["frame_fields"][0][2].append(2**30), id="shape"),
         pytest.param(lambda h: h["schema"]["frame_fields"][0].__setitem__(1, "|O"), id="objects"),
         pytest.param(lambda h: h["schema"]["frame_fields"][0].__setitem__(1, ">f4"), id="big endian"),
@@ -285,8 +292,8 @@ def test_documented_vector() -> None:
     assert block.schema == BlockSchema((FrameField("observation", "<f4", (2,)),), 1, 1)
     assert (block.writer, block.incarnation, block.sequence, block.env_steps) == (7, 1, 42, 2)
     assert block.frames["observation"].tolist() == [[0.0, 1.0], [0.5, -1.0], [2.0, 3.0]]
-    rows = {name: getattr(block, name).tolist() for name, _ in TRANSITION_FIELDS}
-    assert rows == {
+    transitions = {name: getattr(block, name).tolist() for name, _ in TRANSITION_FIELDS}
+    assert transitions == {
         "action": [1, 0],
         "reward": [1.0, -0.5],
         "discount": [0.75, 0.0],

@@ -70,14 +70,14 @@ def test_same_as_a_list(
             held = np.arange(max(begin, oldest), begin + len(frames["speed"]))
             if not len(held):
                 continue
-            rows = data.draw(st.integers(1, 4))
-            lowest = rng.integers(0, len(held), rows)
+            count = data.draw(st.integers(1, 4))
+            lowest = rng.integers(0, len(held), count)
             width = np.minimum(span, len(held) - lowest)
-            chosen = held[lowest][:, None] + rng.integers(0, width[:, None], (rows, 6))
+            chosen = held[lowest][:, None] + rng.integers(0, width[:, None], (count, 6))
             frame = chosen[:, data.draw(st.integers(0, 5))]
             out = None
             if into:
-                out = {f.name: np.zeros((rows, 6, *f.shape), f.dtype) for f in FIELDS}
+                out = {f.name: np.zeros((count, 6, *f.shape), f.dtype) for f in FIELDS}
             windows = store.gather(frame, chosen - frame[:, None], out)
             assert list(windows) == [field.name for field in FIELDS]
             for name, window in windows.items():
@@ -114,7 +114,7 @@ def test_a_shard_draws_the_same_windows_bit_for_bit(
     plain = ReplayConfig(sampling=sampling)
     packed = dataclasses.replace(plain, compression="lz4")
     with pytest.MonkeyPatch.context() as patch:
-        # Rings and blocks of whole strides waste no frame number, so both shards evict the same rows.
+        # Rings and blocks of whole strides waste no frame number, so both shards evict the same transitions.
         patch.setattr(shard_module, "frame_capacity", lambda schema, capacity: stride * num_strides)
         shards = [_shard(schema, config, capacity) for config in (plain, packed)]
     rng = np.random.default_rng(0)

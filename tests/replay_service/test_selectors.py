@@ -27,8 +27,8 @@ def _proportional(capacity: int, first_key: int = 0) -> PrioritizedSelector:
 
 @pytest.mark.parametrize(("num_keys", "count"), [(1, 5), (5, 1), (5, 3), (7, 7), (3, 10), (1000, 64)])
 def test_uniform_chances_are_exactly_equal(num_keys: int, count: int) -> None:
-    selector = UniformSelector(num_keys, 40)
-    selector.insert(40, np.zeros(num_keys))
+    selector = UniformSelector(40)
+    selector.insert(40, np.zeros(num_keys), 40)
     drawn: Counter[int] = Counter()
     for value in range(num_keys):
         keys, probability = selector.draw((count,), _SameDraw(value))  # type: ignore[arg-type]
@@ -38,8 +38,8 @@ def test_uniform_chances_are_exactly_equal(num_keys: int, count: int) -> None:
 
 
 def test_uniform_strata() -> None:
-    selector = UniformSelector(10, 0)
-    selector.insert(0, np.zeros(10))
+    selector = UniformSelector(0)
+    selector.insert(0, np.zeros(10), 0)
     keys, _ = selector.draw((5, 0, 10, 20), np.random.default_rng(0))
     assert (keys[:5] // 2).tolist() == list(range(5))
     assert keys[5:15].tolist() == list(range(10))
@@ -48,7 +48,7 @@ def test_uniform_strata() -> None:
 
 def test_prioritized_strata_and_chances() -> None:
     selector = _proportional(5)
-    selector.insert(0, np.array([1.0, 5.0, 2.0, 1.0, 1.0]))
+    selector.insert(0, np.array([1.0, 5.0, 2.0, 1.0, 1.0]), 0)
     # Ten strata of mass 1 each: every key is drawn exactly as often as its priority says, in both samples.
     keys, probability = selector.draw((10, 20), np.random.default_rng(0))
     once = [0, 1, 1, 1, 1, 1, 2, 2, 3, 4]
@@ -59,47 +59,52 @@ def test_prioritized_strata_and_chances() -> None:
 
 def test_priority_is_a_power_of_the_error() -> None:
     selector = PrioritizedSelector(2, 0, exponent=0.5, epsilon=0.25)
-    selector.insert(0, np.array([2.0, 0.0], np.float32))
+    selector.insert(0, np.array([2.0, 0.0], np.float32), 0)
     assert selector.mass == pytest.approx(1.5 + 0.5, rel=1e-15)
     assert selector.min_priority == 0.5
     selector.set_priorities(np.array([1, 1]), np.array([0.0, 3.75], np.float32))
     assert selector.mass == pytest.approx(1.5 + 2.0, rel=1e-15)
 
 
+NOTHING = np.zeros(0)
+
+
 def test_wrap_round_and_eviction() -> None:
     selector = _proportional(4, first_key=2)
-    selector.insert(2, np.array([1.0, 2.0, 4.0]))
-    selector.insert(5, np.array([8.0, 16.0, 32.0]))  # keys 4..7 are held, in slots 0..3
+    selector.insert(2, np.array([1.0, 2.0, 4.0]), 2)
+    selector.insert(5, np.array([8.0, 16.0, 32.0]), 4)  # keys 4..7 are held, in slots 0..3
     assert selector.mass == 60.0
-    selector.evict_before(6)
+    selector.insert(8, NOTHING, 6)
     assert selector.mass == 48.0
     keys, _ = selector.draw((3,), np.random.default_rng(0))
     assert keys.tolist() == [6, 7, 7]
-    selector.evict_before(8)
+    selector.insert(8, np.array([3.0]), 8)  # all others leave early
+    assert (selector.mass, selector.min_priority) == (3.0, 3.0)
+    selector.insert(9, NOTHING, 9)
     assert (selector.mass, selector.min_priority) == (0.0, np.inf)
 
-    uniform = UniformSelector(4, 2)
-    uniform.insert(2, np.zeros(3))
-    uniform.insert(5, np.zeros(3))
+    uniform = UniformSelector(2)
+    uniform.insert(2, np.zeros(3), 2)
+    uniform.insert(5, np.zeros(3), 4)
     assert uniform.mass == 4.0
-    uniform.evict_before(6)
+    uniform.insert(8, NOTHING, 6)
     assert uniform.draw((2,), np.random.default_rng(0))[0].tolist() == [6, 7]
-    uniform.evict_before(8)
+    uniform.insert(8, NOTHING, 8)
     assert (uniform.mass, uniform.min_priority) == (0.0, np.inf)
 
 
 @pytest.mark.parametrize("value", [np.nan, -0.5, np.inf])
 def test_refused_errors_change_nothing(value: float) -> None:
     selector = _proportional(4)
-    selector.insert(0, np.ones(2))
+    selector.insert(0, np.ones(2), 0)
     with pytest.raises(ValueError, match="is refused"):
         selector.set_priorities(np.array([0, 1]), np.array([3.0, value]))
     with pytest.raises(ValueError, match="is refused"):
-        selector.insert(2, np.array([value]))
+        selector.insert(2, np.array([value]), 0)
     assert selector.mass == 2.0
 
 
 def test_a_negative_error_is_refused_even_where_epsilon_would_hide_it() -> None:
     selector = PrioritizedSelector(4, 0, exponent=1.0, epsilon=1.0)
     with pytest.raises(ValueError, match=r"absolute TD error -0\.5 is refused"):
-        selector.insert(0, np.array([1.0, -0.5]))
+        selector.insert(0, np.array([1.0, -0.5]), 0)

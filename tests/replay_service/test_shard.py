@@ -1,4 +1,7 @@
-"""The shard against a list of rows with naively built windows; delivery, eviction, memory and errors."""
+"""The shard against a list of transitions with naively built windows; delivery, eviction, memory and errors.
+
+Also tests replay_service/transition_store.py, in which the shard keeps its transitions.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from replay_service.config import ReplayConfig
 from replay_service.messages import PriorityUpdate, SampleRequest, ShardStatus
 from replay_service.shard import EmptyShardError, ReplayShard, SequenceGapError, UnknownKeyError
 from replay_service.sum_tree import SumTree
-from replay_service.transition_store import ROW, CapacityError, frame_capacity
+from replay_service.transition_store import TRANSITION_DTYPE, CapacityError, frame_capacity
 
 CONFIG = ReplayConfig(sampling="prioritized", priority_exponent=0.6, priority_epsilon=0.01)
 VECTOR = BlockSchema((FrameField("observation", "<f4", (3,)),), 1, 1)
@@ -37,8 +40,12 @@ def _shard(
     )
 
 
+def _update(shard: ReplayShard, keys: np.ndarray, td_errors: np.ndarray) -> ShardStatus:
+    return shard.exchange(PriorityUpdate(keys, td_errors), SampleRequest(())).status
+
+
 class _Twin:
-    """Rows in a list, each with its windows built frame by frame when it comes in."""
+    """Transitions in a list, each with its windows built frame by frame when it is inserted."""
 
     def __init__(self, schema: BlockSchema, capacity: int, num_frames: int) -> None:
         self.schema = schema
@@ -46,19 +53,21 @@ class _Twin:
         self.num_frames = num_frames
         self.total_frames = 0
         self.next_key = 0
-        self.rows: list[dict] = []
+        self.transitions: list[dict] = []
         self.late = 0
 
     def insert(self, block: TransitionBlock) -> None:
         for i in range(block.num_transitions):
-            self.rows.append(self._row(block, i))
+            self.transitions.append(self._transition(block, i))
             self.next_key += 1
         self.total_frames += block.num_frames
         overwritten = self.total_frames - self.num_frames
-        while len(self.rows) > self.capacity or any(row["lowest"] < overwritten for row in self.rows):
-            del self.rows[0]
+        while len(self.transitions) > self.capacity or any(
+            transition["lowest"] < overwritten for transition in self.transitions
+        ):
+            del self.transitions[0]
 
-    def _row(self, block: TransitionBlock, i: int) -> dict:
+    def _transition(self, block: TransitionBlock, i: int) -> dict:
         obs, following, first = (int(x[i]) for x in (block.obs_frame, block.next_frame, block.first_frame))
         stack = self.schema.stack
         obs_stack = [max(first, obs - age) for age in reversed(range(stack))]
@@ -78,7 +87,7 @@ class _Twin:
         }
 
     def update(self, keys: list[int], td_errors: list[float]) -> None:
-        held = {row["key"]: row for row in self.rows}
+        held = {transition["key"]: transition for transition in self.transitions}
         for key, td_error in zip(keys, td_errors, strict=True):
             if key in held:
                 held[key]["td_error"] = td_error
@@ -86,16 +95,16 @@ class _Twin:
                 self.late += 1
 
     def priorities(self) -> list[float]:
-        return [(row["td_error"] + 0.01) ** 0.6 for row in self.rows]
+        return [(transition["td_error"] + 0.01) ** 0.6 for transition in self.transitions]
 
 
 def _check_status(status: ShardStatus, twin: _Twin, sampling: str) -> None:
-    priorities = twin.priorities() if sampling == "prioritized" else [1.0] * len(twin.rows)
-    assert status.count == len(twin.rows)
+    priorities = twin.priorities() if sampling == "prioritized" else [1.0] * len(twin.transitions)
+    assert status.count == len(twin.transitions)
     assert status.mass == pytest.approx(math.fsum(priorities), rel=1e-12)
     assert status.min_priority == pytest.approx(min(priorities, default=math.inf), rel=1e-12)
     assert status.inserted_transitions_total == twin.next_key
-    assert status.evicted_transitions_total == twin.next_key - len(twin.rows)
+    assert status.evicted_transitions_total == twin.next_key - len(twin.transitions)
     assert status.late_priorities_total == twin.late
 
 
@@ -111,7 +120,7 @@ SCHEMAS = st.builds(
     SCHEMAS, st.integers(1, 12), st.integers(8, 30), st.sampled_from(["uniform", "prioritized"]), st.data()
 )
 @settings(max_examples=300, deadline=None)
-def test_same_as_a_list_of_rows(
+def test_same_as_a_list_of_transitions(
     random_block: Callable[..., TransitionBlock],
     schema: BlockSchema,
     capacity: int,
@@ -120,14 +129,14 @@ def test_same_as_a_list_of_rows(
     data: st.DataObject,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        # So few frames that rows leave early, too.
+        # So few frames that transitions are evicted early, too.
         patch.setattr(shard_module, "frame_capacity", lambda schema, capacity: num_frames)
         shard = _shard(schema, capacity, config=dataclasses.replace(CONFIG, sampling=sampling))
     twin = _Twin(schema, capacity, num_frames)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     sequence = sampled = 0
     for _ in range(data.draw(st.integers(1, 12))):
-        if data.draw(st.booleans()) or not twin.rows:
+        if data.draw(st.booleans()) or not twin.transitions:
             block = random_block(
                 schema,
                 rng,
@@ -143,26 +152,26 @@ def test_same_as_a_list_of_rows(
         td_errors = data.draw(st.lists(st.floats(0.0, 1e6, width=32), min_size=len(keys), max_size=len(keys)))
         twin.update(keys, td_errors)
         update = PriorityUpdate(np.array(keys, np.int64), np.array(td_errors, np.float32))
-        counts = tuple(data.draw(st.lists(st.integers(0, 7), max_size=3))) if twin.rows else ()
+        counts = tuple(data.draw(st.lists(st.integers(0, 7), max_size=3))) if twin.transitions else ()
         reply = shard.exchange(update, SampleRequest(counts))
         _check_status(reply.status, twin, sampling)
         sampled += sum(counts)
         assert reply.status.sampled_transitions_total == sampled
         assert reply.counts == counts
         assert len(reply.keys) == len(reply.probability) == len(reply.action) == sum(counts)
-        priorities = twin.priorities() if sampling == "prioritized" else [1.0] * len(twin.rows)
+        priorities = twin.priorities() if sampling == "prioritized" else [1.0] * len(twin.transitions)
         stack = schema.stack
         for m, key in enumerate(reply.keys.tolist()):
-            place = key - twin.rows[0]["key"]
-            row = twin.rows[place]
-            assert row["key"] == key
+            place = key - twin.transitions[0]["key"]
+            transition = twin.transitions[place]
+            assert transition["key"] == key
             assert reply.probability[m] == pytest.approx(priorities[place] / sum(priorities), rel=1e-12)
             for name in ("action", "reward", "discount", "policy_version"):
-                assert getattr(reply, name)[m] == row[name]
+                assert getattr(reply, name)[m] == transition[name]
             for name, window in reply.windows.items():
                 assert window.shape[:2] == (sum(counts), schema.window)
-                np.testing.assert_array_equal(window[m, :stack], row["obs"][name])
-                np.testing.assert_array_equal(window[m, -stack:], row["next"][name])
+                np.testing.assert_array_equal(window[m, :stack], transition["obs"][name])
+                np.testing.assert_array_equal(window[m, -stack:], transition["next"][name])
 
 
 # (incarnation, sequence) pushed after pushes 0 and 1 of incarnation 1: accepted, held already, or a gap.
@@ -218,6 +227,26 @@ def test_each_push_counts_once(
     assert shard.insert(block(0, 0, writer=6)).accepted
 
 
+def test_a_replacing_shard_goes_on_where_its_writers_are(
+    random_block: Callable[..., TransitionBlock],
+) -> None:
+    def push(sequence: int) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        return encode(random_block(VECTOR, rng, num_transitions=1, num_frames=2, sequence=sequence))
+
+    shard = _shard(incarnation=1)
+    for sequence in range(12, 15):
+        assert shard.insert(push(sequence)).accepted
+    assert shard.recovery is None
+    with pytest.raises(SequenceGapError, match="expects push 15"):
+        shard.insert(push(16))
+
+
+def test_persisting_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match="no folder"):
+        _shard(config=dataclasses.replace(CONFIG, persist="continuous"))
+
+
 def test_a_refused_block_changes_nothing(random_block: Callable[..., TransitionBlock]) -> None:
     shard = _shard(capacity=5)
     rng = np.random.default_rng(0)
@@ -264,7 +293,7 @@ def test_keys_of_an_earlier_incarnation_are_late(random_block: Callable[..., Tra
     old.insert(block)
     mass = new.insert(block).status.mass
     keys = old.exchange(None, SampleRequest((4,))).keys
-    status = new.update_priorities(PriorityUpdate(keys, np.full(4, 100.0, np.float32)))
+    status = _update(new, keys, np.full(4, 100.0, np.float32))
     assert status.mass == mass
     assert status.late_priorities_total == 4
     assert status.incarnation == 1
@@ -273,22 +302,26 @@ def test_keys_of_an_earlier_incarnation_are_late(random_block: Callable[..., Tra
 def test_errors_are_named(random_block: Callable[..., TransitionBlock]) -> None:
     shard = _shard()
     assert len(shard.exchange(None, SampleRequest((0, 0))).keys) == 0
-    with pytest.raises(EmptyShardError, match="asked for 3 rows"):
+    with pytest.raises(EmptyShardError, match="cannot draw 3 transitions"):
         shard.exchange(None, SampleRequest((0, 3)))
     shard.insert(encode(random_block(VECTOR, np.random.default_rng(0), num_transitions=4, num_frames=5)))
     with pytest.raises(UnknownKeyError, match="key 4"):
-        shard.update_priorities(PriorityUpdate(np.array([4]), np.ones(1, np.float32)))
+        _update(shard, np.array([4]), np.ones(1, np.float32))
     with pytest.raises(ValueError, match="2 keys but 1"):
-        shard.update_priorities(PriorityUpdate(np.array([1, 2]), np.ones(1, np.float32)))
+        _update(shard, np.array([1, 2]), np.ones(1, np.float32))
     with pytest.raises(ValueError, match="refused"):
-        shard.update_priorities(PriorityUpdate(np.array([1]), np.array([np.nan], np.float32)))
+        _update(shard, np.array([1]), np.array([np.nan], np.float32))
 
 
 def test_memory_of_stored_images() -> None:
-    """At most 1.05 x 7,056 bytes a transition: one 84 x 84 frame and all that belongs to its row."""
+    """At most 1.05 x 7,056 bytes a transition: one 84 x 84 frame and all that belongs to it."""
     schema = BlockSchema((FrameField("observation", "|u1", (84, 84)),), 4, 3)
     for capacity in (100_000, 1_000_000):
-        total = frame_capacity(schema, capacity) * 7056 + capacity * ROW.itemsize + SumTree(capacity).nbytes
+        total = (
+            frame_capacity(schema, capacity) * 7056
+            + capacity * TRANSITION_DTYPE.itemsize
+            + SumTree(capacity).nbytes
+        )
         assert total / capacity <= 1.05 * 7056
 
 
@@ -299,4 +332,4 @@ def test_stored_bytes_counts_what_was_written(random_block: Callable[..., Transi
         block = random_block(VECTOR, rng, num_transitions=4, num_frames=6, sequence=sequence)
         status = shard.insert(encode(block)).status
         frames = min(6 * (sequence + 1), frame_capacity(VECTOR, 10))
-        assert status.stored_bytes == frames * 12 + min(4 * (sequence + 1), 10) * ROW.itemsize
+        assert status.stored_bytes == frames * 12 + min(4 * (sequence + 1), 10) * TRANSITION_DTYPE.itemsize

@@ -1,8 +1,9 @@
-"""What a shard says of its own work: bytes, ages of what it draws, and how even its priorities are."""
+"""A shard's metrics: bytes, seconds, ages of drawn transitions, and how even the priorities are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,22 +24,34 @@ def metrics_of(shard: ReplayShard) -> ShardMetrics:
 
 def test_ages_are_counted_in_transitions_of_the_whole_replay() -> None:
     meter = ShardMeter(num_shards=4, transition_bytes=10)
-    meter.exchanged(np.array([100, 97, 90]), 100, 0.5, 0.25)
+    meter.drawn(np.array([100, 97, 90]), 100)
     for _ in range(31):  # not looked at
-        meter.exchanged(np.array([0]), 100, 0.5, 0.25)
-    meter.exchanged(np.array([99]), 100, 0.5, 0.25)
-    meter.inserted(1_000, 2.0)
-    meter.refused()
+        meter.drawn(np.array([0]), 100)
+    meter.drawn(np.array([99]), 100)
     selector = PrioritizedSelector(8, 0, exponent=1.0, epsilon=1e-6)
-    metrics = meter.read(selector, 0, 8, sampled_transitions=7)
+    metrics = meter.read(selector, count=0, capacity=8)
     assert metrics.sample_age.count == 4
     assert metrics.sample_age.sum == 4 * (0 + 3 + 10 + 1)
-    assert metrics.seconds == {"insert": 2.0, "sample": 33 * 0.25, "update": 33 * 0.5}
-    assert (metrics.inserted_bytes, metrics.sampled_bytes, metrics.repeated_pushes) == (1_000, 70, 1)
+    assert metrics.sampled_bytes == 10 * (3 + 31 + 1)
     assert metrics.priorities is None
 
 
-def test_only_a_status_that_was_asked_for_carries_figures(shard_of: ShardOf) -> None:
+def test_seconds_are_those_of_the_shards_work(shard_of: ShardOf) -> None:
+    now = [0.0]
+
+    def later() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    with mock.patch("replay_service.phase_timer.perf_counter", later):
+        shard = shard_of(np.ones(4))
+        for _ in range(3):
+            shard.exchange(None, SampleRequest((2,)))
+        # Each phase lasts from one reading of the clock to the next; idle seconds are not reported.
+        assert metrics_of(shard).seconds == {"insert": 1.0, "sample": 3.0, "update": 3.0}
+
+
+def test_only_a_status_that_was_asked_for_carries_metrics(shard_of: ShardOf) -> None:
     shard = shard_of(np.ones(16))
     reply = shard.exchange(None, SampleRequest((4, 4)))
     assert reply.status.metrics is None
@@ -57,14 +70,13 @@ def test_only_a_status_that_was_asked_for_carries_figures(shard_of: ShardOf) -> 
         )
     )
     assert metrics.inserted_bytes > 16 * (8 + 4 * 4)
-    assert all(seconds > 0.0 for phase, seconds in metrics.seconds.items() if phase != "update")
 
 
 @pytest.mark.parametrize(
     ("priorities", "maximum", "effective"),
     [
         ([2.0] * 8, 2.0, 1.0),
-        # One row has all the mass but for a little: as if there were one of eight.
+        # One transition has nearly all the mass: as if only one of eight were held.
         ([1e6] + [1e-6] * 7, 1e6, 1 / 8),
         # (1 + 2 + 3 + 4)^2 / (4 * 30)
         ([1.0, 2.0, 3.0, 4.0], 4.0, 100 / 120),
@@ -88,5 +100,5 @@ def test_uniform_sampling_is_even(shard_of: ShardOf) -> None:
 def test_priorities_are_gone_through_once_in_a_while_only(shard_of: ShardOf) -> None:
     shard = shard_of(np.ones(4))
     first = metrics_of(shard).priorities
-    shard.update_priorities(PriorityUpdate(np.arange(4), np.full(4, 9.0, np.float32)))
+    shard.exchange(PriorityUpdate(np.arange(4), np.full(4, 9.0, np.float32)), SampleRequest(()))
     assert metrics_of(shard).priorities is first

@@ -18,6 +18,7 @@ from replay_service.sharding import (
     importance_exponent,
     importance_weights,
     shard_capacities,
+    shard_starts,
 )
 
 
@@ -53,8 +54,13 @@ def test_allocate_worked_by_hand() -> None:
     assert allocate(np.array([5.0, 3.0]), 4, 1, 0.0).tolist() == [[3, 1]]
     assert allocate(np.array([5.0, 3.0]), 4, 1, 0.6).tolist() == [[2, 2]]
     assert allocate(np.array([5.0, 3.0]), 4, 2, 0.0).tolist() == [[3, 1], [2, 2]]
-    # Just below 1, where 2 - u is 1 in floating point: no row may be lost.
+    # Just below 1, where 2 - u is 1 in floating point: no draw may be lost.
     assert allocate(np.array([1.0]), 2, 1, np.nextafter(1.0, 0.0)).tolist() == [[2]]
+
+
+def test_shard_starts_worked_by_hand() -> None:
+    # Two minibatches over three shards.
+    assert shard_starts(np.array([[2, 0, 1], [0, 3, 0]])).tolist() == [[0, 2, 2], [0, 0, 3]]
 
 
 MASSES = st.lists(st.just(0.0) | st.floats(1e-6, 1e6), min_size=1, max_size=8).filter(any)
@@ -120,7 +126,8 @@ def test_weighted_mean_is_unbiased_with_stale_masses(
     stale = np.array([shard.status().mass for shard in shards])
     # After the masses were told, one shard's priorities fall to a tenth and another's double.
     for s, factor in ((3, 0.1), (0, 2.0)):
-        shards[s].update_priorities(PriorityUpdate(np.arange(25), (td_errors[s] * factor).astype(np.float32)))
+        update = PriorityUpdate(np.arange(25), (td_errors[s] * factor).astype(np.float32))
+        shards[s].exchange(update, SampleRequest(()))
     estimates = _estimates(shards, stale, values, rng, shortcut)
     standard_error = estimates.std() / math.sqrt(len(estimates))
     deviation = abs(estimates.mean() - values.mean()) / standard_error

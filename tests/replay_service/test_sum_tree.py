@@ -126,7 +126,7 @@ def test_refuses_slots_outside_and_finding_in_nothing() -> None:
             tree.set_range(slot, np.ones(1))
     with pytest.raises(IndexError):
         tree.clear_range(9, 11)
-    with pytest.raises(ValueError, match="nothing to find"):
+    with pytest.raises(ValueError, match="nothing can be found"):
         tree.find(np.zeros(1))
     with pytest.raises(ValueError, match="capacity"):
         SumTree(0)

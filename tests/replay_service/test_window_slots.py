@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from replay_service import sampler as sampler_module
 from replay_service import window_slots
 from replay_service.block import BlockSchema, FrameField, TransitionBlock
 from replay_service.codec import encode
@@ -117,7 +116,7 @@ def _shards(random_block: BLOCKS, schema: BlockSchema, count: int) -> list[Repla
         seed = np.random.SeedSequence([7, index])
         shard = ReplayShard(CONFIG, schema, shard=index, incarnation=0, capacity=64, seed=seed)
         block = random_block(schema, np.random.default_rng(index), num_transitions=40, num_frames=50)
-        # Shards of different mass, so that minibatches hold different numbers of their rows.
+        # Shards of different mass, so that they have different shares of a minibatch.
         shard.insert(encode(dataclasses.replace(block, priority=block.priority * np.float32(3.0**index))))
         shards.append(shard)
     return shards
@@ -139,12 +138,12 @@ def _minibatches(sampler: ReplaySampler[_Call], count: int) -> Iterator[list[np.
     for update in range(count):
         minibatch = sampler.next_minibatch(update)
         sampler.give_back(minibatch.index, np.abs(minibatch.reward) + np.float32(update))
-        rows = [getattr(minibatch, name) for name in ("action", "reward", "discount", "policy_version")]
-        yield [array.copy() for array in (*minibatch.windows.values(), *rows, minibatch.weight)]
+        fields = [getattr(minibatch, name) for name in ("action", "reward", "discount", "policy_version")]
+        yield [array.copy() for array in (*minibatch.windows.values(), *fields, minibatch.weight)]
 
 
 def _slot_bytes(num_bytes: int) -> AbstractContextManager[object]:
-    return patch.object(sampler_module, "MIN_SLOT_BYTES", num_bytes)
+    return patch.object(window_slots, "MIN_SLOT_BYTES", num_bytes)
 
 
 def _slots_of_this_process() -> int:
@@ -206,7 +205,7 @@ def test_a_late_shard_writes_into_no_slot_in_use(random_block: BLOCKS) -> None:
             CONFIG, schema, shard=index, incarnation=0, capacity=64, seed=np.random.SeedSequence([7, index])
         )
         block = random_block(schema, np.random.default_rng(index), num_transitions=40, num_frames=50)
-        # A row and its frames tell their shard.
+        # A transition and its frames name their shard.
         block.reward[:] = index
         block.frames["image"][:] = index
         shard.insert(encode(block))
@@ -301,7 +300,7 @@ def test_too_little_memory_is_one_warning(random_block: BLOCKS, caplog: pytest.L
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [record.name for record in caplog.records] == [window_slots.__name__]
-    assert "replies carry them instead: [Errno 27]" in caplog.text
+    assert "replies carry them: [Errno 27]" in caplog.text
     assert all(reply.windows for _, reply in transport.replies)
     for minibatch, twin in zip(seen, expected, strict=True):
         for array, same in zip(minibatch, twin, strict=True):

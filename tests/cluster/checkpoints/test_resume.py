@@ -83,7 +83,7 @@ def replay_of(run_dir: Path, cut: Path, scratch: Path) -> list[np.ndarray]:
             seed=np.random.SeedSequence(0),
             folder=folder,
         )
-        store, selector = shard._store, shard._selector
+        store, selector = shard.store, shard.selector
         rows = store.gather(np.arange(store.oldest_key, store.next_key))
         arrays += [rows.action, rows.reward, rows.discount, rows.policy_version, *rows.windows.values()]
         arrays.append(selector.td_errors(store.oldest_key, store.next_key))

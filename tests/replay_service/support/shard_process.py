@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from replay_service import shard as shard_module
 from replay_service.block import BlockSchema, FrameField
 from replay_service.config import ReplayConfig
+from replay_service.journal import writer
 from replay_service.shard import ReplayShard
 
 SCHEMA = BlockSchema((FrameField("image", "|u1", (32, 32)),), 2, 2)
@@ -19,20 +19,20 @@ CAPACITY = 2_000
 
 
 def contents(shard: ReplayShard) -> dict[str, np.ndarray]:
-    """Rows held, oldest first: who they are (reward), their windows and their TD errors."""
-    first, end = shard._store.oldest_key, shard._store.next_key
-    rows = shard._store.gather(np.arange(first, end))
+    """Transitions held, oldest first: which they are (reward), their windows and their TD errors."""
+    first, end = shard.store.oldest_key, shard.store.next_key
+    transitions = shard.store.gather(np.arange(first, end))
     return {
-        "reward": rows.reward,
-        "image": rows.windows["image"],
-        "td_error": shard._selector.td_errors(first, end),
+        "reward": transitions.reward,
+        "image": transitions.windows["image"],
+        "td_error": shard.selector.td_errors(first, end),
     }
 
 
 def main(address: str, folder: str, incarnation: str) -> None:
     """Answers (method, arguments) until it is killed."""
-    # Small, so that segments are begun, cut and removed all the time.
-    shard_module.SEGMENT_BYTES = 1 << 20
+    # Small, so that segments are begun, sealed and removed all the time.
+    writer.SEGMENT_BYTES = 1 << 20
     with Client(address) as connection:
         shard = ReplayShard(
             CONFIG,

@@ -1,0 +1,67 @@
+"""Where the replies of all shards become minibatches.
+
+Owns the buffers and the shared slots; must not import ray, torch, the shard or the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from replay_service.messages import SampleReply
+from replay_service.sharding import shard_starts
+from replay_service.window_slots import SlotPool, WindowArray, WindowSlot
+
+_FIELDS = ("action", "reward", "discount", "policy_version", "keys", "probability")
+
+
+class Staging:
+    """The K minibatches of one request, each of B transitions, shard after shard; the next request reuses it.
+
+    Large windows are staged in a slot, of which each request in flight has its own: the shards of this host
+    write there themselves, and only windows from other hosts are copied. Everything else is copied once.
+
+    Attributes:
+        transitions: field name -> [K, B], for action, reward, discount, policy_version, keys and probability.
+        windows: field name -> [K, B, W, *shape], writable and contiguous.
+        slots: of requests in flight, and of the one that is staged.
+    """
+
+    def __init__(self, reply: SampleReply, num_minibatches: int, batch_size: int) -> None:
+        """Takes the dtypes and shapes from `reply`, which any shard may have sent, with its windows."""
+        shape = (num_minibatches, batch_size)
+        self.transitions = {name: np.empty(shape, getattr(reply, name).dtype) for name in _FIELDS}
+        self._window_arrays = tuple(
+            WindowArray(name, window.dtype.str, shape + window.shape[1:])
+            for name, window in reply.windows.items()
+        )
+        self.windows: Mapping[str, np.ndarray] = {}
+        self._own_windows: Mapping[str, np.ndarray] = {}
+        self.slots = SlotPool(self._window_arrays)
+
+    def stage(self, replies: Mapping[int, SampleReply], counts: np.ndarray, slot: WindowSlot | None) -> None:
+        """Replaces the minibatches by those in `replies`, shard -> reply.
+
+        counts: [K, S] of the request; slot: of the request, with the windows that are not in replies.
+
+        Raises RuntimeError where a shard drew other counts.
+        """
+        if slot is not None:
+            self.windows = slot.windows
+            self._own_windows = {}
+        elif not self._own_windows:
+            self._own_windows = {each.name: np.empty(each.shape, each.dtype) for each in self._window_arrays}
+            self.windows = self._own_windows
+        starts = shard_starts(counts)
+        for shard, reply in replies.items():
+            if reply.counts != tuple(counts[:, shard]):
+                raise RuntimeError(f"shard {shard} drew {reply.counts}, not {counts[:, shard]}")
+            targets = [(self.transitions[name], getattr(reply, name)) for name in _FIELDS]
+            targets += [(self.windows[name], window) for name, window in reply.windows.items()]
+            end = 0
+            for k, count in enumerate(reply.counts):
+                begin, end = end, end + count
+                start = starts[k, shard]
+                for target, source in targets:
+                    target[k, start : start + count] = source[begin:end]
