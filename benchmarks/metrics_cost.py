@@ -161,7 +161,7 @@ def serial_costs() -> dict[str, Cost]:
             ("shard metrics", ShardMeter, ("drawn", "read")),
             ("learner", Learner, ("learn",)),
             ("learner", ReplaySampler, ("next_minibatch", "give_back")),
-            # Not _add_to_sums and PhaseTimer.enter: they take 0.3 us, and timing them would cost ten times that.
+            # Not _add_to_sums and PhaseTimer.enter: they take 0.3 us, which timing would make ten times that.
             ("learner metrics", UpdateStep, ("_fold", "take_means")),
             ("learner metrics", counting, ("add", "read")),
             ("evaluator", Evaluator, ("evaluate",)),

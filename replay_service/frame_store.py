@@ -15,14 +15,14 @@ from replay_service.block import FrameField
 class FrameStore:
     """The newest `num_frames` frames of every field; frame number f lies at f % num_frames.
 
-    The arrays are np.empty: the operating system provides a page only when it is first written.
+    Frames never written are 0. The operating system provides a page only when it is first written.
     """
 
     def __init__(self, fields: tuple[FrameField, ...], num_frames: int) -> None:
         self.num_frames = num_frames
         self.next_frame = 0
         self._bytes_per_frame = sum(field.bytes_per_frame for field in fields)
-        self._frames = {field.name: np.empty((num_frames, *field.shape), field.dtype) for field in fields}
+        self._frames = {field.name: np.zeros((num_frames, *field.shape), field.dtype) for field in fields}
 
     @property
     def stored_bytes(self) -> int:

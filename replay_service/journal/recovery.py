@@ -49,7 +49,7 @@ class DamagedSegment:
 
 @dataclass(frozen=True)
 class RecoveryReport:
-    """What could not be read back: torn_bytes of a record that the journal's end cuts short, and damage."""
+    """What could not be read back: torn_bytes of an incomplete last record, and damaged segments."""
 
     torn_bytes: int
     damaged: tuple[DamagedSegment, ...]

@@ -141,6 +141,17 @@ def test_a_shard_draws_the_same_windows_bit_for_bit(
         keys = drawn[0].keys
 
 
+def test_frame_numbers_that_stay_unused_hold_zeros() -> None:
+    # Checkpoints write them, too: they must not depend on what the memory held before.
+    store = CompressedFrameStore((SPEED,), 1_000, span=7)
+    for _ in range(2):
+        store.append({"speed": np.ones((1, 2), np.float32)})
+    frames = store.gather(np.arange(store.next_frame), np.zeros((store.next_frame, 1), np.int64))["speed"]
+    used = np.flatnonzero(frames.any(axis=(1, 2)))
+    assert used.tolist() == [0, segment_frames(7)[0]]
+    assert (frames[used] == 1.0).all()
+
+
 def test_the_setting_decides_what_a_shard_stores(random_block: Callable[..., TransitionBlock]) -> None:
     schema = BlockSchema((FrameField("observation", "|u1", (84, 84)),), 4, 3)
     block = random_block(schema, np.random.default_rng(0), num_transitions=50, num_frames=60)

@@ -1,6 +1,7 @@
 """The shard against a list of transitions with naively built windows; delivery, eviction, memory and errors.
 
-Also tests replay_service/transition_store.py, in which the shard keeps its transitions.
+Also tests replay_service/transition_store.py, in which the shard keeps its transitions, and
+replay_service/messages.py, by which it is asked and answers.
 """
 
 from __future__ import annotations

@@ -52,7 +52,10 @@ class _Process:
 
 
 class _Load:
-    """Two writers' pushes in a known order, draws, priorities and cuts; a row's reward says which it is."""
+    """Two writers' pushes in a known order, draws, priorities and checkpoints.
+
+    A transition's reward is its number.
+    """
 
     def __init__(self, folder: Path, random_block: Callable[..., TransitionBlock], seed: int) -> None:
         self.folder = folder
@@ -60,26 +63,26 @@ class _Load:
         self.rng = np.random.default_rng(seed)
         self.blocks: list[TransitionBlock] = []
         self.acknowledged = 0
-        self.rows = 0
+        self.transitions = 0
         self.td_errors: dict[float, set[float]] = defaultdict(set)
 
     def new_block(self) -> None:
-        # From a few KB to most of a MB: so that the kill often hits a write half-way.
-        rows = int(self.rng.choice([1, 30, 300]))
+        # From a few KB to most of a MB, so that the kill often comes in the middle of a write.
+        count = int(self.rng.choice([1, 30, 300]))
         block = self.random_block(
             SCHEMA,
             self.rng,
-            num_transitions=rows,
-            num_frames=rows + 2,
+            num_transitions=count,
+            num_frames=count + 2,
             writer=len(self.blocks) % 2,
             sequence=len(self.blocks) // 2,
         )
-        reward = np.arange(self.rows, self.rows + rows).astype(np.float32)
-        self.rows += rows
+        reward = np.arange(self.transitions, self.transitions + count).astype(np.float32)
+        self.transitions += count
         self.blocks.append(replace(block, reward=reward))
 
     def run(self, process: _Process, replies: int) -> None:
-        """Sends without waiting for each reply, takes in so many replies, and kills."""
+        """Sends without waiting for each reply, reads so many replies, and kills."""
         pending: deque[str] = deque()
         sent = self.acknowledged
         update: PriorityUpdate | None = None
@@ -95,7 +98,7 @@ class _Load:
                     process.connection.send((method, (update, SampleRequest((4,)))))
                     update = None
                 else:
-                    process.connection.send((method, (self.folder / "cut",)))
+                    process.connection.send((method, (self.folder / "checkpoint",)))
                 pending.append(method)
             method, reply = pending.popleft(), process.connection.recv()
             if method == "insert":
@@ -103,14 +106,14 @@ class _Load:
                 self.acknowledged += 1
             elif method == "exchange":
                 update = PriorityUpdate(reply.keys, self.rng.random(4, np.float32))
-                for row, td_error in zip(reply.reward.tolist(), update.td_errors.tolist(), strict=True):
-                    self.td_errors[row].add(td_error)
-        # Not to wait for anything: the moment shall have nothing to do with what the shard is at.
+                for number, td_error in zip(reply.reward.tolist(), update.td_errors.tolist(), strict=True):
+                    self.td_errors[number].add(td_error)
+        # Waits for nothing in the shard, so that the kill comes at any point of its work.
         time.sleep(self.rng.uniform(0.0, 0.002))
         process.kill()
 
     def check(self, process: _Process) -> None:
-        """All that was acknowledged is there, as sent and in order; then sends the rest again."""
+        """Everything acknowledged is there, as sent and in order; then sends the rest again."""
         held, status, report = process.ask("look")
         assert report.damaged == ()
         ends = np.cumsum([block.num_transitions for block in self.blocks]).tolist()
@@ -123,21 +126,21 @@ class _Load:
         np.testing.assert_array_equal(held["reward"], np.arange(begin, end))
         images, priorities = _windows(self.blocks[:kept])
         assert held["image"].tobytes() == images[-(end - begin) :].tobytes() or end == 0
-        for row, inserted in zip(range(begin, end), priorities[-(end - begin) :], strict=False):
-            given = self.td_errors.get(float(row), set()) | {float(inserted)}
-            assert float(held["td_error"][row - begin]) in given
+        for number, inserted in zip(range(begin, end), priorities[-(end - begin) :], strict=False):
+            given = self.td_errors.get(float(number), set()) | {float(inserted)}
+            assert float(held["td_error"][number - begin]) in given
         for index in range(self.acknowledged, len(self.blocks)):
             assert process.ask("insert", encode(self.blocks[index])).accepted == (index >= kept)
         self.acknowledged = len(self.blocks)
 
 
 def _windows(blocks: list[TransitionBlock]) -> tuple[np.ndarray, np.ndarray]:
-    """Windows [N, 4, 32, 32] and priorities [N] of the newest blocks with at least CAPACITY rows."""
-    images, priorities, rows = [], [], 0
+    """Windows [N, 4, 32, 32] and priorities [N] of the newest blocks with at least CAPACITY transitions."""
+    images, priorities, count = [], [], 0
     for block in reversed(blocks):
-        if rows >= CAPACITY:
+        if count >= CAPACITY:
             break
-        rows += block.num_transitions
+        count += block.num_transitions
         ends = np.stack(
             [block.obs_frame - 1, block.obs_frame, block.next_frame - 1, block.next_frame], axis=1
         )
@@ -160,7 +163,7 @@ def test_killed_at_any_moment(
     process = _Process(tmp_path / "journal", rounds)
     load.check(process)
     process.kill()
-    assert load.rows > CAPACITY
+    assert load.transitions > CAPACITY
     size = sum(path.stat().st_size for path in segment_paths(tmp_path / "journal"))
-    # Rows held, those of a segment that is partly old, and priorities of cuts.
+    # Transitions held, those of a segment that is partly old, and priorities of checkpoints.
     assert size < 3 * CAPACITY * 1_100 + (4 << 20)
