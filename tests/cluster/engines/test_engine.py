@@ -1,11 +1,12 @@
-"""What every engine promises, asked of each of them."""
+"""What every engine promises, asked of each of them.
+
+Tests cluster/engines/engine.py, cluster/engines/serial_engine.py and cluster/engines/ray_engine.py.
+"""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,24 +16,6 @@ from cluster.engines.engine import Engine, EngineError, Handle, Need, RoleDied, 
 from cluster.engines.serial_engine import SerialEngine
 
 NEED = Need(cpus=0.0)
-
-
-@pytest.fixture(scope="module")
-def ray_engine() -> Iterator[Engine]:
-    """One private Ray for the whole module."""
-    from cluster.engines.ray_engine import RayEngine
-
-    environment = dict(os.environ)
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2] / "support")
-    engine = RayEngine(private=True)
-    try:
-        engine.start()
-        yield engine
-    finally:
-        engine.close()
-        engine.close()  # closing twice is allowed
-        os.environ.clear()
-        os.environ.update(environment)
 
 
 @pytest.fixture(params=["serial", "ray"])

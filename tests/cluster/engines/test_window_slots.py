@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from actors.core import EnvSpec
 from cluster.engines.engine import Engine, Need, Ref
@@ -29,21 +26,6 @@ class _Recording(EngineTransport):
     def collect(self, ticket: Ref) -> SampleReply:
         self.replies = [*getattr(self, "replies", []), super().collect(ticket)]
         return self.replies[-1]
-
-
-@pytest.fixture
-def ray_engine() -> Iterator[Engine]:
-    from cluster.engines.ray_engine import RayEngine
-
-    environment = dict(os.environ)
-    engine = RayEngine(private=True)
-    try:
-        engine.start()
-        yield engine
-    finally:
-        engine.close()
-        os.environ.clear()
-        os.environ.update(environment)
 
 
 def _block(shard: int) -> TransitionBlock:
