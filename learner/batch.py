@@ -1,6 +1,6 @@
 """A minibatch as the tensors that an update reads.
 
-Owns the way from frame windows to obs_tm1 and obs_t; must not import networks or the loop.
+Owns how frame windows become obs_tm1 and obs_t; must not import networks or the loop.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from learner.core import minibatch_arrays
 from replay_service.block import ACTION_MASK, OBSERVATION
 from replay_service.messages import Minibatch
 
@@ -46,32 +46,18 @@ def observations(window: Tensor, stack: int) -> tuple[Tensor, Tensor]:
     return window[:, :stack], window[:, -stack:]
 
 
-def minibatch_arrays(minibatch: Minibatch) -> dict[str, np.ndarray]:
-    """What an update reads of a minibatch: its windows by field name, and its rows, by names of their own."""
-    return {
-        **minibatch.windows,
-        "action": minibatch.action,
-        "reward": minibatch.reward,
-        "discount": minibatch.discount,
-        "weight": minibatch.weight,
-    }
-
-
 def batch_of(tensors: Mapping[str, Tensor], stack: int) -> Batch:
-    """A batch of the tensors of `minibatch_arrays`, whose memory it shares, wherever they are."""
-    obs_tm1: Observations
-    obs_t: Observations
+    """The batch of the tensors of `minibatch_arrays`, on their device; it shares their memory."""
+    prefix = f"{OBSERVATION}."
+    pairs = {
+        name.removeprefix(prefix): observations(window, stack)
+        for name, window in tensors.items()
+        if name == OBSERVATION or name.startswith(prefix)
+    }
+    obs_tm1: Observations = {name: pair[0] for name, pair in pairs.items()}
+    obs_t: Observations = {name: pair[1] for name, pair in pairs.items()}
     if OBSERVATION in tensors:
-        obs_tm1, obs_t = observations(tensors[OBSERVATION], stack)
-    else:
-        prefix = f"{OBSERVATION}."
-        pairs = {
-            name.removeprefix(prefix): observations(window, stack)
-            for name, window in tensors.items()
-            if name.startswith(prefix)
-        }
-        obs_tm1 = {name: pair[0] for name, pair in pairs.items()}
-        obs_t = {name: pair[1] for name, pair in pairs.items()}
+        obs_tm1, obs_t = pairs[OBSERVATION]
     mask = tensors.get(ACTION_MASK)
     return Batch(
         obs_tm1=obs_tm1,
@@ -85,6 +71,6 @@ def batch_of(tensors: Mapping[str, Tensor], stack: int) -> Batch:
 
 
 def to_batch(minibatch: Minibatch, stack: int, device: torch.device) -> Batch:
-    """Tensors of a minibatch: on the CPU they share its memory, elsewhere they are copies."""
+    """A minibatch as a batch. Its tensors are copies, but on the CPU they share the minibatch's memory."""
     arrays = minibatch_arrays(minibatch)
     return batch_of({name: torch.from_numpy(array).to(device) for name, array in arrays.items()}, stack)

@@ -1,6 +1,6 @@
-"""Settings of the learner (the `learner` section).
+"""Settings of the learner (the section `learner`), and what follows from them for a network.
 
-Owns names, defaults and single-value checks; must not import torch, so that a driver can read it cheaply.
+Owns names, defaults and checks; must not import torch, so that a driver can read it cheaply.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Literal, NamedTuple
 from replay_service.block import OBSERVATION, FrameField
 
 NATURE_CNN_SMALLEST_IMAGE = 36
-"""Pixels on a side below which the three convolutions of the Nature CNN leave nothing."""
+"""Pixels on a side that an image must have, or the convolutions of the Nature CNN leave nothing of it."""
 
 NETWORKS = ("auto", "mlp", "nature_cnn", "impala_cnn", "minatar_cnn", "table")
-"""What `learner.network` may name, besides an import path."""
+"""Names that `learner.network` may have, besides an import path."""
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a network must fit: shapes of one observation and the number of actions A.
+    """The observations and the number of actions A that a network must fit.
 
-    observation_shape is [*frame] where stack is 1, else [stack, *frame]; num_states is set for
-    Discrete observations, whose observation_shape is (). Where an observation consists of several arrays,
-    `parts` has name, dtype and shape (with the stack) of each; observation_shape is then (), the dtype "|V",
-    and a network takes a dict of tensors by name.
+    observation_shape is [*frame] where stack is 1, else [stack, *frame]; num_states is set for Discrete
+    observations, whose observation_shape is (). Where an observation consists of several arrays, `parts` has
+    the name, dtype and shape (with the stack) of each; observation_shape is then (), the dtype "|V", and a
+    network takes a dict of tensors by name.
     """
 
     observation_shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class NetworkSpec:
 
     @property
     def arrays(self) -> dict[str, NetworkSpec]:
-        """Each array of an observation as a spec of its own: the parts by name, or "observation" alone."""
+        """A spec for each array of an observation: the parts by name, or "observation" alone."""
         if not self.parts:
             return {OBSERVATION: self}
         return {
@@ -53,30 +53,31 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How Q is fitted.
+    """How Q is learned.
 
     network is one of NETWORKS, or an import path "package.module:factory": a callable (spec, config) that
     returns a torch module [B, *observation_shape] -> [B, A] ([B, A, num_atoms] for a distributional head).
-    hidden_sizes are those of the MLP. layer_norm normalizes before each ReLU. Of several arrays each has an
-    encoder of its own: the convolutions that `network` names for images, the layers of the MLP below its
-    last hidden one for the rest; their outputs are joined below the last hidden layer.
+    hidden_sizes are those of the MLP. layer_norm normalizes before each ReLU. Where an observation consists
+    of several arrays, each has an encoder: the convolutions that `network` names for images, the layers of
+    the MLP below its last hidden one for the rest. Their outputs are joined below the last hidden layer.
 
     normalize_observations: float observations enter networks as (x - mean) / deviation, clipped to 10
     deviations, by running statistics of the sampled minibatches, which travel with the weights.
 
-    head says what is learned of each action's return: "q" its mean, "c51" its distribution over num_atoms
-    fixed values in value_range, "qr" num_atoms of its quantiles. dueling, noisy and double go with each head.
+    head selects what is learned about the return of each action: "q" its mean, "c51" its distribution over
+    num_atoms fixed values in value_range, "qr" num_atoms of its quantiles. dueling, noisy and double work
+    with each head.
 
     loss (for head q) "squared" is mean (y - Q)^2; "huber" is quadratic below huber_delta, which is also the
-    kappa of head qr. The target network is copied every target_update_updates, or follows by target_polyak
-    (new share a update) where that is given. max_grad_norm None switches clipping off.
+    kappa of head qr. The target network is copied every target_update_updates, or moves by the share
+    target_polyak in each update where that is given. max_grad_norm None disables clipping.
     learning_rate falls linearly to learning_rate_end over learning_rate_decay_updates where that is given.
     An update whose loss or gradient is not finite is skipped; max_skipped_updates of them end the run.
-    initial_weights: a run directory or a file of weights by name; online and target network begin with them.
+    initial_weights: a run directory or a file of weights by name, from which both networks start.
 
     precision "bfloat16" computes the learner's networks under autocast; weights, targets, losses and the
-    optimizer stay float32, and so does acting. compile has torch.compile make the learner's forward and
-    backward passes; where there is no compiler the run says so and goes on without.
+    optimizer stay float32, and so does acting. compile makes torch.compile compile the learner's forward and
+    backward passes; where there is no compiler, the run says so and goes on without.
     """
 
     network: str = "auto"
@@ -108,37 +109,40 @@ class LearnerConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.network not in NETWORKS and not is_import_path(self.network):
-            raise ValueError(
-                f"learner.network is {self.network!r}: give one of {', '.join(NETWORKS)}, "
-                "or an import path package.module:factory"
-            )
-        if self.num_atoms < 2:
-            raise ValueError(f"learner.num_atoms is {self.num_atoms}; a distribution needs at least 2")
+        _refuse_if(
+            self.network not in NETWORKS and not is_import_path(self.network),
+            f"learner.network is {self.network!r}: give one of {', '.join(NETWORKS)}, "
+            "or an import path package.module:factory",
+        )
+        _refuse_if(
+            self.num_atoms < 2, f"learner.num_atoms is {self.num_atoms}; a distribution needs at least 2"
+        )
         low, high = self.value_range
-        if not low < high:
-            raise ValueError(f"learner.value_range is [{low:g}, {high:g}]; give the lower value first")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"learner.device is {self.device}; give auto, cpu, cuda or cuda:N")
-        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
-            raise ValueError(
-                f"learner.hidden_sizes is {list(self.hidden_sizes)}; give one or more sizes of at least 1"
-            )
+        _refuse_if(not low < high, f"learner.value_range is [{low:g}, {high:g}]; give the lower value first")
+        _refuse_if(
+            not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device),
+            f"learner.device is {self.device}; give auto, cpu, cuda or cuda:N",
+        )
+        _refuse_if(
+            not self.hidden_sizes or min(self.hidden_sizes) < 1,
+            f"learner.hidden_sizes is {list(self.hidden_sizes)}; give one or more sizes of at least 1",
+        )
         for name in ("huber_delta", "learning_rate", "adam_epsilon"):
             value = getattr(self, name)
-            if not value > 0.0:
-                raise ValueError(f"learner.{name} is {value}; it must be above 0")
-        if not 0.0 <= self.learning_rate_end <= self.learning_rate:
-            raise ValueError(
-                f"learner.learning_rate_end is {self.learning_rate_end}; "
-                f"it lies in [0, learner.learning_rate = {self.learning_rate}]"
-            )
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0.0:
-            raise ValueError(
-                f"learner.max_grad_norm is {self.max_grad_norm}; above 0, or null for no clipping"
-            )
-        if self.target_polyak is not None and not 0.0 < self.target_polyak <= 1.0:
-            raise ValueError(f"learner.target_polyak is {self.target_polyak}; it lies in (0, 1], or null")
+            _refuse_if(not value > 0.0, f"learner.{name} is {value}; it must be above 0")
+        _refuse_if(
+            not 0.0 <= self.learning_rate_end <= self.learning_rate,
+            f"learner.learning_rate_end is {self.learning_rate_end}; "
+            f"it lies in [0, learner.learning_rate = {self.learning_rate}]",
+        )
+        _refuse_if(
+            self.max_grad_norm is not None and not self.max_grad_norm > 0.0,
+            f"learner.max_grad_norm is {self.max_grad_norm}; give a norm above 0, or null for no clipping",
+        )
+        _refuse_if(
+            self.target_polyak is not None and not 0.0 < self.target_polyak <= 1.0,
+            f"learner.target_polyak is {self.target_polyak}; give a share in (0, 1], or null",
+        )
         for name in (
             "batch_size",
             "max_skipped_updates",
@@ -147,14 +151,13 @@ class LearnerConfig:
             "learning_rate_decay_updates",
         ):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"learner.{name} is {value}; give at least 1")
+            _refuse_if(value is not None and value < 1, f"learner.{name} is {value}; give at least 1")
 
 
 class ImageShape(NamedTuple):
     """One image observation: channels counts all frames of a stack.
 
-    channels_last says how each frame lies in memory: [H, W, C], else [H, W] or [C, H, W].
+    channels_last tells the axes of each frame: [H, W, C], else [H, W] or [C, H, W].
     """
 
     channels: int
@@ -164,9 +167,9 @@ class ImageShape(NamedTuple):
 
 
 def image_shape(spec: NetworkSpec) -> ImageShape | None:
-    """The image that an observation of one array is, or None where a frame has not 2 or 3 axes.
+    """The shape of an observation of one array as an image; None if a frame has not 2 or 3 axes.
 
-    A frame with three axes is [H, W, C] or [C, H, W], whichever makes C the smaller; [H, W, C] where both do.
+    A frame with three axes is [H, W, C] or [C, H, W], whichever makes C smaller; [H, W, C] if both are equal.
     """
     match spec.frame_shape:
         case (height, width):
@@ -188,31 +191,39 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
     discrete = spec.num_states is not None
     shapes = ", ".join(f"{array.observation_dtype} {list(array.observation_shape)}" for array in arrays)
     seen = f"these are {shapes} (stack {spec.stack})"
-    if discrete and spec.stack > 1:
-        raise ValueError(f"Discrete observations cannot be stacked, but env.stack is {spec.stack}; give 1")
+    _refuse_if(
+        discrete and spec.stack > 1,
+        f"Discrete observations cannot be stacked, but env.stack is {spec.stack}; give 1",
+    )
     network = config.network
     if network == "auto":
         network = "table" if discrete else "nature_cnn" if large_enough else "mlp"
-    if network == "table" and not discrete:
-        raise ValueError(f"learner.network is table, which needs Discrete observations; {seen}")
-    if network == "nature_cnn" and not large_enough:
-        raise ValueError(
-            "learner.network is nature_cnn, which needs images of at least "
-            f"{NATURE_CNN_SMALLEST_IMAGE} x {NATURE_CNN_SMALLEST_IMAGE} pixels; {seen}"
+    _refuse_if(
+        network == "table" and not discrete,
+        f"learner.network is table, which needs Discrete observations; {seen}",
+    )
+    _refuse_if(
+        network == "nature_cnn" and not large_enough,
+        "learner.network is nature_cnn, which needs images of at least "
+        f"{NATURE_CNN_SMALLEST_IMAGE} x {NATURE_CNN_SMALLEST_IMAGE} pixels; {seen}",
+    )
+    _refuse_if(
+        network in ("impala_cnn", "minatar_cnn") and not any(map(image_shape, arrays)),
+        f"learner.network is {network}, which needs images; {seen}",
+    )
+    _refuse_if(
+        network == "mlp" and discrete,
+        "learner.network is mlp, but Discrete observations have no magnitude; give table",
+    )
+    for switch in ("dueling", "noisy", "layer_norm"):
+        _refuse_if(
+            getattr(config, switch) and (network == "table" or is_import_path(network)),
+            f"learner.{switch} is true, which only the MLP and the CNNs offer; learner.network is {network}",
         )
-    if network in ("impala_cnn", "minatar_cnn") and all(image_shape(array) is None for array in arrays):
-        raise ValueError(f"learner.network is {network}, which needs images; {seen}")
-    if network == "mlp" and discrete:
-        raise ValueError("learner.network is mlp, but Discrete observations have no magnitude; give table")
-    switches = [name for name in ("dueling", "noisy", "layer_norm") if getattr(config, name)]
-    if switches and (network == "table" or is_import_path(network)):
-        raise ValueError(
-            f"learner.{switches[0]} is true, which needs layers of ours; learner.network is {network}"
-        )
-    if config.normalize_observations and not any(map(is_float, arrays)):
-        raise ValueError(
-            f"learner.normalize_observations is true, which needs float observations; {seen}; give false"
-        )
+    _refuse_if(
+        config.normalize_observations and not any(map(is_float, arrays)),
+        f"learner.normalize_observations is true, which needs float observations; {seen}; give false",
+    )
     return network
 
 
@@ -234,15 +245,20 @@ def is_import_path(network: str) -> bool:
 
 
 def is_plain(config: LearnerConfig) -> bool:
-    """Whether the network ends in one Q-value for each action, with nothing but linear layers and ReLU."""
+    """Whether the network computes one Q-value for each action, by nothing but linear layers and ReLU."""
     return config.head == "q" and not (config.dueling or config.noisy or config.layer_norm)
 
 
 def acts_in_numpy(spec: NetworkSpec, config: LearnerConfig) -> bool:
-    """Whether actors need no torch: plain MLPs and plain tables of one array. config.network is resolved."""
+    """Whether actors need no torch: for plain MLPs and tables of one array. config.network is resolved."""
     return config.network in ("mlp", "table") and is_plain(config) and not spec.parts
 
 
 def output_shape(spec: NetworkSpec, config: LearnerConfig) -> tuple[int, ...]:
-    """What a network gives for one observation: [A], or [A, num_atoms] for a distributional head."""
+    """A network's outputs for one observation: [A], or [A, num_atoms] for a distributional head."""
     return (spec.num_actions,) if config.head == "q" else (spec.num_actions, config.num_atoms)
+
+
+def _refuse_if(wrong: bool, why: str) -> None:
+    if wrong:
+        raise ValueError(why)

@@ -1,6 +1,6 @@
-"""The report of a learning chunk and the source of its minibatches.
+"""What the learning loop reports and saves, and where it gets its minibatches from.
 
-Owns interfaces only; must not import torch.
+Owns interfaces and plain values; must not import torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from replay_service.messages import Minibatch, ProcessUsage, ShardStatus
 
 
 class DivergedError(RuntimeError):
-    """Learning produced NaN or infinity as often as learner.max_skipped_updates allows."""
+    """Loss or gradient was NaN or infinite in learner.max_skipped_updates updates."""
 
 
 class MinibatchSource(Protocol):
@@ -26,51 +26,62 @@ class MinibatchSource(Protocol):
     def next_minibatch(self, update: int) -> Minibatch:
         """The next minibatch; `update` anneals the importance exponent. May wait for data.
 
-        Raises EmptyShardError where replay holds no rows: a shard was lost.
+        Raises EmptyShardError where replay holds no transitions: a shard was lost.
         """
 
     def give_back(self, index: int, td_errors: np.ndarray) -> None:
-        """Absolute TD errors [B] of the minibatch with this index, to become its priorities."""
+        """Takes the absolute TD errors [B] of the minibatch with this index: its new priorities."""
 
     def statuses(self) -> tuple[ShardStatus, ...]:
-        """The newest status of each shard heard of so far."""
+        """The newest known status of each shard."""
 
 
-@dataclass(frozen=True)
-class LearnReport:
-    """Counters of one chunk of updates; means are over the chunk's updates, NaN if there were none.
+@dataclass(frozen=True, kw_only=True)
+class UpdateMetrics:
+    """Metrics of the updates of a chunk; NaN if there were none.
 
-    version equals the total number of updates applied; samples counts those of skipped updates too.
-    seconds is time by phase: "wait" (for replies of shards), "draw" (what else it takes to have a minibatch:
-    asking, copying, weighing), "update", "other", and "idle" since the chunk before.
+    Means are over updates, of each update's mean over its minibatch. grad_norm_mean is before clipping,
+    grad_norm_clipped_mean after it. q_min and q_max are over the Q-values of the actions taken.
+    """
 
-    grad_norm_mean is from before clipping, grad_norm_clipped_mean from after. target_gap is the mean
-    |online - target| over the weights, just before the target network's newest copy; where it follows each
-    update, at the chunk's end. skipped_updates were not applied, because loss or gradient was not finite.
+    loss_mean: float = math.nan
+    loss_max: float = math.nan
+    q_mean: float = math.nan
+    q_min: float = math.nan
+    q_max: float = math.nan
+    target_mean: float = math.nan
+    td_error_mean: float = math.nan
+    grad_norm_mean: float = math.nan
+    grad_norm_clipped_mean: float = math.nan
 
-    q_min and q_max are over the Q-values of the actions taken; policy_lag counts the versions between
-    a transition's acting and its learning, in the first update of every 16 of a chunk. priority_staleness
-    is how many updates were done between asking for a minibatch and learning from it. prefetched_requests
-    and process are filled in by whoever runs the learner.
+
+@dataclass(frozen=True, kw_only=True)
+class LearnReport(UpdateMetrics):
+    """The report of one chunk of updates.
+
+    version is the total number of updates applied; samples includes those of skipped updates, which were not
+    applied because their loss or gradient was not finite. learning_rate is that of the newest update.
+
+    seconds: time by phase since the end of the previous chunk. "idle": between the chunks; "wait": for
+    replies of shards; "draw": the rest of getting a minibatch (requesting, copying, weighting); "update";
+    "other".
+
+    target_gap is the mean |online - target| over the weights: just before the newest copy to the target
+    network, or now where target_polyak moves the target network in each update.
+
+    policy_lag counts the versions between a transition's acting and its learning, in the first update of
+    every 16. priority_staleness counts the updates between requesting a minibatch and learning from it.
+    notes are sentences for the run's user. Whoever runs the learner fills in prefetched_requests and process.
     """
 
     version: int
     updates: int
     samples: int
-    loss_mean: float
-    q_mean: float
-    target_mean: float
-    td_error_mean: float
-    grad_norm_mean: float
     learning_rate: float
     seconds: Mapping[str, float]
     statuses: tuple[ShardStatus, ...]
-    grad_norm_clipped_mean: float = 0.0
-    target_gap: float = 0.0
     skipped_updates: int = 0
-    loss_max: float = math.nan
-    q_min: float = math.nan
-    q_max: float = math.nan
+    target_gap: float = math.nan
     policy_lag: Histogram = field(default_factory=Histogram)
     priority_staleness_mean: float = math.nan
     priority_staleness_max: int = 0
@@ -81,11 +92,23 @@ class LearnReport:
 
 @dataclass(frozen=True, eq=False)
 class LearnerState:
-    """All that a learner needs to go on bit for bit after `version` updates.
+    """All that a learner needs to go on, bit for bit, after `version` updates.
 
-    tensors: name -> [P] float32 copies: "online", "target", and for Adam "exp_avg" and "exp_avg_sq"; for
-    noisy networks also "noise", the random generator's state as uint8.
+    tensors: copies by name. "online" and "target" [P] float32; with Adam "exp_avg" and "exp_avg_sq" [P]
+    float32; of noisy networks "noise", the state of the random generator, uint8; of normalized observations
+    "observation_size" [1], "observation_mean" [D] and "observation_m2" [D], float64.
     """
 
     version: int
     tensors: Mapping[str, np.ndarray]
+
+
+def minibatch_arrays(minibatch: Minibatch) -> dict[str, np.ndarray]:
+    """The arrays of a minibatch that an update reads, by name: frame windows, and one value a transition."""
+    return {
+        **minibatch.windows,
+        "action": minibatch.action,
+        "reward": minibatch.reward,
+        "discount": minibatch.discount,
+        "weight": minibatch.weight,
+    }

@@ -1,6 +1,6 @@
-"""One flat weight vector as parameters by name, and back.
+"""From one flat weight vector to parameters by name, and back.
 
-Owns that mapping and what must agree between two networks; must not import the loop or any transport.
+Owns that mapping, and the facts that two networks must share; must not import the loop or any transport.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from learner.networks.build import build_network
 from learner.normalization import tail_size
 
 NORMALIZER_TAIL = "observation_normalizer"
-"""[2 D] float32, where observations are normalized: means and inverse deviations of a frame's D values."""
+"""Name of the normalizer's tail: [2 D] float32, means and inverse deviations of a frame's D values."""
 
 
 def seeded_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
-    """The configured network on the CPU; torch's global generator is left as it was."""
+    """The configured network on the CPU; leaves torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         return build_network(spec, config)
 
 
 def named_weights(spec: NetworkSpec, config: LearnerConfig, flat: np.ndarray) -> dict[str, np.ndarray]:
-    """Parameter name -> its part of flat [P] float32, a view in its shape; then the normalizer's tail.
+    """Parameter name -> view of its part of flat [P] float32, in its shape; last, the normalizer's tail.
 
-    Raises ValueError where the network has another number of weights.
+    Raises ValueError if the network has another number of weights.
     """
     shapes = _shapes(spec, config)
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
     if flat.shape != (sum(sizes),):
-        raise ValueError(f"there are weights of shape {list(flat.shape)}; this network takes [{sum(sizes)}]")
+        raise ValueError(f"the weights have shape {list(flat.shape)}, this network takes [{sum(sizes)}]")
     pieces = np.split(flat, np.cumsum(sizes)[:-1])
     return {name: piece.reshape(shapes[name]) for name, piece in zip(shapes, pieces, strict=True)}
 
@@ -44,9 +44,9 @@ def flat_weights(spec: NetworkSpec, config: LearnerConfig, named: Mapping[str, n
     Raises ValueError naming the parameters that differ, with both shapes.
     """
     expected = _shapes(spec, config)
-    given = {name: array.shape for name, array in named.items()}
+    given = {name: list(array.shape) for name, array in named.items()}
     differing = [
-        f"{name} is {_shape(given.get(name))} there, {_shape(expected.get(name))} here"
+        f"{name} is {given.get(name, 'missing')} there, {expected.get(name, 'missing')} here"
         for name in dict.fromkeys((*expected, *given))
         if given.get(name) != expected.get(name)
     ]
@@ -56,7 +56,7 @@ def flat_weights(spec: NetworkSpec, config: LearnerConfig, named: Mapping[str, n
 
 
 def network_facts(spec: NetworkSpec, config: LearnerConfig) -> dict[str, object]:
-    """What gives weights their meaning, besides their shapes: JSON values by name."""
+    """The facts that give weights of the same shapes their meaning: JSON values by name."""
     facts: dict[str, object] = {
         "network": config.network,
         "observations": {
@@ -71,11 +71,7 @@ def network_facts(spec: NetworkSpec, config: LearnerConfig) -> dict[str, object]
     return facts | ({"value_range": list(config.value_range)} if config.head == "c51" else {})
 
 
-def _shapes(spec: NetworkSpec, config: LearnerConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(spec: NetworkSpec, config: LearnerConfig) -> dict[str, list[int]]:
     network = seeded_network(spec, config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    return shapes | ({NORMALIZER_TAIL: (tail_size(spec),)} if config.normalize_observations else {})
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))
+    shapes = {name: list(parameter.shape) for name, parameter in network.named_parameters()}
+    return shapes | ({NORMALIZER_TAIL: [tail_size(spec)]} if config.normalize_observations else {})

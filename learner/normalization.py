@@ -1,4 +1,4 @@
-"""Running statistics of float observations, and observations normalized by them.
+"""Running statistics of float observations, and normalization by them.
 
 Owns the statistics and the formula; must not import networks, optimizers or the learning loop.
 """
@@ -18,12 +18,12 @@ from learner.objectives.shapes import require_shape
 from replay_service.block import OBSERVATION
 
 NORMALIZED_LIMIT = 10.0
-"""Normalized values are clipped to this many deviations; actors.policy repeats it."""
+"""Normalized values are clipped to this many deviations; actors.policy has the same constant."""
 
 INITIAL_SAMPLES = 10_000.0
-"""What statistics that came with initial weights count for: weights do not tell how many were seen."""
+"""Number of samples that statistics from initial weights count for: weights do not tell their number."""
 
-# Keeps a value that never changes from being divided by 0; far below any variance that float32 resolves.
+# Avoids dividing a value that never changes by 0; far below any variance that float32 resolves.
 _VARIANCE_FLOOR = 1e-12
 
 
@@ -36,10 +36,10 @@ class Moments(NamedTuple):
 
 
 def merged(moments: Moments, samples: Tensor) -> Moments:
-    """The moments of what `moments` has seen and of samples [M, D], M >= 1, together.
+    """The moments of the samples that `moments` counts and of further samples [M, D], M >= 1, together.
 
     Chan, Golub and LeVeque 1983, doi:10.1080/00031305.1983.10483115, equations 2.1; in float64, so that a
-    mean far from 0 costs no digits. Raises ValueError where D differs.
+    mean far from 0 costs no digits. Raises ValueError if D differs.
     """
     require_shape("samples", samples, (len(samples), len(moments.mean)))
     samples = samples.double()
@@ -59,82 +59,72 @@ def merged(moments: Moments, samples: Tensor) -> Moments:
 class ObservationNormalizer:
     """x -> clip((x - mean) / sqrt(variance), -10, 10), elementwise for each value of a frame, in float32.
 
-    The frames of a stack share their statistics. Parts that are not float pass as they are. Before anything
-    was absorbed or loaded, mean is 0 and variance 1.
+    The frames of a stack share their statistics. Parts that are not float stay as they are. Before the first
+    `absorb` or `restore`, mean is 0 and variance 1.
 
-    The learner absorbs the observations that it samples: there is one learner, and what it samples is what
-    its network must fit; from the same minibatches come the same statistics, bit for bit.
+    The learner absorbs the observations that it samples: there is one learner, and its network must fit
+    those. The same minibatches give the same statistics, bit for bit.
 
     Attributes:
-        tail: [2 D] float32, mean and inverse deviation of the D values: what travels behind the weights. Its
+        moments: of the samples absorbed; replaced, never changed in place.
+        tail: [2 D] float32, mean and inverse deviation of the D values, which travel behind the weights. Its
             memory stays the same.
     """
 
     def __init__(self, spec: NetworkSpec, device: torch.device) -> None:
-        self._frame_shapes = {
-            name: array.frame_shape for name, array in spec.arrays.items() if is_float(array)
+        shapes = {name: array.frame_shape for name, array in spec.arrays.items() if is_float(array)}
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        zeros = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        self.moments = Moments(torch.zeros(1, dtype=torch.float64, device=device), zeros, zeros)
+        self.tail = torch.cat((torch.zeros(sum(sizes)), torch.ones(sum(sizes)))).to(device)
+        means, inverses = (torch.split(half, sizes) for half in self.tail.chunk(2))
+        self._scales = {
+            name: (mean.view(shape), inverse.view(shape))
+            for (name, shape), mean, inverse in zip(shapes.items(), means, inverses, strict=True)
         }
-        self._sizes = [math.prod(shape) for shape in self._frame_shapes.values()]
-        size = sum(self._sizes)
-        zeros = torch.zeros(size, dtype=torch.float64, device=device)
-        self._moments = Moments(torch.zeros(1, dtype=torch.float64, device=device), zeros, zeros)
-        self.tail = torch.cat((torch.zeros(size), torch.ones(size))).to(device)
 
     def __call__(self, observations: Observations) -> Observations:
-        """Normalized copies, in the shapes of the observations."""
+        """Normalized copies in the shapes of the observations; parts that are not float as they are."""
         if isinstance(observations, Tensor):
-            return self._normalized(observations, *self._tail_of(OBSERVATION))
+            return _normalized(observations, *self._scales[OBSERVATION])
         return {
-            name: self._normalized(array, *self._tail_of(name)) if name in self._frame_shapes else array
+            name: _normalized(array, *self._scales[name]) if name in self._scales else array
             for name, array in observations.items()
         }
 
     def absorb(self, observations: Observations) -> None:
-        """Counts observations in, every frame of a stack as one sample."""
+        """Adds observations to the statistics, every frame of a stack as one sample."""
         arrays = {OBSERVATION: observations} if isinstance(observations, Tensor) else observations
-        flat = [
-            arrays[name].reshape(-1, size) for name, size in zip(self._frame_shapes, self._sizes, strict=True)
-        ]
-        self.restore(merged(self._moments, torch.cat(flat, dim=1)))
-
-    def moments(self) -> Moments:
-        """What was absorbed; never changed in place."""
-        return self._moments
+        flat = [arrays[name].reshape(-1, mean.numel()) for name, (mean, _) in self._scales.items()]
+        self.restore(merged(self.moments, torch.cat(flat, dim=1)))
 
     def restore(self, moments: Moments) -> None:
         """Goes on from moments."""
-        self._moments = moments
+        self.moments = moments
         variance = moments.m2 / moments.size.clamp(min=1.0)
         inverse = (variance + _VARIANCE_FLOOR).rsqrt()
         inverse = torch.where(moments.size > 0.0, inverse, torch.ones_like(inverse))
         self.tail.copy_(torch.cat((moments.mean, inverse)))
 
-    def _tail_of(self, name: str) -> tuple[Tensor, Tensor]:
-        """Mean and inverse deviation in the shape of a frame."""
-        place = list(self._frame_shapes).index(name)
-        shape = self._frame_shapes[name]
-        mean, inverse = (torch.split(half, self._sizes)[place].view(shape) for half in self.tail.chunk(2))
-        return mean, inverse
 
-    @staticmethod
-    def _normalized(array: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
-        return ((array - mean) * inverse).clamp_(-NORMALIZED_LIMIT, NORMALIZED_LIMIT)
+def _normalized(array: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    return ((array - mean) * inverse).clamp_(-NORMALIZED_LIMIT, NORMALIZED_LIMIT)
 
 
 def moments_of(tail: Tensor) -> Moments:
-    """Moments that give this tail [2 D], and weigh as much as INITIAL_SAMPLES observations."""
+    """Moments that give this tail [2 D] and count as INITIAL_SAMPLES samples."""
     mean, inverse = tail.double().chunk(2)
     count = torch.full((1,), INITIAL_SAMPLES, dtype=torch.float64, device=tail.device)
     return Moments(count, mean, inverse.square().reciprocal() * count)
 
 
 def tail_size(spec: NetworkSpec) -> int:
-    """2 D: the floats that travel behind the weights where observations are normalized."""
+    """2 D: the number of floats that travel behind the weights where observations are normalized."""
     return 2 * sum(math.prod(array.frame_shape) for array in spec.arrays.values() if is_float(array))
 
 
 def moments_state(moments: Moments) -> dict[str, Tensor]:
-    """Moments under the names that they have in a learner's state."""
+    """Moments by their names in a learner's state."""
     return {f"observation_{name}": tensor for name, tensor in moments._asdict().items()}
 
 

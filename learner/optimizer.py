@@ -1,6 +1,6 @@
 """One optimizer step on one vector: learning rate, clipping, Adam or SGD.
 
-Owns the optimizer's state; must not import networks' architectures, numpy or the replay service.
+Owns the optimizer's state; must not import architectures of networks, numpy or the replay service.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learner.config import LearnerConfig
 from learner.networks.flat import FlatNetwork
+from learner.torch_private import adam_step, sgd_step
 
 
 def learning_rate(config: LearnerConfig, update: int) -> float:
@@ -23,23 +24,19 @@ def learning_rate(config: LearnerConfig, update: int) -> float:
 
 
 def clip_(gradient: Tensor, max_norm: float | None) -> Tensor:
-    """Scales gradient [P] in place to a 2-norm of at most max_norm; returns the norm from before, a scalar.
+    """Scales gradient [P] in place to a 2-norm of at most max_norm; returns the norm before, a scalar.
 
-    Reads nothing back from a GPU: nobody waits. A gradient within bounds keeps every bit.
+    Reads nothing back from a GPU, so that nobody waits. A gradient within the bound keeps every bit.
     """
     norm: Tensor = torch.linalg.vector_norm(gradient)
-    # On a CPU the norm is there: nothing to wait for, and mostly nothing to scale.
+    # On a CPU the norm can be read at once, and most gradients need no scaling.
     if max_norm is not None and not (gradient.device.type == "cpu" and norm.item() <= max_norm):
         gradient.div_((norm / max_norm).clamp_(min=1.0))
     return norm
 
 
 class FlatOptimizer:
-    """Fused Adam (Kingma and Ba 2015, arXiv:1412.6980) or plain SGD on a network's flat weights.
-
-    Calls the operators below torch.optim: for one tensor its bookkeeping takes twice as long as they do, a
-    tenth of a small network's update.
-    """
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980) or plain SGD on a network's flat weights."""
 
     def __init__(self, network: FlatNetwork, config: LearnerConfig) -> None:
         self._config = config
@@ -50,57 +47,34 @@ class FlatOptimizer:
         if config.optimizer == "adam":
             self._moments = {name: torch.zeros_like(self._weights) for name in ("exp_avg", "exp_avg_sq")}
 
-    def clip(self) -> Tensor:
-        """Clips the gradient; returns its norm from before, a scalar."""
-        return clip_(self._gradient, self._config.max_grad_norm)
-
     def step(self, update: int, skip: Tensor | None = None) -> None:
-        """Applies the gradient, as it is, to the weights; nothing changes where skip [] float32 is 1.
+        """Applies the gradient as it is, after `update` others; changes nothing where skip, a scalar, is 1.
 
-        `skip` is what gradient scaling uses: the operators look at it on the device.
+        The device reads `skip`: nobody waits for it.
         """
         rate = learning_rate(self._config, update)
         if self._config.optimizer == "sgd":
-            torch._fused_sgd_(
-                [self._weights],
-                [self._gradient],
-                [],
-                lr=rate,
-                momentum=0.0,
-                dampening=0.0,
-                weight_decay=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-                found_inf=skip,
-            )
+            sgd_step(self._weights, self._gradient, learning_rate=rate, skip=skip)
             return
         self._steps += 1
-        torch._fused_adam_(
-            [self._weights],
-            [self._gradient],
-            [self._moments["exp_avg"]],
-            [self._moments["exp_avg_sq"]],
-            [],
-            [self._steps],
-            lr=rate,
-            beta1=0.9,
-            beta2=0.999,
-            eps=self._config.adam_epsilon,
-            weight_decay=0.0,
-            amsgrad=False,
-            maximize=False,
-            found_inf=skip,
+        adam_step(
+            self._weights,
+            self._gradient,
+            **self._moments,
+            steps=self._steps,
+            learning_rate=rate,
+            epsilon=self._config.adam_epsilon,
+            skip=skip,
         )
         if skip is not None:
             self._steps -= skip
 
     def state(self) -> dict[str, Tensor]:
-        """Adam's moments, name -> [P] (not copies); nothing for SGD."""
+        """Adam's moments, name -> [P], not copied; empty for SGD."""
         return dict(self._moments)
 
     def restore(self, moments: Mapping[str, Tensor], updates: int) -> None:
-        """Goes on from copies of `state()`'s tensors as they were after `updates` steps."""
+        """Goes on from the tensors of `state()` as they were after `updates` steps; copies them."""
         self._steps.fill_(updates)
         for name, moment in self._moments.items():
             moment.copy_(moments[name])

@@ -1,6 +1,6 @@
-"""Values for acting where the network is more than a numpy forward pass.
+"""Acting where the network is more than a numpy forward pass.
 
-Owns a policy on the CPU; must not import actors, whose `Policy` it fits by its shape alone.
+Owns a policy on the CPU; must not import actors, whose protocol `Policy` it follows.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 
 from learner.batch import Observations
 from learner.config import LearnerConfig, NetworkSpec
+from learner.networks.passes import flat_network
 from learner.normalization import ObservationNormalizer
 from learner.objectives.heads import make_head
-from learner.update import flat_network
 from replay_service.block import OBSERVATION
 
 
 class TorchPolicy:
-    """Weights in, Q-values out; of a distribution, its mean. Acts on the CPU, wherever the learner is.
+    """Computes Q-values, for distributions their means, on the CPU, whatever the learner's device is.
 
-    `noise` makes noisy networks explore: every `load`, once a chunk, draws one noise for all lanes. Without
-    it they act by their mean weights, as evaluation does. Sets torch's threads for the whole process.
+    `noise` makes noisy networks explore: each `load`, once a chunk, draws one noise for all lanes. Without
+    `noise` they act by their mean weights, as in evaluation. threads are torch's, for the whole process.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TorchPolicy:
             self._noise = torch.Generator().manual_seed(int(noise.generate_state(1)[0]))
 
     def load(self, flat_weights: np.ndarray) -> None:
-        """Takes [P] float32 in the learner's order, its normalizer's tail included.
+        """Copies weights [P] float32 as the learner gives them, its normalizer's tail included.
 
         Raises ValueError on a wrong size or dtype.
         """

@@ -8,41 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from learner.batch import Batch, batch_of, minibatch_arrays, to_batch
+from learner.batch import Batch, batch_of, to_batch
+from learner.core import minibatch_arrays
 from replay_service.messages import Minibatch
 
-
-class Uploaded(NamedTuple):
-    """A batch on the device, and its minibatch, whose arrays stay as they are until the upload after next."""
-
-    batch: Batch
-    minibatch: Minibatch
-
-
-Upload = Callable[[Minibatch], Uploaded]
+Upload = Callable[[Minibatch], tuple[Batch, Minibatch]]
+"""Returns the batch on the device, and the minibatch, which is valid until its update has finished."""
 
 
 def make_upload(stack: int, device: torch.device, *, staged: bool) -> Upload:
-    """How minibatches become batches: `staged` where updates are queued, else as views of the minibatch."""
-    return StagedUpload(stack, device) if staged else partial(_as_it_lies, stack, device)
-
-
-def _as_it_lies(stack: int, device: torch.device, minibatch: Minibatch) -> Uploaded:
-    return Uploaded(to_batch(minibatch, stack, device), minibatch)
+    """Uploads through staging buffers where updates are queued, else directly."""
+    if staged:
+        return StagedUpload(stack, device)
+    return lambda minibatch: (to_batch(minibatch, stack, device), minibatch)
 
 
 @dataclass(eq=False)
 class _Slot:
-    """Buffers of one minibatch by name, on both sides.
+    """Buffers of one minibatch by name, in the host's memory and the device's.
 
-    uploaded: recorded behind the copies; read: behind the update that reads the device's side. None on a CPU.
+    uploaded is recorded after the copies, read after the update that reads the copies; None on a CPU.
     """
 
     host: dict[str, Tensor]
@@ -52,12 +42,12 @@ class _Slot:
 
 
 class StagedUpload:
-    """Two slots in turn: one is filled and copied while the update of the other is computed.
+    """Two slots in turn: one is filled and copied while the update on the other is computed.
 
-    Frame windows go over once, as the bytes that they are: obs_tm1 and obs_t are views of them, and networks
-    unpack them on the device. On CUDA the host's side is pinned and copies run on a stream of their own; the
-    computing stream waits for them by events, and nobody else does but who fills a slot again. On a CPU the
-    same code copies in place.
+    Frame windows are copied once, as bytes: obs_tm1 and obs_t are views of them, and networks unpack them on
+    the device. On CUDA the host's buffers are pinned, and copies run on a stream of their own. The computing
+    stream waits for them by events; the CPU waits only before it fills a slot again. On a CPU the same code
+    copies in place.
 
     Updates must be queued in the order of their uploads, each before the next upload.
     """
@@ -65,11 +55,12 @@ class StagedUpload:
     def __init__(self, stack: int, device: torch.device) -> None:
         self._stack = stack
         self._device = device
-        self._stream = _stream(device) if device.type == "cuda" else None
+        cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._slots: list[_Slot] = []
         self._uploads = 0
 
-    def __call__(self, minibatch: Minibatch) -> Uploaded:
+    def __call__(self, minibatch: Minibatch) -> tuple[Batch, Minibatch]:
         """The minibatch may change once this returns."""
         arrays = minibatch_arrays(minibatch)
         if not self._slots:
@@ -79,7 +70,7 @@ class StagedUpload:
         if previous.read is not None:
             previous.read.record(torch.cuda.current_stream(self._device))
         if slot.uploaded is not None:
-            slot.uploaded.synchronize()  # of two uploads ago
+            slot.uploaded.synchronize()  # with this slot's last upload, the one before the previous
         for name, array in arrays.items():
             np.copyto(slot.host[name].numpy(), array)
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
@@ -91,7 +82,7 @@ class StagedUpload:
                 slot.uploaded.record(self._stream)
         if slot.uploaded is not None:
             torch.cuda.current_stream(self._device).wait_event(slot.uploaded)
-        return Uploaded(batch_of(slot.device, self._stack), _held(minibatch, slot.host))
+        return batch_of(slot.device, self._stack), _in_slot(minibatch, slot.host)
 
     def _make_slot(self, arrays: dict[str, np.ndarray]) -> _Slot:
         cuda = self._stream is not None
@@ -100,27 +91,13 @@ class StagedUpload:
             for name, array in arrays.items()
         }
         device = {name: torch.empty_like(tensor, device=self._device) for name, tensor in host.items()}
-        return _Slot(host, device, _event() if cuda else None, _event() if cuda else None)
+        uploaded, read = (torch.cuda.Event() if cuda else None for _ in range(2))  # type: ignore[no-untyped-call]
+        return _Slot(host, device, uploaded, read)
 
 
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-
-def _held(minibatch: Minibatch, host: dict[str, Tensor]) -> Minibatch:
-    """The minibatch with its arrays in a slot, and copies of what no update reads."""
+def _in_slot(minibatch: Minibatch, host: dict[str, Tensor]) -> Minibatch:
+    """The minibatch with its arrays in a slot's buffers, and copies of those that no update reads."""
     arrays = {name: tensor.numpy() for name, tensor in host.items()}
-    copies = {
-        name: None if array is None else array.copy()
-        for name, array in (
-            ("keys", minibatch.keys),
-            ("transitions_per_shard", minibatch.transitions_per_shard),
-        )
-    }
     return replace(
         minibatch,
         windows={name: arrays[name] for name in minibatch.windows},
@@ -129,6 +106,10 @@ def _held(minibatch: Minibatch, host: dict[str, Tensor]) -> Minibatch:
         discount=arrays["discount"],
         weight=arrays["weight"],
         policy_version=minibatch.policy_version.copy(),
-        keys=copies["keys"],
-        transitions_per_shard=copies["transitions_per_shard"],
+        keys=_copy(minibatch.keys),
+        transitions_per_shard=_copy(minibatch.transitions_per_shard),
     )
+
+
+def _copy(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else array.copy()

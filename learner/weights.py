@@ -1,4 +1,4 @@
-"""Weights on disk: flat float32 vectors in safetensors, written whole or not at all.
+"""Weights on disk: flat float32 vectors in safetensors files, written whole or not at all.
 
 Owns the file format; must not import torch, so that drivers and actors can read weights cheaply.
 """
@@ -17,7 +17,7 @@ from replay_service.journal.durable_files import sync_folder
 
 
 def save_weights(path: Path, flat: np.ndarray, metadata: Mapping[str, str]) -> None:
-    """Writes flat [P] float32 and metadata; at any time `path` holds the old file or the whole new one.
+    """Writes flat [P] float32 and metadata. At any time `path` holds the old file or the whole new one.
 
     Raises:
         ValueError: flat is not [P] float32.
@@ -41,8 +41,8 @@ def load_weights(path: Path) -> tuple[np.ndarray, dict[str, str]]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes named arrays: beside `path` first, synced, then renamed over it."""
-    # safetensors takes the bytes as they lie in memory, which would scramble a strided view.
+    """Writes named arrays to a file beside `path`, syncs it, and renames it to `path`."""
+    # safetensors takes the bytes in their order in memory, which is wrong for a strided view.
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -51,7 +51,7 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappin
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        partial.unlink(missing_ok=True)  # a full disk needs the room
+        partial.unlink(missing_ok=True)  # the disk may be full
         raise
     partial.replace(path)
     # The rename itself is durable only once the folder is synced.

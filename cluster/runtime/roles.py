@@ -207,8 +207,8 @@ class LearnerRole(Role):
     def __init__(
         self, context: RoleContext, calls: Calls, shards: list[Handle], incarnation: int, threads: int
     ) -> None:
-        from learner.health import append_skipped
         from learner.loop import Learner
+        from learner.skipped_updates import append_skipped
         from replay_service.sampler import ReplaySampler
 
         super().__init__(context)
@@ -246,18 +246,18 @@ class LearnerRole(Role):
         return report, weights
 
     def state(self) -> LearnerState:
-        """See Learner.state."""
-        return self._learner.state()
+        """See UpdateStep.state."""
+        return self._learner.step.state()
 
     def start_from(self, weights: np.ndarray) -> tuple[int, np.ndarray]:
         """Begins with weights; returns the version, 0, and them."""
-        self._learner.start_from(weights)
-        return self._learner.weights()
+        self._learner.step.start_from(weights)
+        return 0, self._learner.step.weights()
 
     def restore(self, state: LearnerState) -> tuple[int, np.ndarray]:
         """Goes on from a state; returns its version and flat weights."""
-        self._learner.restore(state)
-        return self._learner.weights()
+        self._learner.step.restore(state)
+        return state.version, self._learner.step.weights()
 
     def replace_shard(self, shard: int, handle: Handle) -> None:
         """Samples from another shard under this number from now on."""

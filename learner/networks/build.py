@@ -1,6 +1,6 @@
 """The networks that map observations to Q-values, or to distributions of returns.
 
-Owns architectures; must not import the learning loop, nor of the replay service more than names of fields.
+Owns architectures; must not import the learning loop, nor anything of the replay service but field names.
 """
 
 from __future__ import annotations
@@ -39,19 +39,23 @@ from learner.networks.torsos import (
 )
 from replay_service.block import OBSERVATION
 
-HIDDEN = {"nature_cnn": 512, "impala_cnn": 256, "minatar_cnn": 128}
-"""Width of the layer between the convolutions and the outputs, as in the papers."""
+CONVOLUTIONS: dict[str, tuple[type[NatureTorso | ImpalaTorso | MinatarTorso], int]] = {
+    "nature_cnn": (NatureTorso, 512),
+    "impala_cnn": (ImpalaTorso, 256),
+    "minatar_cnn": (MinatarTorso, 128),
+}
+"""Torso of each image network, and the width of the layer between it and the outputs, as in the papers."""
 
 
 def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
-    """A freshly initialised network [B, *observation_shape] -> [B, *output_shape(spec, config)] float32.
+    """A freshly initialized network [B, *observation_shape] -> [B, *output_shape(spec, config)] float32.
 
-    Of an observation of several arrays it takes a dict, part name -> [B, *shape].
+    For observations of several arrays it takes a dict, part name -> [B, *shape].
     parameters() come layer by layer, weight [out, in] then bias: a plain MLP's flat vector is W1, b1, W2, b2,
-    …; a table's is [S, A], row by row, all zero at first. Draws from torch's global generator.
+    …; a table's is [S, A], row by row, initially zero. Draws from torch's global generator.
 
     Raises:
-        ValueError: the network that config names does not fit the observations, or cannot be had.
+        ValueError: the network that config names does not fit the observations, or cannot be imported.
     """
     network = resolve_network(spec, config)
     outputs = output_shape(spec, config)
@@ -66,20 +70,17 @@ def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
         return Mlp((math.prod(spec.observation_shape), *config.hidden_sizes, spec.num_actions))
     encoders = {name: encoder(array, network, config) for name, array in spec.arrays.items()}
     torso = JoinedTorso(encoders) if spec.parts else encoders[OBSERVATION]
-    hidden = HIDDEN.get(network, config.hidden_sizes[-1])
+    hidden = CONVOLUTIONS[network][1] if network in CONVOLUTIONS else config.hidden_sizes[-1]
     return TorsoAndStreams(torso, hidden, outputs, config)
 
 
 def encoder(array: NetworkSpec, network: str, config: LearnerConfig) -> Encoder:
-    """What turns one array into features: the named convolutions where it is an image that they fit, else
-    the MLP's layers below its last hidden one."""
+    """The torso for one array: the named convolutions where it is an image that they fit, else the layers of
+    the MLP below its last hidden one."""
     image = image_shape(array)
-    if network == "nature_cnn" and image is not None and is_large_image(array):
-        return NatureTorso(image, config.layer_norm)
-    if network == "minatar_cnn" and image is not None:
-        return MinatarTorso(image, config.layer_norm)
-    if network == "impala_cnn" and image is not None:
-        return ImpalaTorso(image, config.layer_norm)
+    too_small = network == "nature_cnn" and not is_large_image(array)
+    if network in CONVOLUTIONS and image is not None and not too_small:
+        return CONVOLUTIONS[network][0](image, config.layer_norm)
     sizes = (math.prod(array.observation_shape), *config.hidden_sizes[:-1])
     return DenseTorso(sizes, config.layer_norm)
 
@@ -101,10 +102,11 @@ class Mlp(nn.Module):
 
 
 class TorsoAndStreams(nn.Module):
-    """A torso, one hidden layer and the outputs; a dueling network has a second such stream for the value.
+    """A torso, and above it a stream: one hidden layer and the outputs. A dueling network has a second stream
+    for the value.
 
-    Where config.noisy, the layers above the torso are noisy ones: the fully connected layers of an image
-    network, the last hidden layer and the outputs of an MLP.
+    config.noisy makes the layers of the streams noisy: the fully connected layers of an image network, the
+    last hidden layer and the outputs of an MLP.
     """
 
     def __init__(
@@ -154,11 +156,11 @@ def dueling(value: Tensor, advantage: Tensor) -> Tensor:
 
 
 def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
-    """What the factory at package.module:factory makes of (spec, config).
+    """The network that the factory at package.module:factory returns for (spec, config).
 
     Raises:
-        ValueError: there is no such factory, it makes no module, the module's outputs have another shape, or
-            it holds buffers: only parameters travel to the actors.
+        ValueError: there is no such factory, or it returns no module, or one whose outputs have another shape
+            or which holds buffers: only parameters travel to the actors.
     """
     module, _, name = path.partition(":")
     try:
@@ -167,7 +169,7 @@ def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Mo
         raise ValueError(f"learner.network is {path}: {error}") from error
     network = factory(spec, config)
     if not isinstance(network, nn.Module):
-        raise ValueError(f"learner.network is {path}, which gives {type(network).__name__}, not a nn.Module")
+        raise ValueError(f"learner.network is {path}, which returns {type(network).__name__}, not nn.Module")
     buffers = network.state_dict().keys() - dict(network.named_parameters()).keys()
     if buffers:
         raise ValueError(
@@ -175,20 +177,22 @@ def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Mo
             "travel to the actors, so use layer norm, not batch norm"
         )
     with torch.no_grad():
-        outputs = network(zero_observations(spec, 2))
+        outputs = network(zero_observations(spec, 2, torch.device("cpu")))
     expected = (2, *output_shape(spec, config))
     if tuple(outputs.shape) != expected:
         raise ValueError(
-            f"learner.network is {path}, which gives {list(outputs.shape)} for 2 observations, "
+            f"learner.network is {path}, which returns {list(outputs.shape)} for 2 observations, "
             f"expected {list(expected)}"
         )
     return network
 
 
-def zero_observations(spec: NetworkSpec, batch_size: int) -> Observations:
-    """batch_size observations as the spec has them, all zero."""
+def zero_observations(spec: NetworkSpec, batch_size: int, device: torch.device) -> Observations:
+    """batch_size observations in the shapes and dtypes of the spec, all zero."""
     zeros = {
-        name: torch.from_numpy(np.zeros((batch_size, *array.observation_shape), array.observation_dtype))
+        name: torch.from_numpy(np.zeros((batch_size, *array.observation_shape), array.observation_dtype)).to(
+            device
+        )
         for name, array in spec.arrays.items()
     }
     return zeros if spec.parts else zeros[OBSERVATION]

@@ -1,6 +1,6 @@
 """A network whose weights are one vector, and so is their gradient.
 
-Owns the layout and the passes through autograd; must not import optimizers, numpy or the replay service.
+Owns that layout and the passes through autograd; must not import optimizers, numpy or the replay service.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from learner.networks.products import Linear
 class FlatNetwork:
     """Parameters and gradients of a network as views into two contiguous vectors.
 
-    One vector makes each whole-network operation (optimizer step, clipping, target copy, broadcast) one call.
-    `forward` then `backward` is the only way to a gradient; what is backpropagated is the gradient of the
-    loss with respect to the outputs, so that nothing can flow through a target. Outputs are [B, A], or
-    [B, A, N] where each action has a distribution.
+    One vector makes each operation on the whole network (optimizer step, clipping, target copy, broadcast)
+    one call. `forward` then `backward` is the only way to a gradient. `backward` starts from the output
+    gradient, the derivative of the loss by the outputs, so that nothing can flow through a target. Outputs
+    are [B, A], or [B, A, N] where each action has a distribution.
 
     Attributes:
         weights: [P] float32, in the order of network.parameters().
-        gradient: [P] float32, overwritten by each `backward`.
+        gradient: [P] float32, the derivative of the loss by the weights; each `backward` overwrites it.
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
@@ -40,16 +40,16 @@ class FlatNetwork:
             parameter.data = weights
 
     def compile(self) -> None:
-        """Has torch.compile make the passes, with CUDA graphs on a GPU; each compiles in its first call."""
+        """Compiles the passes by torch.compile, each in its first call; on a GPU with CUDA graphs."""
         mode = "reduce-overhead" if self.weights.device.type == "cuda" else None
         self._forward = torch.compile(self._network, mode=mode, dynamic=False)
 
     def uncompile(self) -> None:
-        """Takes `compile` back."""
+        """Goes back to the passes from before `compile`."""
         self._forward = self._network
 
     def redraw_noise(self, generator: torch.Generator) -> None:
-        """New noise for noisy layers, from a generator on the CPU. Before the first call there is none."""
+        """Draws new noise for noisy layers from a generator on the CPU. Until then there is no noise."""
         redraw_noise(self._network, generator)
 
     def views(self, vector: Tensor) -> list[Tensor]:
@@ -58,28 +58,30 @@ class FlatNetwork:
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
     def pack(self) -> None:
-        """Makes `evaluate` faster for weights that stay as they are now; call it again once they changed."""
+        """Makes `evaluate` faster for the present weights. Repeat it after each change of the weights."""
         for module in self._network.modules():
             if isinstance(module, Linear):
                 module.pack()
 
     @torch.no_grad()
     def evaluate(self, observations: Observations) -> Tensor:
-        """[B, *shape], or a dict of parts -> outputs, with nothing kept for `backward`."""
+        """[B, *shape], or a dict of parts -> outputs; keeps nothing for `backward`."""
         return self._forward(observations)
 
     def forward(self, obs_tm1: Observations) -> Tensor:
-        """[B, *shape] -> outputs, detached; keeps what `backward` needs."""
+        """[B, *shape], or a dict of parts -> outputs, detached; keeps what `backward` needs."""
         with torch.enable_grad():
             self._outputs = self._forward(obs_tm1)
         return torch.detach(self._outputs)
 
     def forward_pair(self, obs_tm1: Observations, obs_t: Observations) -> tuple[Tensor, Tensor]:
-        """Two [B, *shape] -> outputs of each; keeps what `backward` needs of the first."""
+        """Outputs for both observations; keeps what `backward` needs of the first."""
         return self.forward(obs_tm1), self.evaluate(obs_t)
 
-    def backward(self, gradient: Tensor) -> None:
-        """Fills `gradient` from the loss's derivative by the last forward pass's outputs, in their shape."""
-        # One copy of each: accumulating into the vector would first fill it with zeros, then read it again.
-        gradients = torch.autograd.grad(self._outputs, self._parameters, gradient, materialize_grads=True)
-        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self.gradient)
+    def backward(self, output_gradient: Tensor) -> None:
+        """Fills `gradient`. output_gradient: dL by the outputs of the last `forward`, in their shape."""
+        gradients = torch.autograd.grad(
+            self._outputs, self._parameters, output_gradient, materialize_grads=True
+        )
+        # One copy of each piece. Accumulating would first fill the vector with zeros, then read it again.
+        torch.cat([piece.reshape(-1) for piece in gradients], out=self.gradient)

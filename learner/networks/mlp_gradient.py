@@ -1,6 +1,6 @@
-"""Forward and backward passes of a ReLU MLP by hand: autograd's numbers without its bookkeeping.
+"""Forward and backward passes of a ReLU MLP by hand: the numbers of autograd without its bookkeeping.
 
-Owns the chain rule of `networks.Mlp`; must not import optimizers, numpy or the replay service.
+Owns the chain rule of `build.Mlp`; must not import optimizers, numpy or the replay service.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from learner.batch import Observations
 from learner.networks.build import Mlp
 from learner.networks.flat import FlatNetwork
-from learner.networks.products import linear_relu, product, product_into
+from learner.networks.products import linear_relu, product
 from learner.networks.torsos import features
 
 
@@ -25,7 +25,7 @@ class FlatMlp(FlatNetwork):
         self._weight_gradients, self._bias_gradients = gradients[0::2], gradients[1::2]
 
     def evaluate(self, observations: Observations) -> Tensor:
-        """[B, *shape] -> Q-values [B, A], with nothing kept for `backward`."""
+        """[B, *shape] -> Q-values [B, A]; keeps nothing for `backward`."""
         return self._last_layer(self._layer_inputs(observations))
 
     def forward(self, obs_tm1: Observations) -> Tensor:
@@ -40,18 +40,19 @@ class FlatMlp(FlatNetwork):
         q_tm1, q_t = self.forward(torch.cat((obs_tm1, obs_t))).chunk(2)
         return q_tm1, q_t
 
-    def backward(self, gradient: Tensor) -> None:
-        """Fills `gradient` from gradient [B, A]; rows from B on of the last forward pass are left out."""
+    def backward(self, output_gradient: Tensor) -> None:
+        """Fills `gradient`. output_gradient: dL by the first B Q-values of the last forward pass, [B, A]."""
         for layer in reversed(range(len(self._weights))):
-            inputs = self._inputs[layer][: len(gradient)]
-            product_into(self._weight_gradients[layer], gradient.t(), inputs)
-            torch.sum(gradient, dim=0, out=self._bias_gradients[layer])
+            inputs = self._inputs[layer][: len(output_gradient)]
+            product(output_gradient.t(), inputs, out=self._weight_gradients[layer])
+            torch.sum(output_gradient, dim=0, out=self._bias_gradients[layer])
             if layer > 0:
-                # inputs = relu(z) >= 0, so its sign is the derivative of relu at z.
-                gradient = product(gradient, self._weights[layer]).mul_(inputs.sign())
+                # The output gradient of the layer below. Its outputs are relu(z) >= 0, these inputs, whose
+                # sign is the derivative of relu at z.
+                output_gradient = product(output_gradient, self._weights[layer]).mul_(inputs.sign())
 
     def _layer_inputs(self, observations: Observations) -> list[Tensor]:
-        """What enters each layer: the features [B, D], then every hidden activation [B, H]."""
+        """The inputs of each layer: the features [B, D], then every hidden activation [B, H]."""
         assert isinstance(observations, Tensor), "an observation of several parts gets no Mlp"
         inputs = [features(observations)]
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):

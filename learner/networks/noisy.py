@@ -1,4 +1,4 @@
-"""Linear layers with learned, factorised noise on their weights (Fortunato et al. 2018, arXiv:1706.10295).
+"""Linear layers with learned, factorized noise on their weights (Fortunato et al. 2018, arXiv:1706.10295).
 
 Owns the layer and its noise; must not import the replay service or the learning loop.
 """
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from learner.networks.products import linear
 
 SIGMA_ZERO = 0.5
-"""Noise of a fresh layer, times sqrt(inputs): the paper's value for factorised noise."""
+"""Noise of a fresh layer, times sqrt(inputs): the paper's value for factorized noise."""
 
 
 class NoisyLinear(nn.Linear):
     """y = (mu_w + sigma_w * f(e_out) f(e_in)^T) x + mu_b + sigma_b * f(e_out), f(e) = sign(e) sqrt|e|.
 
-    weight and bias are mu. Without noise (as built, before `redraw`) the layer is its mean, mu: that is
-    what evaluation plays. One noise holds for all rows of a batch.
+    weight and bias are mu. Before the first `redraw` there is no noise, and the layer is its mean, mu:
+    evaluation plays that. One noise holds for the whole batch.
     """
 
     noise_in: Tensor
@@ -35,20 +35,20 @@ class NoisyLinear(nn.Linear):
         self.register_buffer("noise_out", torch.zeros(out_features), persistent=False)
 
     def redraw(self, generator: torch.Generator) -> None:
-        """Takes new noise from a generator on the CPU, whatever the layer's device is."""
+        """Draws new noise from a generator on the CPU, whatever the layer's device is."""
         normal = torch.randn(self.in_features + self.out_features, generator=generator)
         noise = (normal.sign() * normal.abs().sqrt()).to(self.weight.device)
         # New tensors, not written in place: a backward pass may still need the old ones.
         self.noise_in, self.noise_out = noise[: self.in_features], noise[self.in_features :]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, in] -> [B, out]; a rank-one factor on the weights is a factor on inputs and one on outputs."""
+        """[B, in] -> [B, out]; noise of rank one on the weights is a factor on inputs and one on outputs."""
         noise = linear(inputs * self.noise_in, self.weight_sigma, self.bias_sigma)
         return linear(inputs, self.weight, self.bias) + self.noise_out * noise
 
 
 def redraw_noise(network: nn.Module, generator: torch.Generator) -> None:
-    """New noise for every noisy layer of a network, in the order of its modules."""
+    """Draws new noise for every noisy layer of a network, in the order of its modules."""
     for module in network.modules():
         if isinstance(module, NoisyLinear):
             module.redraw(generator)

@@ -1,4 +1,4 @@
-"""Targets, losses and their gradients by the outputs, all pure, and the heads that combine them.
+"""Targets, losses and their output gradients, all pure functions, and the heads that combine them.
 
 Must not import networks, the update step or the loop.
 """

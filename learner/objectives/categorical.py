@@ -1,4 +1,6 @@
-"""C51: the distribution of returns over fixed values, and its fit (Bellemare et al. 2017, arXiv:1707.06887).
+"""C51: targets and loss for the distribution of returns over fixed values.
+
+Bellemare et al. 2017, arXiv:1707.06887.
 
 Owns pure functions of logits and probabilities; must not import networks, optimizers or numpy.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.objectives.shapes import require_shape, require_vector
+from learner.objectives.shapes import require_matrix, require_rewards, require_shape, require_vector
 
 
 def support(value_range: tuple[float, float], num_atoms: int) -> Tensor:
@@ -36,12 +38,12 @@ def categorical_mean(logits: Tensor, atoms: Tensor) -> Tensor:
 def categorical_target(r_t: Tensor, discount_t: Tensor, probability_t: Tensor, atoms: Tensor) -> Tensor:
     """The distribution of r_t + discount_t Z projected onto the atoms (algorithm 1 of the paper).
 
-    Each atom's mass goes to the two neighbours of clip(r_t + discount_t z_j), in proportion to nearness.
+    The mass of each atom goes to the two neighbors of clip(r_t + discount_t z_j), more to the nearer one.
     NaN in, NaN out.
 
     Args:
         r_t: [B], the n-step reward.
-        discount_t: [B], gamma^n, 0 where the episode terminated: all mass is then at r_t.
+        discount_t: [B], gamma^n, 0 where the episode terminated: then all mass is at r_t.
         probability_t: [B, N], the target network's distribution for the chosen action.
         atoms: [N], equally spaced, ascending.
 
@@ -51,16 +53,15 @@ def categorical_target(r_t: Tensor, discount_t: Tensor, probability_t: Tensor, a
     Raises:
         ValueError: shapes do not agree; nothing is broadcast.
     """
-    require_vector("r_t", r_t)
-    require_shape("discount_t", discount_t, tuple(r_t.shape))
+    require_rewards(r_t, discount_t)
     require_vector("atoms", atoms)
     num_atoms = len(atoms)
     require_shape("probability_t", probability_t, (len(r_t), num_atoms))
     spacing = (atoms[-1] - atoms[0]) / (num_atoms - 1)
     position = (r_t.unsqueeze(1) + discount_t.unsqueeze(1) * atoms - atoms[0]) / spacing
     position = position.clamp(0.0, num_atoms - 1.0)
-    # The last atom counts as the upper neighbour of the last gap: a position on an atom, where floor and
-    # ceiling agree, then keeps its mass. An index cannot be NaN, so that only the shares carry it on.
+    # Atoms below and above a position are lower and lower + 1, even where the position is an atom: floor and
+    # ceiling would then agree, and mass be lost. An index cannot be NaN: only the shares pass NaN on.
     lower = position.floor().nan_to_num(0.0).clamp_(max=num_atoms - 2.0)
     upper_share = position - lower
     index = lower.long()
@@ -69,35 +70,24 @@ def categorical_target(r_t: Tensor, discount_t: Tensor, probability_t: Tensor, a
     return projected.scatter_add_(1, index + 1, probability_t * upper_share)
 
 
-def cross_entropy_loss(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def cross_entropy_loss(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """L = mean over B of weight * -sum_i target_i log softmax(logits_tm1)_i.
+
+    dL / dlogits_tm1 = weight (softmax(logits_tm1) - target) / B.
 
     Args:
         logits_tm1: [B, N], of the action taken.
-        target: [B, N], as `categorical_target` gives it.
+        target: [B, N], from `categorical_target`: a constant whose rows sum to 1.
         weight: [B], importance weights.
 
     Returns:
-        Scalar.
+        L, a scalar, and dL / dlogits_tm1 [B, N].
 
     Raises:
         ValueError: shapes do not agree; nothing is broadcast.
     """
-    _require_batch(logits_tm1, target, weight)
-    return -(weight * (target * logits_tm1.log_softmax(dim=1)).sum(dim=1)).mean()
-
-
-def cross_entropy_gradient(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """dL / dlogits_tm1 of cross_entropy_loss, [B, N]: weight (softmax(logits_tm1) - target) / B.
-
-    The target counts as a constant whose rows sum to 1.
-    """
-    _require_batch(logits_tm1, target, weight)
-    return weight.unsqueeze(1) * (logits_tm1.softmax(dim=1) - target) / len(weight)
-
-
-def _require_batch(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> None:
     require_vector("weight", weight)
-    if logits_tm1.dim() != 2 or len(logits_tm1) != len(weight):
-        raise ValueError(f"logits_tm1 has shape {list(logits_tm1.shape)}, expected [{len(weight)}, N]")
+    require_matrix("logits_tm1", logits_tm1, len(weight))
     require_shape("target", target, tuple(logits_tm1.shape))
+    loss = -(weight * (target * logits_tm1.log_softmax(dim=1)).sum(dim=1)).mean()
+    return loss, weight.unsqueeze(1) * (logits_tm1.softmax(dim=1) - target) / len(weight)

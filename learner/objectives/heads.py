@@ -1,4 +1,4 @@
-"""What a network's outputs mean, and how they are fitted: Q-values, a categorical distribution, quantiles.
+"""Heads: the meaning of a network's outputs (Q-values, a categorical distribution, quantiles) and their fit.
 
 Owns the choice among the pure targets and losses; must not import networks, optimizers or numpy.
 """
@@ -15,12 +15,11 @@ from learner.config import LearnerConfig
 from learner.objectives.categorical import (
     categorical_mean,
     categorical_target,
-    cross_entropy_gradient,
     cross_entropy_loss,
     support,
 )
 from learner.objectives.losses import td_loss
-from learner.objectives.quantile import quantile_huber_gradient, quantile_huber_loss, quantile_target
+from learner.objectives.quantile import quantile_huber_loss, quantile_target
 from learner.objectives.targets import double_q_target, masked, q_learning_target
 
 
@@ -29,14 +28,14 @@ class Fit(NamedTuple):
 
     Attributes:
         loss: scalar.
-        gradient: the loss's derivative by the outputs, in their shape; 0 for actions not taken.
-        q_tm1, target: [B], the value of the action taken and what it should have been.
-        td_error: [B], |target - q_tm1|, the priority; for distributions of the two means, because that is
-            the unit of the priorities that actors give to new rows.
+        output_gradient: dL / doutputs, in the shape of the outputs; 0 for actions not taken.
+        q_tm1, target: [B], the value of the action taken, and its target.
+        td_error: [B], |target - q_tm1|, the priority. Distributions are compared by their means, because
+            actors give new transitions priorities in that unit.
     """
 
     loss: Tensor
-    gradient: Tensor
+    output_gradient: Tensor
     q_tm1: Tensor
     target: Tensor
     td_error: Tensor
@@ -46,13 +45,13 @@ class Head(Protocol):
     """The meaning of outputs [B, A] or [B, A, N]."""
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Q-values [B, A]: what acting compares."""
+        """Outputs [..., A] or [..., A, N] -> Q-values [..., A], the largest of which acting takes."""
 
     def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
-        """Fits outputs_tm1 (online) to targets made of outputs_t (target network).
+        """Compares outputs_tm1 (online network) with targets made of outputs_t (target network).
 
-        `choosing` are the online network's outputs for obs_t where they choose the next action (double
-        Q-learning); None where the target network chooses its own best.
+        choosing: the online network's outputs for obs_t, which choose the next action (double Q-learning);
+        None where the target network chooses its own best.
         """
 
 
@@ -72,13 +71,13 @@ class QHead:
             target = q_learning_target(batch.r_t, batch.discount_t, outputs_t, batch.allowed_t)
         else:
             target = double_q_target(batch.r_t, batch.discount_t, choosing, outputs_t, batch.allowed_t)
-        chosen = batch.a_tm1.unsqueeze(1)
-        q_tm1 = outputs_tm1.gather(1, chosen).squeeze(1)
+        taken = batch.a_tm1.unsqueeze(1)
+        q_tm1 = outputs_tm1.gather(1, taken).squeeze(1)
         td = target - q_tm1
-        gradient = self._loss.gradient(td, batch.weight).unsqueeze(1)
+        loss, gradient = self._loss(td, batch.weight)
         return Fit(
-            loss=self._loss.value(td, batch.weight),
-            gradient=torch.zeros_like(outputs_tm1).scatter_(1, chosen, gradient),
+            loss=loss,
+            output_gradient=torch.zeros_like(outputs_tm1).scatter_(1, taken, gradient.unsqueeze(1)),
             q_tm1=q_tm1,
             target=target,
             td_error=td.abs(),
@@ -97,16 +96,14 @@ class CategoricalHead:
 
     def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
         """See Head."""
-        values_t = self.values(outputs_t if choosing is None else choosing)
-        a_t = masked(values_t, batch.allowed_t).argmax(dim=1)
-        probability_t = of_action(outputs_t, a_t).softmax(dim=1)
-        target = categorical_target(batch.r_t, batch.discount_t, probability_t, self._atoms)
         logits_tm1 = of_action(outputs_tm1, batch.a_tm1)
+        probability_t = of_action(outputs_t, _best_action(self, batch, outputs_t, choosing)).softmax(dim=1)
+        target = categorical_target(batch.r_t, batch.discount_t, probability_t, self._atoms)
         q_tm1, y = self.values(logits_tm1), target @ self._atoms
-        gradient = cross_entropy_gradient(logits_tm1, target, batch.weight)
+        loss, gradient = cross_entropy_loss(logits_tm1, target, batch.weight)
         return Fit(
-            loss=cross_entropy_loss(logits_tm1, target, batch.weight),
-            gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
+            loss=loss,
+            output_gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
             q_tm1=q_tm1,
             target=y,
             td_error=(y - q_tm1).abs(),
@@ -125,15 +122,14 @@ class QuantileHead:
 
     def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
         """See Head."""
-        values_t = self.values(outputs_t if choosing is None else choosing)
-        a_t = masked(values_t, batch.allowed_t).argmax(dim=1)
-        target = quantile_target(batch.r_t, batch.discount_t, of_action(outputs_t, a_t))
         quantiles_tm1 = of_action(outputs_tm1, batch.a_tm1)
-        q_tm1, y = quantiles_tm1.mean(dim=1), target.mean(dim=1)
-        gradient = quantile_huber_gradient(quantiles_tm1, target, batch.weight, self._kappa)
+        quantiles_t = of_action(outputs_t, _best_action(self, batch, outputs_t, choosing))
+        target = quantile_target(batch.r_t, batch.discount_t, quantiles_t)
+        q_tm1, y = self.values(quantiles_tm1), self.values(target)
+        loss, gradient = quantile_huber_loss(quantiles_tm1, target, batch.weight, self._kappa)
         return Fit(
-            loss=quantile_huber_loss(quantiles_tm1, target, batch.weight, self._kappa),
-            gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
+            loss=loss,
+            output_gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
             q_tm1=q_tm1,
             target=y,
             td_error=(y - q_tm1).abs(),
@@ -152,12 +148,18 @@ def make_head(config: LearnerConfig, device: torch.device) -> Head:
 
 
 def of_action(outputs: Tensor, action: Tensor) -> Tensor:
-    """outputs [B, A, N] of each row's action [B] int64, [B, N]."""
+    """outputs [B, A, N] at the actions [B] int64, [B, N]."""
     index = action.view(-1, 1, 1).expand(-1, 1, outputs.shape[2])
     return outputs.gather(1, index).squeeze(1)
 
 
 def at_action(gradient: Tensor, action: Tensor, outputs: Tensor) -> Tensor:
-    """Zeros in the shape of outputs [B, A, N] with gradient [B, N] at each row's action [B] int64."""
+    """Zeros in the shape of outputs [B, A, N], with gradient [B, N] at the actions [B] int64."""
     index = action.view(-1, 1, 1).expand(-1, 1, outputs.shape[2])
     return torch.zeros_like(outputs).scatter_(1, index, gradient.unsqueeze(1))
+
+
+def _best_action(head: Head, batch: Batch, outputs_t: Tensor, choosing: Tensor | None) -> Tensor:
+    """The allowed next action of the highest Q-value, [B] int64, by `choosing` where it is given."""
+    values_t = head.values(outputs_t if choosing is None else choosing)
+    return masked(values_t, batch.allowed_t).argmax(dim=1)

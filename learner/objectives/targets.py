@@ -1,4 +1,4 @@
-"""What Q-values are regressed towards: pure functions of rewards, discounts and next values.
+"""Targets of Q-values: pure functions of rewards, discounts and next values.
 
 Owns the Bellman targets; must not import networks, optimizers or numpy.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.objectives.shapes import require_shape, require_vector
+from learner.objectives.shapes import require_matrix, require_rewards, require_shape
 
 
 def q_learning_target(
@@ -16,13 +16,11 @@ def q_learning_target(
 ) -> Tensor:
     """y = r_t + discount_t * max_a q_t(a) (Mnih et al. 2015, doi:10.1038/nature14236, algorithm 1).
 
-    discount_t is gamma^n, and 0 where the episode terminated; a truncated row keeps it and so bootstraps.
-
     Args:
         r_t: [B], the n-step reward.
-        discount_t: [B].
+        discount_t: [B], gamma^n, 0 where the episode terminated; where it was truncated, gamma^n bootstraps.
         q_t: [B, A], the target network's values of the next observations.
-        allowed_t: [B, A] bool, the actions that the maximum is over; None: all.
+        allowed_t: [B, A] bool, the actions to take the maximum over; None: all.
 
     Returns:
         [B].
@@ -30,8 +28,8 @@ def q_learning_target(
     Raises:
         ValueError: shapes do not agree; nothing is broadcast.
     """
-    _require_batch_shapes(r_t, discount_t)
-    _require_values("q_t", q_t, len(r_t))
+    require_rewards(r_t, discount_t)
+    require_matrix("q_t", q_t, len(r_t))
     return r_t + discount_t * masked(q_t, allowed_t).amax(dim=1)
 
 
@@ -47,8 +45,8 @@ def double_q_target(
     Args:
         r_t: [B], the n-step reward.
         discount_t: [B], gamma^n, 0 where the episode terminated.
-        q_t_online: [B, A], chooses the action.
-        q_t_target: [B, A], values it.
+        q_t_online: [B, A], the online network's values, which choose the next action.
+        q_t_target: [B, A], the target network's values, of which the chosen one counts.
         allowed_t: [B, A] bool, the actions to choose among; None: all.
 
     Returns:
@@ -57,18 +55,18 @@ def double_q_target(
     Raises:
         ValueError: shapes do not agree; nothing is broadcast.
     """
-    _require_batch_shapes(r_t, discount_t)
-    _require_values("q_t_online", q_t_online, len(r_t))
+    require_rewards(r_t, discount_t)
+    require_matrix("q_t_online", q_t_online, len(r_t))
     require_shape("q_t_target", q_t_target, tuple(q_t_online.shape))
     a_t = masked(q_t_online, allowed_t).argmax(dim=1, keepdim=True)
     return r_t + discount_t * q_t_target.gather(1, a_t).squeeze(1)
 
 
 def masked(q: Tensor, allowed: Tensor | None) -> Tensor:
-    """q [B, A], lower than any other value where `allowed` [B, A] is False; q itself without a mask.
+    """q [B, A] with the lowest float where `allowed` [B, A] is False; q itself without a mask.
 
-    Finite, so that a row without any allowed action, whose discount is 0, gives its reward and not NaN.
-    Raises ValueError where shapes do not agree.
+    The lowest float is finite, so that a transition to a state without allowed actions, whose discount is 0,
+    gives its reward and not NaN. Raises ValueError if shapes do not agree.
     """
     if allowed is None:
         return q
@@ -97,13 +95,3 @@ def tabular_backup(
     backed_up = q.clone()
     backed_up[s_tm1, a_tm1] += alpha * (r_t + discount_t * q[s_t].max() - q[s_tm1, a_tm1])
     return backed_up
-
-
-def _require_batch_shapes(r_t: Tensor, discount_t: Tensor) -> None:
-    require_vector("r_t", r_t)
-    require_shape("discount_t", discount_t, tuple(r_t.shape))
-
-
-def _require_values(name: str, q: Tensor, batch_size: int) -> None:
-    if q.dim() != 2 or len(q) != batch_size:
-        raise ValueError(f"{name} has shape {list(q.shape)}, expected [{batch_size}, A]")

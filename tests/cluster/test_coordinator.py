@@ -152,7 +152,13 @@ class ScriptedEngine:
             self.work += call.args[0]
             assert self.work * BATCH <= self.ratio * max(0, self.inserted - STARTS), "learning ran ahead"
             return LearnReport(
-                self.updates, call.args[0], 0, 1.0, 1.0, 1.0, 1.0, 1.0, 1e-3, {}, self.status()
+                version=self.updates,
+                updates=call.args[0],
+                samples=0,
+                learning_rate=1e-3,
+                seconds={},
+                statuses=self.status(),
+                loss_mean=1.0,
             )
         if call.method == "state":
             return LearnerState(self.updates, {})

@@ -87,6 +87,7 @@ def test_a_network_that_is_no_name_and_no_path_is_refused(network: str) -> None:
         ({"num_atoms": 1}, "learner.num_atoms is 1"),
         ({"value_range": (1.0, 1.0)}, r"learner.value_range is \[1, 1\]"),
         ({"max_skipped_updates": 0}, "learner.max_skipped_updates is 0"),
+        ({"device": "abacus"}, "learner.device is abacus; give auto, cpu, cuda"),
     ],
 )
 def test_settings_of_the_family_are_checked(settings: dict[str, Any], complaint: str) -> None:

@@ -1,3 +1,5 @@
+"""The main loop of learning, with and without a queue, and the reports of learner/core.py through it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import DivergedError
-from learner.health import SkippedBatch
 from learner.loop import Learner
-from learner.update import SkippedUpdate
+from learner.skipped_updates import SkippedBatch
 from replay_service.messages import Minibatch
 from replay_service.shard import EmptyShardError
 
@@ -22,6 +22,13 @@ MinibatchMaker = Callable[..., Minibatch]
 VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
 IMAGES = NetworkSpec((2, 36, 36), "uint8", None, 3, stack=2)
 SWITCHES: list[dict[str, Any]] = [{}, {"head": "qr", "double": True, "dueling": True}]
+SMALL = LearnerConfig(hidden_sizes=(16,), batch_size=8)
+CASES = {
+    "mlp": (VECTOR, SMALL),
+    "noisy c51": (VECTOR, replace(SMALL, head="c51", noisy=True, double=True)),
+    "sgd": (VECTOR, replace(SMALL, optimizer="sgd", target_polyak=0.1)),
+    "images": (IMAGES, LearnerConfig(batch_size=4)),
+}
 
 
 @pytest.fixture
@@ -33,12 +40,12 @@ def test_report_counts_what_was_done(list_source: Any, vector_minibatches: list[
     config = LearnerConfig(learning_rate=1.0, learning_rate_end=0.0, learning_rate_decay_updates=100)
     source = list_source(vector_minibatches)
     learner = Learner(config, VECTOR, source, seed=0, threads=1)
-    assert learner.weights()[0] == 0
+    assert learner.step.version == 0
     learner.learn(2)
     report, weights = learner.learn(3)
     assert (report.version, report.updates, report.samples) == (5, 3, 48)
-    assert learner.weights()[0] == 5
-    np.testing.assert_array_equal(weights, learner.weights()[1])
+    assert learner.step.version == 5
+    np.testing.assert_array_equal(weights, learner.step.weights())
     assert report.learning_rate == pytest.approx(0.96)  # of the last update, after four others
     lags = 2 - vector_minibatches[2].policy_version  # only the chunk's first update is looked at
     assert (report.policy_lag.count, report.policy_lag.sum) == (16, lags.sum())
@@ -74,7 +81,7 @@ def test_returned_weights_are_a_copy_of_their_own(
     learner.learn(1)
     np.testing.assert_array_equal(weights, before)
     weights[:] = 0.0
-    assert learner.weights()[1].any()
+    assert learner.step.weights().any()
 
 
 @pytest.mark.parametrize("spec", [VECTOR, IMAGES], ids=["vector", "images"])
@@ -109,13 +116,14 @@ def test_a_restored_learner_goes_on_bit_for_bit(
     config = LearnerConfig(target_update_updates=3, learning_rate_decay_updates=20, **switches)
     first = Learner(config, VECTOR, list_source(vector_minibatches), seed=0, threads=1)
     first.learn(5)  # between two target copies, so that online and target differ
-    state = first.state()
+    state = first.step.state()
     expected, weights = first.learn(5)
 
-    second = Learner(config, VECTOR, list_source(vector_minibatches), seed=1, threads=1)
+    source = list_source(vector_minibatches)
+    second = Learner(config, VECTOR, source, seed=1, threads=1)
     second.learn(2)
-    second.restore(state)
-    second._source = list_source(vector_minibatches)
+    second.step.restore(state)
+    source.asked.clear()  # serves the first minibatch again
     report, resumed = second.learn(5)
     assert resumed.tobytes() == weights.tobytes()
     assert replace(report, seconds={}) == replace(expected, seconds={})
@@ -124,26 +132,15 @@ def test_a_restored_learner_goes_on_bit_for_bit(
 @pytest.mark.parametrize("reward", [np.nan, np.inf])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_a_bad_update_changes_nothing_and_the_next_goes_on_as_if_it_had_not_been(
+def test_after_a_skipped_update_learning_goes_on_as_if_it_had_not_been(
     reward: float,
     optimizer: Any,
     switches: dict[str, Any],
     list_source: Any,
     vector_minibatches: list[Minibatch],
 ) -> None:
-    # A polyak target, so that following by mistake would show at once.
     config = LearnerConfig(optimizer=optimizer, target_polyak=0.1, **switches)
     bad = replace(vector_minibatches[1], reward=np.full(16, reward, np.float32))
-    source = list_source([vector_minibatches[0], bad])
-    learner = Learner(config, VECTOR, source, seed=0, threads=1)
-    learner.learn(1)
-    before = learner.state()
-    outcome = learner._step(to_batch(bad, 1, torch.device("cpu")))
-    assert isinstance(outcome, SkippedUpdate)
-    after = learner.state()
-    assert after.version == before.version
-    assert all(after.tensors[name].tobytes() == array.tobytes() for name, array in before.tensors.items())
-
     records: list[SkippedBatch] = []
     source = list_source([vector_minibatches[0], bad, vector_minibatches[2]])
     learner = Learner(config, VECTOR, source, seed=0, threads=1, record_skipped=records.append)
@@ -206,7 +203,9 @@ def test_norms_before_and_after_clipping_and_the_target_gap(
 
 
 @pytest.mark.parametrize("stack", [1, 3])
-def test_windows_of_n_step_rows(stack: int, list_source: Any, random_minibatch: MinibatchMaker) -> None:
+def test_windows_of_n_step_transitions(
+    stack: int, list_source: Any, random_minibatch: MinibatchMaker
+) -> None:
     # W = 2 stack: what lies between the two observations must not matter.
     shape = (4,) if stack == 1 else (stack, 4)
     spec = NetworkSpec(shape, "float32", None, 3, stack)
@@ -257,7 +256,118 @@ def test_a_chunk_ends_early_when_replay_runs_out(
     report, weights = learner.learn(4)
     assert (report.version, report.updates, report.samples) == (done, done, 16 * done)
     assert np.isfinite(report.loss_mean) == (done > 0)
-    np.testing.assert_array_equal(weights, learner.weights()[1])
+    np.testing.assert_array_equal(weights, learner.step.weights())
     # Its state lives on.
     monkeypatch.setattr(source, "next_minibatch", draw)
     assert learner.learn(1)[0].version == done + 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_queued_updates_equal_the_straightforward_loop(
+    case: str, random_minibatch: Callable[..., Minibatch], list_source: Any
+) -> None:
+    spec, config = CASES[case]
+    config = replace(config, target_update_updates=5)
+    minibatches = [random_minibatch(spec, config.batch_size, seed=seed) for seed in range(7)]
+    sources = [list_source(minibatches) for _ in range(2)]
+    plain = Learner(config, spec, sources[0], seed=0, threads=1)
+    queued = Learner(config, spec, sources[1], seed=0, threads=1, queues=True)
+    for updates in (1, 2, 10):
+        (report, weights), (other, others) = plain.learn(updates), queued.learn(updates)
+        np.testing.assert_array_equal(weights, others)
+        assert (report.version, report.updates, report.samples) == (
+            other.version,
+            other.updates,
+            other.samples,
+        )
+        assert report.loss_mean == other.loss_mean
+        assert report.policy_lag == other.policy_lag
+    # TD errors come back in the order of their minibatches, each under its own index.
+    assert [index for index, _ in sources[0].given_back] == [index for index, _ in sources[1].given_back]
+    for (_, one), (_, two) in zip(sources[0].given_back, sources[1].given_back, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+class Watched:
+    """A source that notes what happened in which order."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.happened = inner, []
+
+    def next_minibatch(self, update: int) -> Minibatch:
+        self.happened.append(("draw", update))
+        minibatch: Minibatch = self.inner.next_minibatch(update)
+        return replace(minibatch, index=len(self.inner.asked) - 1)
+
+    def give_back(self, index: int, td_errors: np.ndarray) -> None:
+        self.happened.append(("give back", index))
+
+    def statuses(self) -> tuple[()]:
+        return ()
+
+
+def test_td_errors_come_one_update_late_and_none_is_left_behind(
+    random_minibatch: Callable[..., Minibatch], list_source: Any
+) -> None:
+    spec, config = CASES["mlp"]
+    source = Watched(list_source([random_minibatch(spec, 8, seed=seed) for seed in range(3)]))
+    Learner(config, spec, source, seed=0, threads=1, queues=True).learn(3)
+    assert source.happened == [
+        ("draw", 0),
+        ("draw", 1),
+        ("give back", 0),
+        ("draw", 2),
+        ("give back", 1),
+        ("give back", 2),
+    ]
+
+
+def test_an_update_that_is_not_finite_changes_nothing_though_another_is_queued_behind_it(
+    random_minibatch: Callable[..., Minibatch], list_source: Any
+) -> None:
+    spec, config = CASES["mlp"]
+    good = [random_minibatch(spec, 8, seed=seed) for seed in range(4)]
+    bad = replace(random_minibatch(spec, 8, seed=9), reward=np.full(8, np.nan, np.float32), keys=np.arange(8))
+    bad = replace(bad, transitions_per_shard=np.array([8]))
+    skipped: list[SkippedBatch] = []
+    source = list_source([good[0], bad, *good[1:]])
+    learner = Learner(config, spec, source, seed=0, threads=1, record_skipped=skipped.append, queues=True)
+    report, weights = learner.learn(4)
+    plain = Learner(config, spec, list_source(good), seed=0, threads=1)
+    np.testing.assert_array_equal(weights, plain.learn(4)[1])
+    assert (report.version, report.updates, report.skipped_updates, report.samples) == (4, 4, 1, 40)
+    (record,) = skipped
+    assert (record.keys, record.version) == (tuple(range(8)), 1)
+    assert record.arrays["reward"].not_finite == 8
+    assert [index for index, _ in source.given_back] == [0, 1, 2, 3]
+
+
+def test_too_many_skipped_updates_end_a_queue_too(
+    random_minibatch: Callable[..., Minibatch], list_source: Any
+) -> None:
+    spec, config = CASES["mlp"]
+    config = replace(config, max_skipped_updates=3)
+    bad = replace(random_minibatch(spec, 8), reward=np.full(8, np.inf, np.float32))
+    learner = Learner(config, spec, list_source([bad]), seed=0, threads=1, queues=True)
+    with pytest.raises(DivergedError, match="3 updates were skipped"):
+        learner.learn(5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"compile": True}], ids=str)
+def test_a_gpu_learns_what_a_cpu_learns(
+    case: str, options: dict[str, Any], random_minibatch: Callable[..., Minibatch], list_source: Any
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    spec, config = CASES[case]
+    minibatches = [random_minibatch(spec, config.batch_size, seed=seed) for seed in range(5)]
+    sources = [list_source(minibatches) for _ in range(2)]
+    Learner(replace(config, device="cpu"), spec, sources[0], seed=0, threads=1).learn(10)
+    gpu = replace(config, device="cuda", **options)
+    Learner(gpu, spec, sources[1], seed=0, threads=1).learn(10)
+    tolerance = 0.05 if "precision" in options else 5e-3
+    for (one, expected), (two, given) in zip(sources[0].given_back, sources[1].given_back, strict=True):
+        assert one == two
+        np.testing.assert_allclose(given, expected, atol=tolerance)

@@ -16,8 +16,9 @@ from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.loop import Learner
 from learner.normalization import Moments, ObservationNormalizer, merged, tail_size
+from learner.skipped_updates import SkippedUpdate
 from learner.torch_policy import TorchPolicy
-from learner.update import SkippedUpdate, UpdateStep
+from learner.update import UpdateStep
 from replay_service.block import FrameField
 from replay_service.messages import Minibatch
 
@@ -54,8 +55,8 @@ def test_normalized_values() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.floats(-1e4, 1e4), st.integers(0, 99))
-def test_parts_merge_to_the_moments_of_the_whole(sizes: list[int], centre: float, seed: int) -> None:
-    samples = torch.from_numpy(np.random.default_rng(seed).normal(centre, 0.01, (sum(sizes), 2)))
+def test_parts_merge_to_the_moments_of_the_whole(sizes: list[int], center: float, seed: int) -> None:
+    samples = torch.from_numpy(np.random.default_rng(seed).normal(center, 0.01, (sum(sizes), 2)))
     moments = nothing(2)
     for part in samples.split(sizes):
         moments = merged(moments, part)
@@ -151,12 +152,12 @@ def test_a_state_goes_on_bit_for_bit(list_source: Any, random_minibatch: Callabl
     whole, first, second = learner(0, 0), learner(0, 0), learner(3, 7)
     whole.learn(6)
     first.learn(3)
-    state = first.state()
+    state = first.step.state()
     assert state.tensors["observation_mean"].dtype == np.float64
-    second.restore(state)
+    second.step.restore(state)
     second.learn(3)
-    assert second.weights()[1].tobytes() == whole.weights()[1].tobytes()
-    assert first.weights()[1][-4:].tobytes() != whole.weights()[1][-4:].tobytes()
+    assert second.step.weights().tobytes() == whole.step.weights().tobytes()
+    assert first.step.weights()[-4:].tobytes() != whole.step.weights()[-4:].tobytes()
 
 
 def test_a_state_without_statistics_is_refused() -> None:

@@ -1,6 +1,9 @@
+"""The update step against the pure functions, and queued updates against those applied at once."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,14 +11,15 @@ import pytest
 import torch
 from torch.nn.utils import vector_to_parameters
 
-from learner import update as update_module
-from learner.batch import observations, to_batch
+from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState
 from learner.networks.build import build_network
 from learner.objectives.losses import td_loss
 from learner.objectives.targets import double_q_target, q_learning_target, tabular_backup
-from learner.update import UpdateStep, resolve_device
+from learner.skipped_updates import SkippedUpdate
+from learner.torch_policy import TorchPolicy
+from learner.update import UpdateStep
 from replay_service.messages import Minibatch
 
 MinibatchMaker = Callable[..., Minibatch]
@@ -26,7 +30,7 @@ IMAGES = NetworkSpec((2, 36, 36), "uint8", None, 3, stack=2)
 TABLE = NetworkSpec((), "int64", 5, 3, stack=1)
 
 
-def run(step: UpdateStep, spec: NetworkSpec, minibatch: Minibatch) -> np.ndarray:
+def run(step: UpdateStep, spec: NetworkSpec, minibatch: Minibatch) -> Any:
     return step(to_batch(minibatch, spec.stack, step.device))
 
 
@@ -36,15 +40,6 @@ def table_step(table: np.ndarray, config: LearnerConfig, target: np.ndarray | No
     following = online if target is None else target.astype(np.float32).ravel()
     step.restore(LearnerState(0, {"online": online, "target": following}))
     return step
-
-
-def test_observations_are_the_ends_of_a_window() -> None:
-    window = np.arange(2 * 3).reshape(2, 3)
-    assert [part.tolist() for part in observations(window, 2)] == [[[0, 1], [3, 4]], [[1, 2], [4, 5]]]
-    assert [part.tolist() for part in observations(window[:, :2], 1)] == [[0, 3], [1, 4]]
-    images = np.zeros((5, 8, 36, 40), np.uint8)  # n-step rows of 4-frame stacks
-    assert [part.shape for part in observations(images, 4)] == [(5, 4, 36, 40)] * 2
-    assert observations(images, 4)[0].base is not None
 
 
 @pytest.mark.parametrize("loss", ["squared", "huber"])
@@ -79,7 +74,7 @@ def test_sgd_moves_weights_by_the_gradient_of_the_pure_functions(
         else:
             y = q_learning_target(batch.r_t, batch.discount_t, q_t)
     td = y - online(batch.obs_tm1)[torch.arange(8), batch.a_tm1]
-    loss_value = td_loss(config).value(td, batch.weight)
+    loss_value, _ = td_loss(config)(td, batch.weight)
     gradients = torch.autograd.grad(loss_value, list(online.parameters()))
     gradient = torch.cat([piece.flatten() for piece in gradients]).numpy()
 
@@ -89,12 +84,12 @@ def test_sgd_moves_weights_by_the_gradient_of_the_pure_functions(
     assert np.abs(moved + 0.1 * gradient).max() < 1e-4 * np.abs(0.1 * gradient).max() + 1e-7
     np.testing.assert_allclose(td_errors, td.detach().abs(), rtol=1e-4, atol=1e-6)
     assert td_errors.dtype == np.float32
-    means = step.take_means()
-    assert means.loss == pytest.approx(loss_value.item(), rel=1e-4)
-    assert means.grad_norm == pytest.approx(float(np.linalg.norm(gradient)), rel=1e-4)
-    assert means.target == pytest.approx(float(y.mean()), rel=1e-4, abs=1e-6)
-    assert means.q == pytest.approx((y - td).mean().item(), rel=1e-4, abs=1e-6)
-    assert means.td_error == pytest.approx(td.abs().mean().item(), rel=1e-4)
+    metrics = step.take_metrics()
+    assert metrics.loss_mean == pytest.approx(loss_value.item(), rel=1e-4)
+    assert metrics.grad_norm_mean == pytest.approx(float(np.linalg.norm(gradient)), rel=1e-4)
+    assert metrics.target_mean == pytest.approx(float(y.mean()), rel=1e-4, abs=1e-6)
+    assert metrics.q_mean == pytest.approx((y - td).mean().item(), rel=1e-4, abs=1e-6)
+    assert metrics.td_error_mean == pytest.approx(td.abs().mean().item(), rel=1e-4)
 
 
 def test_table_under_sgd_is_the_tabular_backup_bit_for_bit(table_minibatch: MinibatchMaker) -> None:
@@ -114,7 +109,7 @@ def test_table_under_sgd_is_the_tabular_backup_bit_for_bit(table_minibatch: Mini
     assert (step.weights().reshape(4, 3) != table).sum() == 4
 
 
-def test_terminal_rows_do_not_bootstrap_and_truncated_rows_do(table_minibatch: MinibatchMaker) -> None:
+def test_terminal_transitions_do_not_bootstrap_and_truncated_ones_do(table_minibatch: MinibatchMaker) -> None:
     table = np.array([[0.0, 0.0], [50.0, 60.0]])
     config = LearnerConfig(optimizer="sgd", learning_rate=1.0, max_grad_norm=None)  # alpha 1 for B = 2
     step = table_step(table, config)
@@ -145,7 +140,7 @@ def test_clipping_bounds_the_step_and_the_norm_is_from_before(table_minibatch: M
     # Gradients -2 * td / B are -3 and -4: norm 5, a tenth of which is left.
     run(step, TABLE, table_minibatch([(0, 0, 3.0, 0.0, 0), (1, 0, 4.0, 0.0, 0)]))
     np.testing.assert_allclose(step.weights(), [0.3, 0.4], rtol=1e-6)
-    assert step.take_means().grad_norm == pytest.approx(5.0)
+    assert step.take_metrics().grad_norm_mean == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("spec", [VECTOR, TABLE], ids=["vector", "table"])
@@ -169,23 +164,21 @@ def test_polyak_target_moves_its_share_each_update(random_minibatch: MinibatchMa
         np.testing.assert_allclose(step.state().tensors["target"], target, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("held", [1, 2, 64])
-def test_means_are_over_the_updates_since_the_last_reading(
-    held: int, table_minibatch: MinibatchMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(update_module, "_HELD_UPDATES", held)
+def test_metrics_are_over_the_updates_since_the_last_reading(table_minibatch: MinibatchMaker) -> None:
     config = LearnerConfig(optimizer="sgd", learning_rate=1e-30, max_grad_norm=3.0)
     step = table_step(np.zeros((2, 1)), config)
     for reward in (100.0, 2.0, 4.0, 3.0):
         run(step, TABLE, table_minibatch([(0, 0, reward, 0.0, 0), (1, 0, -reward, 0.0, 0)]))
         if reward == 100.0:
-            assert step.take_means().td_error == pytest.approx(100.0)
-    means = step.take_means()
-    assert (means.loss, means.td_error, means.target) == pytest.approx((29 / 3, 3.0, 0.0))
-    assert means.loss_max == pytest.approx(16.0)
+            assert step.take_metrics().td_error_mean == pytest.approx(100.0)
+    metrics = step.take_metrics()
+    assert (metrics.loss_mean, metrics.td_error_mean, metrics.target_mean) == pytest.approx(
+        (29 / 3, 3.0, 0.0)
+    )
+    assert metrics.loss_max == pytest.approx(16.0)
     # The loss's gradients by the two values are -reward and reward: norms of sqrt(2) |reward|.
-    assert means.grad_norm == pytest.approx(2**0.5 * 3.0)
-    assert means.grad_norm_clipped == pytest.approx((2**0.5 * 2.0 + 3.0 + 3.0) / 3)
+    assert metrics.grad_norm_mean == pytest.approx(2**0.5 * 3.0)
+    assert metrics.grad_norm_clipped_mean == pytest.approx((2**0.5 * 2.0 + 3.0 + 3.0) / 3)
 
 
 def test_what_is_handed_out_is_never_written_again(random_minibatch: MinibatchMaker) -> None:
@@ -199,6 +192,80 @@ def test_what_is_handed_out_is_never_written_again(random_minibatch: MinibatchMa
     assert all(np.array_equal(array, copy) for array, copy in zip(held, before, strict=True))
 
 
+@pytest.mark.parametrize("reward", [np.nan, np.inf])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("switches", [{}, {"head": "qr", "double": True, "dueling": True}], ids=str)
+def test_a_bad_update_changes_nothing(
+    reward: float, optimizer: Any, switches: dict[str, Any], random_minibatch: MinibatchMaker
+) -> None:
+    # With a target that moves in each update, moving it by mistake would show at once.
+    step = UpdateStep(VECTOR, LearnerConfig(optimizer=optimizer, target_polyak=0.1, **switches), seed=0)
+    run(step, VECTOR, random_minibatch(VECTOR, 16))
+    before = step.state()
+    bad = replace(random_minibatch(VECTOR, 16, seed=1), reward=np.full(16, reward, np.float32))
+    assert isinstance(run(step, VECTOR, bad), SkippedUpdate)
+    after = step.state()
+    assert after.version == before.version
+    assert all(after.tensors[name].tobytes() == array.tobytes() for name, array in before.tensors.items())
+
+
+def test_updates_with_running_statistics_are_not_queued() -> None:
+    config = LearnerConfig(hidden_sizes=(16,), normalize_observations=True)
+    assert not UpdateStep(VECTOR, config, seed=0, queues=True).queues
+    assert not UpdateStep(VECTOR, LearnerConfig(device="cpu"), seed=0).queues  # nothing to gain on a CPU
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"double": True, "dueling": True, "noisy": True, "layer_norm": True},
+        {"head": "c51", "network": "impala_cnn"},
+        {"head": "qr", "network": "mlp", "normalize_observations": True},
+    ],
+    ids=str,
+)
+def test_an_update_learns_from_all_parts_and_acting_repeats_the_network(
+    switches: dict[str, Any], parts_spec: NetworkSpec, random_minibatch: MinibatchMaker
+) -> None:
+    config = LearnerConfig(hidden_sizes=(16, 8), **switches)
+    step = UpdateStep(parts_spec, config, seed=0)
+    before = step.weights()
+    minibatch = random_minibatch(parts_spec, 8, width=4)
+    windows = {**minibatch.windows, "action_mask": np.ones((8, 4, 3), np.bool_)}
+    errors = run(step, parts_spec, replace(minibatch, windows=windows))
+    assert isinstance(errors, np.ndarray)
+    assert errors.shape == (8,)
+    policy = TorchPolicy(parts_spec, config, threads=1)
+    after = step.weights()
+    assert (before != after).any()
+    policy.load(after)
+    windows = dict(random_minibatch(parts_spec, 4, seed=5, width=2).windows)
+    fields = [(name, window.dtype, window.shape[2:]) for name, window in windows.items()]
+    records = np.zeros((4, 2), np.dtype([*fields, ("action_mask", "?", (3,))], align=True))
+    for name, window in windows.items():
+        records[name] = window
+    q = policy.q_values(records)
+    assert (q.shape, q.dtype) == ((4, 3), np.float32)
+    assert np.ptp(q) > 0.0
+    # One observation alone has the values that it has beside others.
+    np.testing.assert_allclose(policy.q_values(records[2:3]), q[2:3], rtol=1e-4, atol=1e-6)
+
+
+def test_a_state_goes_on_bit_for_bit(parts_spec: NetworkSpec, random_minibatch: MinibatchMaker) -> None:
+    config = LearnerConfig(hidden_sizes=(16, 8), normalize_observations=True)
+    minibatches = [random_minibatch(parts_spec, 8, seed=seed, width=4) for seed in range(4)]
+    whole, first, second = (UpdateStep(parts_spec, config, seed=seed) for seed in (0, 0, 9))
+    for minibatch in minibatches:
+        run(whole, parts_spec, minibatch)
+    for minibatch in minibatches[:2]:
+        run(first, parts_spec, minibatch)
+    second.restore(first.state())
+    for minibatch in minibatches[2:]:
+        run(second, parts_spec, minibatch)
+    assert whole.weights().tobytes() == second.weights().tobytes()
+
+
 def test_a_wrong_state_is_refused() -> None:
     adam = UpdateStep(VECTOR, LearnerConfig(), seed=0)
     sgd = UpdateStep(VECTOR, LearnerConfig(optimizer="sgd"), seed=0)
@@ -208,23 +275,24 @@ def test_a_wrong_state_is_refused() -> None:
             adam.restore(other.state())
 
 
+def test_both_networks_and_the_statistics_begin_with_given_weights() -> None:
+    step = UpdateStep(VECTOR, LearnerConfig(hidden_sizes=(8,), normalize_observations=True), seed=0)
+    network = 4 * 8 + 8 + 8 * 3 + 3
+    rng = np.random.default_rng(0)
+    weights = np.concatenate([rng.normal(size=network + 4), rng.uniform(0.2, 3.0, 4)]).astype(np.float32)
+    step.start_from(weights)
+    state = step.state().tensors
+    np.testing.assert_array_equal(state["online"], weights[:network])
+    np.testing.assert_array_equal(state["target"], weights[:network])
+    np.testing.assert_allclose(step.weights(), weights, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"have shape \[74\], this network takes \[75\]"):
+        step.start_from(weights[:-1])
+
+
 def test_an_action_out_of_range_raises(table_minibatch: MinibatchMaker) -> None:
     step = table_step(np.zeros((2, 2)), LearnerConfig(optimizer="sgd"))
     with pytest.raises(RuntimeError, match="out of bounds"):
         run(step, TABLE, table_minibatch([(0, 2, 1.0, 0.0, 0)]))
-
-
-def test_devices() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="give auto, cpu or cuda"):
-        resolve_device("abacus")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_where_there_is_none_is_refused() -> None:
-    assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="no CUDA device"):
-        resolve_device("cuda")
 
 
 @pytest.mark.gpu

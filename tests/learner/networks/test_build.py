@@ -1,5 +1,8 @@
+"""Whole networks: their layers, switches and parts, and networks by import path."""
+
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,15 +12,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from learner.config import LearnerConfig, NetworkSpec
-from learner.networks.build import build_network, dueling
-from learner.networks.torsos import ResidualBlock
+from learner.networks.build import TorsoAndStreams, build_network, dueling, zero_observations
+from learner.networks.torsos import DenseTorso, JoinedTorso, NatureTorso
 
+CPU = torch.device("cpu")
 VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
 IMAGES = NetworkSpec((2, 36, 40), "uint8", None, 3, stack=2)
 
 
 def test_mlp_is_the_numpy_forward_pass_over_its_flat_vector() -> None:
-    # What actors do: cut the vector into W1 [out, in], b1, W2, b2, ... and multiply.
+    # As actors do: split the vector into W1 [out, in], b1, W2, b2, ... and multiply.
     spec = NetworkSpec((2, 3), "float32", None, 2, stack=1)
     network = build_network(spec, LearnerConfig(hidden_sizes=(5, 7)))
     flat = parameters_to_vector(network.parameters()).detach().numpy()
@@ -54,34 +58,11 @@ def test_table_starts_at_zero_and_is_read_row_by_row() -> None:
     torch.testing.assert_close(network(states), torch.tensor([[4.0, 5.0], [0.0, 1.0], [4.0, 5.0]]))
 
 
-def test_nature_cnn_has_the_sizes_of_the_paper() -> None:
-    network = build_network(NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), LearnerConfig())
-    sizes = [tuple(parameter.shape) for parameter in network.parameters()]
-    assert sizes[0::2] == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]
-
-
-@pytest.mark.parametrize(
-    ("shape", "stack", "to_channels_first"),
-    [
-        ((4, 44, 36), 4, (0, 1, 2, 3)),
-        ((44, 36, 3), 1, (0, 3, 1, 2)),
-        ((3, 44, 36), 1, (0, 1, 2, 3)),
-        ((2, 44, 36, 3), 2, (0, 1, 4, 2, 3)),
-    ],
-)
-def test_nature_cnn_sees_the_same_image_in_every_layout(
-    shape: tuple[int, ...], stack: int, to_channels_first: tuple[int, ...]
-) -> None:
-    network = build_network(NetworkSpec(shape, "uint8", None, 2, stack), LearnerConfig())
-    images = np.random.default_rng(0).integers(256, size=(5, *shape), dtype=np.uint8)
-    plain = images.transpose(to_channels_first).reshape(5, -1, 44, 36).astype(np.float32) / 255
-    first, *others = [parameter.detach() for parameter in network.parameters()]
-    bias, w2, b2, w3, b3, w4, b4, w5, b5 = others
-    conv2d, relu = torch.nn.functional.conv2d, torch.relu
-    hidden = relu(conv2d(torch.from_numpy(plain), first, bias, stride=4))
-    hidden = relu(conv2d(relu(conv2d(hidden, w2, b2, stride=2)), w3, b3))
-    expected = relu(hidden.flatten(1) @ w4.T + b4) @ w5.T + b5
-    torch.testing.assert_close(network(torch.from_numpy(images)).detach(), expected, rtol=1e-4, atol=1e-5)
+def test_tables_of_distributions() -> None:
+    spec = NetworkSpec((), "int64", 3, 2, stack=1)
+    network = build_network(spec, LearnerConfig(head="qr", num_atoms=4))
+    vector_to_parameters(torch.arange(24.0), network.parameters())
+    torch.testing.assert_close(network(torch.tensor([1])), torch.arange(8.0, 16.0).view(1, 2, 4))
 
 
 def test_nature_cnn_works_down_to_36_pixels_and_refuses_less() -> None:
@@ -90,6 +71,40 @@ def test_nature_cnn_works_down_to_36_pixels_and_refuses_less() -> None:
     assert network(torch.zeros(2, 36, 36, dtype=torch.uint8)).shape == (2, 2)
     with pytest.raises(ValueError, match="at least 36 x 36"):
         build_network(NetworkSpec((36, 35), "uint8", None, 2, stack=1), config)
+
+
+def test_impala_cnn_takes_small_images_and_nothing_else() -> None:
+    config = LearnerConfig(network="impala_cnn")
+    small = NetworkSpec((7, 7, 3), "uint8", None, 5, stack=1)
+    assert build_network(small, config)(torch.zeros(2, 7, 7, 3, dtype=torch.uint8)).shape == (2, 5)
+    with pytest.raises(ValueError, match="impala_cnn, which needs images"):
+        build_network(VECTOR, config)
+
+
+def test_minatar_cnn_takes_images_only() -> None:
+    with pytest.raises(ValueError, match="minatar_cnn, which needs images"):
+        build_network(NetworkSpec((4,), "<f4", None, 2, stack=1), LearnerConfig(network="minatar_cnn"))
+
+
+def test_each_part_has_an_encoder_of_its_kind(parts_spec: NetworkSpec) -> None:
+    network = build_network(parts_spec, LearnerConfig(hidden_sizes=(16, 8)))
+    assert isinstance(network, TorsoAndStreams)
+    assert isinstance(network.torso, JoinedTorso)
+    kinds = [type(encoder) for encoder in network.torso.encoders]
+    assert kinds == [NatureTorso, DenseTorso, DenseTorso, DenseTorso]
+    assert network.torso.num_features == 64 * 1 * 1 + 3 * 16
+    assert network(zero_observations(parts_spec, 2, CPU)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["camera", "arm.speed", "arm.flags", "height"])
+def test_every_part_decides_over_the_values(name: str, parts_spec: NetworkSpec) -> None:
+    torch.manual_seed(0)
+    network = build_network(parts_spec, LearnerConfig(hidden_sizes=(16, 8)))
+    observations: Any = zero_observations(parts_spec, 1, CPU)
+    before = network(observations)
+    changed = observations[name]
+    observations[name] = ~changed if changed.dtype == torch.bool else changed + 9
+    assert (network(observations) - before).abs().max() > 1e-4
 
 
 def test_dueling_takes_the_mean_of_the_advantages_off() -> None:
@@ -153,13 +168,6 @@ def test_every_switch_goes_with_every_network(network: str, switches: dict[str, 
         assert parameter.grad.any() == (name not in noise), name  # no noise drawn: no gradient
 
 
-def test_tables_of_distributions() -> None:
-    spec = NetworkSpec((), "int64", 3, 2, stack=1)
-    network = build_network(spec, LearnerConfig(head="qr", num_atoms=4))
-    vector_to_parameters(torch.arange(24.0), network.parameters())
-    torch.testing.assert_close(network(torch.tensor([1])), torch.arange(8.0, 16.0).view(1, 2, 4))
-
-
 @pytest.mark.parametrize("switch", ["dueling", "noisy", "layer_norm"])
 def test_switches_of_layers_are_refused_where_no_layer_is_ours(switch: str) -> None:
     table = NetworkSpec((), "int64", 3, 2, stack=1)
@@ -177,38 +185,6 @@ def test_layer_norm_makes_hidden_layers_blind_to_scale() -> None:
     torch.testing.assert_close(network(observations), network(10.0 * observations), rtol=0.05, atol=0.02)
 
 
-def test_impala_cnn_has_the_sizes_of_the_paper() -> None:
-    network = build_network(
-        NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), LearnerConfig(network="impala_cnn")
-    )
-    sizes = [tuple(parameter.shape) for parameter in network.parameters()][0::2]
-    sections = [
-        size
-        for before, channels in [(4, 16), (16, 32), (32, 32)]
-        for size in [(channels, before, 3, 3), *[(channels, channels, 3, 3)] * 4]
-    ]
-    assert sizes == [*sections, (256, 32 * 11 * 11), (6, 256)]
-
-
-def test_a_residual_block_adds_to_what_enters_it() -> None:
-    block = ResidualBlock(2, layer_norm=False)
-    inputs = torch.randn(3, 2, 5, 5)
-    first, second = (module for module in block.layers if isinstance(module, nn.Conv2d))
-    torch.testing.assert_close(block(inputs), inputs + second(torch.relu(first(torch.relu(inputs)))))
-    with torch.no_grad():
-        for parameter in block.parameters():
-            parameter.zero_()
-    torch.testing.assert_close(block(inputs), inputs)
-
-
-def test_impala_cnn_takes_small_images_and_nothing_else() -> None:
-    config = LearnerConfig(network="impala_cnn")
-    small = NetworkSpec((7, 7, 3), "uint8", None, 5, stack=1)
-    assert build_network(small, config)(torch.zeros(2, 7, 7, 3, dtype=torch.uint8)).shape == (2, 5)
-    with pytest.raises(ValueError, match="impala_cnn, which needs images"):
-        build_network(VECTOR, config)
-
-
 class Linear(nn.Linear):
     """A custom network; `outputs` as the head wants them."""
 
@@ -224,10 +200,18 @@ def no_module(spec: NetworkSpec, config: LearnerConfig) -> object:
     return "network"
 
 
+class LinearOfOnePart(nn.Linear):
+    """A custom network that takes the dict of parts."""
+
+    def __init__(self, spec: NetworkSpec, config: LearnerConfig) -> None:
+        super().__init__(spec.stack * 3, spec.num_actions)
+
+    def forward(self, observations: Any) -> torch.Tensor:
+        return super().forward(observations["arm.speed"].flatten(1))
+
+
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> str:
-    import sys
-
     monkeypatch.setitem(sys.modules, "my_networks", sys.modules[__name__])
     return "my_networks"
 
@@ -243,9 +227,9 @@ def test_a_custom_network_by_import_path(here: str) -> None:
     [
         ("my_networks:missing", {}, "missing"),
         ("no_such_package.networks:make", {}, "No module named 'no_such_package'"),
-        ("my_networks:no_module", {}, "gives str, not a nn.Module"),
+        ("my_networks:no_module", {}, "returns str, not nn.Module"),
         ("my_networks:batch_normed", {}, "running_mean"),
-        ("my_networks:Linear", {"head": "qr", "num_atoms": 7}, r"gives \[2, 3\].*expected \[2, 3, 7\]"),
+        ("my_networks:Linear", {"head": "qr", "num_atoms": 7}, r"returns \[2, 3\].*expected \[2, 3, 7\]"),
         ("my_networks:Linear", {"noisy": True}, "learner.noisy is true"),
     ],
 )
@@ -256,26 +240,6 @@ def test_a_custom_network_that_does_not_fit_is_refused(
         build_network(VECTOR, LearnerConfig(network=path, **switches))
 
 
-def test_minatar_cnn_has_the_sizes_of_the_paper() -> None:
-    """Young and Tian 2019, section 4: 16 filters of 3 x 3 at stride 1, then 128 units."""
-    network = build_network(
-        NetworkSpec((10, 10, 4), "|b1", None, 6, stack=1), LearnerConfig(network="minatar_cnn")
-    )
-    shapes = [tuple(parameter.shape) for parameter in network.parameters()]
-    assert shapes == [(16, 4, 3, 3), (16,), (128, 16 * 8 * 8), (128,), (6, 128), (6,)]
-
-
-def test_flags_enter_a_network_as_zeros_and_ones() -> None:
-    spec = NetworkSpec((10, 10, 4), "|b1", None, 3, stack=1)
-    network = build_network(spec, LearnerConfig(network="minatar_cnn"))
-    flags = torch.rand(5, 10, 10, 4) < 0.3
-    channels_first = flags.permute(0, 3, 1, 2).float()
-    convolution = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
-    hidden = torch.relu(convolution(channels_first)).flatten(1)
-    expected = network.advantage(hidden)
-    assert torch.allclose(network(flags), expected, atol=1e-6)
-
-
-def test_minatar_cnn_takes_images_only() -> None:
-    with pytest.raises(ValueError, match="minatar_cnn, which needs images"):
-        build_network(NetworkSpec((4,), "<f4", None, 2, stack=1), LearnerConfig(network="minatar_cnn"))
+def test_a_custom_network_takes_the_parts_by_name(here: str, parts_spec: NetworkSpec) -> None:
+    network = build_network(parts_spec, LearnerConfig(network=f"{here}:LinearOfOnePart"))
+    assert network(zero_observations(parts_spec, 2, CPU)).shape == (2, 3)

@@ -17,8 +17,8 @@ from learner.networks.products import (
     linear,
     linear_relu,
     product,
-    product_into,
 )
+from learner.torch_private import HAS_ONEDNN, onednn_linear
 
 LARGE = (64, 512, 256)  # [B, K] [N, K]: twice the least
 SMALL = (8, 4, 16)
@@ -38,15 +38,14 @@ def layer(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor, t
 
 @pytest.fixture
 def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of what went to oneDNN."""
+    """Shapes [B, K, N] of the products that went to oneDNN."""
     calls: list[tuple[int, ...]] = []
-    original = products._by_onednn
 
     def counted(inputs: torch.Tensor, weight: torch.Tensor, *rest: object) -> torch.Tensor:
         calls.append((*inputs.shape, weight.shape[0]))
-        return original(inputs, weight, *rest)  # type: ignore[arg-type]
+        return onednn_linear(inputs, weight, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(products, "_by_onednn", counted)
+    monkeypatch.setattr(products, "onednn_linear", counted)
     return calls
 
 
@@ -55,9 +54,11 @@ def test_a_layer_and_its_gradients_are_torchs(layer: tuple[torch.Tensor, ...]) -
     ours = [tensor.float().requires_grad_() for tensor in layer]
     expected, outputs = functional.linear(*exact), linear(*ours)
     torch.testing.assert_close(outputs.double(), expected, rtol=1e-5, atol=1e-3)
-    gradient = torch.randn_like(expected)
-    wanted = torch.autograd.grad(expected, exact, gradient)
-    for ours_by, exact_by in zip(torch.autograd.grad(outputs, ours, gradient.float()), wanted, strict=True):
+    output_gradient = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, exact, output_gradient)
+    for ours_by, exact_by in zip(
+        torch.autograd.grad(outputs, ours, output_gradient.float()), wanted, strict=True
+    ):
         torch.testing.assert_close(ours_by.double(), exact_by, rtol=1e-5, atol=1e-3)
 
 
@@ -67,18 +68,18 @@ def test_products_written_by_hand_are_torchs(layer: tuple[torch.Tensor, ...]) ->
     expected = functional.linear(inputs, weight, bias).relu()
     torch.testing.assert_close(relu.double(), expected, rtol=1e-5, atol=1e-3)
     assert linear_relu(*(tensor.float() * math.nan for tensor in layer)).isnan().all()  # not 0
-    gradient = torch.randn_like(expected)
-    by_inputs = product(gradient.float(), weight.float())
-    torch.testing.assert_close(by_inputs.double(), gradient @ weight, rtol=1e-5, atol=1e-3)
+    output_gradient = torch.randn_like(expected)
+    by_inputs = product(output_gradient.float(), weight.float())
+    torch.testing.assert_close(by_inputs.double(), output_gradient @ weight, rtol=1e-5, atol=1e-3)
     whole = torch.zeros(weight.numel() + 2)
-    product_into(whole[1:-1].view_as(weight), gradient.t().float(), inputs.float())
+    product(output_gradient.t().float(), inputs.float(), out=whole[1:-1].view_as(weight))
     torch.testing.assert_close(
-        whole[1:-1].view_as(weight).double(), gradient.t() @ inputs, rtol=1e-5, atol=1e-3
+        whole[1:-1].view_as(weight).double(), output_gradient.t() @ inputs, rtol=1e-5, atol=1e-3
     )
     assert whole[[0, -1]].tolist() == [0.0, 0.0]
 
 
-@pytest.mark.skipif(not products._HAS_ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
 def test_only_large_products_go_to_onednn(by_onednn: list[tuple[int, ...]]) -> None:
     rows, size_in, size_out = LARGE
     assert rows * size_in * size_out == 2 * MIN_MULTIPLICATIONS
@@ -92,7 +93,7 @@ def test_only_large_products_go_to_onednn(by_onednn: list[tuple[int, ...]]) -> N
     assert by_onednn == []
 
 
-@pytest.mark.skipif(not products._HAS_ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
 def test_what_is_traced_or_cast_is_left_to_torch(by_onednn: list[tuple[int, ...]]) -> None:
     rows, size_in, size_out = LARGE
     wide = Linear(size_in, size_out)
@@ -104,7 +105,7 @@ def test_what_is_traced_or_cast_is_left_to_torch(by_onednn: list[tuple[int, ...]
     assert by_onednn == []
 
 
-@pytest.mark.skipif(not products._HAS_ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
 def test_packed_weights_serve_where_no_gradient_is_wanted(by_onednn: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
     wide, inputs = Linear(512, 256), torch.randn(8, 512)

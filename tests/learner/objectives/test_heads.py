@@ -24,8 +24,14 @@ from learner.update import UpdateStep
 from replay_service.messages import Minibatch
 
 VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
+
+
 BANDIT = NetworkSpec((), "int64", 1, 2, stack=1)
+
+
 CPU = torch.device("cpu")
+
+
 N = 7
 
 
@@ -47,7 +53,9 @@ def expected_loss(
             a_t = int(choosing[row].mean(1).argmax())
             y = r_t + discount_t * target[row : row + 1, a_t]
             quantiles = tm1[row, batch.a_tm1[row]].unsqueeze(0)
-            losses.append(quantile_huber_loss(quantiles, y, batch.weight[row : row + 1], config.huber_delta))
+            losses.append(
+                quantile_huber_loss(quantiles, y, batch.weight[row : row + 1], config.huber_delta)[0]
+            )
             errors.append(abs(float(y.mean() - quantiles.detach().mean())))
     return torch.stack(losses).mean(), errors
 
@@ -97,11 +105,11 @@ def test_sgd_moves_weights_by_the_gradient_of_the_definition(
     np.testing.assert_allclose(td_errors, errors, rtol=1e-4, atol=1e-5)
     moved = step.weights() - old
     assert np.abs(moved + 0.1 * gradient).max() < 1e-4 * np.abs(0.1 * gradient).max() + 3e-7
-    means = step.take_means()
-    assert means.loss == pytest.approx(loss.item(), rel=1e-4)
-    assert means.grad_norm == pytest.approx(float(np.linalg.norm(gradient)), rel=1e-4)
-    assert means.td_error == pytest.approx(float(np.mean(errors)), rel=1e-4)
-    assert abs(means.target - means.q) <= means.td_error + 1e-5
+    metrics = step.take_metrics()
+    assert metrics.loss_mean == pytest.approx(loss.item(), rel=1e-4)
+    assert metrics.grad_norm_mean == pytest.approx(float(np.linalg.norm(gradient)), rel=1e-4)
+    assert metrics.td_error_mean == pytest.approx(float(np.mean(errors)), rel=1e-4)
+    assert abs(metrics.target_mean - metrics.q_mean) <= metrics.td_error_mean + 1e-5
 
 
 def test_double_choice_differs_from_single_in_what_it_is_tested_on(
@@ -116,9 +124,38 @@ def test_double_choice_differs_from_single_in_what_it_is_tested_on(
         own = head.fit(batch, tm1, outputs_t, outputs_t)
         assert torch.equal(single.target, own.target)
         # Actions not taken have no gradient.
-        taken = single.gradient.abs().sum(2).argmax(1)
+        taken = single.output_gradient.abs().sum(2).argmax(1)
         assert torch.equal(taken, batch.a_tm1)
-        assert (single.gradient.abs().sum(2) > 0).sum() == 16
+        assert (single.output_gradient.abs().sum(2) > 0).sum() == 16
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("head", ["q", "c51", "qr"])
+def test_every_head_bootstraps_from_the_best_allowed_action(head: Any, double: bool) -> None:
+    config = LearnerConfig(head=head, double=double, num_atoms=3, value_range=(-1.0, 1.0))
+    # Distributions with means -1, 0.5 and 0, of which the mask leaves the first and the last.
+    spread = torch.tensor([[[30.0, 0.0, 0.0], [0.0, 0.7, 1.3], [0.0, 30.0, 0.0]]])
+    means = torch.tensor([-1.0, 0.5, 0.0])
+    if head == "q":
+        outputs_t = means.unsqueeze(0)
+    elif head == "c51":
+        outputs_t = spread
+    else:
+        outputs_t = means.view(1, 3, 1).expand(1, 3, 3)
+    batch = Batch(
+        obs_tm1=torch.zeros(1, 1),
+        a_tm1=torch.tensor([0]),
+        r_t=torch.tensor([0.25]),
+        discount_t=torch.tensor([0.5]),
+        obs_t=torch.zeros(1, 1),
+        weight=torch.ones(1),
+        allowed_t=torch.tensor([[True, False, True]]),
+    )
+    fit = make_head(config, torch.device("cpu")).fit(
+        batch, torch.zeros_like(outputs_t), outputs_t, outputs_t if double else None
+    )
+    assert support((-1.0, 1.0), 3).tolist() == [-1.0, 0.0, 1.0]
+    torch.testing.assert_close(fit.target, torch.tensor([0.25]), rtol=0, atol=1e-5)
 
 
 def bandit_minibatch(rewards: np.ndarray, make: Callable[..., Minibatch]) -> Minibatch:

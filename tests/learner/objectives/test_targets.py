@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.objectives.targets import double_q_target, q_learning_target, tabular_backup
+from learner.objectives.targets import double_q_target, masked, q_learning_target, tabular_backup
+
+R_T, DISCOUNT_T = torch.tensor([1.0, -1.0]), torch.tensor([0.5, 0.5])
+
+
+ALLOWED_T = torch.tensor([[True, False, True], [False, True, False]])
 
 
 def test_worked_example() -> None:
@@ -16,7 +21,7 @@ def test_worked_example() -> None:
     torch.testing.assert_close(target - torch.tensor([12.4]), torch.tensor([2.46]))
 
 
-def test_terminal_row_is_its_reward_and_truncated_row_bootstraps() -> None:
+def test_a_terminal_transition_is_its_reward_and_a_truncated_one_bootstraps() -> None:
     r_t, discount_t = torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.99])
     q_t = torch.tensor([[5.0, 100.0], [5.0, 100.0]])
     torch.testing.assert_close(q_learning_target(r_t, discount_t, q_t), torch.tensor([1.0, 100.0]))
@@ -32,7 +37,7 @@ def test_double_q_takes_the_online_choice_at_the_target_value() -> None:
 
 
 @given(seed=st.integers(0, 2**31), batch_size=st.integers(1, 9), num_actions=st.integers(1, 5))
-def test_targets_equal_their_definition_row_by_row(seed: int, batch_size: int, num_actions: int) -> None:
+def test_targets_equal_their_definition_one_by_one(seed: int, batch_size: int, num_actions: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     r_t, discount_t = torch.randn(2, batch_size, generator=generator)
     q_online, q_target = torch.randn(2, batch_size, num_actions, generator=generator)
@@ -44,6 +49,42 @@ def test_targets_equal_their_definition_row_by_row(seed: int, batch_size: int, n
         assert float(single[row]) == pytest.approx(reward + discount * max(values), abs=1e-5)
         chosen = values[choices.index(max(choices))]
         assert float(double[row]) == pytest.approx(reward + discount * chosen, abs=1e-5)
+
+
+def test_the_maximum_is_over_allowed_actions() -> None:
+    q_t = torch.tensor([[3.0, 9.0, -4.0], [8.0, -2.0, 8.0]])
+    target = q_learning_target(R_T, DISCOUNT_T, q_t, ALLOWED_T)
+    torch.testing.assert_close(target, torch.tensor([2.5, -2.0]))
+    everything = torch.ones_like(ALLOWED_T)
+    torch.testing.assert_close(
+        q_learning_target(R_T, DISCOUNT_T, q_t, everything), q_learning_target(R_T, DISCOUNT_T, q_t)
+    )
+
+
+def test_the_online_network_chooses_among_allowed_actions() -> None:
+    # The online network likes action 1 best in the first row, of the others action 2; the target network
+    # values that at 10, though it likes action 0 better.
+    online = torch.tensor([[0.0, 9.0, 1.0], [9.0, 0.0, 9.0]])
+    target = torch.tensor([[20.0, 99.0, 10.0], [99.0, -4.0, 99.0]])
+    y = double_q_target(R_T, DISCOUNT_T, online, target, ALLOWED_T)
+    torch.testing.assert_close(y, torch.tensor([6.0, -3.0]))
+
+
+def test_a_terminal_transition_without_any_allowed_action_is_its_reward() -> None:
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    q_t, ended = torch.full((2, 3), 7.0), torch.zeros(2)
+    assert q_learning_target(R_T, ended, q_t, nothing).tolist() == [1.0, -1.0]
+    assert double_q_target(R_T, ended, q_t, q_t, nothing).tolist() == [1.0, -1.0]
+
+
+def test_not_a_number_stays_visible_under_a_mask() -> None:
+    q_t = torch.tensor([[torch.nan, 9.0, -4.0], [8.0, -2.0, 8.0]])
+    assert q_learning_target(R_T, DISCOUNT_T, q_t, ALLOWED_T).isnan().tolist() == [True, False]
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"allowed has shape \[2, 1\], expected \[2, 3\]"):
+        masked(torch.zeros(2, 3), torch.ones(2, 1, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +117,7 @@ def test_tabular_backup_by_hand() -> None:
     torch.testing.assert_close(q[0, 0], torch.tensor(12.4))
 
 
-def test_tabular_backup_of_a_terminal_row_does_not_bootstrap() -> None:
+def test_tabular_backup_of_a_terminal_transition_does_not_bootstrap() -> None:
     q = torch.tensor([[0.0, 2.0], [50.0, 60.0]])
     backed_up = tabular_backup(q, s_tm1=0, a_tm1=1, r_t=-1.0, discount_t=0.0, s_t=1, alpha=1.0)
     torch.testing.assert_close(backed_up, torch.tensor([[0.0, -1.0], [50.0, 60.0]]))

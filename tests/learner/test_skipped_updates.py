@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from learner.config import NetworkSpec
-from learner.health import Figures, append_skipped, skipped_batch, summary
-from learner.update import SkippedUpdate
+from learner.skipped_updates import ArraySummary, SkippedUpdate, append_skipped, skipped_batch, summary
 from replay_service.messages import Minibatch
 
 SPEC = NetworkSpec((4,), "float32", None, 3, stack=1)
 
 
 def test_summary_leaves_out_and_counts_what_is_not_finite() -> None:
-    assert summary(np.array([[3.0, np.nan], [-np.inf, -2.0]])) == Figures(-2.0, 3.0, 2)
-    assert summary(np.array([7, 250], np.uint8)) == Figures(7.0, 250.0, 0)
+    assert summary(np.array([[3.0, np.nan], [-np.inf, -2.0]])) == ArraySummary(-2.0, 3.0, 2)
+    assert summary(np.array([7, 250], np.uint8)) == ArraySummary(7.0, 250.0, 0)
     nothing = summary(np.array([np.nan, np.inf]))
     assert nothing.not_finite == 2
     assert math.isnan(nothing.smallest)

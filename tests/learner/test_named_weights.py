@@ -1,5 +1,3 @@
-"""Beginning with given weights."""
-
 from __future__ import annotations
 
 import numpy as np
@@ -7,24 +5,9 @@ import pytest
 
 from learner.config import LearnerConfig, NetworkSpec
 from learner.named_weights import flat_weights, named_weights
-from learner.update import UpdateStep
 
 SPEC = NetworkSpec((4,), "float32", None, 2, stack=1)
 CONFIG = LearnerConfig(hidden_sizes=(8,), normalize_observations=True)
-
-
-def test_both_networks_and_the_statistics_begin_with_them() -> None:
-    step = UpdateStep(SPEC, CONFIG, seed=0)
-    network = 4 * 8 + 8 + 8 * 2 + 2
-    rng = np.random.default_rng(0)
-    weights = np.concatenate([rng.normal(size=network + 4), rng.uniform(0.2, 3.0, 4)]).astype(np.float32)
-    step.start_from(weights)
-    state = step.state().tensors
-    np.testing.assert_array_equal(state["online"], weights[:network])
-    np.testing.assert_array_equal(state["target"], weights[:network])
-    np.testing.assert_allclose(step.weights(), weights, rtol=1e-6)
-    with pytest.raises(ValueError, match=r"there are \[65\] weights, this network takes \[66\]"):
-        step.start_from(weights[:-1])
 
 
 def test_names_make_the_vector_and_differences_are_named() -> None:
@@ -43,3 +26,8 @@ def test_names_make_the_vector_and_differences_are_named() -> None:
     named["layers.1.weight"] = named["layers.1.weight"].T
     with pytest.raises(ValueError, match=r"bias is missing there, \[8\] here.*is \[8, 2\] there, \[2, 8\]"):
         flat_weights(SPEC, CONFIG, named)
+
+
+def test_a_vector_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"have shape \[65\], this network takes \[66\]"):
+        named_weights(SPEC, CONFIG, np.zeros(65, np.float32))

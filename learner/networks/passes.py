@@ -1,0 +1,62 @@
+"""How the passes of a network are computed: by hand, by autograd, in bfloat16, compiled.
+
+Owns that choice; must not import objectives, the update step or the loop.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from learner.batch import Observations
+from learner.config import LearnerConfig, NetworkSpec
+from learner.networks.build import Mlp, build_network, zero_observations
+from learner.networks.flat import FlatNetwork
+from learner.networks.mlp_gradient import FlatMlp
+
+
+def flat_network(spec: NetworkSpec, config: LearnerConfig, device: torch.device) -> FlatNetwork:
+    """The configured network over one weight vector; a plain MLP gets passes by hand, others use autograd."""
+    network = build_network(spec, config)
+    if config.precision == "bfloat16":
+        return FlatNetwork(InBfloat16(network, device), device)
+    return FlatMlp(network, device) if isinstance(network, Mlp) else FlatNetwork(network, device)
+
+
+class InBfloat16(nn.Module):
+    """A network computed under autocast to bfloat16; its weights and outputs are float32."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self._network = network
+        self._device_type = device.type
+
+    def forward(self, observations: Observations) -> Tensor:
+        """As the network's."""
+        with torch.autocast(self._device_type, torch.bfloat16):
+            outputs: Tensor = self._network(observations)
+        return outputs.float()
+
+
+def compile_passes(online: FlatNetwork, target: FlatNetwork, spec: NetworkSpec, config: LearnerConfig) -> str:
+    """Compiles the passes of both networks for learner.batch_size.
+
+    Without a compiler, leaves them as they are. Returns a sentence about it for the run's user.
+    """
+    if isinstance(online, FlatMlp):
+        return "learner.compile changes nothing: the passes of a plain MLP are written by hand"
+    began = perf_counter()
+    observations = zero_observations(spec, config.batch_size, online.weights.device)
+    try:
+        for network in (online, target):
+            network.compile()
+            network.evaluate(observations)
+        online.backward(torch.zeros_like(online.forward(observations)))
+    except RuntimeError as error:  # whatever torch.compile raises is one
+        for network in (online, target):
+            network.uncompile()
+        reason = str(error).strip().splitlines()[0]
+        return f"warning: learner.compile is true, but torch.compile failed; going on without: {reason}"
+    return f"the learner's passes were compiled in {perf_counter() - began:.1f} s"

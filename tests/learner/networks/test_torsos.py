@@ -1,0 +1,100 @@
+"""Torsos against the papers' sizes and against the same layers written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from learner.config import LearnerConfig, NetworkSpec
+from learner.networks.build import build_network
+from learner.networks.torsos import DenseTorso, JoinedTorso, ResidualBlock
+
+
+def test_nature_cnn_has_the_sizes_of_the_paper() -> None:
+    network = build_network(NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), LearnerConfig())
+    sizes = [tuple(parameter.shape) for parameter in network.parameters()]
+    assert sizes[0::2] == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "stack", "to_channels_first"),
+    [
+        ((4, 44, 36), 4, (0, 1, 2, 3)),
+        ((44, 36, 3), 1, (0, 3, 1, 2)),
+        ((3, 44, 36), 1, (0, 1, 2, 3)),
+        ((2, 44, 36, 3), 2, (0, 1, 4, 2, 3)),
+    ],
+)
+def test_nature_cnn_sees_the_same_image_in_every_layout(
+    shape: tuple[int, ...], stack: int, to_channels_first: tuple[int, ...]
+) -> None:
+    network = build_network(NetworkSpec(shape, "uint8", None, 2, stack), LearnerConfig())
+    images = np.random.default_rng(0).integers(256, size=(5, *shape), dtype=np.uint8)
+    plain = images.transpose(to_channels_first).reshape(5, -1, 44, 36).astype(np.float32) / 255
+    first, *others = [parameter.detach() for parameter in network.parameters()]
+    bias, w2, b2, w3, b3, w4, b4, w5, b5 = others
+    conv2d, relu = torch.nn.functional.conv2d, torch.relu
+    hidden = relu(conv2d(torch.from_numpy(plain), first, bias, stride=4))
+    hidden = relu(conv2d(relu(conv2d(hidden, w2, b2, stride=2)), w3, b3))
+    expected = relu(hidden.flatten(1) @ w4.T + b4) @ w5.T + b5
+    torch.testing.assert_close(network(torch.from_numpy(images)).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_impala_cnn_has_the_sizes_of_the_paper() -> None:
+    network = build_network(
+        NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), LearnerConfig(network="impala_cnn")
+    )
+    sizes = [tuple(parameter.shape) for parameter in network.parameters()][0::2]
+    sections = [
+        size
+        for before, channels in [(4, 16), (16, 32), (32, 32)]
+        for size in [(channels, before, 3, 3), *[(channels, channels, 3, 3)] * 4]
+    ]
+    assert sizes == [*sections, (256, 32 * 11 * 11), (6, 256)]
+
+
+def test_a_residual_block_adds_to_what_enters_it() -> None:
+    block = ResidualBlock(2, layer_norm=False)
+    inputs = torch.randn(3, 2, 5, 5)
+    first, second = (module for module in block.layers if isinstance(module, nn.Conv2d))
+    torch.testing.assert_close(block(inputs), inputs + second(torch.relu(first(torch.relu(inputs)))))
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(block(inputs), inputs)
+
+
+def test_minatar_cnn_has_the_sizes_of_the_paper() -> None:
+    """Young and Tian 2019, section 4: 16 filters of 3 x 3 at stride 1, then 128 units."""
+    network = build_network(
+        NetworkSpec((10, 10, 4), "|b1", None, 6, stack=1), LearnerConfig(network="minatar_cnn")
+    )
+    shapes = [tuple(parameter.shape) for parameter in network.parameters()]
+    assert shapes == [(16, 4, 3, 3), (16,), (128, 16 * 8 * 8), (128,), (6, 128), (6,)]
+
+
+def test_flags_enter_a_network_as_zeros_and_ones() -> None:
+    spec = NetworkSpec((10, 10, 4), "|b1", None, 3, stack=1)
+    network = build_network(spec, LearnerConfig(network="minatar_cnn"))
+    flags = torch.rand(5, 10, 10, 4) < 0.3
+    channels_first = flags.permute(0, 3, 1, 2).float()
+    convolution = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    hidden = torch.relu(convolution(channels_first)).flatten(1)
+    expected = network.advantage(hidden)
+    assert torch.allclose(network(flags), expected, atol=1e-6)
+
+
+def test_float_images_are_taken_as_they_are_and_bytes_in_units_of_255() -> None:
+    config = LearnerConfig(network="nature_cnn")
+    bytes_spec = NetworkSpec((36, 36, 3), "uint8", None, 2, stack=1)
+    network = build_network(bytes_spec, config)
+    images = torch.randint(256, (2, 36, 36, 3), dtype=torch.uint8)
+    torch.testing.assert_close(network(images), network(images / 255))
+
+
+def test_features_are_joined_in_the_order_of_the_parts() -> None:
+    torso = JoinedTorso({"a": DenseTorso((2,), False), "b": DenseTorso((1,), False)})
+    joined = torso({"b": torch.tensor([[7.0]]), "a": torch.tensor([[1.0, 2.0]])})
+    assert joined.tolist() == [[1.0, 2.0, 7.0]]
