@@ -16,7 +16,7 @@ def test_observations_are_the_ends_of_a_window() -> None:
     window = np.arange(2 * 3).reshape(2, 3)
     assert [part.tolist() for part in observations(window, 2)] == [[[0, 1], [3, 4]], [[1, 2], [4, 5]]]
     assert [part.tolist() for part in observations(window[:, :2], 1)] == [[0, 3], [1, 4]]
-    images = np.zeros((5, 8, 36, 40), np.uint8)  # n-step rows of 4-frame stacks
+    images = np.zeros((5, 8, 36, 40), np.uint8)  # n-step transitions of 4-frame stacks
     assert [part.shape for part in observations(images, 4)] == [(5, 4, 36, 40)] * 2
     assert observations(images, 4)[0].base is not None
 

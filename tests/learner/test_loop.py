@@ -188,9 +188,9 @@ def test_norms_before_and_after_clipping_and_the_target_gap(
     list_source: Any, table_minibatch: MinibatchMaker
 ) -> None:
     # Gradients -2 td / B = -3 and -4, then a tenth: norms 5 and 0.5, of which a limit of 1 leaves 1 and 0.5.
-    rows = [[(0, 0, scale * 3.0, 0.0, 0), (1, 0, scale * 4.0, 0.0, 0)] for scale in (1.0, 0.1)]
+    pairs = [[(0, 0, scale * 3.0, 0.0, 0), (1, 0, scale * 4.0, 0.0, 0)] for scale in (1.0, 0.1)]
     spec = NetworkSpec((), "int64", 2, 1, stack=1)
-    source = list_source([table_minibatch(pair) for pair in rows])
+    source = list_source([table_minibatch(pair) for pair in pairs])
     config = LearnerConfig(optimizer="sgd", learning_rate=1e-6, max_grad_norm=1.0)
     report, _ = Learner(config, spec, source, seed=0, threads=1).learn(2)
     assert report.grad_norm_mean == pytest.approx(2.75, rel=1e-4)

@@ -95,14 +95,15 @@ def test_sgd_moves_weights_by_the_gradient_of_the_pure_functions(
 def test_table_under_sgd_is_the_tabular_backup_bit_for_bit(table_minibatch: MinibatchMaker) -> None:
     # The gradient of mean td^2 is -2 td / B, so a rate of alpha B / 2 moves each entry by alpha td. With
     # alpha and B powers of two the scaling rounds nothing, so that the two ways agree in every bit.
-    alpha, rows = 0.5, [(0, 1, 1.0, 0.99, 2), (1, 0, -0.3, 0.97, 0), (2, 2, 0.7, 0.0, 1), (3, 1, 2.0, 0.9, 3)]
+    alpha = 0.5
+    transitions = [(0, 1, 1.0, 0.99, 2), (1, 0, -0.3, 0.97, 0), (2, 2, 0.7, 0.0, 1), (3, 1, 2.0, 0.9, 3)]
     table = np.random.default_rng(5).normal(size=(4, 3)).astype(np.float32)
-    config = LearnerConfig(optimizer="sgd", learning_rate=alpha * len(rows) / 2, max_grad_norm=None)
+    config = LearnerConfig(optimizer="sgd", learning_rate=alpha * len(transitions) / 2, max_grad_norm=None)
     step = table_step(table, config)
-    run(step, TABLE, table_minibatch(rows))
-    # Every row backs up from the old table, which is what the target network still holds.
+    run(step, TABLE, table_minibatch(transitions))
+    # Every transition backs up from the old table, which is what the target network still holds.
     expected = torch.from_numpy(table.copy())
-    for s_tm1, a_tm1, r_t, discount_t, s_t in rows:
+    for s_tm1, a_tm1, r_t, discount_t, s_t in transitions:
         one = tabular_backup(torch.from_numpy(table), s_tm1, a_tm1, r_t, discount_t, s_t, alpha)
         expected[s_tm1, a_tm1] = one[s_tm1, a_tm1]
     np.testing.assert_array_equal(step.weights().reshape(4, 3), expected)
@@ -120,17 +121,17 @@ def test_terminal_transitions_do_not_bootstrap_and_truncated_ones_do(table_minib
 
 def test_single_q_ignores_and_double_q_follows_the_online_choice(table_minibatch: MinibatchMaker) -> None:
     online, target = np.array([[0.0, 0.0], [3.0, 1.0]]), np.array([[0.0, 0.0], [10.0, 20.0]])
-    rows = table_minibatch([(0, 0, 0.0, 0.5, 1)])
+    minibatch = table_minibatch([(0, 0, 0.0, 0.5, 1)])
     for double, td_error in [(False, 10.0), (True, 5.0)]:
         step = table_step(online, LearnerConfig(optimizer="sgd", double=double), target)
-        np.testing.assert_allclose(run(step, TABLE, rows), [td_error])
+        np.testing.assert_allclose(run(step, TABLE, minibatch), [td_error])
 
 
 def test_importance_weights_scale_the_change_and_not_the_td_error(table_minibatch: MinibatchMaker) -> None:
     config = LearnerConfig(optimizer="sgd", learning_rate=1.5, max_grad_norm=None)  # alpha 1 for B = 3
     step = table_step(np.zeros((3, 1)), config)
-    rows = [(state, 0, 8.0, 0.0, 0) for state in range(3)]
-    td_errors = run(step, TABLE, table_minibatch(rows, weight=[1.0, 0.25, 0.0]))
+    transitions = [(state, 0, 8.0, 0.0, 0) for state in range(3)]
+    td_errors = run(step, TABLE, table_minibatch(transitions, weight=[1.0, 0.25, 0.0]))
     np.testing.assert_allclose(td_errors, [8.0, 8.0, 8.0])
     np.testing.assert_allclose(step.weights(), [8.0, 2.0, 0.0])
 

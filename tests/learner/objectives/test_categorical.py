@@ -55,7 +55,7 @@ def test_mean_is_over_the_softmax() -> None:
     [
         # 0 + 1 * z falls on the atoms: floor equals ceiling, and no mass may vanish.
         (0.0, 1.0, [0.2, 0.3, 0.5], [0.2, 0.3, 0.5]),
-        # 0.25 + 0.5 z = 0.25, 0.75, 1.25: the lower neighbour gets what is left over, not the distance.
+        # 0.25 + 0.5 z = 0.25, 0.75, 1.25: the lower neighbor gets what is left over, not the distance.
         (0.25, 0.5, [1.0, 0.0, 0.0], [0.75, 0.25, 0.0]),
         (0.25, 0.5, [0.2, 0.3, 0.5], [0.15 + 0.075, 0.05 + 0.225 + 0.375, 0.125]),
         # Terminal: all mass at the reward, whatever the next distribution.
