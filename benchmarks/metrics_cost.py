@@ -161,7 +161,7 @@ def serial_costs() -> dict[str, Cost]:
             ("shard metrics", ShardMeter, ("drawn", "read")),
             ("learner", Learner, ("learn",)),
             ("learner", ReplaySampler, ("next_minibatch", "give_back")),
-            # Not UpdateMeter.add and PhaseTimer.enter: they take 0.3 us, which timing would make ten times that.
+            # Not UpdateMeter.add and PhaseTimer.enter: of their 0.3 us, timing would make ten times as much.
             ("learner metrics", UpdateMeter, ("_sum_up", "take")),
             ("learner metrics", counting, ("add", "read")),
             ("evaluator", Evaluator, ("evaluate",)),
