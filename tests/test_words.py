@@ -104,10 +104,14 @@ ALLOWED: dict[tuple[str, str], str] = {
 }
 """(file, word) -> why it may stand there."""
 
-SKIPPED = ("LICENSE", "*.svg")
-"""Files that are not of our own wording: a license, drawn curves."""
+SKIPPED = {
+    "LICENSE": "not our wording",
+    "*.svg": "drawn by matplotlib",
+    "tests/data/run_6afb764/*": "written by an older version",
+}
+"""Files that are not read -> why."""
 
-NOT_YET = ("actors", "benchmarks", "cluster", "docs", "replay_service", "tests")
+NOT_YET = ("actors", "benchmarks", "cluster", "docs", "tests")
 """Folders that still have such words. Goes when the list is empty."""
 
 _NAME = re.compile(r"[^\W\d_]\w*|_\w+", re.ASCII)
@@ -199,7 +203,7 @@ def test_every_exception_is_needed_and_has_a_reason() -> None:
     }
     listed = {*((file, "row") for file in TABLES), *((file, "figure") for file in PLOTS), *ALLOWED}
     assert listed - used == {("tests/test_words.py", "*")}
-    assert all((*NAMES.values(), *TABLES.values(), *PLOTS.values(), *ALLOWED.values()))
+    assert all((*NAMES.values(), *TABLES.values(), *PLOTS.values(), *ALLOWED.values(), *SKIPPED.values()))
 
 
 @pytest.mark.parametrize(
