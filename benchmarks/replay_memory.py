@@ -23,8 +23,9 @@ import numpy as np
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.rollout import EnvActor
-from cluster.engines.engine import Need
+from cluster.engines.engine import Engine, Need
 from cluster.engines.ray_engine import RayEngine
+from cluster.engines.serial_engine import SerialEngine
 from cluster.runtime.shard_calls import EngineTransport
 from replay_service.block import TransitionBlock
 from replay_service.codec import encode
@@ -36,7 +37,7 @@ from replay_service.messages import (
     SampleRequest,
     ShardStatus,
 )
-from replay_service.sampler import LocalTransport, ReplaySampler, ShardTransport
+from replay_service.sampler import ReplaySampler
 from replay_service.shard import ReplayShard
 
 GAMES = ("Pong", "Breakout", "Seaquest")
@@ -113,7 +114,7 @@ def make_shard(compression: Compression, blocks: list[TransitionBlock]) -> Repla
     )
 
 
-class ShardProcess:
+class EngineShard:
     """A shard as an engine spawns it."""
 
     def __init__(self, compression: Compression, block: TransitionBlock) -> None:
@@ -127,17 +128,6 @@ class ShardProcess:
 
     def status(self) -> ShardStatus:
         return self._shard.status()
-
-
-def sampler_over(transport: ShardTransport, prefetch_requests: int) -> ReplaySampler:
-    return ReplaySampler(
-        ReplayConfig(sampling="prioritized"),
-        transport,
-        batch_size=BATCH_SIZE,
-        minibatches_per_request=1,
-        prefetch_requests=prefetch_requests,
-        rng=np.random.default_rng(0),
-    )
 
 
 def throughput_ratio(plain: Callable[[], object], packed: Callable[[], object]) -> tuple[float, float, float]:
@@ -159,8 +149,8 @@ def throughput_ratio(plain: Callable[[], object], packed: Callable[[], object]) 
     )
 
 
-def in_process(blocks: list[TransitionBlock]) -> dict[str, float]:
-    """Bytes, milliseconds and ratios of one game, by the column of the table."""
+def shards_alone(blocks: list[TransitionBlock]) -> dict[str, float]:
+    """Bytes, milliseconds and the ratio of draws alone, by the column of the table."""
     measured: dict[str, float] = {}
     shards = {}
     for kind in KINDS:
@@ -175,8 +165,6 @@ def in_process(blocks: list[TransitionBlock]) -> dict[str, float]:
     measured["shard"], measured["plain ms"], measured["lz4 ms"] = throughput_ratio(
         lambda: plain.exchange(None, request), lambda: packed.exchange(None, request)
     )
-    a, b = (sampler_over(LocalTransport([shard]), 0) for shard in (plain, packed))
-    measured["sampler"], *_ = throughput_ratio(lambda: a.next_minibatch(0), lambda: b.next_minibatch(0))
     return measured
 
 
@@ -190,21 +178,29 @@ def ray_engine() -> Iterator[RayEngine]:
         engine.close()
 
 
-def over_ray(engine: RayEngine, blocks: list[TransitionBlock]) -> tuple[float, float, float]:
+def minibatches_over(engine: Engine, blocks: list[TransitionBlock]) -> float:
+    """The ratio of whole minibatches at the learner, with shards that the engine spawns."""
     samplers = []
     handles = []
     for kind in KINDS:
-        handle = engine.spawn(f"shard-{kind}", ShardProcess, kind, blocks[0], need=Need())
+        handle = engine.spawn(f"shard-{kind}", EngineShard, kind, blocks[0], need=Need())
         handles.append(handle)
         for encoded in pushes(blocks):
             engine.get(engine.call(handle, "insert", encoded)[0])
-        # Nothing in flight while the other is timed.
-        samplers.append(sampler_over(EngineTransport(engine.calls, [handle]), 0))
+        sampler = ReplaySampler(
+            ReplayConfig(sampling="prioritized"),
+            EngineTransport(engine.calls, [handle]),
+            batch_size=BATCH_SIZE,
+            minibatches_per_request=1,
+            prefetch_requests=0,  # nothing is in flight while the other is timed
+            rng=np.random.default_rng(0),
+        )
+        samplers.append(sampler)
     plain, packed = samplers
-    result = throughput_ratio(lambda: plain.next_minibatch(0), lambda: packed.next_minibatch(0))
+    ratio, *_ = throughput_ratio(lambda: plain.next_minibatch(0), lambda: packed.next_minibatch(0))
     for handle in handles:
         engine.kill(handle)
-    return result
+    return ratio
 
 
 def main() -> None:
@@ -221,8 +217,9 @@ def main() -> None:
     with ray_engine() as engine:
         for game in GAMES:
             blocks = play(game, seconds)
-            measured = in_process(blocks)
-            measured["ray"], *_ = over_ray(engine, blocks)
+            measured = shards_alone(blocks)
+            measured["sampler"] = minibatches_over(SerialEngine(), blocks)
+            measured["ray"] = minibatches_over(engine, blocks)
             rows.append(measured)
             print_row(game, measured)
     print_row("mean", {name: fmean(row[name] for row in rows) for name in rows[0]})

@@ -24,7 +24,7 @@ from cluster.engines.ray_engine import RayEngine
 from cluster.runtime.roles import RoleContext, ShardRole
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
 from cluster.settings.config import RunConfig
-from replay_service import sampler as sampler_module
+from replay_service import window_slots
 from replay_service.block import BlockSchema
 from replay_service.messages import SampleRequest
 from replay_service.sampler import ReplaySampler
@@ -113,7 +113,7 @@ def print_windows(engine: RayEngine, shard: Handle) -> None:
     for batch in (2, 4, 8, 32, 128, BATCH):
         samplers = []
         for min_slot_bytes in (1 << 60, 0):
-            with patch.object(sampler_module, "MIN_SLOT_BYTES", min_slot_bytes):
+            with patch.object(window_slots, "MIN_SLOT_BYTES", min_slot_bytes):
                 sampler = ReplaySampler(
                     CONFIG,
                     EngineTransport(engine.calls, [shard]),

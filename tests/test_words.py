@@ -68,7 +68,6 @@ TABLES = {
     "actors/policy.py": "rows of weight matrices",
     "learner/networks/*.py": "rows of matrices and batches",
     "learner/objectives/categorical.py": "rows of the matrices [B, N]",
-    "replay_service/compressed_frame_store.py": "rows of the array target [M, W, ...]",
     "replay_service/sharding.py": "rows of the count matrix [K, S]",
     "benchmarks/family_tasks.py": "rows of a Markdown table",
     "benchmarks/naive_study.py": "rows of a Markdown table",
