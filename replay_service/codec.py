@@ -156,7 +156,7 @@ def _check_prefix(data: np.ndarray, max_body_bytes: int) -> tuple[int, int, int]
 
 
 def _check_transitions(block: TransitionBlock) -> None:
-    """Raises BlockError where values of a block with transitions break the invariants of TransitionBlock."""
+    """Raises BlockError if values break the invariants of TransitionBlock; the block has transitions."""
     first, obs, following = block.first_frame, block.obs_frame, block.next_frame
     # In this order: the difference of two int32 indices may wrap around unless both lie in [0, F).
     rules = (

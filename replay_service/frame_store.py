@@ -15,7 +15,7 @@ from replay_service.block import FrameField
 class FrameStore:
     """The newest `num_frames` frames of every field; frame number f lies at f % num_frames.
 
-    Frames never written are 0. The operating system provides a page only when it is first written.
+    Frames never written are 0, and their pages take no memory.
     """
 
     def __init__(self, fields: tuple[FrameField, ...], num_frames: int) -> None:

@@ -155,7 +155,7 @@ class Minibatch:
         index: number of this minibatch, to be given back with its TD errors.
         keys: [B] int64, shard after shard; None if the source has no shards.
         transitions_per_shard: [S] int64, how many of them each shard drew; None if the source has no shards.
-        asked_at_update: updates done when it was requested, and so the age of its priorities; None if the
+        asked_at_update: updates done when it was requested; its priorities are of that time. None if the
             source does not prefetch.
         waited_seconds: how long the source waited for replies before it had this minibatch.
     """

@@ -138,10 +138,7 @@ class ReplaySampler(Generic[Ticket]):
         )
 
     def refresh(self) -> None:
-        """Drops all that is drawn, in flight or not sent yet, and asks every shard for its status.
-
-        For a checkpoint.
-        """
+        """At a checkpoint: drops all that is drawn, in flight or not sent yet; asks every shard's status."""
         self._retire_staged()
         self._in_flight.clear()
         self._handed_out.clear()

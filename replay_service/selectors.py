@@ -32,9 +32,9 @@ class Selector(Protocol):
         """Largest p^alpha held, and the sum of their squares; reads all of them."""
 
     def insert(self, first_key: int, td_errors: np.ndarray, oldest_key: int) -> None:
-        """Adds the keys from first_key on with absolute TD errors [M]; then holds no key below oldest_key.
+        """Adds M keys from first_key on with absolute TD errors [M], and drops all keys below oldest_key.
 
-        At most `capacity` keys may be held after that.
+        At most `capacity` keys may remain.
         """
 
     def set_priorities(self, keys: np.ndarray, td_errors: np.ndarray) -> None:

@@ -17,7 +17,7 @@ _FIELDS = ("action", "reward", "discount", "policy_version", "keys", "probabilit
 
 
 class Staging:
-    """The K minibatches of one request, each of B transitions, shard after shard; the next request reuses it.
+    """The K minibatches of a request, B transitions each, ordered by shard; all requests use the same arrays.
 
     Large windows are staged in a slot, of which each request in flight has its own: the shards of this host
     write there themselves, and only windows from other hosts are copied. Everything else is copied once.
@@ -25,11 +25,11 @@ class Staging:
     Attributes:
         transitions: field name -> [K, B], for action, reward, discount, policy_version, keys and probability.
         windows: field name -> [K, B, W, *shape], writable and contiguous.
-        slots: of requests in flight, and of the one that is staged.
+        slots: memory for the windows of the requests in flight.
     """
 
     def __init__(self, reply: SampleReply, num_minibatches: int, batch_size: int) -> None:
-        """Takes the dtypes and shapes from `reply`, which any shard may have sent, with its windows."""
+        """Takes dtypes and shapes from a reply of any shard, with windows."""
         shape = (num_minibatches, batch_size)
         self.transitions = {name: np.empty(shape, getattr(reply, name).dtype) for name in _FIELDS}
         self._window_arrays = tuple(
@@ -41,11 +41,11 @@ class Staging:
         self.slots = SlotPool(self._window_arrays)
 
     def stage(self, replies: Mapping[int, SampleReply], counts: np.ndarray, slot: WindowSlot | None) -> None:
-        """Replaces the minibatches by those in `replies`, shard -> reply.
+        """Replaces the minibatches by those of `replies` (shard -> reply).
 
-        counts: [K, S] of the request; slot: of the request, with the windows that are not in replies.
+        counts: [K, S], as requested; slot: of the request, with the windows that replies do not carry.
 
-        Raises RuntimeError where a shard drew other counts.
+        Raises RuntimeError if a shard drew other counts.
         """
         if slot is not None:
             self.windows = slot.windows

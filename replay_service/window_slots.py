@@ -1,4 +1,4 @@
-"""Memory that a learner shares with the shards of its host, which gather windows where it reads them.
+"""Memory shared by a learner and the shards of its host, which gather windows where the learner reads them.
 
 Owns the slots, their addresses and their mappings; must not import anything but numpy.
 """

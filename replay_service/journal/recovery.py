@@ -39,7 +39,7 @@ from replay_service.transition_store import CapacityError, TransitionStore
 
 @dataclass(frozen=True)
 class DamagedSegment:
-    """A segment of which parts were skipped: single records, and all bytes after a head that is wrong."""
+    """A segment that was read in part: damaged records and all bytes after a damaged head were skipped."""
 
     name: str
     reason: str
@@ -56,7 +56,7 @@ class RecoveryReport:
 
 
 class FoundJournal:
-    """The segments in a folder. A record torn at the very end is removed from its file."""
+    """The segments in a folder. An incomplete record at the very end is removed from its file."""
 
     def __init__(self, folder: Path) -> None:
         """Raises OSError where the folder or a file cannot be read."""
@@ -82,7 +82,7 @@ class FoundJournal:
             self._segments.append(segment)
 
     def first_key(self, lowest: int, capacity: int) -> int:
-        """The key for the first transition found: `lowest` or slightly more, so that it keeps its slot.
+        """The new key of the first transition found: the first one from `lowest` on that has its old slot.
 
         Raises ValueError if the journal has keys from `lowest` on: incarnations must rise.
         """
@@ -96,9 +96,11 @@ class FoundJournal:
     def replay(
         self, schema: BlockSchema, store: TransitionStore, selector: Selector
     ) -> tuple[JournalWriter, Delivered, RecoveryReport]:
-        """Fills store and selector, which are empty; returns the journal to go on with, and what it knows.
+        """Fills the store and the selector, which are empty.
 
         A transition gets the priority of the last checkpoint that has one for it, else its initial one.
+
+        Returns the journal to be continued, the state that it recorded, and what could not be read back.
         """
         delivered = Delivered({}, 0, 0)
         runs: deque[KeyRun] = deque()
@@ -154,7 +156,7 @@ def _insert(
     store: TransitionStore,
     selector: Selector,
 ) -> Delivered:
-    """Stores the record's transitions and adds them to the runs; returns what was delivered up to now."""
+    """Stores the record's transitions and adds them to the runs; returns the state after it."""
     block = decode(record.payload, expected_schema=schema)
     first_key = store.insert(block)
     selector.insert(first_key, block.priority, store.oldest_key)
@@ -169,7 +171,7 @@ def _insert(
 
 
 def _renamed(runs: deque[KeyRun], renames: Sequence[KeyRun]) -> deque[KeyRun]:
-    """The runs by the keys that later records use; transitions that the journal had lost are left out."""
+    """The runs, with the keys of later records as `old`; transitions that were lost are left out."""
     renamed: deque[KeyRun] = deque()
     for rename in renames:
         for run in runs:

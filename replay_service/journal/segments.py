@@ -53,7 +53,7 @@ class Delivered:
     env_steps_total: int
 
     def after(self, block: TransitionBlock) -> Delivered:
-        """The same with one more block."""
+        """The state after one more block."""
         return Delivered(
             {**self.writers, block.writer: (block.incarnation, block.sequence + 1)},
             self.inserted_transitions_total + block.num_transitions,
@@ -63,7 +63,7 @@ class Delivered:
 
 @dataclass(frozen=True)
 class KeyRun:
-    """`count` consecutive transitions to which recovery gave the keys from `new` on instead of `old` on."""
+    """`count` transitions whose keys recovery changed from `old`, old + 1, ... to `new`, new + 1, ..."""
 
     old: int
     new: int

@@ -1,4 +1,4 @@
-"""What a machine that loses power finds again: syncs of data and names, in the order that makes them safe."""
+"""Data and names are synced in the order that makes them safe when a machine loses power."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards with a journal: what they are given and what they hold."""
+"""Helpers for shards with a journal: make them, push to them, read what they hold."""
 
 from __future__ import annotations
 
