@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.recorded_runs import read_runs, write_runs
 from cluster.api import train
-from cluster.report import data as report_data
+from cluster.report import runs as recorded
 from cluster.settings.load_config import PRESETS, load_config
 
 DATA = PRESETS.parent / "docs" / "learning_curves.json"
@@ -102,7 +102,7 @@ def one_run(name: str, seed: int, run_dir: Path, seconds: float | None) -> Run:
 
 def read_run(name: str, seed: int, run_dir: Path) -> Run:
     """The run so far, from its directory."""
-    told = report_data.read_run(run_dir)
+    told = recorded.read_run(run_dir)
     scored = [line for line in told.evaluations if not line["confirms"]]
     curve = [
         (line["env_steps_total"], round(line["run_seconds"], 1), round(line["train_return_mean"], 3))

@@ -57,11 +57,8 @@ NAMES = {
 
 TABLES = {
     "cluster/policies/export.py": "rows of batches [B, A] and of recorded observations",
-    "cluster/report/data.py": "rows of matrices [S, X] and of bar charts",
+    "cluster/report/charts.py": "rows of matrices [S, X]",
     "cluster/report/report.html.j2": "rows of HTML tables",
-    "cluster/report/report.py": "rows of HTML tables",
-    "cluster/report/svg.py": "rows of a chart's bars",
-    "cluster/report/png.py": "rows of a chart's bars",
     "cluster/show/panel.py": "rows of the panel's tables",
     "actors/envs/discretize.py": "rows of the action table",
     "actors/exploration.py": "rows of the Q-values [N, A]",
@@ -78,7 +75,6 @@ TABLES = {
     "docs/from-q-learning-to-dqn.md": "rows of the tables in the text and of tabular Q-learning",
     "tests/actors/envs/test_atari.py": "rows of images and of weight matrices",
     "tests/actors/envs/test_discretize.py": "rows of the action table",
-    "tests/cluster/report/test_report.py": "rows of a chart's bars",
     "tests/deploy/test_prometheus_files.py": "Grafana's panel type",
     "tests/learner/networks/*.py": "rows of matrices and batches",
     "tests/learner/objectives/*.py": "rows of batches [B, A] and [B, A, N]",

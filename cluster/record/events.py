@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cluster.record.logs import Level, LogLine, gist, read_messages, tail
+from cluster.record.line_file import tail
+from cluster.record.logs import Level, LogLine, gist, read_messages
 from cluster.settings.renames import EVENT_PREFIXES
 
 EventKind = Literal["info", "warning", "failed", "ended"]

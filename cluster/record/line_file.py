@@ -1,4 +1,4 @@
-"""A file of lines that is added to: each line is there whole, or not at all.
+"""Files of lines: each line is there whole, or not at all; and reading them back.
 
 Owns what a full disk or a killed process leaves; must not import anything outside the standard library.
 """
@@ -6,30 +6,33 @@ Owns what a full disk or a killed process leaves; must not import anything outsi
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 _LOOK_BACK_BYTES = 1 << 16
 
 
 class LineFile:
-    """Lines of UTF-8 text, written at once; nobody else may write the file meanwhile."""
+    """Appends lines of UTF-8 text, unbuffered; nobody else may write the file meanwhile."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or begins the file; what a process that died left of a line is cut off. Raises OSError."""
+        """Opens or begins the file, and removes a torn line that a killed process left. Raises OSError."""
         self._file = path.open("a+b", buffering=0)
         self._end = _end_of_lines(self._file.fileno())
         self._file.truncate(self._end)
 
     def write(self, line: str) -> None:
-        """Adds a line, without its line feed. Raises OSError where it cannot be written; then nothing is."""
+        """Appends a line, given without its newline. Raises OSError if it cannot be written as a whole."""
         rest = memoryview(f"{line}\n".encode())
         end = self._end + len(rest)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]  # a disk that gets full takes a part
         except OSError:
-            # Else the next line would go on where this one broke off, and be lost, too.
+            # Otherwise the next line would continue the torn one, and be lost, too.
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
             raise
@@ -41,7 +44,7 @@ class LineFile:
 
 
 def _end_of_lines(descriptor: int) -> int:
-    """The offset behind the last line feed; 0 if there is none."""
+    """The offset behind the last newline; 0 if there is none."""
     begin = end = os.fstat(descriptor).st_size
     while begin > 0:
         begin = max(0, begin - _LOOK_BACK_BYTES)
@@ -50,3 +53,24 @@ def _end_of_lines(descriptor: int) -> int:
             return begin + found + 1
         end = begin
     return 0
+
+
+def tail(path: Path, num_bytes: int = sys.maxsize) -> list[str]:
+    """The whole lines within the last bytes of a file; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - num_bytes))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return lines[1:] if size > num_bytes else lines
+
+
+def read_objects(path: Path, num_bytes: int = sys.maxsize) -> list[dict[str, Any]]:
+    """The JSON objects in the last bytes of a file of lines, without torn and other lines."""
+    found = []
+    for line in tail(path, num_bytes):
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [value for value in found if isinstance(value, dict)]

@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TextIO, cast
 
+from cluster.record.line_file import tail
+
 Level = Literal["INFO", "WARNING", "ERROR", "END"]
 
 _LINE = re.compile(
@@ -28,6 +30,7 @@ _LINE = re.compile(
     r"(?P<level>INFO|WARNING|ERROR|END) *"
 )
 _RELAYED_LINES = 1_000
+_TAIL_BYTES = 64 * 1024
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 _BEGAN = "began as process"
 _GOES_ON = "| "
@@ -283,7 +286,10 @@ def append(logs: Path, role: str, lines: str) -> None:
 
 def last_words(logs: Path, role: str, count: int) -> list[str]:
     """The newest `count` lines of a role's log without heads; empty if it only ever said that it began."""
-    said = [parsed.text if (parsed := parse_line(line)) else line for line in tail(log_path(logs, role))]
+    said = [
+        parsed.text if (parsed := parse_line(line)) else line
+        for line in tail(log_path(logs, role), _TAIL_BYTES)
+    ]
     return [text for text in said if not text.startswith(_BEGAN)][-count:]
 
 
@@ -293,19 +299,6 @@ def gist(failure: str) -> str:
     # Notes may follow the error; it is the last line that begins as one.
     errors = [line for line in lines[:-1] if _ERROR.match(line)] or lines[-2:-1]
     return "; ".join([*errors[-1:], *lines[-1:]])
-
-
-def tail(path: Path, num_bytes: int = 64 * 1024) -> list[str]:
-    """The lines within the last bytes of a file; none where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - num_bytes))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    lines = text.splitlines()
-    return lines[1:] if size > num_bytes else lines
 
 
 def read_messages(lines: Iterable[str]) -> list[LogLine]:

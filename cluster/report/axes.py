@@ -1,6 +1,6 @@
-"""Axes of a chart: its range, round ticks and how they are written.
+"""Axes of a chart: range, round ticks and their texts.
 
-Owns that arithmetic; pure, imports nothing but numbers.
+Owns that arithmetic; pure, must not import anything but the standard library.
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.report.data import Chart
-
 
 @dataclass(frozen=True)
 class Axis:
-    """low and high bound it, ticks lie within. log: positions go by the logarithm."""
+    """An axis from low to high; ticks lie within. log: positions follow the logarithm."""
 
     low: float
     high: float
@@ -21,36 +19,29 @@ class Axis:
     log: bool = False
 
     def position(self, value: float) -> float:
-        """Where a value lies, 0 at low and 1 at high; values outside are moved to the edge."""
+        """Where a value lies: 0 at low, 1 at high; a value outside is moved to the nearer end."""
         value = min(max(value, self.low), self.high)
         if self.log:
             return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (value - self.low) / (self.high - self.low)
 
 
-def axes(chart: Chart) -> tuple[Axis, Axis]:
-    """The chart's horizontal and vertical axis; the latter logarithmic where positive values span far."""
-    xs = [x for line in chart.series for x in line.xs]
-    ys = [y for line in chart.series for y in (*line.ys, *line.low, *line.high)]
-    return linear(min(xs), max(xs), pad=0.0), vertical(min(ys), max(ys))
-
-
 def vertical(low: float, high: float) -> Axis:
-    """Logarithmic from three powers of ten on, else with room above and below."""
+    """A logarithmic axis if the values are positive and span three powers of ten, else a linear one."""
     if low > 0.0 and high / low >= 1_000.0:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        step = max(1, math.ceil(len(powers) / 6))
+        step = math.ceil(len(powers) / 6)
         return Axis(10.0 ** powers[0], 10.0 ** powers[-1], tuple(10.0**p for p in powers[::step]), log=True)
     return linear(low, high, pad=0.05)
 
 
 def linear(low: float, high: float, pad: float) -> Axis:
-    """From low to high, widened by a share `pad` of their distance; about five ticks of round distance."""
+    """An axis from low to high, widened at both ends by a share `pad`; about five ticks at round values."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         around = 0.5 * max(abs(low), 1e-9)
         low, high = (0.0, 1.0) if low == 0.0 else (low - around, high + around)
     else:
-        # What is never negative, such as a rate, has no room below zero.
+        # A metric that is never negative, such as a rate, gets no room below zero.
         floor = 0.0 if low >= 0.0 else -math.inf
         low, high = max(floor, low - pad * (high - low)), high + pad * (high - low)
     rough = (high - low) / 5

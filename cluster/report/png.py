@@ -1,90 +1,81 @@
-"""Charts as PNG files, drawn by matplotlib (extra "report").
+"""Drawings of charts as PNG files, by matplotlib (extra "report").
 
-Owns drawing; must not import torch or ray.
+Owns the files and their size; must not import torch or ray.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from cluster.report.axes import axes
-from cluster.report.data import Bars, Chart
+from cluster.report.drawing import LIGHT, WIDTH, Drawing
 from cluster.settings.config import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _INCHES = (6.4, 4.0)
 _DPI = 150
+_GRAY = "#5b6474"
+_STYLES: Mapping[str, Mapping[str, Any]] = {
+    "grid": {"color": "#d9dde4", "linewidth": 0.8},
+    "solid": {},
+    "faint": {"linewidth": 0.8, "alpha": 0.35},
+    "dashed": {"linestyle": "--"},
+    "band": {"alpha": 0.18, "linewidth": 0},
+    "bar": {"linewidth": 0},
+}
 
 
 def require_matplotlib() -> None:
-    """Raises ConfigError where the package is missing."""
+    """Raises ConfigError if the package is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
             "--png needs matplotlib: install the extra (pip install -e '.[report]'); the HTML page does not"
         )
 
 
-def write_pngs(charts: Sequence[Chart | Bars], folder: Path) -> tuple[Path, ...]:
-    """One file for each chart, named by its order and title. Raises ConfigError if the folder is no use."""
-    from matplotlib.figure import Figure
+def write_pngs(drawings: Iterable[Drawing], folder: Path) -> tuple[Path, ...]:
+    """Writes a file of 960 x 600 pixels for each drawing, named by its order and title.
 
+    Raises ConfigError if the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = []
-        for index, chart in enumerate(charts, start=1):
-            figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
-            axis = figure.add_subplot()
-            axis.set_title(chart.title)
-            if isinstance(chart, Chart):
-                _lines(axis, chart)
-            else:
-                _bars(axis, chart)
-            name = re.sub(r"[^a-z0-9]+", "-", chart.title.lower()).strip("-")
-            written.append(folder / f"{index:02}-{name}.png")
-            figure.savefig(written[-1])
+        return tuple(_write(drawing, folder, number) for number, drawing in enumerate(drawings, start=1))
     except OSError as error:
         raise ConfigError(f"--png {folder}: cannot be written: {error}") from None
-    return tuple(written)
 
 
-def _lines(axis: Axes, chart: Chart) -> None:
-    _, up = axes(chart)
-    labelled: set[str] = set()
-    for line in sorted(chart.series, key=lambda line: not line.faint):
-        label = None if line.faint or line.label in labelled else line.label
-        labelled.update([label] if label else [])
-        axis.plot(
-            line.xs,
-            line.ys,
-            label=label,
-            color=f"C{line.colour}",
-            linestyle="--" if line.dashed else "-",
-            alpha=0.3 if line.faint else 1.0,
+def _write(drawing: Drawing, folder: Path, number: int) -> Path:
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
+    figure.suptitle(drawing.chart.title)
+    box = figure.add_subplot(xlim=(0, WIDTH), ylim=(drawing.height, 0), aspect="equal")
+    box.set_axis_off()
+    for path in drawing.paths:
+        xs, ys = zip(*path.points, strict=True)
+        (box.fill if path.filled else box.plot)(xs, ys, **{"color": LIGHT[path.color], **_STYLES[path.style]})
+    for label in drawing.labels:
+        rotation = 90 if label.turned else 0
+        box.text(
+            label.x,
+            label.y,
+            label.text,
+            ha=label.align,
+            rotation=rotation,
+            rotation_mode="anchor",
+            color=_GRAY,
+            size="small",
         )
-        if line.low:
-            axis.fill_between(line.xs, line.low, line.high, color=f"C{line.colour}", alpha=0.2, linewidth=0)
-    if up.log:
-        axis.set_yscale("log")
-    axis.set_xlabel(chart.x_label)
-    axis.set_ylabel(chart.y_label)
-    axis.grid(alpha=0.3)
-    if len(labelled) > 1:
-        axis.legend(fontsize="small")
-
-
-def _bars(axis: Axes, bars: Bars) -> None:
-    names = [name for name, _ in bars.rows]
-    left = [0.0] * len(names)
-    for index, phase in enumerate(bars.phases):
-        shares = [100.0 * seconds[index] / sum(seconds) for _, seconds in bars.rows]
-        axis.barh(range(len(names)), shares, left=left, label=phase, color=f"C{index}", height=0.5)
-        left = [before + share for before, share in zip(left, shares, strict=True)]
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xlabel("share of the processes' time (%)")
-    axis.legend(fontsize="small")
+    handles = [
+        Line2D([], [], color=LIGHT[key.color], label=key.label, **_STYLES[key.style])
+        for key in drawing.legend
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    name = re.sub(r"[^a-z0-9]+", "-", drawing.chart.title.lower()).strip("-")
+    file = folder / f"{number:02}-{name}.png"
+    figure.savefig(file)
+    return file

@@ -27,7 +27,7 @@ import psutil
 
 from cluster.metrics.snapshot import Snapshot, figures
 from cluster.record.events import Event, events_path, read_events
-from cluster.record.logs import tail
+from cluster.record.line_file import read_objects
 from cluster.record.run_dir import read_config
 from cluster.settings.config import ConfigError, StopConfig
 from cluster.settings.renames import METRICS, renamed
@@ -45,7 +45,7 @@ _ANSWER_SECONDS = 5.0
 _SILENT_INTERVALS = 20.0
 _SILENT_SECONDS = 30.0
 _WATCH_SECONDS = 1.0
-_FIGURES_BYTES = 4 * 2**20
+_READ_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,7 @@ def status_of_directory(run_dir: Path, now: float | None = None) -> RunStatus:
     """How the run in a directory stands. Raises ConfigError if there is none."""
     config = read_config(run_dir)
     driver = _read_driver(run_dir)
-    lines = [
-        line
-        for text in tail(run_dir / "metrics.jsonl", _FIGURES_BYTES)
-        if (line := _parsed(text)) is not None
-    ]
+    lines = read_objects(run_dir / "metrics.jsonl", _READ_BYTES)
     state, description = _selection(run_dir, config, driver, time.time() if now is None else now, bool(lines))
     returns = [line["train_return_mean"] for line in lines if line.get("train_return_mean") is not None]
     return RunStatus(
@@ -195,15 +191,6 @@ def _read_driver(run_dir: Path) -> Driver | None:
         return msgspec.json.decode((run_dir / "driver.json").read_bytes(), type=Driver)
     except (OSError, msgspec.MsgspecError):
         return None
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that is being written."""
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) else None
 
 
 def status_of_address(address: str) -> RunStatus:

@@ -18,7 +18,7 @@ from cluster.api import train
 from cluster.diagnosis.detectors import DETECTORS, Reading
 from cluster.diagnosis.diagnosis import LOOKS, Diagnosis
 from cluster.metrics.snapshot import Snapshot, figures
-from cluster.report.data import Run, periods
+from cluster.report.runs import Run, periods
 from cluster.settings.load_config import PRESETS, load_config
 from cluster.settings.resolved import ResolvedConfig
 from cluster.show.status import snapshot_of

@@ -13,7 +13,7 @@ from cluster.api import load_policy, train
 from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
 from cluster.record.events import read_events
 from cluster.record.run_dir import read_config
-from cluster.report.data import read_run
+from cluster.report.runs import read_run
 from cluster.settings.load_config import load_config
 from cluster.settings.renames import rename_settings, renamed_manifest
 from cluster.show.status import status_of_directory

@@ -1,0 +1,298 @@
+"""Charts as data: the metrics that a report shows of runs, and what becomes of them over seeds.
+
+Owns the choice of charts and the aggregation over seeds; draws nothing. Must not import torch or ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from cluster.report.runs import Array, Group, Run, columns, greedy_curve
+
+SECTIONS = ("Learning", "Speed", "Data", "Fleet")
+"""Parts of the page, in order."""
+
+_POINTS = 300
+_GRID_POINTS = 200
+_RESAMPLES = 2_000
+_RESAMPLES_AT_ONCE = 100
+
+LineStyle = Literal["solid", "faint", "dashed"]
+Floats = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. xs, ys, low and high have equal lengths, or low and high are empty.
+
+    style: faint for one seed beside the mean of all; dashed for what another line is compared with.
+    """
+
+    label: str
+    color: int
+    xs: Floats
+    ys: Floats
+    low: Floats = ()
+    high: Floats = ()
+    style: LineStyle = "solid"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over one axis. Labels carry the units."""
+
+    section: str
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Time by phase. runs: name of each run, and its seconds in each of `phases`."""
+
+    section: str
+    title: str
+    phases: tuple[str, ...]
+    runs: tuple[tuple[str, Floats], ...]
+    note: str = ""
+
+
+def iqm(values: Array) -> Array:
+    """Interquartile mean over axis -2: the mean of the middle half (arXiv:2108.13264).
+
+    values: [..., S, X], a row for each seed. A quarter of the seeds, rounded down, is left out at either end,
+    so below four seeds it is the plain mean.
+    """
+    seeds = values.shape[-2]
+    left_out = seeds // 4
+    return np.asarray(np.sort(values, axis=-2)[..., left_out : seeds - left_out, :].mean(axis=-2))
+
+
+def mean(values: Array) -> Array:
+    """The mean over axis -2."""
+    return np.asarray(values.mean(axis=-2))
+
+
+def bootstrap(values: Array, statistic: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """Percentile interval (95 %) of a statistic over rows drawn with replacement.
+
+    values: [S, X]; returns the lower and upper bounds [X] over 2,000 resamples, drawn with a fixed seed.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [
+        statistic(values[rng.integers(len(values), size=(_RESAMPLES_AT_ONCE, len(values)))])
+        for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE)
+    ]
+    low, high = np.percentile(np.concatenate(drawn), (2.5, 97.5), axis=0)
+    return low, high
+
+
+def thinned(xs: Array, ys: Array) -> tuple[Floats, Floats]:
+    """At most 300 points, each the mean of those that it stands for."""
+    parts = np.array_split(np.arange(len(xs)), min(_POINTS, len(xs))) if len(xs) else []
+    return _floats(xs[part].mean() for part in parts), _floats(ys[part].mean() for part in parts)
+
+
+def _floats(values: Iterable[float]) -> Floats:
+    return tuple(map(float, values))
+
+
+def curve_over_seeds(group: Group, curves: Sequence[tuple[Array, Array]]) -> Iterator[Series]:
+    """A faint line for each seed, and where all seeds have values their IQM with its interval."""
+    known = [(xs, ys) for xs, ys in curves if len(xs)]
+    for xs, ys in known:
+        style: LineStyle = "faint" if len(known) > 1 else "solid"
+        yield Series(group.label, group.index, *thinned(xs, ys), style=style)
+    low_x = max((xs[0] for xs, _ in known), default=0.0)
+    high_x = min((xs[-1] for xs, _ in known), default=0.0)
+    if len(known) < 2 or high_x <= low_x:
+        return
+    grid = np.linspace(low_x, high_x, _GRID_POINTS)
+    values = np.stack([np.interp(grid, xs, ys) for xs, ys in known])
+    label = f"{group.label} ({len(known)} seeds)"
+    low, high = bootstrap(values, iqm)
+    yield Series(label, group.index, _floats(grid), _floats(iqm(values)), _floats(low), _floats(high))
+
+
+def _greedy_return(group: Group) -> Iterator[Series]:
+    curves = [greedy_curve(run) for run in group.runs]
+    if len(group.runs) > 1:
+        yield from curve_over_seeds(group, [(xs, means) for xs, means, _ in curves])
+        return
+    ((xs, means, episodes),) = curves
+    if len(xs):
+        low, high = bootstrap(episodes, mean)
+        yield Series(group.label, group.index, _floats(xs), _floats(means), _floats(low), _floats(high))
+
+
+def _training_return(group: Group) -> Iterator[Series]:
+    curves = [columns(run.metrics, "env_steps_total", "train_return_mean") for run in group.runs]
+    return curve_over_seeds(group, curves)
+
+
+@dataclass(frozen=True)
+class _MetricChart:
+    """A chart of one metric, a line for each run.
+
+    more: metrics that are shown beside it if there is only one run; beside: a metric that always is, dashed.
+    """
+
+    section: str
+    title: str
+    y_label: str
+    metric: str
+    more: tuple[str, ...] = ()
+    over_steps: bool = False
+    beside: str = ""
+    note: str = ""
+
+
+_METRIC_CHARTS = (
+    _MetricChart("Learning", "Exploration rate", "epsilon", "epsilon", over_steps=True),
+    _MetricChart("Learning", "Loss", "loss (mean of a chunk)", "loss", over_steps=True),
+    _MetricChart("Learning", "Q-values of actions taken", "Q (return)", "q_mean", ("q_min", "q_max"), True),
+    _MetricChart("Learning", "TD error", "mean |TD error| (return)", "td_error_mean", over_steps=True),
+    _MetricChart(
+        "Learning", "Gradient norm", "L2 norm", "grad_norm_mean", ("grad_norm_clipped_mean",), over_steps=True
+    ),
+    _MetricChart(
+        "Learning",
+        "Predicted and actual return",
+        "discounted return",
+        "evaluation_start_value_mean",
+        over_steps=True,
+        beside="evaluation_discounted_return_mean",
+        note="Solid: max Q in the first states of an evaluation's episodes; dashed: their discounted "
+        "returns. Solid well above dashed means that Q is overestimated.",
+    ),
+    _MetricChart(
+        "Learning",
+        "Entropy of actions taken",
+        "share of its maximum",
+        "action_entropy_ratio",
+        ("evaluation_action_entropy_ratio",),
+        over_steps=True,
+    ),
+    _MetricChart("Speed", "Acting", "environment steps / s", "env_steps_per_second"),
+    _MetricChart("Speed", "Learning", "updates / s", "updates_per_second"),
+    _MetricChart("Speed", "Learner updating", "share of time", "learner_update_share"),
+    _MetricChart("Speed", "Learner waiting for data", "share of time", "learner_wait_share"),
+    _MetricChart("Speed", "Actors working", "share of time, mean", "actor_busy_share"),
+    _MetricChart(
+        "Data",
+        "Samples per insert",
+        "sampled / inserted",
+        "samples_per_insert",
+        beside="samples_per_insert_target",
+        note="Dashed: the target.",
+    ),
+    _MetricChart("Data", "Policy lag of acting", "updates", "policy_lag_updates"),
+    _MetricChart("Data", "Replay", "transitions held", "replay_transitions"),
+    _MetricChart("Data", "Reuse", "draws of a transition, mean", "reuse_mean"),
+    _MetricChart("Fleet", "Replaced roles", "replacements", "restarts_total"),
+)
+
+
+def charts(groups: Sequence[Group]) -> tuple[Chart | Bars, ...]:
+    """Every chart for which there is data, by section."""
+    runs = [(group, run) for group in groups for run in group.runs]
+    time = _time_axis([run for _, run in runs])
+    found = [
+        *_return_charts(groups),
+        *(_metric_chart(wanted, runs, _STEPS if wanted.over_steps else time) for wanted in _METRIC_CHARTS),
+        _memory(runs, time),
+    ]
+    lines = [chart for chart in found if any(len(line.xs) > 1 for line in chart.series)]
+    return tuple(sorted([*lines, *_phases(runs)], key=lambda chart: SECTIONS.index(chart.section)))
+
+
+@dataclass(frozen=True)
+class _XAxis:
+    """A metric that other metrics are shown over, divided by `unit`."""
+
+    metric: str
+    label: str
+    unit: float = 1.0
+
+
+_STEPS = _XAxis("env_steps_total", "environment steps")
+
+
+def _time_axis(runs: Sequence[Run]) -> _XAxis:
+    longest = max((run.last.get("run_seconds", 0.0) for run in runs), default=0.0)
+    name, unit = ("h", 3_600.0) if longest >= 7_200 else ("min", 60.0) if longest >= 300 else ("s", 1.0)
+    return _XAxis("run_seconds", f"time since the start ({name})", unit)
+
+
+def _return_charts(groups: Sequence[Group]) -> Iterator[Chart]:
+    notes = []
+    if any(len(group.runs) > 1 for group in groups):
+        notes.append("Line: IQM over seeds; band: 95 % bootstrap interval; faint: each seed.")
+    training = tuple(line for group in groups for line in _training_return(group))
+    over_seeds = " ".join(notes)
+    if any(len(group.runs) == 1 for group in groups):
+        notes.append("Configurations with one seed: band: 95 % bootstrap interval of the mean over episodes.")
+    greedy = tuple(line for group in groups for line in _greedy_return(group))
+    for title, y_label, series, note in (
+        ("Greedy return", "return, mean of an evaluation", greedy, " ".join(notes)),
+        ("Training return", "return, mean of 100 episodes", training, over_seeds),
+    ):
+        yield Chart("Learning", title, _STEPS.label, y_label, series, note)
+
+
+def _metric_chart(wanted: _MetricChart, runs: Sequence[tuple[Group, Run]], x_axis: _XAxis) -> Chart:
+    alone = len(runs) == 1
+    names = [wanted.metric, *(wanted.more if alone else ()), *([wanted.beside] if wanted.beside else ())]
+    series = []
+    for group, run in runs:
+        for index, name in enumerate(names):
+            xs, ys = columns(run.metrics, x_axis.metric, name)
+            label = name.replace("_", " ") if alone and len(names) > 1 else group.label
+            color = index if alone else group.index
+            style: LineStyle = "dashed" if name == wanted.beside else "solid"
+            series.append(Series(label, color, *thinned(xs / x_axis.unit, ys), style=style))
+    # A run without a single replacement needs no chart that says so.
+    if wanted.metric == "restarts_total" and not any(any(line.ys) for line in series):
+        series = []
+    return Chart(wanted.section, wanted.title, x_axis.label, wanted.y_label, tuple(series), wanted.note)
+
+
+def _memory(runs: Sequence[tuple[Group, Run]], time: _XAxis) -> Chart:
+    """Resident memory of each role if there is one run, or of all roles of each run."""
+    series = []
+    for group, run in runs:
+        lines: list[dict[str, Any]] = []
+        for line in run.metrics:
+            memory = line.get("process_resident_memory_bytes")
+            if isinstance(memory, Mapping):
+                shown = memory if len(runs) == 1 else {group.label: sum(memory.values())}
+                lines.append({**shown, time.metric: line.get(time.metric)})
+        names = dict.fromkeys(name for line in lines for name in line if name != time.metric)
+        for index, name in enumerate(names):
+            xs, ys = columns(lines, time.metric, name)
+            color = index if len(runs) == 1 else group.index
+            series.append(Series(name, color, *thinned(xs / time.unit, ys / 1e6)))
+    return Chart("Fleet", "Memory", time.label, "resident memory (MB)", tuple(series))
+
+
+def _phases(runs: Sequence[tuple[Group, Run]]) -> Iterator[Bars]:
+    """How the processes of each role spent their time, a bar for each run."""
+    totals = [(run.name, run.last.get("role_seconds_total")) for _, run in runs]
+    known = [(name, by_role) for name, by_role in totals if isinstance(by_role, Mapping)]
+    for role in dict.fromkeys(role for _, by_role in known for role in by_role):
+        spent = [(name, by_role.get(role, {})) for name, by_role in known]
+        phases = tuple(dict.fromkeys(phase for _, seconds in spent for phase in seconds))
+        bars = tuple(
+            (name, tuple(float(seconds.get(phase, 0.0)) for phase in phases))
+            for name, seconds in spent
+            if sum(seconds.values()) > 0
+        )
+        if bars:
+            yield Bars("Speed", f"Time of the {role}", phases, bars)

@@ -1,0 +1,238 @@
+"""Recorded runs: their files read back, grouped by configuration, and the curves and periods within them.
+
+Owns reading, whatever version of this program wrote a run; draws nothing. Must not import torch or ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import msgspec
+import numpy as np
+import yaml
+
+from cluster.record.events import Event, read_events
+from cluster.record.line_file import read_objects
+from cluster.record.run_dir import RESUMES
+from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.renames import METRICS, rename_settings, renamed
+
+_VIDEOS = ("video.mp4", "video.gif")
+
+Line = Mapping[str, Any]
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, read from its directory. settings: "learner.double" -> value, of the resolved config."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    metrics: tuple[Line, ...]
+    evaluations: tuple[Line, ...]
+    events: tuple[Event, ...]
+    provenance: Mapping[str, Any]
+    video: Path | None
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.path.absolute().name
+
+    @property
+    def last(self) -> Line:
+        """Its newest line of metrics; empty before the first."""
+        return self.metrics[-1] if self.metrics else {}
+
+    @property
+    def end(self) -> str:
+        """How it ended, as its events say."""
+        for event in reversed(self.events):
+            if event.kind == "ended":
+                return event.text
+            if event.kind == "failed":
+                return event.line
+        return "has not ended"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in run.seed only. index: chooses the color; label: the settings that set it apart."""
+
+    index: int
+    label: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Period:
+    """A verdict or warning, and from when to when it held, in run seconds. text: its newest wording."""
+
+    kind: str
+    began: float
+    ended: float
+    text: str
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run directory of any version. Raises ConfigError if it holds no run."""
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no run directory (config.yaml is missing)") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path / 'config.yaml'}: cannot be read: {error}") from None
+    settings = config if isinstance(config, dict) else {}
+    rename_settings(settings)
+    metrics: list[Line] = [renamed(METRICS, line) for line in read_objects(path / "metrics.jsonl")]
+    evaluations: list[Line] = [*read_objects(path / "evaluations.jsonl")]
+    if (path / RESUMES).exists():
+        # Only then: in any other run, a lost learner that was replaced goes back by some versions, too.
+        metrics = _without_repeats(metrics, "env_steps_total")
+        evaluations = _without_repeats(evaluations, "version")
+    return Run(
+        path,
+        dict(leaves(settings)),
+        tuple(metrics),
+        tuple(evaluations),
+        tuple(read_events(path)),
+        _provenance(path / "provenance.json"),
+        next((path / name for name in _VIDEOS if (path / name).is_file()), None),
+    )
+
+
+def _without_repeats(lines: Iterable[Line], counter: str) -> list[Line]:
+    """Leaves out what a run wrote after the checkpoint from which it was resumed: the run repeated that part.
+
+    counter: a number that grows from line to line, and goes back where the run did. A run that went back less
+    than one line keeps that line.
+    """
+    kept: list[tuple[float, Line]] = []
+    for line in lines:
+        before = kept[-1][0] if kept else -math.inf
+        at = line.get(counter)
+        at = at if is_number(at) else before
+        while at < before and kept and kept[-1][0] >= at:
+            kept.pop()
+        kept.append((at, line))
+    return [line for _, line in kept]
+
+
+def _provenance(path: Path) -> Mapping[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):
+        return {}
+    return dict(leaves(facts)) if isinstance(facts, dict) else {}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Full name and value of each setting in nested mappings."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def groups_of(runs: Sequence[Run]) -> tuple[Group, ...]:
+    """Groups runs whose settings are equal up to run.seed, in the order in which they were given."""
+    different = [name for name in differing(runs) if name != "run.seed"]
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        members.setdefault(repr([run.settings.get(name) for name in different]), []).append(run)
+    found = []
+    for index, group in enumerate(members.values()):
+        parts = [f"{name} = {group[0].settings.get(name)}" for name in different]
+        label = ", ".join(parts[:3]) + (", …" if len(parts) > 3 else "")
+        found.append(Group(index, label or str(group[0].settings.get("env.id", group[0].name)), tuple(group)))
+    return tuple(found)
+
+
+def differing(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Names of the settings that are not the same in all runs."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    return tuple(
+        name for name in names if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)
+    )
+
+
+def not_default(run: Run) -> tuple[tuple[str, Any, Any], ...]:
+    """Name, value and default of each setting that differs from its default."""
+    defaults = dict(leaves(msgspec.to_builtins(dataclasses.asdict(RunConfig()))))
+    return tuple(
+        (name, value, defaults.get(name))
+        for name, value in run.settings.items()
+        if name not in defaults or defaults[name] != value
+    )
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of a line is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def columns(lines: Iterable[Line], x: str, y: str) -> tuple[Array, Array]:
+    """Two metrics, [N] each, from the lines in which both are finite numbers."""
+    pairs = [(line[x], line[y]) for line in lines if is_number(line.get(x)) and is_number(line.get(y))]
+    xs, ys = np.array(pairs, np.float64).reshape(-1, 2).T
+    return xs, ys
+
+
+def evaluation_steps(run: Run) -> Array:
+    """The env steps at which each of a run's evaluated versions was the newest, [E]."""
+    updates, steps = columns(run.metrics, "weights_version", "env_steps_total")
+    if not len(updates):
+        updates, steps = columns(run.metrics, "updates_total", "env_steps_total")
+    versions = np.array([line.get("version", 0) for line in run.evaluations], np.float64)
+    if not len(updates):
+        return versions
+    if updates[0] > 0:
+        # Learning began before the first line of metrics.
+        starts = min(float(run.settings.get("pacing.learning_starts", 0)), steps[0])
+        updates, steps = np.append(0.0, updates), np.append(starts, steps)
+    kept = np.concatenate([[True], np.diff(updates) > 0])
+    return np.asarray(np.interp(versions, updates[kept], steps[kept]))
+
+
+def greedy_curve(run: Run) -> tuple[Array, Array, Array]:
+    """Env steps [E], mean return [E] and the episodes' returns [episodes, E] of a run's first evaluations.
+
+    Confirmations are left out: only versions that did well get one.
+    """
+    first = [
+        (step, line["returns"])
+        for step, line in zip(evaluation_steps(run), run.evaluations, strict=True)
+        if not line.get("confirms") and line.get("returns")
+    ]
+    fewest = min((len(returns) for _, returns in first), default=0)
+    episodes = np.array([returns[:fewest] for _, returns in first], np.float64).T
+    means = np.array([np.mean(returns) for _, returns in first])
+    return np.array([step for step, _ in first]), means, episodes
+
+
+def periods(run: Run) -> tuple[Period, ...]:
+    """When each verdict and each warning held, by the order in which they began.
+
+    Two texts that are equal up to their first colon belong to one period if no line of metrics lies between.
+    """
+    held: dict[tuple[str, str], Period] = {}
+    done: list[Period] = []
+    for line in run.metrics:
+        now = line.get("run_seconds", 0.0)
+        verdict, warnings = line.get("verdict"), line.get("warnings")
+        said = [("verdict", verdict)] if isinstance(verdict, str) and verdict else []
+        said += [("warning", text) for text in warnings] if isinstance(warnings, list) else []
+        keys = {(kind, str(text).partition(":")[0]): str(text) for kind, text in said}
+        done += [held.pop(key) for key in list(held) if key not in keys]
+        for key, text in keys.items():
+            began = held[key].began if key in held else now
+            held[key] = Period(key[0], began, now, text)
+    return tuple(sorted([*done, *held.values()], key=lambda period: period.began))
