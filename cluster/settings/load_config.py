@@ -1,6 +1,6 @@
-"""From YAML files and --set overrides to a checked RunConfig, and back to YAML.
+"""From YAML files and --set overrides to a RunConfig, and back to YAML.
 
-Owns parsing and the errors a user meets first; must not import torch, ray or gymnasium.
+Owns parsing and what users are told about a bad file or value; must not import torch, ray or gymnasium.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cluster.settings.resolved import ResolvedConfig
 _Config = TypeVar("_Config", bound=RunConfig)
 
 _FAMILIES = {"ALE/": "atari", "MinAtar/": "minatar"}
-"""How ids begin whose environments share a preset."""
+"""Prefix of environment ids -> the preset that these environments share."""
 SHARED_PRESETS = frozenset(_FAMILIES.values())
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -34,52 +34,46 @@ def load_config(source: Path | None, overrides: Sequence[str] = ()) -> RunConfig
         ConfigError: for an unreadable file, an unknown key (with the nearest valid one) or a wrong value.
     """
     tree = _read(source) if source is not None else {}
-    rename_settings(tree)
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, RunConfig)
 
 
+def load_resolved(text: str) -> ResolvedConfig:
+    """The config of a run, from the YAML that this version of the program or an older one saved.
+
+    Raises:
+        ConfigError: for text that is no YAML, an unknown key or a wrong value.
+    """
+    return parse_config(_tree(text, "the saved configuration"), ResolvedConfig)
+
+
 def parse_config(tree: Mapping[str, Any], kind: type[_Config]) -> _Config:
     """Converts nested mappings to a config of this kind; raises ConfigError as load_config does."""
-    _check_keys(tree, kind, "")
+    _check_keys(tree, kind)
     try:
         return msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(_readable(str(error), tree)) from None
 
 
-def load_resolved(text: str) -> ResolvedConfig:
-    """The config of a run from the YAML that it wrote, whatever version of this program wrote it.
-
-    Raises:
-        ConfigError: for text that is no YAML, an unknown key or a wrong value.
-    """
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the saved configuration is not valid YAML: {error}") from None
-    rename_settings(tree)
-    return parse_config(tree, ResolvedConfig)
-
-
 def dump_config(config: RunConfig) -> str:
     """YAML that load_config turns into an equal RunConfig."""
-    # Through asdict: msgspec itself leaves out the defaults of a dataclass that it has converted.
+    # Through asdict, because msgspec leaves out the defaults of a dataclass that it has converted.
     return yaml.safe_dump(msgspec.to_builtins(dataclasses.asdict(config)), sort_keys=False)
 
 
 def preset_paths() -> dict[str, Path]:
-    """Preset name -> its file, by name."""
+    """Name of each preset -> its file, in alphabetical order."""
     return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
 
 
 def preset_for_env(env_id: str) -> Path | None:
-    """The preset for this environment: one with this very env.id, else that of all ids that begin alike."""
+    """The preset with this env.id (the shortest name of several), else the one that its family shares."""
     presets = preset_paths()
-    candidates = [path for path in presets.values() if _env_id(path) == env_id]
-    family = next((name for start, name in _FAMILIES.items() if env_id.startswith(start)), None)
-    return min(candidates, key=lambda path: len(path.stem), default=presets[family] if family else None)
+    families = (presets[name] for prefix, name in _FAMILIES.items() if env_id.startswith(prefix))
+    exact = [path for path in presets.values() if _env_id(path) == env_id]
+    return min(exact, key=lambda path: len(path.stem), default=next(families, None))
 
 
 def _env_id(path: Path) -> str | None:
@@ -89,18 +83,24 @@ def _env_id(path: Path) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _tree(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         names = ", ".join(preset_paths())
         raise ConfigError(f"{path}: no such file; the presets in {PRESETS} are: {names}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def _tree(text: str, name: str) -> dict[str, Any]:
+    """The sections in a YAML text, under today's names. `name` says in errors where the text is from."""
+    try:
+        tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if tree is None:
-        return {}
+        raise ConfigError(f"{name}: not valid YAML: {error}") from None
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds {type(tree).__name__}, expected sections such as env: and learner:")
+        raise ConfigError(f"{name}: holds {type(tree).__name__}, expected sections such as env: and learner:")
+    rename_settings(tree)
     return tree
 
 
@@ -114,39 +114,33 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
     *parents, leaf = key.strip().split(".")
-    node = tree
     for parent in parents:
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {parent} is {child!r}, not a section")
-        node = child
-    node[leaf] = value
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override}: {parent} is {tree!r}, not a section")
+    tree[leaf] = value
 
 
-def _check_keys(tree: Mapping[str, Any], kind: type, path: str) -> None:
-    """Refuses keys that kind does not have, naming the nearest: msgspec ignores them for dataclasses."""
+def _check_keys(tree: Mapping[str, Any], kind: type, prefix: str = "") -> None:
+    """Refuses keys that kind does not have and names the nearest: msgspec ignores them for dataclasses."""
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path or 'the configuration'} is {tree!r}; expected a section with names")
+        raise ConfigError(f"{prefix.rstrip('.')} is {tree!r}; expected a section with names")
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
     for key, value in tree.items():
-        full = f"{path}.{key}" if path else str(key)
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {full.removesuffix(str(key))}{near[0]}?"
-                if near
-                else f"valid: {', '.join(names)}"
-            )
-            raise ConfigError(f"unknown key {full}; {hint}")
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"valid: {', '.join(names)}"
+            raise ConfigError(f"unknown key {prefix}{key}; {hint}")
         section = _dataclass_in(hints[key])
         if section is not None and value is not None:
-            _check_keys(value, section, full)
+            _check_keys(value, section, f"{prefix}{key}.")
 
 
 def _dataclass_in(hint: Any) -> type | None:
+    """The section that a type hint like `LadderConfig | None` stands for; None for a plain value."""
     options = typing.get_args(hint) or (hint,)
     return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
 
@@ -156,7 +150,7 @@ def _readable(message: str, tree: Mapping[str, Any]) -> str:
     text, _, where = message.partition("$.")
     text, path = text.partition(" - at ")[0], where.rstrip("`")
     if text.startswith(f"{path}."):
-        return text  # a section's own check, which names the value itself
+        return text  # from a section's own check, which names the setting itself
     value: Any = tree
     kind: Any = RunConfig
     for name in path.split("[")[0].split("."):

@@ -1,4 +1,4 @@
-"""Automatic settings: what a configuration leaves open, chosen from the environment and this machine.
+"""Automatic settings: those that a configuration leaves out are chosen to suit environment and machine.
 
 Owns the rules and their reasons; must not import torch or ray.
 """
@@ -29,9 +29,9 @@ _REPLAY_BYTES_AUTO = 2 << 30
 
 
 def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = False) -> ResolvedConfig:
-    """A config without open settings; equal input gives equal output, so the saved one repeats the run.
+    """The config with every setting chosen. Equal input gives equal output, so a saved config repeats its run.
 
-    on_cluster: whether the runtime auto is the cluster.
+    cores: of the machine that the actors run on. on_cluster: whether the runtime "auto" is the cluster.
 
     Raises:
         ConfigError: if the configured network does not fit the environment's observations.
@@ -53,20 +53,20 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
         actors=narrowed(
             ResolvedActors,
             actors,
-            # The learner keeps one core for itself. Cheap native environments never need more than one actor,
-            # but a core steps Atari no faster than it computes the network of another.
+            # The learner keeps one core for itself. One actor is enough for cheap native environments; not
+            # for images, whose network takes an actor's core as long as the steps do.
             num_actors=actors.num_actors or (1 if serial or (native and not image) else max(1, cores - 1)),
             envs_per_actor=actors.envs_per_actor or (16 if native else 8),
-            # For images so long that the stack + n_step - 1 frames that a lane repeats in each block stay
-            # below 3.5 %: with ends of episodes and the other fields, memory stays below 1.05 frames each.
+            # A lane repeats stack + n_step - 1 frames in each block. Chunks of images are so long that this
+            # is below 3.5 %, and that a transition takes below 1.05 frames with all that it stores.
             steps_per_chunk=actors.steps_per_chunk or (30 * (spec.stack + actors.n_step) if image else 32),
         ),
         replay=narrowed(
             ResolvedReplay,
             replay,
             capacity=replay.capacity or max(learner.batch_size, min(100_000, room)),
-            # Limits; within them the learner chooses by measured times. The serial runtime draws when it
-            # needs, so that the order is fixed.
+            # Both are limits, within which the learner chooses by measured times. The serial runtime draws
+            # each minibatch when it needs it, so that the order is fixed.
             minibatches_per_request=replay.minibatches_per_request
             or (1 if serial else _most_minibatches(config, spec)),
             prefetch_requests=0 if serial else replay.prefetch_requests,
@@ -88,14 +88,14 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
 
 
 def _most_minibatches(config: RunConfig, spec: EnvSpec) -> int:
-    """As many as a message may hold, and no more than are soon learned from."""
+    """As many minibatches as a message has room for, but no more than the learner soon learns from."""
     window = spec.block_schema(config.actors.n_step).window
     room = _REQUEST_BYTES // (config.learner.batch_size * window * max(1, _frame_bytes(spec)))
     return max(1, min(_MOST_MINIBATCHES, room))
 
 
 def network_spec(spec: EnvSpec) -> NetworkSpec:
-    """What the learner must know of the environment."""
+    """The shapes that the learner's network must fit."""
     stack = () if spec.stack == 1 else (spec.stack,)
     parts = tuple(FrameField(part.name, part.dtype, (*stack, *part.shape)) for part in spec.parts)
     shape = () if parts else (*stack, *spec.observation_shape)

@@ -1,6 +1,6 @@
-"""The configuration of a run that can start: every setting that was left open has been chosen.
+"""The configuration of a run that can start: every automatic setting has been chosen.
 
-Owns which settings cannot be open any more; must not import torch or ray.
+Owns which settings are no longer None; must not import torch or ray.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Section = TypeVar("_Section")
 
 @dataclass(frozen=True)
 class ResolvedEnv(EnvConfig):
-    """The environment, as the probe found it."""
+    """The environment as the probe found it."""
 
     stack: int = 1
     action_mask: bool = False
@@ -34,13 +34,13 @@ class ResolvedActors(ActorsConfig):
 
     @property
     def transitions_per_chunk(self) -> int:
-        """Transitions that one rollout chunk of one actor makes."""
+        """Transitions from one rollout chunk of one actor."""
         return self.steps_per_chunk * self.envs_per_actor
 
 
 @dataclass(frozen=True)
 class ResolvedReplay(ReplayConfig):
-    """How much replay holds, how far the learner draws ahead, and what is kept on disk."""
+    """How much replay holds, how far ahead the learner draws, and what is kept on disk."""
 
     capacity: int = 1
     minibatches_per_request: int = 1
@@ -49,21 +49,21 @@ class ResolvedReplay(ReplayConfig):
 
 @dataclass(frozen=True)
 class ResolvedLearner(LearnerConfig):
-    """How Q is fitted; network is never "auto"."""
+    """How Q is fitted. network is never "auto"."""
 
     updates_per_chunk: int = 1
 
 
 @dataclass(frozen=True)
 class ResolvedRun(RunSection):
-    """Where the run runs."""
+    """Where the run happens. runtime is never "auto"."""
 
     runtime: Literal["local", "cluster", "serial"] = "local"
 
 
 @dataclass(frozen=True)
 class ResolvedConfig(RunConfig):
-    """A configuration without open settings. Limits and targets may still be None: they are switched off."""
+    """A configuration in which every automatic setting is chosen. A limit or target that is None is off."""
 
     env: ResolvedEnv = field(default_factory=ResolvedEnv)
     actors: ResolvedActors = field(default_factory=ResolvedActors)
@@ -73,6 +73,6 @@ class ResolvedConfig(RunConfig):
 
 
 def narrowed(kind: type[_Section], section: Any, **chosen: Any) -> _Section:
-    """`section` as the resolved `kind` of it, with the chosen settings in place of open ones."""
+    """`section` converted to its resolved kind, with the chosen settings in place."""
     settings = {item.name: getattr(section, item.name) for item in fields(section)}
     return kind(**{**settings, **chosen})

@@ -92,6 +92,19 @@ def test_a_bad_setting_is_named_with_its_cure(override: str, facts: list[str]) -
             ["replay.num_shards is 16", "15 batches of 64"],
         ),
         (
+            [
+                "replay.capacity=1000",
+                "replay.num_shards=4",
+                "actors.steps_per_chunk=62",
+                "actors.envs_per_actor=4",
+            ],
+            ["actors.steps_per_chunk is 62", "a block of 252 transitions", "a shard of 250"],
+        ),
+        (
+            ["actors.min_actors=4", "actors.num_actors=3"],
+            ["actors.min_actors is 4", "actors.num_actors = 3"],
+        ),
+        (
             ["pacing.learning_starts=10", "learner.batch_size=64"],
             ["pacing.learning_starts is 10", "learner.batch_size = 64"],
         ),
@@ -129,6 +142,13 @@ def test_every_problem_is_told_at_once() -> None:
     [
         ["replay.capacity=64", "learner.batch_size=64", "pacing.learning_starts=64"],
         ["replay.capacity=1024", "replay.num_shards=16", "learner.batch_size=64"],
+        [
+            "replay.capacity=1008",
+            "replay.num_shards=4",
+            "actors.steps_per_chunk=62",
+            "actors.envs_per_actor=4",
+        ],
+        ["actors.min_actors=3", "actors.num_actors=3"],
         ["actors.epsilon_start=0.2", "actors.epsilon_end=0.2"],
         ["run.runtime=serial", "actors.num_actors=1"],
         [],
