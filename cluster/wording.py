@@ -41,3 +41,8 @@ def byte_size(num_bytes: int) -> str:
             value = num_bytes / scale
             return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
     return f"{num_bytes} bytes"
+
+
+def quantity(number: float, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 shard", "2 shards", "0.5 CPUs". plural: where it is more than an added s."""
+    return f"{number:g} {noun if number == 1 else plural or f'{noun}s'}"

@@ -1,6 +1,6 @@
-"""What this machine can give a run: memory, shared memory, cores.
+"""The cores, memory and shared memory of this machine, or of the container around this process.
 
-Owns reading the system's figures; decides nothing, must not import ray or torch.
+Owns reading them from the system and decides nothing; must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import psutil
 from cluster.engines.threads import available_cores
 
 _SHARED_MEMORY = "/dev/shm"
-# (limit, usage, statistics) of cgroup version 2 and 1, as a container sees its own.
+# (limit, usage, statistics) in cgroups of version 2 and of version 1, as a container sees its own.
 _CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
@@ -23,10 +23,10 @@ _CGROUP_FILES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """Figures of one machine, or of the container that this process is in.
+    """One machine, or one container.
 
-    available_bytes: memory that new processes may take now; shm_bytes: free room in /dev/shm, None where
-    there is none.
+    available_bytes: memory that new processes may take now. shm_bytes: free room in /dev/shm; None on a
+    system without it.
     """
 
     cores: int
@@ -36,7 +36,7 @@ class Machine:
 
 
 def this_machine(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
-    """The machine as it is now; a memory limit of the cgroup counts if it is below what the machine has."""
+    """The machine as it is now. A memory limit of the cgroup counts if it is below the machine's memory."""
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
     limited = _cgroup_memory(cgroup)
@@ -46,15 +46,15 @@ def this_machine(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
 
 
 def _cgroup_memory(cgroup: Path) -> tuple[int, int] | None:
-    """Limit and what is left of it, in bytes; None where nothing limits."""
+    """Memory limit of the cgroup and what is left of it, in bytes; None without a limit."""
     for limit_file, usage_file, statistics_file in _CGROUP_FILES:
         try:
             limit = int((cgroup / limit_file).read_text())
             usage = int((cgroup / usage_file).read_text())
             statistics = (cgroup / statistics_file).read_text().split()
-        except (OSError, ValueError):  # absent, or "max"
+        except (OSError, ValueError):  # no such file, or "max"
             continue
-        # The kernel gives up cached files before it refuses memory.
+        # The kernel drops cached files before it refuses memory.
         cached = dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", "0")
         return limit, max(0, limit - usage + int(cached))
     return None
@@ -62,7 +62,7 @@ def _cgroup_memory(cgroup: Path) -> tuple[int, int] | None:
 
 def _shm_bytes() -> int | None:
     try:
-        figures = os.statvfs(_SHARED_MEMORY)
+        status = os.statvfs(_SHARED_MEMORY)
     except OSError:
         return None
-    return figures.f_bsize * figures.f_bavail
+    return status.f_bsize * status.f_bavail

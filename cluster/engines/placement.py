@@ -1,6 +1,6 @@
-"""Where the roles of a run go on a cluster, from what they claim and what its machines have free.
+"""Where the roles of a run go on a cluster, by their claims and the room on its machines.
 
-Owns the arithmetic and its wording, all pure; must not import ray or torch.
+Owns the rules and their wording, all pure; must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.engines.engine import Need
-from cluster.wording import byte_size
+from cluster.wording import byte_size, quantity
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster and what is free on it; gpus_declared counts those in use, too."""
+    """A machine of the cluster and its free resources. gpus_declared counts the GPUs in use as well."""
 
     node_id: str
     host: str
@@ -24,12 +24,16 @@ class Node:
     memory_bytes: int
     gpus_declared: float = 0.0
 
+    def __str__(self) -> str:
+        """Its host, and its GPUs where it has any."""
+        return f"{self.host} ({quantity(self.gpus_declared, 'GPU')})" if self.gpus_declared else self.host
+
     def has_room_for(self, need: Need) -> bool:
-        """Whether the role could be put here now."""
+        """Whether a role that claims `need` fits now."""
         return self.cpus >= need.cpus and self.gpus >= need.gpus and self.memory_bytes >= need.memory_bytes
 
     def without(self, need: Need) -> Node:
-        """What is left when the role is here."""
+        """The node after a role that claims `need` has been placed on it."""
         return replace(
             self,
             cpus=self.cpus - need.cpus,
@@ -40,10 +44,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Claims:
-    """What the roles of a run claim, by name.
+    """Role name -> the resources that it claims.
 
     core: shards, learner and evaluator, without which there is no run. actors: in the order in which they
-    are wanted; the first min_actors must have room before the run begins.
+    start; the first min_actors must have room before the run begins.
     """
 
     core: Mapping[str, Need]
@@ -52,13 +56,13 @@ class Claims:
 
     @property
     def required(self) -> dict[str, Need]:
-        """What must have room before the run begins."""
+        """The roles that must have room before the run begins."""
         return {**self.core, **dict(list(self.actors.items())[: self.min_actors])}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """nodes: where each role goes; one without room is absent. machines: what was free before."""
+    """nodes: role -> its machine, without roles that have no room. machines: all, as they were before."""
 
     claims: Claims
     nodes: Mapping[str, Node]
@@ -71,37 +75,35 @@ class Placement:
 
     @property
     def waiting_actors(self) -> int:
-        """Actors that the run can begin without and that have no room yet."""
+        """Number of actors without room that the run can begin without."""
         absent = sum(name not in self.nodes for name in self.claims.actors)
         return absent - sum(name in self.claims.actors for name in self.missing)
 
     @property
     def text(self) -> str:
-        """One line for each machine with its roles, and one for what has no room."""
-        by_node: dict[str, list[str]] = {}
+        """A line for each machine with its roles, and one for roles without room."""
+        roles: dict[str, list[str]] = {}
         for name in (*self.claims.core, *self.claims.actors):
             if name in self.nodes:
-                by_node.setdefault(self.nodes[name].node_id, []).append(name)
-        hosts = {node.node_id: node for node in self.nodes.values()}
-        lines = [
-            f"{hosts[node_id].host}{_gpu(hosts[node_id])}: {summary(names)}"
-            for node_id, names in by_node.items()
-        ]
+                roles.setdefault(self.nodes[name].node_id, []).append(name)
+        lines = [f"{node}: {summary(roles[node.node_id])}" for node in self.machines if node.node_id in roles]
         if self.missing:
             lines.append(f"no room for {summary(self.missing)} ({total(self.missing.values())})")
         if self.waiting_actors:
-            lines.append(f"{self.waiting_actors} more actors join where room appears")
+            lines.append(f"{quantity(self.waiting_actors, 'more actor')} will join when there is room")
         return "\n".join(lines)
 
 
 def place(claims: Claims, nodes: Sequence[Node], settled: Mapping[str, str] | None = None) -> Placement:
     """Puts each role on a machine with room for it, as RayEngine does.
 
-    settled: the node_id of roles that are in their place already; what they claim is not free any more.
+    The learner goes where it gets the GPU that it claims. The rest of the core is spread: each role goes to
+    the machine with the fewest roles, then to one without GPUs, then to the one with the most free CPUs.
+    Actors are packed: each goes beside the shard that it pushes to first, else to a machine without GPUs,
+    then to the one with the fewest free CPUs.
 
-    The learner takes a GPU where it claims one. The rest of the core is spread: on the machine with the
-    fewest roles so far, away from GPUs, then where most CPUs are free. Actors are packed: beside the shard
-    that they push to first, else where the fewest CPUs stay free.
+    Args:
+        settled: role -> node_id, of roles already in their place; their claims are no longer free in `nodes`.
     """
     free = {node.node_id: node for node in nodes}
     settled = {name: node_id for name, node_id in (settled or {}).items() if node_id in free}
@@ -141,22 +143,17 @@ def summary(names: Iterable[str]) -> str:
 
 
 def total(needs: Iterable[Need]) -> str:
-    """What needs claim together: "3 CPUs, 1 GPUs, 2.5 GB of memory"."""
+    """The sum of needs: "3 CPUs, 1 GPU, 2.5 GB of memory"."""
     claimed = list(needs)
+    cpus = quantity(sum(need.cpus for need in claimed), "CPU")
     gpus = sum(need.gpus for need in claimed)
-    parts = [f"{sum(need.cpus for need in claimed):g} CPUs"]
-    if gpus:
-        parts.append(f"{gpus:g} GPUs")
-    parts.append(f"{byte_size(sum(need.memory_bytes for need in claimed))} of memory")
-    return ", ".join(parts)
+    memory = byte_size(sum(need.memory_bytes for need in claimed))
+    return f"{cpus}, {quantity(gpus, 'GPU') + ', ' if gpus else ''}{memory} of memory"
 
 
 def room(nodes: Sequence[Node]) -> str:
-    """What is free on all machines together."""
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    """The free resources of all machines together."""
+    cpus = quantity(sum(node.cpus for node in nodes), "CPU")
+    gpus = quantity(sum(node.gpus for node in nodes), "GPU")
     memory = byte_size(sum(node.memory_bytes for node in nodes))
-    return f"{len(nodes)} machine(s) with {cpus:g} CPUs, {gpus:g} GPUs, {memory} of memory free"
-
-
-def _gpu(node: Node) -> str:
-    return f" ({node.gpus_declared:g} GPUs)" if node.gpus_declared else ""
+    return f"{quantity(len(nodes), 'machine')} with {cpus}, {gpus}, {memory} of memory free"

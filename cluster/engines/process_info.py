@@ -1,6 +1,6 @@
-"""Who and where a role is: its process, its machine, and where its code came from.
+"""The process of a role: its pid, its machine and its code.
 
-Owns the check that all our packages are the same everywhere; must not import ray.
+Owns the check that all processes of a run use the same code; must not import ray.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _PACKAGES = ("actors", "cluster", "learner", "replay_service")
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """What a role says when it is up: its process, and where its code came from.
+    """A role reports this once it is up.
 
-    relays_log: the run's folder is not on its machine, so its log lines are to be asked for.
-    code: a digest of our packages' sources; empty where it is not known.
+    root: the folder that its packages came from. code: a digest of their sources; empty where unknown.
+    relays_log: its machine does not see the run directory, so the coordinator fetches its log lines.
     """
 
     pid: int
@@ -31,7 +31,7 @@ class ProcessInfo:
 
 
 def process_info() -> ProcessInfo:
-    """The presence of this process. Raises ImportError if our packages come from more than one root."""
+    """This process. Raises ImportError if the four packages come from more than one folder."""
     import actors
     import cluster
     import learner
@@ -47,29 +47,29 @@ def process_info() -> ProcessInfo:
             "a folder of the same name shadows one of them: rename it or start from another folder"
         )
     root = roots.pop()
-    return ProcessInfo(os.getpid(), platform.node(), root, code=_digest(root))
+    return ProcessInfo(os.getpid(), platform.node(), root, code=code_digest(root))
 
 
 def require_same_code(other: ProcessInfo) -> None:
-    """Raises ImportError where a process runs other code than this one does.
+    """Raises ImportError if another process runs different code than this one.
 
-    On this machine it must come from the same folder, whose files may change while a run goes on; on another
-    machine the files themselves must be the same.
+    On this machine, the code must come from the same folder, whose files may change during the run. On
+    another machine, the files must be equal.
     """
     own = process_info()
     if other.host == own.host and other.root != own.root:
         raise ImportError(f"process {other.pid} runs the code of {other.root}, this one that of {own.root}")
     if other.host != own.host and other.code and other.code != own.code:
         raise ImportError(
-            f"process {other.pid} of {other.host} runs other code ({other.root}) than the driver on "
-            f"{own.host} ({own.root}): bring the same version to every machine, or let Ray ship it with "
+            f"process {other.pid} on {other.host} runs other code ({other.root}) than the driver on "
+            f"{own.host} ({own.root}): put the same version on every machine, or let Ray ship it with "
             "ray job submit --working-dir ."
         )
 
 
 @lru_cache(maxsize=1)
-def _digest(root: str) -> str:
-    """Of the names and contents of our sources, as they were when this process first asked."""
+def code_digest(root: str) -> str:
+    """A digest of the names and contents of the packages' sources, as they are at the first call."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
         for path in sorted((Path(root) / package).rglob("*.py")):

@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM as a request that the coordinator polls, so that everything is saved first.
+"""SIGINT and SIGTERM become a request that the coordinator polls, so that it can save before it stops.
 
-Owns the handlers while a run goes on; imports nothing of ours.
+Owns the handlers during a run; imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Self
 
 
 class Interrupted(KeyboardInterrupt):
-    """A second signal: the run ends without saving. signal: which one."""
+    """A second signal: the run ends without saving. signal: its number."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number)
@@ -20,9 +20,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Within the block, the first SIGINT or SIGTERM asks for a stop, the second raises Interrupted.
+    """Within the block, the first SIGINT or SIGTERM requests a stop, and the second raises Interrupted.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    Outside the main thread, where Python allows no handlers, the block has no effect.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,8 @@ class StopSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+                self._previous[number] = signal.getsignal(number)
+        self.reinstall()
         return self
 
     def __exit__(
@@ -42,13 +43,12 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def reinstall(self) -> None:
-        """Takes SIGTERM back after ray.init, which replaces its handler."""
-        if self._previous:
-            signal.signal(signal.SIGINT, self._handle)
-            signal.signal(signal.SIGTERM, self._handle)
+        """Installs the handlers again: ray.init replaces that of SIGTERM."""
+        for number in self._previous:
+            signal.signal(number, self._handle)
 
     def ignore(self) -> None:
-        """From now on signals change nothing: everything is being closed, which takes a second or two."""
+        """Ignores further signals: the run is closing, which takes a second or two."""
         for number in self._previous:
             signal.signal(number, signal.SIG_IGN)
 

@@ -1,16 +1,16 @@
-"""Roles that hang: each answers SIGUSR1 by writing every thread's stack to a file; the frozen are ended.
+"""Processes that hang or are frozen: their stacks are written on SIGUSR1, and they are ended by SIGKILL.
 
-Owns the signals and the file name; must not import ray.
+Owns both signals and the names of the stack files; must not import ray.
 """
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import platform
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,7 +22,10 @@ _SETTLED_SECONDS = 0.1
 
 
 def answer_stack_requests(logs: Path, name: str) -> None:
-    """Registers this process; without the folder (a role on another machine) requests are ignored."""
+    """Makes this process write the stack of every thread to `logs` when another one calls request_stack.
+
+    Where the folder does not exist (a role on another machine) requests are ignored.
+    """
     if not logs.is_dir():
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     else:
@@ -31,35 +34,27 @@ def answer_stack_requests(logs: Path, name: str) -> None:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 
-def end_process(process_info: ProcessInfo | None) -> None:
-    """Ends the role's process at once, also one that is stopped, and all that it started.
-
-    One on another machine is passed over.
-    """
-    started = _started_by(process_info)
-    _signal(process_info, signal.SIGKILL)
-    for process in started:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            process.kill()
+def request_stack(process_info: ProcessInfo | None) -> None:
+    """Makes a role, and the processes that it forked, write their stacks. A role elsewhere is passed over."""
+    role = _with_descendants(process_info)
+    # The signal would end a process that has no handler. The role itself has one.
+    for process in (*role[:1], *filter(_answers, role[1:])):
+        with suppress(psutil.Error):
+            process.send_signal(signal.SIGUSR1)
 
 
 def stack_of(process_info: ProcessInfo | None, logs: Path, name: str) -> str:
-    """The stacks of the role's process, and of processes that it forked, as soon as they are written.
+    """The stacks of a role and of the processes that it forked, as soon as they are written.
 
-    Empty where none came: of a process that is stopped or gone, or is on another machine.
+    Empty if none come within seconds: the role is stopped, gone or on another machine.
     """
     file = _stack_path(logs, name)
-    known = file.stat().st_size if file.exists() else 0
+    known = _size(file)
     request_stack(process_info)
-    for process in _started_by(process_info):
-        # Those that were forked answer as the role does; others this signal would end.
-        with contextlib.suppress(psutil.Error, OSError):
-            if _catches(process.pid, signal.SIGUSR1):
-                process.send_signal(signal.SIGUSR1)
     size, deadline = known, time.monotonic() + _STACK_SECONDS
     while time.monotonic() < deadline:
         time.sleep(_SETTLED_SECONDS)
-        before, size = size, file.stat().st_size if file.exists() else 0
+        before, size = size, _size(file)
         if size > known and size == before:
             break
     if size == known:
@@ -69,36 +64,37 @@ def stack_of(process_info: ProcessInfo | None, logs: Path, name: str) -> str:
         return stacks.read()
 
 
-def _started_by(process_info: ProcessInfo | None) -> list[psutil.Process]:
-    """The living descendants of the role's process, if that is on this machine and not this one."""
+def end_process(process_info: ProcessInfo | None) -> None:
+    """Kills a role's process, stopped or not, and all that it started. A role elsewhere is passed over."""
+    for process in _with_descendants(process_info):
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _with_descendants(process_info: ProcessInfo | None) -> list[psutil.Process]:
+    """A role's process and all below it. Empty if it is gone, on another machine, or this very process."""
     if process_info is None or process_info.host != platform.node() or process_info.pid == os.getpid():
         return []
     try:
-        return psutil.Process(process_info.pid).children(recursive=True)
+        process = psutil.Process(process_info.pid)
+        return [process, *process.children(recursive=True)]
     except psutil.Error:
         return []
 
 
-def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for the signal (Linux; elsewhere False)."""
+def _answers(process: psutil.Process) -> bool:
+    """Whether a process has a handler for SIGUSR1 (on Linux; elsewhere False)."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return False
     caught = next((line for line in status.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
-    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+    return bool(int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
 def _stack_path(logs: Path, name: str) -> Path:
     return logs / f"{name.replace(' ', '-')}.stacks"
 
 
-def request_stack(process_info: ProcessInfo | None) -> None:
-    """Asks the role for its stack; one that is gone, or on another machine, is passed over."""
-    _signal(process_info, signal.SIGUSR1)
-
-
-def _signal(process_info: ProcessInfo | None, number: signal.Signals) -> None:
-    if process_info is not None and process_info.host == platform.node() and process_info.pid != os.getpid():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process_info.pid, number)
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0

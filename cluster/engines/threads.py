@@ -1,6 +1,6 @@
-"""How many intra-op threads each role computes with.
+"""The number of threads with which each role computes.
 
-The one place where thread counts are decided; must not import numpy or torch, whose pools read these.
+Owns all decisions about thread counts; must not import numpy or torch, which read them as they load.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-# Two torch threads beside one busy process ran 4 times slower than one, beside two 60 times: OpenMP
-# workers spin at every barrier. So every process starts with one, and the learner alone asks for more.
+# Two torch threads beside one busy process ran 4 times slower than one thread, and 60 times slower beside two
+# busy processes, because OpenMP's workers spin at every barrier. So every process starts with one thread, and
+# only the learner asks for more.
 SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def available_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process may use: its affinity mask, bounded by the CPU quotas of its cgroups, at least 1.
+    """Cores that this process may use: those of its affinity mask, at most its CPU quota, at least 1.
 
     A quota of 2.5 CPUs counts as 2: a third busy process would be halted in every period.
 
     Args:
-        proc: which cgroups this process is in.
-        root: where their file system is; in a container often the container's own group is seen as the root.
+        proc: the file that lists the cgroups of this process.
+        root: the mount of the cgroup file system; in a container often the container's own group.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cpu_cgroups(proc, root) if (quota := _cpu_quota(folder)) is not None]
@@ -29,14 +30,14 @@ def available_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/
 
 
 def _cpu_cgroups(proc: Path, root: Path) -> Iterator[Path]:
-    """The folders of this process's groups that may limit CPUs, and those above them: each limits, too."""
+    """The folders of the cgroups that may limit this process's CPUs, and of all groups around them."""
     try:
         lines = proc.read_text(encoding="ascii").splitlines()
     except OSError:
         lines = ["0::/"]
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        # Version 2 has one hierarchy without a name, version 1 one for each set of controllers.
+        # Version 2 has a single hierarchy, without a name; version 1 has one for each set of controllers.
         if not controllers:
             mount = root
         elif "cpu" in controllers.split(","):
@@ -48,7 +49,7 @@ def _cpu_cgroups(proc: Path, root: Path) -> Iterator[Path]:
 
 
 def _cpu_quota(folder: Path) -> float | None:
-    """CPUs that the group may use at a time; None where it does not limit."""
+    """Number of CPUs that the cgroup may use at a time; None without a limit."""
     try:
         quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):
@@ -57,15 +58,15 @@ def _cpu_quota(folder: Path) -> float | None:
             period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
         except OSError:
             return None
-    # "max" and -1 say that there is no limit.
+    # "max" and -1 stand for no limit.
     return int(quota) / int(period) if quota.isdigit() else None
 
 
 def env_threads(cores: int, num_actors: int) -> int:
-    """Threads with which each of num_actors steps ALE: the cores that the learner leaves, at least 1."""
+    """Threads with which each actor steps ALE: an equal share of all cores but the learner's, at least 1."""
     return max(1, (cores - 1) // num_actors)
 
 
 def learner_threads(cores: int, busy_processes: int) -> int:
-    """Threads for the learner: the cores that busy_processes other ones leave, at least 1."""
+    """Threads of the learner: the cores that busy_processes others leave free, at least 1."""
     return max(1, cores - busy_processes)

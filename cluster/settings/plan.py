@@ -1,4 +1,4 @@
-"""What a run will need of a machine's memory, and whether it fits: what `qfleet plan` and every start print.
+"""The memory that a run needs, and whether a machine has it: what `qfleet plan` and every start print.
 
 Owns the arithmetic and its wording, all pure; must not import ray or torch.
 """
@@ -16,18 +16,18 @@ from cluster.engines.placement import Claims, Placement, room
 from cluster.settings.config import ConfigError
 from cluster.settings.resolve import network_spec
 from cluster.settings.resolved import ResolvedConfig
-from cluster.wording import byte_size
+from cluster.wording import byte_size, quantity
 from learner.config import acts_in_numpy
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
 from replay_service.compressed_frame_store import is_packed, segment_frames
 from replay_service.config import Compression
 from replay_service.transition_store import TRANSITION_DTYPE, frame_capacity
 
-# Two float64 nodes of the sum tree for each row.
+# Two float64 nodes of the sum tree for each transition.
 _PRIORITY_BYTES = 16
-# A compressed copy of a frame: a fiftieth of it on Atari games played at random (docs/architecture.md).
+# The share that lz4 leaves of a frame: measured on Atari games played at random (docs/architecture.md).
 _LZ4_SHRINKS_TO = 1 / 50
-# Memory of the processes of a run (shared pages counted once), beside what they hold of frames: measured,
+# Memory of a run's processes without what they hold of frames: measured, with shared pages counted once, and
 # rounded up by a sixth.
 _RAY_BYTES = 420 << 20
 _PROCESS_BYTES = 100 << 20
@@ -42,21 +42,21 @@ _LABEL_WIDTH = len("a transition, raw")
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes that a run needs, beside those that the machine has.
+    """The memory that a run needs, in bytes, and the machine that is to provide it.
 
     Attributes:
-        capacity, num_shards, compression: of the replay, resolved.
-        raw_bytes: one transition in a plain buffer: two stacks of frames and a row.
+        capacity, num_shards, compression: of the replay.
+        raw_bytes: one transition in a plain buffer: two stacks of frames and the other fields.
         deduplicated_bytes: one transition with each frame held once, as stored without compression.
         compressed_bytes: one transition with lz4, expected; None where no frame field is compressed.
         priority_bytes: one transition's share of the priority structure.
-        request_bytes: the windows of one request of K minibatches. requests: requests that exist at a time.
-        push_bytes: one block of one actor. pushes: blocks in flight, of all actors.
+        request_bytes: the windows of one request of K minibatches. requests: most requests at a time.
+        push_bytes: one block of one actor. pushes: most blocks in flight, of all actors.
         process_bytes: all processes of the run, beside the above.
-        object_store_bytes: what Ray will give its object store; 0 where this process does not start Ray.
-        machine: the machine that was planned for.
-        on_one_machine: False where a cluster's nodes, not this machine, hold the run.
-        placement: where the roles would go on that cluster, if it was asked.
+        object_store_bytes: the size that Ray will give its object store; 0 where the run starts no Ray.
+        machine: the machine that starts the run.
+        on_one_machine: False where the nodes of a cluster, not `machine`, hold the run.
+        placement: where the roles would go on that cluster; None unless it was asked.
     """
 
     capacity: int
@@ -78,24 +78,24 @@ class Plan:
 
     @property
     def stored_bytes(self) -> int:
-        """One transition as it will be stored, its priority included."""
+        """One transition as it will be stored, with its priority."""
         if self.compression == "lz4" and self.compressed_bytes is not None:
             return self.compressed_bytes + self.priority_bytes
         return self.deduplicated_bytes + self.priority_bytes
 
     @property
     def replay_bytes(self) -> int:
-        """All shards, full."""
+        """All shards when they are full."""
         return self.capacity * self.stored_bytes
 
     @property
     def shard_bytes(self) -> int:
-        """The largest shard, full."""
+        """The largest shard when it is full."""
         return -(-self.capacity // self.num_shards) * self.stored_bytes
 
     @property
     def messages_bytes(self) -> int:
-        """Requests and pushes that exist at a time: the most that the object store must hold."""
+        """The most that requests and blocks in flight take, all in the object store."""
         return self.requests * self.request_bytes + self.pushes * self.push_bytes
 
     @property
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why the run cannot fit, with numbers and knobs; empty if it can, or if its machines are unknown."""
+        """Why the run cannot fit, with numbers and settings to change; empty if it fits or nobody knows."""
         if not self.on_one_machine:
             return ()
         found = []
@@ -115,7 +115,7 @@ class Plan:
                 f"{byte_size(self.machine.available_bytes)} of {byte_size(self.machine.memory_bytes)} are "
                 f"available: replay {byte_size(self.replay_bytes)} ({self._per_transition}), messages "
                 f"{byte_size(self.messages_bytes)}, processes {byte_size(self.process_bytes)}; "
-                f"{self._memory_knobs}"
+                f"{self._memory_advice}"
             )
         if self.object_store_bytes and self.messages_bytes > self.object_store_bytes:
             found.append(
@@ -128,24 +128,20 @@ class Plan:
 
     @property
     def short(self) -> str:
-        """One line."""
-        replay = (
-            f"replay {byte_size(self.replay_bytes)} ({self._per_transition}) in {self.num_shards} shard(s)"
-        )
+        """One line, and a second one where there is a warning."""
+        shards = quantity(self.num_shards, "shard")
+        replay = f"replay {byte_size(self.replay_bytes)} ({self._per_transition}) in {shards}"
         if not self.on_one_machine:
             return f"{replay} of {byte_size(self.shard_bytes)}"
         free = byte_size(self.machine.available_bytes)
-        text = f"{replay}; the run about {byte_size(self.run_bytes)} of {free} free memory"
-        return (
-            f"{text}\nwarning: Ray's object store is {self._on_disk}, which is slow"
-            if self._on_disk
-            else text
-        )
+        text = f"{replay}; the run takes about {byte_size(self.run_bytes)} of {free} free memory"
+        if self._on_disk:
+            text += f"\nwarning: Ray's object store is {self._on_disk}, which is slow"
+        return text
 
     @property
     def text(self) -> str:
-        """Every figure, one a line, and the verdict."""
-        machine = self.machine
+        """Every number on a line of its own, then the verdict."""
         compressed = "does not apply: no images of bytes"
         if self.compressed_bytes is not None:
             compressed = (
@@ -164,19 +160,19 @@ class Plan:
         }
         if self.on_one_machine:
             lines["this machine"] = (
-                f"{byte_size(self.run_bytes)} needed, {byte_size(machine.available_bytes)} of "
-                f"{byte_size(machine.memory_bytes)} free, {machine.cores} cores"
+                f"{byte_size(self.run_bytes)} needed, {byte_size(self.machine.available_bytes)} of "
+                f"{byte_size(self.machine.memory_bytes)} free, {quantity(self.machine.cores, 'core')}"
             )
             if self.object_store_bytes:
-                lines["object store"] = self._object_store
+                where = f", {self._on_disk}" if self._on_disk else ""
+                lines["object store"] = f"{byte_size(self.object_store_bytes)} by Ray's rule{where}"
             lines["verdict"] = "does not fit" if self.problems else "fits"
         elif self.placement is not None:
-            missing = self.placement.missing
             lines["cluster"] = room(self.placement.machines)
-            lines["verdict"] = "waits for room" if missing else "has room"
+            lines["verdict"] = "waits for room" if self.placement.missing else "has room"
             lines["placement"] = self.placement.text.replace("\n", "\n" + " " * (_LABEL_WIDTH + 2))
         else:
-            lines["verdict"] = "not given: the memory of the cluster's nodes is not known here"
+            lines["verdict"] = "unknown: the memory of the cluster's machines is not known here"
         return "\n".join(f"{name:{_LABEL_WIDTH}}  {text}" for name, text in lines.items())
 
     @property
@@ -185,64 +181,55 @@ class Plan:
 
     @property
     def _messages(self) -> str:
-        text = f"{self.requests} requests of {byte_size(self.request_bytes)}"
-        return f"{text}, {self.pushes} pushes of {byte_size(self.push_bytes)}" if self.pushes else text
-
-    @property
-    def _object_store(self) -> str:
-        text = f"{byte_size(self.object_store_bytes)} by Ray's rule"
-        return f"{text}, {self._on_disk}" if self._on_disk else text
+        text = f"{quantity(self.requests, 'request')} of {byte_size(self.request_bytes)}"
+        blocks = f"{quantity(self.pushes, 'block')} of {byte_size(self.push_bytes)}"
+        return f"{text}, {blocks}" if self.pushes else text
 
     @property
     def _on_disk(self) -> str | None:
-        """What to say where shared memory is smaller than the messages: Ray then takes the disk."""
+        """Where Ray puts its object store if shared memory is too small for the messages; else None."""
         shm_bytes = self.machine.shm_bytes
         if shm_bytes is None or shm_bytes >= min(self.object_store_bytes, self.messages_bytes):
             return None
         return f"on disk: /dev/shm has only {byte_size(shm_bytes)} (docker run --shm-size)"
 
     @property
-    def _memory_knobs(self) -> str:
-        knobs = ["replay.capacity"]
+    def _memory_advice(self) -> str:
+        settings = ["replay.capacity"]
         if self.pushes:
-            knobs += ["actors.num_actors", "actors.envs_per_actor", "actors.steps_per_chunk"]
-        text = f"lower {', '.join(knobs)}"
+            settings += ["actors.num_actors", "actors.envs_per_actor", "actors.steps_per_chunk"]
+        text = f"lower {', '.join(settings)}"
         if self.compression == "none" and self.compressed_bytes is not None:
             text += f", or set replay.compression=lz4 (about {self.compressed_bytes:,} bytes a transition)"
         return text + ", or run on a cluster, where replay.num_shards spreads the replay over machines"
 
 
 def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
-    """The plan of a resolved config."""
+    """The plan of a run that `machine` starts."""
     schema = spec.block_schema(config.actors.n_step)
     replay, actors = config.replay, config.actors
     serial = config.run.runtime == "serial"
-    capacity = replay.capacity
-    deduplicated, compressed = _stored_bytes(schema, -(-capacity // replay.num_shards))
-
     frame_bytes = sum(field.bytes_per_frame for field in schema.frame_fields)
-    minibatches = replay.minibatches_per_request
     lanes, steps = actors.envs_per_actor, actors.steps_per_chunk
-    num_actors = actors.num_actors
     transition_bytes = sum(np.dtype(dtype).itemsize for _, dtype in TRANSITION_FIELDS)
     push_bytes = lanes * ((steps + schema.span - 1) * frame_bytes + steps * transition_bytes)
+    window_bytes = schema.window * frame_bytes + TRANSITION_DTYPE.itemsize
+    deduplicated, compressed = _stored_bytes(schema, -(-replay.capacity // replay.num_shards))
     return Plan(
-        capacity=capacity,
+        capacity=replay.capacity,
         num_shards=replay.num_shards,
         compression=replay.compression,
         raw_bytes=2 * schema.stack * frame_bytes + TRANSITION_DTYPE.itemsize,
         deduplicated_bytes=deduplicated,
         compressed_bytes=compressed,
         priority_bytes=_PRIORITY_BYTES if replay.sampling == "prioritized" else 0,
-        request_bytes=minibatches
-        * config.learner.batch_size
-        * (schema.window * frame_bytes + TRANSITION_DTYPE.itemsize),
-        # One is read while the others are on their way.
+        request_bytes=replay.minibatches_per_request * config.learner.batch_size * window_bytes,
+        # The learner reads one while the others are on their way.
         requests=replay.prefetch_requests + 1,
         push_bytes=push_bytes,
-        pushes=0 if serial else num_actors * actors.pushes_in_flight,
+        pushes=0 if serial else actors.num_actors * actors.pushes_in_flight,
         # An actor also holds a chunk while it collects, builds and encodes it.
-        process_bytes=_process_bytes(config, spec) + 3 * num_actors * push_bytes,
+        process_bytes=_process_bytes(config, spec) + 3 * actors.num_actors * push_bytes,
         object_store_bytes=_object_store_bytes(machine) if config.run.runtime == "local" else 0,
         machine=machine,
         on_one_machine=config.run.runtime != "cluster",
@@ -250,18 +237,18 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
 
 
 def make_claims(config: ResolvedConfig, spec: EnvSpec, plan: Plan, learner_gpus: float) -> Claims:
-    """What each role claims of a cluster: a core, and the memory that the plan gives it."""
-    torch_to_act = 0 if acts_in_numpy(network_spec(spec), config.learner) else _TORCH_BYTES
+    """The resources that each role claims on a cluster: one core, and the memory that the plan gives it."""
+    acting = _PROCESS_BYTES + _torch_to_act(config, spec)
     shard = Need(memory_bytes=_PROCESS_BYTES + plan.shard_bytes)
     learner = Need(gpus=learner_gpus, memory_bytes=_PROCESS_BYTES + _TORCH_BYTES + plan.request_bytes)
     # Blocks in flight belong to the object store, whose memory Ray keeps apart.
-    actor = Need(memory_bytes=_PROCESS_BYTES + torch_to_act + 3 * plan.push_bytes)
+    actor = Need(memory_bytes=acting + 3 * plan.push_bytes)
     num_actors = config.actors.num_actors
     return Claims(
         core={
             **{f"shard {index}": shard for index in range(config.replay.num_shards)},
             "learner": learner,
-            "evaluator": Need(memory_bytes=_PROCESS_BYTES + torch_to_act),
+            "evaluator": Need(memory_bytes=acting),
         },
         actors={f"actor {index}": actor for index in range(num_actors)},
         min_actors=config.actors.min_actors or num_actors,
@@ -275,7 +262,7 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
 
 
 def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
-    """A full shard's bytes a transition, frames as they are and compressed (None: no difference)."""
+    """Bytes per transition in a full shard: uncompressed, and compressed (None where nothing is)."""
     frames_per_transition = frame_capacity(schema, capacity) / capacity
     stride, length = segment_frames(schema.span)
     plain = sum(field.bytes_per_frame for field in schema.frame_fields)
@@ -289,18 +276,22 @@ def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
 
 def _process_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
     """Ray, driver, shards, learner, actors and evaluator, without what they hold of frames."""
-    actors_have_torch = not acts_in_numpy(network_spec(spec), config.learner)
     if config.run.runtime == "serial":
         return _PROCESS_BYTES + _TORCH_BYTES
-    actors = config.actors.num_actors + 1
-    processes = 1 + config.replay.num_shards + 1 + actors
-    with_torch = 1 + (actors if actors_have_torch else 0)
-    return _RAY_BYTES + processes * _PROCESS_BYTES + with_torch * _TORCH_BYTES
+    driver, learner, acting = 1, 1, config.actors.num_actors + 1
+    processes = driver + config.replay.num_shards + learner + acting
+    torch = learner * _TORCH_BYTES + acting * _torch_to_act(config, spec)
+    return _RAY_BYTES + processes * _PROCESS_BYTES + torch
+
+
+def _torch_to_act(config: ResolvedConfig, spec: EnvSpec) -> int:
+    """Memory for torch in a process that acts; 0 where numpy computes the network."""
+    return 0 if acts_in_numpy(network_spec(spec), config.learner) else _TORCH_BYTES
 
 
 def _object_store_bytes(machine: Machine) -> int:
-    cap = _OBJECT_STORE_MOST_BYTES
+    limit = _OBJECT_STORE_MOST_BYTES
     if machine.shm_bytes is not None:
         # Below 10 GB of shared memory Ray takes the disk rather than a small store.
-        cap = min(cap, max(_OBJECT_STORE_LEAST_CAP_BYTES, int(0.95 * machine.shm_bytes)))
-    return min(int(_OBJECT_STORE_SHARE * machine.available_bytes), cap)
+        limit = min(limit, max(_OBJECT_STORE_LEAST_CAP_BYTES, int(0.95 * machine.shm_bytes)))
+    return min(int(_OBJECT_STORE_SHARE * machine.available_bytes), limit)

@@ -29,7 +29,7 @@ _REPLAY_BYTES_AUTO = 2 << 30
 
 
 def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = False) -> ResolvedConfig:
-    """The config with every setting chosen. Equal input gives equal output, so a saved config repeats its run.
+    """The config with every setting chosen. Equal input gives equal output: a saved config repeats its run.
 
     cores: of the machine that the actors run on. on_cluster: whether the runtime "auto" is the cluster.
 

@@ -39,10 +39,10 @@ def test_plan_asks_the_cluster_and_starts_nothing(small_head: RayHead) -> None:
         small_head, "plan", "CartPole-v1", "--set", "actors.num_actors=3", "--set", "actors.min_actors=1"
     )
     assert planned.returncode == 0, planned.stderr
-    assert "1 machine(s) with 4 CPUs, 0 GPUs" in planned.stdout
+    assert "1 machine with 4 CPUs, 0 GPUs" in planned.stdout
     assert "has room" in planned.stdout
     assert "127.0.0.1: shard, learner, evaluator, actor" in planned.stdout
-    assert "2 more actors join" in planned.stdout
+    assert "2 more actors will join" in planned.stdout
 
 
 @pytest.mark.slow

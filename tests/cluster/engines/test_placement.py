@@ -64,8 +64,8 @@ def test_what_is_missing_is_named_and_actors_beyond_the_least_wait() -> None:
     placement = place(claims(shards=1, actors=4, least=2), [node("only", 4)])
     assert set(placement.missing) == {"actor 1"}
     assert placement.waiting_actors == 2
-    assert "no room for actor (1 CPUs, 1.0 GB of memory)" in placement.text
-    assert "2 more actors join" in placement.text
+    assert "no room for actor (1 CPU, 1.0 GB of memory)" in placement.text
+    assert "2 more actors will join" in placement.text
     assert place(claims(actors=4, least=1), [node("only", 4)]).missing == {}
 
 

@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from cluster.engines.process_info import _digest, process_info, require_same_code
+import learner
+from cluster.engines.process_info import code_digest, process_info, require_same_code
+
+
+def test_all_packages_come_from_one_root() -> None:
+    assert process_info().root == str(Path(learner.__file__).resolve().parent.parent)
+
+
+def test_a_shadowed_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(learner, "__file__", str(tmp_path / "learner" / "__init__.py"))
+    with pytest.raises(ImportError, match="a folder of the same name shadows one of them") as raised:
+        process_info()
+    assert str(tmp_path) in str(raised.value)
 
 
 def test_the_same_program_is_let_in() -> None:
@@ -34,7 +46,7 @@ def test_the_digest_sees_content_names_and_folders(tmp_path: Path) -> None:
         for name, text in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
-        return _digest(str(root))
+        return code_digest(str(root))
 
     first = digest({"cluster/a.py": "1", "learner/b.py": "2"})
     assert digest({"learner/b.py": "2", "cluster/a.py": "1", "runs/c.py": "3", "cluster/d.txt": "4"}) == first

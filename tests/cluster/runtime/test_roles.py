@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-import learner
 from actors.core import EnvSpec
 from cluster.engines.engine import Need, RoleError
-from cluster.engines.process_info import process_info
 from cluster.engines.serial_engine import SerialEngine
 from cluster.runtime.roles import ActorRole, RoleContext, Seeds, make_policy
 from cluster.runtime.shard_calls import RoundRobinSink
@@ -72,17 +70,6 @@ def test_acting_refuses_weights_of_another_network(name: str) -> None:
     flat = UpdateStep(network_spec(SPECS[name]), config.learner, seed=0).weights()
     with pytest.raises(ValueError, match="weights"):
         make_policy(config, SPECS[name]).load(flat[:-1])
-
-
-def test_all_packages_come_from_one_root() -> None:
-    assert process_info().root == str(Path(learner.__file__).resolve().parent.parent)
-
-
-def test_a_shadowed_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(learner, "__file__", str(tmp_path / "learner" / "__init__.py"))
-    with pytest.raises(ImportError, match="a folder of the same name shadows one of them") as raised:
-        process_info()
-    assert str(tmp_path) in str(raised.value)
 
 
 def test_every_role_has_streams_of_its_own() -> None:
