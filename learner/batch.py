@@ -48,16 +48,15 @@ def observations(window: Tensor, stack: int) -> tuple[Tensor, Tensor]:
 
 def batch_of(tensors: Mapping[str, Tensor], stack: int) -> Batch:
     """The batch of the tensors of `minibatch_arrays`, on their device; it shares their memory."""
-    prefix = f"{OBSERVATION}."
-    pairs = {
-        name.removeprefix(prefix): observations(window, stack)
-        for name, window in tensors.items()
-        if name == OBSERVATION or name.startswith(prefix)
-    }
-    obs_tm1: Observations = {name: pair[0] for name, pair in pairs.items()}
-    obs_t: Observations = {name: pair[1] for name, pair in pairs.items()}
+    obs_tm1: Observations
+    obs_t: Observations
     if OBSERVATION in tensors:
-        obs_tm1, obs_t = pairs[OBSERVATION]
+        obs_tm1, obs_t = observations(tensors[OBSERVATION], stack)
+    else:
+        prefix = f"{OBSERVATION}."
+        parts = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        obs_tm1 = {name: observations(window, stack)[0] for name, window in parts.items()}
+        obs_t = {name: observations(window, stack)[1] for name, window in parts.items()}
     mask = tensors.get(ACTION_MASK)
     return Batch(
         obs_tm1=obs_tm1,

@@ -42,6 +42,9 @@ class UpdateMetrics:
 
     Means are over updates, of each update's mean over its minibatch. grad_norm_mean is before clipping,
     grad_norm_clipped_mean after it. q_min and q_max are over the Q-values of the actions taken.
+
+    target_gap is the mean |online - target| over the weights: just before the newest copy to the target
+    network, or now where target_polyak moves the target network in each update.
     """
 
     loss_mean: float = math.nan
@@ -53,6 +56,7 @@ class UpdateMetrics:
     td_error_mean: float = math.nan
     grad_norm_mean: float = math.nan
     grad_norm_clipped_mean: float = math.nan
+    target_gap: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +70,6 @@ class LearnReport(UpdateMetrics):
     replies of shards; "draw": the rest of getting a minibatch (requesting, copying, weighting); "update";
     "other".
 
-    target_gap is the mean |online - target| over the weights: just before the newest copy to the target
-    network, or now where target_polyak moves the target network in each update.
-
     policy_lag counts the versions between a transition's acting and its learning, in the first update of
     every 16. priority_staleness counts the updates between requesting a minibatch and learning from it.
     notes are sentences for the run's user. Whoever runs the learner fills in prefetched_requests and process.
@@ -81,7 +82,6 @@ class LearnReport(UpdateMetrics):
     seconds: Mapping[str, float]
     statuses: tuple[ShardStatus, ...]
     skipped_updates: int = 0
-    target_gap: float = math.nan
     policy_lag: Histogram = field(default_factory=Histogram)
     priority_staleness_mean: float = math.nan
     priority_staleness_max: int = 0

@@ -1,6 +1,6 @@
 """The device that a learner computes on.
 
-Owns the choice and its settings; must not import anything but torch.
+Owns its choice and its settings; must not import anything but torch.
 """
 
 from __future__ import annotations
@@ -8,24 +8,21 @@ from __future__ import annotations
 import torch
 
 
-def resolve_device(name: str) -> torch.device:
+def prepare_device(name: str) -> torch.device:
     """The device that learner.device names; "auto" is CUDA where there is one, else the CPU.
 
-    Raises ValueError if torch finds no CUDA device where one is named.
+    On CUDA, in the whole process, float32 matrix products round their inputs to 10 bits of mantissa and sum
+    in float32 (TF32): as exact as TD targets need, and several times as fast on GPUs that have it.
+
+    Raises ValueError if CUDA is named and torch finds none.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"learner.device is {name}, but torch finds no CUDA device here; give auto or cpu")
-    return device
-
-
-def allow_tf32(device: torch.device) -> None:
-    """On CUDA, lets float32 matrix products round their inputs to 10 bits of mantissa, in the whole process.
-
-    Sums stay float32. That is as exact as TD targets need, and several times as fast on GPUs with TF32.
-    """
+    found = torch.cuda.is_available()
+    device = torch.device(("cuda" if found else "cpu") if name == "auto" else name)
     if device.type == "cuda":
+        if not found:
+            raise ValueError(
+                f"learner.device is {name}, but torch finds no CUDA device here; give auto or cpu"
+            )
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
+    return device

@@ -9,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +27,8 @@ from replay_service.shard import EmptyShardError
 _POLICY_LAG_UPDATES = 16
 """The policy lag is counted in one update of this many."""
 
-
-class _Started(NamedTuple):
-    """An update that has been started on a minibatch, when the weights had this version."""
-
-    minibatch: Minibatch
-    version: int
-    update: Outcome | QueuedUpdate
+_Started = tuple[Minibatch, int, Outcome | QueuedUpdate]
+"""A minibatch, the version of the weights when its update was started, and that update."""
 
 
 @dataclass(eq=False)
@@ -52,7 +46,8 @@ class _Counts:
 class Learner:
     """Draws minibatches, learns from them and gives their TD errors back.
 
-    The same seed and the same minibatches give bit-identical weights on a CPU.
+    The same seed and the same minibatches give bit-identical weights on a CPU. `threads` sets torch's threads
+    for the whole process. `record_skipped` is called for each skipped update. `queues`: see UpdateStep.
 
     Raises:
         ValueError: the network or the device does not fit, or threads is below 1.
@@ -72,8 +67,6 @@ class Learner:
         record_skipped: Callable[[SkippedBatch], None] | None = None,
         queues: bool | None = None,
     ) -> None:
-        """threads: torch's, for the whole process. record_skipped: called for each skipped update.
-        queues: see UpdateStep."""
         if threads < 1:
             raise ValueError(f"threads is {threads}; give at least 1")
         torch.set_num_threads(threads)
@@ -124,7 +117,7 @@ class Learner:
         self._timer.enter("update")
         self._timer.shift(drawn.waited_seconds, "draw", "wait")
         batch, minibatch = self._upload(drawn)
-        return _Started(minibatch, version, self.step.start(batch))
+        return minibatch, version, self.step.start(batch)
 
     def _finish(self, started: _Started, counts: _Counts) -> None:
         """Waits for an update, counts it, and gives its TD errors back or records that it was skipped."""
@@ -162,7 +155,6 @@ class Learner:
         """The report of a chunk that has ended."""
         updates = self.step.version - counts.first_version
         metrics = self.step.take_metrics()
-        target_gap = self.step.target_gap()
         self._timer.enter("idle")
         return LearnReport(
             **vars(metrics),
@@ -171,7 +163,6 @@ class Learner:
             samples=counts.samples,
             skipped_updates=counts.skipped_updates,
             learning_rate=learning_rate(self._config, max(self.step.version - 1, 0)),
-            target_gap=target_gap,
             seconds=self._timer.take(),
             statuses=self._source.statuses(),
             policy_lag=counts.policy_lag.read(),

@@ -12,6 +12,7 @@ import torch
 
 from learner.batch import Observations
 from learner.config import LearnerConfig, NetworkSpec
+from learner.networks.noisy import redraw_noise
 from learner.networks.passes import flat_network
 from learner.normalization import ObservationNormalizer
 from learner.objectives.heads import make_head
@@ -38,9 +39,9 @@ class TorchPolicy:
         self._normalizer = ObservationNormalizer(spec, cpu) if config.normalize_observations else None
         self._part_names = tuple(part.name for part in spec.parts)
         self._head = make_head(config, cpu)
-        self._noise: torch.Generator | None = None
-        if noise is not None:
-            self._noise = torch.Generator().manual_seed(int(noise.generate_state(1)[0]))
+        self._noise = (
+            None if noise is None else torch.Generator().manual_seed(int(noise.generate_state(1)[0]))
+        )
 
     def load(self, flat_weights: np.ndarray) -> None:
         """Copies weights [P] float32 as the learner gives them, its normalizer's tail included.
@@ -60,15 +61,15 @@ class TorchPolicy:
         self._network.pack()
         tail.copy_(given[num_weights:])
         if self._noise is not None:
-            self._network.redraw_noise(self._noise)
+            redraw_noise(self._network.module, self._noise)
 
     def q_values(self, observations: np.ndarray) -> np.ndarray:
         """[N, *observation_shape], or records with a field for each part -> [N, A] float32, a fresh array."""
-        inputs: Observations
-        if self._part_names:
-            inputs = {n: torch.from_numpy(observations[f"{OBSERVATION}.{n}"]) for n in self._part_names}
-        else:
-            inputs = torch.from_numpy(observations)
+        inputs: Observations = (
+            {name: torch.from_numpy(observations[f"{OBSERVATION}.{name}"]) for name in self._part_names}
+            if self._part_names
+            else torch.from_numpy(observations)
+        )
         if self._normalizer is not None:
             inputs = self._normalizer(inputs)
         outputs = self._network.evaluate(inputs)

@@ -6,7 +6,7 @@ Owns the training state (online, target, optimizer, version); must not import th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from learner.batch import Batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState, UpdateMetrics
-from learner.device import allow_tf32, resolve_device
+from learner.device import prepare_device
+from learner.networks.noisy import redraw_noise
 from learner.networks.passes import compile_passes, flat_network
 from learner.normalization import ObservationNormalizer, moments_of, moments_state, restored_moments
 from learner.objectives.heads import Fit, make_head
@@ -38,7 +39,7 @@ class QueuedUpdate:
 
 
 Outcome = np.ndarray | SkippedUpdate
-"""Absolute TD errors [B] float32 of an update that was applied, from before it; or the update was skipped."""
+"""If an update was applied, the absolute TD errors [B] float32 from before it."""
 
 
 class UpdateStep:
@@ -50,15 +51,14 @@ class UpdateStep:
     Attributes:
         device: computes the updates.
         version: the number of updates applied.
-        queues: whether `start` queues updates on the device, or applies them at once.
+        queues: whether `start` queues updates on the device, or applies them at once. By default it queues
+            them on CUDA; with a normalizer it never does.
     """
 
     def __init__(
         self, spec: NetworkSpec, config: LearnerConfig, *, seed: int, queues: bool | None = None
     ) -> None:
-        """queues: see the attribute; None: on CUDA. Updates with a normalizer are never queued."""
-        self.device = resolve_device(config.device)
-        allow_tf32(self.device)
+        self.device = prepare_device(config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._online = flat_network(spec, config, self.device)
@@ -72,12 +72,10 @@ class UpdateStep:
         self._meter = UpdateMeter(self.device, config.max_grad_norm)
         self._gap_at_copy = torch.zeros((), device=self.device)
         self.version = 0
-        # The statistics of a skipped update would have to be taken back after the next update has used them.
-        possible = self._normalizer is None
-        self.queues = possible and (self.device.type == "cuda" if queues is None else queues)
-        self._notes: tuple[str, ...] = ()
-        if config.compile:
-            self._notes = (compile_passes(self._online, self._target, spec, config),)
+        # A normalizer would have to forget a skipped update after the next one has used its statistics.
+        wanted = self.device.type == "cuda" if queues is None else queues
+        self.queues = wanted and self._normalizer is None
+        self._notes = (compile_passes(self._online, self._target, spec, config),) if config.compile else ()
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outcome:
@@ -119,14 +117,10 @@ class UpdateStep:
             return _copy(self._online.weights)
         return _copy(torch.cat((self._online.weights, self._normalizer.tail)))
 
-    def target_gap(self) -> float:
-        """The mean |online - target| over the weights; see LearnReport. Waits for the device."""
-        gap = self._gap_at_copy if self._config.target_polyak is None else self._gap()
-        return gap.item()
-
     def take_metrics(self) -> UpdateMetrics:
         """Metrics of the updates since the last call. Waits for the device."""
-        return self._meter.take()
+        gap = self._gap_at_copy if self._config.target_polyak is None else self._target_gap()
+        return replace(self._meter.take(), target_gap=gap.item())
 
     def take_notes(self) -> tuple[str, ...]:
         """Sentences for the run's user, each given once."""
@@ -169,9 +163,9 @@ class UpdateStep:
 
     @torch.no_grad()
     def _queue(self, batch: Batch) -> QueuedUpdate:
-        """Starts one update and waits for nothing: if it is not finite, the device itself leaves it out.
+        """Starts one update and waits for nothing: if it is not finite, the device leaves it out.
 
-        Only a target network that moves after it may then have moved once too often.
+        The target network may then still have moved once too often.
         """
         fit, norm = self._fit(batch)
         results = _joined(fit.td_error, fit.loss, norm)
@@ -192,8 +186,8 @@ class UpdateStep:
             # CUDA graphs may reuse the memory of the previous update's outputs from here on.
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         if self._noise is not None:
-            self._online.redraw_noise(self._noise)
-            self._target.redraw_noise(self._noise)
+            redraw_noise(self._online.module, self._noise)
+            redraw_noise(self._target.module, self._noise)
         obs_tm1, obs_t = batch.obs_tm1, batch.obs_t
         if self._normalizer is not None:
             self._normalizer.absorb(obs_tm1)
@@ -213,10 +207,10 @@ class UpdateStep:
         if self._config.target_polyak is not None:
             self._target.weights.lerp_(self._online.weights, self._config.target_polyak)
         elif self.version % self._config.target_update_updates == 0:
-            self._gap_at_copy = self._gap()
+            self._gap_at_copy = self._target_gap()
             self._target.weights.copy_(self._online.weights)
 
-    def _gap(self) -> Tensor:
+    def _target_gap(self) -> Tensor:
         return (self._online.weights - self._target.weights).abs().mean()
 
     def _tensors(self) -> dict[str, Tensor]:

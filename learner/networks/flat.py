@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from learner.batch import Observations
-from learner.networks.noisy import redraw_noise
 from learner.networks.products import Linear
 
 
@@ -25,14 +24,15 @@ class FlatNetwork:
     are [B, A], or [B, A, N] where each action has a distribution.
 
     Attributes:
+        module: the network, whose parameters are views of `weights`.
         weights: [P] float32, in the order of network.parameters().
         gradient: [P] float32, the derivative of the loss by the weights; each `backward` overwrites it.
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self._network = network.to(device)
-        self._forward: Callable[[Observations], Tensor] = self._network
-        self._parameters = list(self._network.parameters())
+        self.module = network.to(device)
+        self._forward: Callable[[Observations], Tensor] = self.module
+        self._parameters = list(self.module.parameters())
         self._shapes = [parameter.shape for parameter in self._parameters]
         self.weights = parameters_to_vector(self._parameters).detach()
         self.gradient = torch.zeros_like(self.weights)
@@ -42,15 +42,11 @@ class FlatNetwork:
     def compile(self) -> None:
         """Compiles the passes by torch.compile, each in its first call; on a GPU with CUDA graphs."""
         mode = "reduce-overhead" if self.weights.device.type == "cuda" else None
-        self._forward = torch.compile(self._network, mode=mode, dynamic=False)
+        self._forward = torch.compile(self.module, mode=mode, dynamic=False)
 
     def uncompile(self) -> None:
         """Goes back to the passes from before `compile`."""
-        self._forward = self._network
-
-    def redraw_noise(self, generator: torch.Generator) -> None:
-        """Draws new noise for noisy layers from a generator on the CPU. Until then there is no noise."""
-        redraw_noise(self._network, generator)
+        self._forward = self.module
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """The pieces of a vector [P], each in the shape of its parameter and sharing the vector's memory."""
@@ -59,7 +55,7 @@ class FlatNetwork:
 
     def pack(self) -> None:
         """Makes `evaluate` faster for the present weights. Repeat it after each change of the weights."""
-        for module in self._network.modules():
+        for module in self.module.modules():
             if isinstance(module, Linear):
                 module.pack()
 
