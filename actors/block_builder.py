@@ -1,6 +1,6 @@
 """From vector steps to transition blocks.
 
-Owns the buffers between acting and pushing and the rules of which rows and frames a block holds;
+Owns the buffers between acting and pushing, and the rules for which transitions and frames a block holds;
 must not know of environments, policies or sinks.
 """
 
@@ -22,10 +22,10 @@ class ChunkSteps:
     """The T vector steps since the last block, [T, N] each; views, valid until the next `build`.
 
     Attributes:
-        reward: float64, raw; 0 where the step was an autoreset.
-        real: bool, False where the step was an autoreset.
+        reward: float64, raw; 0 if the step was an autoreset.
+        real: bool, False if the step was an autoreset.
         ended, starts: bool, see actors.envs.stepper.Step.
-        q: [T, A, N] float32, of the frames before the steps.
+        q: [T, A, N] float32, Q-values of the frames before the steps.
     """
 
     reward: np.ndarray
@@ -35,17 +35,38 @@ class ChunkSteps:
     q: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class _Finals:
+    """True last frames of K episodes whose environments reset within the steps that ended them.
+
+    Attributes:
+        step, lane: [K] int64, which steps those were.
+        value: [K] float32, max Q of the frames.
+        frames: [K, *shape].
+    """
+
+    step: np.ndarray
+    lane: np.ndarray
+    value: np.ndarray
+    frames: np.ndarray
+
+    def since(self, step: int) -> _Finals:
+        """Those from a step on, which then counts as step 0."""
+        kept = self.step >= step
+        return _Finals(self.step[kept] - step, self.lane[kept], self.value[kept], self.frames[kept])
+
+
 class BlockBuilder:
     """Collects vector steps of N lanes and makes one block of them per chunk.
 
-    A row leaves in the first block for which all that it needs has been seen: its rewards, its next
-    frame, and the Q-values of that frame (known once the policy has acted on it) unless its discount
-    is 0. The steps and frames that later rows need stay behind for the next block.
+    A transition leaves in the first block for which everything that it needs is known: its rewards, its next
+    frame, and, unless its discount is 0, the Q-values of that frame (known once the policy has acted on it).
+    The steps and frames that later transitions need stay behind for the next block.
 
-    In memory a lane is a row of *positions*, one per frame. Where an environment resets within the step
-    that ends an episode, the true final frame takes a position of its own between the two.
+    In memory a lane is a sequence of *positions*, one per frame. If an environment resets within the step
+    that ends an episode, the true final frame takes a position of its own between the two episodes.
 
-    What a step costs counts: `add` only stores it, all else is done for a whole chunk at once.
+    Steps must be cheap: `add` only stores them, and all else is computed for a whole chunk at once.
     """
 
     def __init__(
@@ -60,11 +81,11 @@ class BlockBuilder:
         reward_clip: float | None = None,
         life_loss_ends_episode: bool = False,
     ) -> None:
-        """Frames are of frame_dtype(schema.frame_fields), see actors.core, whatever their fields.
+        """Frames have the dtype frame_dtype(schema.frame_fields), see actors.core.
 
         writer and incarnation go into every block, with sequence 0. Q-values of actions that a frame does
-        not allow are -inf. Rows have rewards clipped to +-reward_clip, and lost lives as terminations if
-        asked for; the episode goes on all the same.
+        not allow must be -inf. reward_clip c clips the transitions' rewards to [-c, c].
+        life_loss_ends_episode makes a lost life a termination for them; the episode itself goes on.
         """
         self._schema = schema
         dtype = frame_dtype(schema.frame_fields)
@@ -92,25 +113,23 @@ class BlockBuilder:
         self._first = 0  # of the steps that no block has seen yet
         self._missing = 0
         self._env_steps = 0
-        self._final_step = np.zeros(0, np.int64)
-        self._final_lane = np.zeros(0, np.int64)
-        self._final_value = np.zeros(0, np.float32)
-        self._final_frames = np.zeros(0, dtype)
+        no_lane = np.zeros(0, np.int64)
+        self._no_finals = _Finals(no_lane, no_lane, np.zeros(0, np.float32), np.zeros(0, dtype))
+        self._finals = self._no_finals
         self._new_finals: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self._new_broken: list[tuple[int, np.ndarray]] = []
 
     def reset(self, frames: np.ndarray) -> None:
-        """Drops every pending row and begins an episode in every lane with frames [N, *shape].
+        """Drops all pending transitions and begins an episode in every lane with frames [N, *shape].
 
-        Env steps that no block has carried yet are dropped too: a resumed run knows nothing of them.
+        Env steps that no block has carried yet are dropped, too: a resumed run does not know of them.
         """
         self._length = self._first = self._missing = self._env_steps = 0
-        self._keep_finals(np.zeros(len(self._final_step), np.bool_), 0)
-        self._new_finals, self._new_broken = [], []
+        self._finals = self._no_finals
+        self._new_finals = []
         self._frames[0] = frames
 
     def begin(self, steps: int, version: int) -> None:
-        """Makes room for a chunk of so many vector steps, chosen by `version`; every one must be added."""
+        """Makes room for a chunk of so many vector steps, acted by `version`; all of them must be added."""
         self._first = self._length
         self._length += steps
         self._missing = steps * self._frames.shape[1]
@@ -122,9 +141,9 @@ class BlockBuilder:
         self._steps["version"][self._first : self._length] = version
 
     def add(self, t: int, actions: np.ndarray, q: np.ndarray, step: Step, lanes: slice = ALL_LANES) -> None:
-        """The chunk's t-th step of the K lanes `lanes`: actions [K], q [K, A] of the frames before.
+        """Stores the chunk's t-th step of the K lanes `lanes`: actions [K], q [K, A] of the frames before.
 
-        The steps of a lane are added in their order; those of other lanes may come before or after them.
+        Steps of one lane are added in order, steps of different lanes in any order.
         """
         t += self._first
         steps = self._steps
@@ -140,16 +159,14 @@ class BlockBuilder:
         if len(step.final_lanes):
             final_lanes = step.final_lanes + (lanes.start or 0)
             self._new_finals.append((t, final_lanes, step.final_frames))
-        if step.broken is not None:
-            self._new_broken.append((t, step.broken.nonzero()[0] + (lanes.start or 0)))
         self._missing -= len(actions)
 
     def chunk(self) -> ChunkSteps:
-        """What was added since the last block. Raises ValueError where steps are missing."""
+        """The steps added since the last block. Raises ValueError if some are missing."""
         if self._missing:
             raise ValueError(f"{self._missing} steps of single lanes are missing in the chunk")
         new = {name: array[self._first : self._length] for name, array in self._steps.items()}
-        # Episodes begin behind every autoreset, and where an environment has reset within a step.
+        # Episodes begin after every autoreset, and after a step within which the environment has reset.
         new["starts"][...] = new["fake"]
         for t, lanes, _ in self._new_finals:
             self._steps["starts"][t, lanes] = True
@@ -162,11 +179,11 @@ class BlockBuilder:
         )
 
     def build(self, final_values: np.ndarray) -> TransitionBlock | None:
-        """The block of all rows known by now; None if there are none (their env steps wait for the next).
+        """The block of all transitions known by now; None if there are none (env steps wait for the next).
 
-        final_values: [K] max over actions of Q at the final frames given to `add` since the last build, in
-        their order (any value where the episode terminated). Raises ValueError on another number of them,
-        where steps are missing or where a row's priority is not finite.
+        final_values: [K] max Q of the final frames given to `add` since the last build, in that order (any
+        value if the episode terminated). Raises ValueError on another number of them, if steps are missing
+        or if a priority is not finite.
         """
         if self._length == 0:
             return None
@@ -176,10 +193,9 @@ class BlockBuilder:
         self._take_finals(final_values)
 
         steps = {name: array[: self._length] for name, array in self._steps.items()}
-        self._drop_broken(steps)
         clip = self._reward_clip
         reward = steps["reward"] if clip is None else steps["reward"].clip(-clip, clip)
-        rows = n_step_transitions(
+        transitions = n_step_transitions(
             reward,
             steps["terminated"] | steps["life_lost"],
             steps["truncated"],
@@ -187,116 +203,118 @@ class BlockBuilder:
             self._schema.n_step,
             self._gamma,
         )
-        ready = steps["pending"] & rows.complete
-        self._hold_back(ready, rows)
-        block = self._block(steps, rows, reward, ready) if ready.any() else None
-        steps["pending"][ready] = False
-        self._carry()
-        if block is not None:
+        ready = steps["pending"] & transitions.complete
+        # All steps of these have been added. An incomplete one needs a step at which its episode broke off.
+        early = slice(max(0, self._length - self._schema.n_step + 1))
+        steps["pending"][early] &= ready[early]
+        self._hold_back(ready, transitions)
+        block = None
+        if ready.any():
+            block = self._block(steps, transitions, reward, ready)
+            steps["pending"][ready] = False
             self._env_steps = 0
+        self._carry()
         return block
 
     def _take_finals(self, values: np.ndarray) -> None:
-        """Joins the final frames of this chunk, with their values, to those carried over."""
-        count = sum(len(lanes) for _, lanes, _ in self._new_finals)
+        """Appends the final frames of this chunk, with their values, to those carried over."""
+        new, finals = self._new_finals, self._finals
+        count = sum(len(lanes) for _, lanes, _ in new)
         if len(values) != count:
             raise ValueError(f"{count} final frames need as many values, not {len(values)}")
-        if not count:
-            return
-        times = [np.full(len(lanes), t) for t, lanes, _ in self._new_finals]
-        self._final_step = np.concatenate([self._final_step, *times])
-        self._final_lane = np.concatenate([self._final_lane, *(lanes for _, lanes, _ in self._new_finals)])
-        self._final_frames = np.concatenate([self._final_frames, *(kept for _, _, kept in self._new_finals)])
-        self._final_value = np.concatenate([self._final_value, values])
-        self._new_finals = []
+        if count:
+            self._finals = _Finals(
+                np.concatenate([finals.step, *(np.full(len(lanes), t) for t, lanes, _ in new)]),
+                np.concatenate([finals.lane, *(lanes for _, lanes, _ in new)]),
+                np.concatenate([finals.value, values]),
+                np.concatenate([finals.frames, *(frames for _, _, frames in new)]),
+            )
+            self._new_finals = []
 
-    def _drop_broken(self, steps: dict[str, np.ndarray]) -> None:
-        """Drops the rows that would need a step at which an episode broke off.
-
-        Those are the last n - 1 before it, as far back as the last end.
-        """
-        ends = steps["terminated"] | steps["truncated"] | steps["life_lost"]
-        for broken_at, lanes in self._new_broken:
-            for lane in lanes:
-                for t in range(broken_at - 1, max(broken_at - self._schema.n_step, -1), -1):
-                    if ends[t, lane]:
-                        break
-                    steps["pending"][t, lane] = False
-        self._new_broken = []
-
-    def _hold_back(self, ready: np.ndarray, rows: NStepTransitions) -> None:
-        """Takes the rows out of ready [T, N] that lack the Q-values of the newest frame, on which nobody has
-        acted yet."""
+    def _hold_back(self, ready: np.ndarray, transitions: NStepTransitions) -> None:
+        """Clears in ready [T, N] the transitions that need Q-values of the newest frame: the policy has not
+        acted on it yet."""
         num_steps = len(ready)
         unknown = np.ones(ready.shape[1], np.bool_)
-        unknown[self._final_lane[self._final_step == num_steps - 1]] = False
+        unknown[self._finals.lane[self._finals.step == num_steps - 1]] = False
         newest = slice(max(0, num_steps - self._schema.n_step), num_steps)
-        reaches = rows.next_step[newest] == num_steps
-        ready[newest] &= ~(reaches & unknown & (rows.discount[newest] != 0.0))
+        reaches = transitions.next_step[newest] == num_steps
+        ready[newest] &= ~(reaches & unknown & (transitions.discount[newest] != 0.0))
 
     def _values_after(self, q: np.ndarray) -> np.ndarray:
-        """[T, N]: max Q of the frame that each step led to; 0 where it is not known."""
+        """[T, N] float32: max Q of the frame after each step; 0 if it is not known."""
         value = np.zeros((len(q), q.shape[2]), np.float32)
         np.max(q[1:], axis=1, out=value[:-1])
-        value[self._final_step, self._final_lane] = self._final_value
+        value[self._finals.step, self._finals.lane] = self._finals.value
         return value
 
     def _block(
-        self, steps: dict[str, np.ndarray], rows: NStepTransitions, reward: np.ndarray, ready: np.ndarray
+        self,
+        steps: dict[str, np.ndarray],
+        transitions: NStepTransitions,
+        reward: np.ndarray,
+        ready: np.ndarray,
     ) -> TransitionBlock:
-        """The block of the rows `ready` [T, N], lane by lane, each lane in time; reward [T, N] as learned."""
+        """The block of the transitions `ready` [T, N], ordered by lane, then by time.
+
+        reward [T, N]: of single steps, as the learner gets it.
+        """
         num_steps, num_lanes = ready.shape
         lane_major = np.ascontiguousarray(ready.T)
-        # Of every row, the index of its step in [T, N].
-        row = np.arange(num_steps * num_lanes).reshape(ready.shape).T[lane_major]
+        # For every transition, the index of its first step in a flat [T, N].
+        at = np.arange(num_steps * num_lanes).reshape(ready.shape).T[lane_major]
 
         position, episode_start, num_positions = self._positions(steps["fake"], steps["starts"])
         obs = position[:, :-1][lane_major]
         first = episode_start[:, :-1][lane_major]
-        span = rows.steps.take(row)
+        span = transitions.steps.take(at)
         following = obs + span
         needed = np.zeros(num_positions, np.bool_)
         for age in range(self._schema.stack):
             needed[np.maximum(obs - age, first)] = True
             needed[np.maximum(following - age, first)] = True
         frames_up_to = np.cumsum(needed, dtype=np.int32)
+        frames = self._gather(position, needed)
 
-        action = steps["action"].take(row)
-        n_step_reward = rows.reward.take(row)
-        discount = rows.discount.take(row)
-        bootstrap = self._values_after(steps["q"]).take(row + (span - 1) * num_lanes)
-        taken = _taken(steps["q"], row, action)
+        action = steps["action"].take(at)
+        n_step_reward = transitions.reward.take(at)
+        discount = transitions.discount.take(at)
+        bootstrap = self._values_after(steps["q"]).take(at + (span - 1) * num_lanes)
+        taken = _taken(steps["q"], at, action)
         priority = np.abs(n_step_reward + discount * bootstrap - taken).astype(np.float32)
         if not np.isfinite(priority).all():
-            raise ValueError("a row's reward or Q-values are not finite; the policy's weights have diverged")
+            raise ValueError("a reward or Q-value is not finite; the policy's weights have diverged")
         return TransitionBlock(
             schema=self._schema,
             writer=self._writer,
             incarnation=self._incarnation,
             sequence=0,
             env_steps=self._env_steps,
-            frames=self._fields(self._gather(position, needed)),
+            frames={
+                field.name: frames[field.name] if frames.dtype.names else frames
+                for field in self._schema.frame_fields
+            },
             action=action,
             reward=n_step_reward.astype(np.float32),
             discount=discount.astype(np.float32),
-            one_step_reward=reward.take(row).astype(np.float32),
-            end=rows.end.take(row),
-            policy_version=steps["version"].take(row),
+            one_step_reward=reward.take(at).astype(np.float32),
+            end=transitions.end.take(at),
+            policy_version=steps["version"].take(at),
             obs_frame=frames_up_to.take(obs) - 1,
             next_frame=frames_up_to.take(following) - 1,
-            # Where the first frame itself is not needed, no window reaches down to it.
+            # If the first frame itself is not needed, no window reaches back to it.
             first_frame=frames_up_to.take(first) - needed.take(first),
             priority=priority,
         )
 
     def _positions(self, fake: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """[N, T + 1] each: the position of every frame, and that of its episode's first frame; and how many
-        positions there are.
+        """Positions [N, T + 1] of all frames, positions [N, T + 1] of their episodes' first frames, and the
+        number of positions.
 
-        Positions count on from lane to lane, each lane having as many as the one with most final frames.
+        Positions count on from lane to lane; each lane has as many as the lane with most final frames.
         """
         num_frames, num_lanes = len(starts) + 1, starts.shape[1]
-        if len(self._final_step):
+        if len(self._finals.step):
             finals_before = np.zeros((num_lanes, num_frames), np.int64)
             np.cumsum((starts & ~fake).T, axis=1, out=finals_before[:, 1:])
             width = num_frames + int(finals_before[:, -1].max())
@@ -306,58 +324,43 @@ class BlockBuilder:
             position = np.arange(num_lanes * width).reshape(num_lanes, width)
         episode_start = position.copy()
         episode_start[:, 1:] *= starts.T
-        # Positions grow from lane to lane, so nothing is carried over to the next.
+        # Positions grow from lane to lane, so that no maximum reaches into the next lane.
         np.maximum.accumulate(episode_start.ravel(), out=episode_start.ravel())
         return position, episode_start, num_lanes * width
 
     def _gather(self, position: np.ndarray, needed: np.ndarray) -> np.ndarray:
-        """The needed frames [F, *shape], lane by lane."""
+        """The frames [F, *shape] at the needed positions, in order."""
         num_lanes, num_frames = position.shape
         source = np.zeros(len(needed), np.int64)
         source[position] = np.arange(num_frames * num_lanes).reshape(num_frames, num_lanes).T
-        at_final = position[self._final_lane, self._final_step] + 1
+        at_final = position[self._finals.lane, self._finals.step] + 1
         source[at_final] = num_frames * num_lanes + np.arange(len(at_final))
         source = source.take(np.flatnonzero(needed))
         dense = self._frames[:num_frames].reshape(num_frames * num_lanes, *self._frames.shape[2:])
         gathered: np.ndarray = dense.take(source, axis=0, mode="clip")
         if len(at_final):
             is_final = source >= len(dense)
-            gathered[is_final] = self._final_frames[source[is_final] - len(dense)]
+            gathered[is_final] = self._finals.frames[source[is_final] - len(dense)]
         return gathered
 
-    def _fields(self, frames: np.ndarray) -> dict[str, np.ndarray]:
-        """Frames [F, *shape] as a block has them; of records, views."""
-        if frames.dtype.names is None:
-            (field,) = self._schema.frame_fields
-            return {field.name: frames}
-        return {field.name: frames[field.name] for field in self._schema.frame_fields}
-
     def _carry(self) -> None:
-        """Moves what later rows need to the front: the last n steps and stack - 1 steps of context."""
+        """Moves what later transitions need to the front: the last n steps, and stack - 1 as context."""
         kept = min(self._length, self._schema.n_step + self._schema.stack - 1)
         dropped = self._length - kept
         if self._steps["pending"][:dropped].any():
-            raise AssertionError("a row would be lost between two blocks")
+            raise AssertionError("a transition would be lost between two blocks")
         for array in self._steps.values():
             array[:kept] = array[dropped : self._length]
         self._frames[: kept + 1] = self._frames[dropped : self._length + 1]
-        self._keep_finals(self._final_step >= dropped, dropped)
+        self._finals = self._finals.since(dropped)
         self._length = self._first = kept
 
-    def _keep_finals(self, kept: np.ndarray, shift: int) -> None:
-        if not len(kept):
-            return
-        self._final_step = self._final_step[kept] - shift
-        self._final_lane = self._final_lane[kept]
-        self._final_value = self._final_value[kept]
-        self._final_frames = self._final_frames[kept]
 
-
-def _taken(q: np.ndarray, row: np.ndarray, action: np.ndarray) -> np.ndarray:
-    """Of q [T, A, N] the value [R] of each row's own action; row [R]: the index of its step in [T, N]."""
+def _taken(q: np.ndarray, at: np.ndarray, action: np.ndarray) -> np.ndarray:
+    """Q-values [R] of each transition's action, from q [T, A, N]; at [R]: the index of its step in [T, N]."""
     num_steps, num_actions, num_lanes = q.shape
     first_action = np.arange(num_steps)[:, None] * (num_actions * num_lanes) + np.arange(num_lanes)
-    index: np.ndarray = first_action.take(row) + action * num_lanes
+    index: np.ndarray = first_action.take(at) + action * num_lanes
     return q.take(index)
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 class EnvConfig:
     """id is a Gymnasium id or an import path "package.module:factory" (a callable that returns an Env).
 
-    discretize K turns each dimension of a Box action space into K bins and flattens MultiDiscrete.
-    stack frames make an observation. action_mask: info["action_mask"] says which actions may be taken.
-    None means: chosen from the environment.
+    discretize K divides each dimension of a Box action space into K bins and flattens MultiDiscrete.
+    An observation holds `stack` frames. action_mask: info["action_mask"] says which actions may be taken.
+    None: chosen to suit the environment.
     """
 
     id: str = "CartPole-v1"
@@ -39,7 +39,7 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """Constant epsilon of each lane: base^(1 + alpha * i / (N - 1)) (Ape-X, arXiv:1803.00933, 4.1)."""
+    """Lane i of N has the epsilon base^(1 + alpha * i / (N - 1)) (Ape-X, arXiv:1803.00933, 4.1)."""
 
     base: float = 0.4
     alpha: float = 7.0
@@ -53,22 +53,23 @@ class LadderConfig:
 
 @dataclass(frozen=True)
 class ActorsConfig:
-    """How many actors act, how they explore and what rows they make.
+    """How many actors act, how they explore and what transitions they make.
 
     epsilon falls linearly from epsilon_start to epsilon_end over epsilon_decay_env_steps *global*
-    environment steps, unless epsilon_ladder is given. discount is gamma; rows sum n_step rewards.
-    steps_per_chunk is the vector steps of one rollout chunk; a chunk's rows are pushed as one block.
+    environment steps, unless epsilon_ladder is given. discount is gamma; transitions sum n_step rewards.
+    steps_per_chunk is the vector steps of one rollout chunk; a chunk's transitions are pushed as one block.
     A cluster must have room for min_actors before a run begins (null: for num_actors); the others follow.
 
-    An environment that misbehaves is made anew, at most env_restarts times in a run. An actor is replaced
-    where a chunk takes longer than chunk_deadline_seconds, or its process and those that it started hold more
-    than memory_limit_bytes; each counts as one such restart. Null: a deadline far above the longest chunk so
-    far, and a limit only while the machine runs out of memory.
+    An environment that misbehaves is restarted, at most env_restarts times in a run. An actor is replaced if
+    a chunk takes longer than chunk_deadline_seconds, or if its process and the processes that it started hold
+    more than memory_limit_bytes; each replacement counts as one restart. Null: a deadline far above the
+    longest chunk so far, and a memory limit only while the machine runs out of memory.
 
-    Two changes of what rows teach; reported and evaluated returns stay raw and episodes whole:
+    Two settings change what is learned; reported and evaluated returns stay raw and episodes whole:
     reward_clip c makes each reward r min(max(r, -c), c) (Mnih et al. 2013, arXiv:1312.5602, 5: c = 1).
-    life_loss_ends_episode gives rows discount 0 where info["lives"] falls, as at a true end (Mnih et al.
-    2015, doi:10.1038/nature14236, "Training details"; Machado et al. 2018, arXiv:1709.06009, 4.1 advise not).
+    life_loss_ends_episode sets the discount to 0 when info["lives"] falls, as at a true end (Mnih et al.
+    2015, doi:10.1038/nature14236, "Training details"; Machado et al. 2018, arXiv:1709.06009, 4.1, advise
+    against it).
     """
 
     num_actors: int | None = None
@@ -89,7 +90,8 @@ class ActorsConfig:
     memory_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_actors", "min_actors", "envs_per_actor", "steps_per_chunk"):
+        counts = ("num_actors", "min_actors", "envs_per_actor", "steps_per_chunk")
+        for name in (*counts, "epsilon_decay_env_steps", "pushes_in_flight"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"actors.{name} is {value}; give at least 1")
@@ -97,18 +99,12 @@ class ActorsConfig:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"actors.{name} is {value}; a probability lies in [0, 1]")
-        if self.epsilon_decay_env_steps < 1:
-            raise ValueError(
-                f"actors.epsilon_decay_env_steps is {self.epsilon_decay_env_steps}; give at least 1"
-            )
         if not 1 <= self.n_step <= 64:
             raise ValueError(f"actors.n_step is {self.n_step}; give 1 to 64")
         if not 0.0 <= self.discount <= 1.0:
             raise ValueError(f"actors.discount is {self.discount}; gamma lies in [0, 1]")
         if self.reward_clip is not None and not self.reward_clip > 0.0:
             raise ValueError(f"actors.reward_clip is {self.reward_clip}; above 0, or null for raw rewards")
-        if self.pushes_in_flight < 1:
-            raise ValueError(f"actors.pushes_in_flight is {self.pushes_in_flight}; give at least 1")
         if self.env_restarts < 0:
             raise ValueError(f"actors.env_restarts is {self.env_restarts}; give 0 or more")
         for name in ("chunk_deadline_seconds", "memory_limit_bytes"):

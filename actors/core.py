@@ -1,6 +1,6 @@
-"""The tiny interfaces between acting and what it is wired to.
+"""The interfaces between acting and the rest of the system.
 
-Owns protocols and the reports that loops return; must not import gymnasium.
+Owns protocols, the description of an environment and the reports of loops; must not import gymnasium.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from replay_service.messages import ProcessUsage, ShardStatus
 
 
 class Policy(Protocol):
-    """Greedy part of acting: weights in, Q-values out."""
+    """The greedy part of acting: weights in, Q-values out."""
 
     def load(self, flat_weights: np.ndarray) -> None:
         """Takes one flat float32 vector [P], parameters in the learner's order.
@@ -25,31 +25,31 @@ class Policy(Protocol):
         """
 
     def q_values(self, observations: np.ndarray) -> np.ndarray:
-        """[N, *obs] -> [N, A] float32; obs is [*frame] where stack is 1, else [stack, *frame].
+        """[N, *obs] -> [N, A] float32; obs is [*frame] if stack is 1, else [stack, *frame].
 
-        Where the observation has several parts: records [N] or [N, stack] with a field "observation.NAME"
-        for each part (and others, which are not part of the observation).
+        If the observation has several parts, it is a record with a field "observation.NAME" for each part
+        (and other fields, which do not belong to the observation), [N] or [N, stack].
         """
 
 
 class BlockSink(Protocol):
-    """Where finished blocks go; bounded in flight, so push may wait: that is the back-pressure."""
+    """Takes finished blocks; few may be in flight, so `push` may wait: that is the back-pressure."""
 
     def push(self, block: TransitionBlock) -> None:
         """Sends a block; its writer, incarnation and sequence are set by the sink's owner."""
 
     def statuses(self) -> tuple[ShardStatus, ...]:
-        """The newest acknowledged status of each shard heard of so far."""
+        """The newest status of each shard that has acknowledged a block."""
 
 
 @dataclass(frozen=True)
 class EnvSpec:
     """What the rest of the system must know of an environment.
 
-    observation_shape and dtype are of one *frame*; num_states is set for Discrete observations
-    (frame shape ()), else None. Where an observation consists of several arrays, `parts` has name, dtype and
-    shape of each, and the frame is a record: shape (), dtype "|V". action_mask: the environment says in
-    info["action_mask"] which actions may be taken. backend and autoreset_mode name what acting will use.
+    observation_shape and dtype describe one *frame*; num_states is set for Discrete observations (frame
+    shape ()), else None. If an observation consists of several arrays, `parts` has name, dtype and shape of
+    each, and the frame is a record: shape (), dtype "|V". action_mask: the environment says in
+    info["action_mask"] which actions may be taken. backend and autoreset_mode: those that acting will use.
     """
 
     observation_shape: tuple[int, ...]
@@ -66,7 +66,7 @@ class EnvSpec:
 
     @property
     def frame_fields(self) -> tuple[FrameField, ...]:
-        """What a frame holds: "observation", or "observation.NAME" for each part; then the action mask."""
+        """The fields of a frame: "observation", or "observation.NAME" for each part; then the action mask."""
         fields = tuple(replace(part, name=f"{OBSERVATION}.{part.name}") for part in self.parts)
         fields = fields or (FrameField(OBSERVATION, self.observation_dtype, self.observation_shape),)
         mask = FrameField(ACTION_MASK, "|b1", (self.num_actions,))
@@ -85,24 +85,23 @@ class EnvSpec:
 def frame_dtype(fields: tuple[FrameField, ...]) -> np.dtype[Any]:
     """A whole frame as one numpy item, so that frames of any kind are indexed, stacked and copied alike.
 
-    One field alone is an array of its dtype and shape; several are a record.
+    A single field is an array of its dtype and shape; several fields are a record.
     """
     if len(fields) == 1:
         return np.dtype((fields[0].dtype, fields[0].shape))
-    # Aligned, so that torch can look at a field without a copy.
+    # Aligned, so that torch can view a field without a copy.
     return np.dtype([(field.name, field.dtype, field.shape) for field in fields], align=True)
 
 
 EnvRestartCause = Literal["raise", "invalid", "hang", "memory"]
-"""What an environment did: raise, return what no frame can hold, not return, or take too much memory."""
+"""An environment raised, returned what no frame can hold, did not return, or took too much memory."""
 
 
 @dataclass(frozen=True)
 class EnvRestart:
-    """An environment that misbehaved and was made anew.
+    """An environment misbehaved and was restarted.
 
-    lane: which one; None: all of an actor's, which its backend makes only together. story: the traceback
-    where it raised, else what is wrong with what it returned.
+    lane: its lane; None: all lanes of its actor. description: the traceback if it raised, else a sentence.
     """
 
     cause: EnvRestartCause
@@ -112,14 +111,13 @@ class EnvRestart:
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """Counters of one chunk. Episodes are those that ended in it; returns are undiscounted and raw.
+    """What one chunk brought. Its episodes are those that ended in it; returns are undiscounted and raw.
 
-    seconds by phase: "act", "env", "build", "push", and "idle" between this chunk and the last.
-    start_values: max_a Q of each episode that began, once there are weights. action_counts [A] and the
-    reward figures are over the rows pushed, rewards of one step and as the learner gets them.
-    env_restarts: environments made anew in this chunk; their broken episodes are neither rows nor returns.
-    pushes_in_flight, process and memory_excess are filled in by whoever runs the actor; the last says, where
-    its process holds too much memory, how much.
+    seconds: by phase: "act", "env", "build", "push", and "idle" since the chunk before. start_values: max_a Q
+    of each episode that began, empty before the first weights. action_counts [A] and reward_abs_* are over
+    the transitions pushed, with rewards of single steps as the learner gets them. env_restarts: restarts in
+    this chunk; a broken episode's return is not reported. The actor's owner fills in pushes_in_flight,
+    process, and memory_excess: how much too much memory its process holds, in words; None if it does not.
     """
 
     actor: int
@@ -143,7 +141,7 @@ class RolloutReport:
 
     @property
     def worked_seconds(self) -> float:
-        """All but "idle"."""
+        """Seconds in all phases but "idle"."""
         return sum(self.seconds.values()) - self.seconds.get("idle", 0.0)
 
 
@@ -151,11 +149,11 @@ class RolloutReport:
 class EvaluationReport:
     """Greedy episodes of one version; episode i was played with the i-th seed of the domain.
 
-    start_values: max_a Q of each first observation. discounted_returns: what they foretell, sums of the
-    rewards as the learner gets them, discounted; those of truncated episodes lack what would have followed.
-    action_counts [A]: over all steps. idle_seconds: between this evaluation and the last. env_restarts:
-    environments made anew; further seeds of the domain stand in for their broken episodes. process is filled
-    in by whoever runs the evaluator.
+    start_values: max_a Q of each first observation. discounted_returns: what these values predict, discounted
+    sums of the rewards as the learner gets them; for truncated episodes without what would have followed.
+    action_counts [A]: over all steps. idle_seconds: since the evaluation before. env_restarts: restarts in
+    this evaluation; further seeds of the domain replace broken episodes. The evaluator's owner fills in
+    process.
     """
 
     version: int

@@ -1,6 +1,6 @@
 """Returns and lengths of episodes in progress and ended.
 
-Owns that bookkeeping; must not know of policies, rows or blocks.
+Owns that bookkeeping; must not know of policies, transitions or blocks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class EpisodeLedger:
-    """Sums rewards and counts steps of N lanes; keeps what ended until it is taken."""
+    """Sums rewards and counts steps of N lanes; keeps ended episodes until they are taken."""
 
     def __init__(self, num_lanes: int) -> None:
         self._lanes = np.arange(num_lanes)
@@ -22,12 +22,12 @@ class EpisodeLedger:
     def add(self, reward: np.ndarray, ended: np.ndarray, starts: np.ndarray) -> None:
         """Counts T vector steps: reward [T, N], 0 in an autoreset; ended and starts [T, N] bool.
 
-        As in `actors.envs.stepper.Step`: an episode ends with the step `ended`; the next one begins behind
-        the step `starts`, the same one or the next.
+        As in `actors.envs.stepper.Step`, an episode ends with a step `ended`, and the next one begins after
+        a step `starts`: the same step or the one after it.
         """
         num_steps, num_lanes = reward.shape
-        # Lane after lane with one more column, so that a start behind the last step has a place, too. The
-        # stretches between starts are summed each by itself: what overflows in one episode stays there.
+        # Lane after lane with one more column, for a start after the last step. Each stretch between two
+        # starts is summed by itself: an infinite reward spoils only its own episode.
         width = num_steps + 1
         begins = np.zeros((num_lanes, width), np.bool_)
         begins[:, 0] = True
@@ -36,7 +36,7 @@ class EpisodeLedger:
         rewards[:, :-1] = reward.T
         first = begins.ravel().nonzero()[0]
         returns = np.add.reduceat(rewards.ravel(), first)
-        # Of each lane the first stretch and the last.
+        # The first and the last stretch of each lane.
         head = first.searchsorted(self._lanes * width)
         tail = np.empty_like(head)
         tail[:-1] = head[1:]
@@ -46,7 +46,7 @@ class EpisodeLedger:
         last = lane * width + t
         stretch = first.searchsorted(last, side="right") - 1
         returns[head] += self._returns
-        # Where each stretch's episode began, were it not for the end of the data.
+        # Where each stretch's episode began: for the first ones, before this data.
         first[head] -= self._lengths
 
         self._ended_returns += returns[stretch].tolist()

@@ -1,6 +1,6 @@
 """Greedy evaluation of one set of weights.
 
-Owns which episode is played with which seed; must not know of exploration, rows or blocks.
+Owns which episode is played with which seed; must not know of exploration, transitions or blocks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Evaluator:
     """Plays greedy episodes and keeps its environments between evaluations.
 
     Episodes are played in rounds of L lanes: every round resets all lanes with the seeds of its episodes, and
-    lane i plays the i-th of them. So what is reported depends on the weights, the domain and the number of
-    episodes alone, never on what was played before or which lane was faster. An episode that broke off
-    because its environment misbehaved is left out, and a further one is played instead. A backend that takes
-    one seed for all lanes gets that of the round's first episode.
+    lane i plays the i-th of them. So the report depends on the weights, the domain and the number of episodes
+    alone, never on what was played before or which lane was faster. An episode that broke off because its
+    environment misbehaved is left out, and a further one is played instead. A backend that takes one seed for
+    all lanes gets the seed of the round's first episode.
     """
 
     def __init__(
@@ -40,9 +40,10 @@ class Evaluator:
         discount: float = 1.0,
         reward_clip: float | None = None,
     ) -> None:
-        """seed: the run's, below which domains lie. An episode that reaches max_episode_steps is cut off:
-        a greedy policy may walk in circles for ever where the environment has no limit of its own.
-        discount and reward_clip: the learner's, for what is compared with its Q-values.
+        """seed: the run's, from which the seeds of all domains are derived. max_episode_steps: an episode
+        ends there at the latest, because a greedy policy may walk in circles forever if the environment has
+        no limit of its own. discount and reward_clip: the learner's, for returns that are compared with its
+        Q-values.
         """
         self._env = env
         self._seed = seed
@@ -54,9 +55,9 @@ class Evaluator:
         self._stepper: VectorStepper | None = None
 
     def evaluate(self, policy: Policy, *, version: int, seed_domain: int, episodes: int) -> EvaluationReport:
-        """`episodes` episodes of the weights that policy holds, the i-th with the domain's i-th seed.
+        """Plays `episodes` episodes with the weights that policy holds, the i-th with the domain's i-th seed.
 
-        Raises ValueError where episodes < 1, EnvError, and EnvFailed where environments fail again and again.
+        Raises ValueError if episodes < 1, EnvError, and EnvFailed if environments fail again and again.
         """
         if episodes < 1:
             raise ValueError(f"{episodes} evaluation episodes; give at least 1")
@@ -104,14 +105,13 @@ class Evaluator:
         return self._stepper
 
     def _play(self, stepper: VectorStepper, policy: Policy, seeds: np.ndarray, count: int) -> _Round:
-        """The first episode of the first `count` lanes, less those that broke off."""
-        frames = stepper.reset(seeds)
-        stack = FrameStack(stepper.spec.stack, frames)
+        """The first episode of the first `count` lanes, without those that broke off."""
+        stack = FrameStack(stepper.spec.stack, stepper.reset(seeds))
         start_values = None
         rewards: list[np.ndarray] = []
         actions: list[np.ndarray] = []
         lengths = np.zeros(stepper.num_envs, np.int64)
-        truncated = np.ones(stepper.num_envs, np.bool_)  # of those still playing at the limit
+        truncated = np.ones(stepper.num_envs, np.bool_)  # unless the episode terminates
         playing = np.arange(stepper.num_envs) < count
         whole = playing.copy()
         for _ in range(self._max_episode_steps):
@@ -134,15 +134,18 @@ class Evaluator:
                 break
             stack.push(step.frames, step.starts)
         assert start_values is not None
-        return _summary(
-            np.array(rewards)[:, whole],
-            np.array(actions)[:, whole],
-            lengths[whole],
-            self._discount,
-            self._reward_clip,
+        played = np.arange(len(rewards))[:, None] < lengths[whole]
+        reward = np.where(played, np.array(rewards)[:, whole], 0.0)
+        learned = reward if self._reward_clip is None else reward.clip(-self._reward_clip, self._reward_clip)
+        return _Round(
+            returns=reward.sum(axis=0),
+            discounted_returns=self._discount ** np.arange(len(reward)) @ learned,
+            lengths=lengths[whole],
             start_values=start_values[whole],
             truncated=truncated[whole],
-            num_actions=stepper.spec.num_actions,
+            action_counts=np.bincount(
+                np.array(actions)[:, whole][played], minlength=stepper.spec.num_actions
+            ),
         )
 
 
@@ -156,31 +159,6 @@ class _Round:
     start_values: np.ndarray
     truncated: np.ndarray
     action_counts: np.ndarray
-
-
-def _summary(
-    rewards: np.ndarray,
-    actions: np.ndarray,
-    lengths: np.ndarray,
-    discount: float,
-    reward_clip: float | None,
-    *,
-    start_values: np.ndarray,
-    truncated: np.ndarray,
-    num_actions: int,
-) -> _Round:
-    """Of rewards [T, N] and actions [T, N], lane i counts for its first lengths[i] steps."""
-    played = np.arange(len(rewards))[:, None] < lengths
-    rewards = np.where(played, rewards, 0.0)
-    learned = rewards if reward_clip is None else rewards.clip(-reward_clip, reward_clip)
-    return _Round(
-        returns=rewards.sum(axis=0),
-        discounted_returns=discount ** np.arange(len(rewards)) @ learned,
-        lengths=lengths,
-        start_values=start_values,
-        truncated=truncated,
-        action_counts=np.bincount(actions[played], minlength=num_actions),
-    )
 
 
 def _joined(parts: list[np.ndarray]) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """Epsilon-greedy acting and its two schedules.
 
-Owns epsilon; must not import anything but numpy and the settings.
+Owns epsilon; must not import anything but numpy and actors.config.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ ALL_LANES = slice(None)
 
 
 def linear_epsilon(config: ActorsConfig, global_env_steps: int) -> float:
-    """epsilon_start at 0 global env steps, falling linearly to epsilon_end, then constant."""
+    """epsilon_start at 0 global env steps, then falling linearly to epsilon_end, then constant."""
     fraction = min(global_env_steps / config.epsilon_decay_env_steps, 1.0)
     return config.epsilon_start + fraction * (config.epsilon_end - config.epsilon_start)
 
 
 def ladder_epsilons(ladder: LadderConfig, num_lanes: int) -> np.ndarray:
-    """[num_lanes] float64, base^(1 + alpha * i / (num_lanes - 1)); one lane has base.
+    """[num_lanes] float64, base^(1 + alpha * i / (num_lanes - 1)); a single lane has base.
 
-    Ape-X, arXiv:1803.00933, section 4.1; i counts over all lanes of all actors.
+    Ape-X, arXiv:1803.00933, section 4.1; i counts all lanes of all actors.
     """
     steps: np.ndarray = np.linspace(0.0, 1.0, num_lanes)
     return np.asarray(ladder.base ** (1.0 + ladder.alpha * steps))
 
 
 class Exploration:
-    """The random half of epsilon-greedy acting, drawn at once for T steps of N lanes.
+    """The random part of epsilon-greedy acting, drawn at once for T steps of N lanes.
 
-    The stream gives the same numbers as T draws of one step each, so what is played does not depend on T.
+    The numbers are those of T draws for one step each, so that the actions do not depend on T.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Exploration:
         rng: np.random.Generator,
     ) -> None:
         """epsilon: one, or one for each lane [N]."""
-        # One draw of floats for both choices: rng.integers costs ten times as much for a few lanes.
+        # One draw of floats serves both choices: rng.integers costs ten times as much for a few lanes.
         drawn = rng.random((steps, 2, num_lanes))
         self._explores = drawn[:, 0] < epsilon
         self._choice = drawn[:, 1]
@@ -51,17 +51,18 @@ class Exploration:
     def actions(
         self, t: int, q: np.ndarray, allowed: np.ndarray | None = None, lanes: slice = ALL_LANES
     ) -> np.ndarray:
-        """Actions [K] int64 of step t in `lanes`: uniform where they explore, else the argmax of q [K, A].
+        """Actions [K] int64 of step t in `lanes`: uniform in lanes that explore, else the argmax of q [K, A].
 
-        A uniform action may be the greedy one. Among equal values the lowest action wins. With allowed [K, A]
-        bool, at least one in each row, uniform means among those; q must be -inf for the others.
+        A uniform action may be the greedy one. Among equal values the lowest action wins. allowed [K, A] bool
+        has at least one action for each lane; actions are then chosen among these, and q must be -inf for
+        the others.
         """
         anything: np.ndarray
         if allowed is None:
             anything = self._anything[t, lanes]
         else:
             up_to = allowed.cumsum(axis=1)
-            # The first action with more than `place` allowed ones up to and with it.
+            # The allowed action that comes after `place` other allowed ones.
             place = (self._choice[t, lanes] * up_to[:, -1]).astype(np.int64)
             anything = (up_to > place[:, None]).argmax(axis=1)
         actions: np.ndarray = q.argmax(axis=1)

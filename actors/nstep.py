@@ -1,6 +1,6 @@
 """n-step returns over dense [T, N] steps.
 
-Owns the arithmetic of rows; must not import anything but numpy and the end bits of blocks.
+Owns the arithmetic of transitions; must not import anything but numpy and the end bits of blocks.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from replay_service.block import TERMINATED, TRUNCATED
 
 @dataclass(frozen=True, eq=False)
 class NStepTransitions:
-    """One row for each of T steps of N lanes, [T, N] each; meaningless where a step was not real.
+    """The transition from each of T steps of N lanes, [T, N] each; meaningless if the step was not real.
 
     Attributes:
         reward: float64, sum over k < m of gamma^k * r_{t+k}.
-        discount: float64, gamma^m; 0 where the row's last step terminated (also if it truncated as well).
-        steps: int64, m: n, or fewer where the episode ended (or the data did: then not complete).
-        end: uint8, TERMINATED and TRUNCATED bits of the row's last step.
-        complete: bool, the row is real and no later step can change it.
+        discount: float64, gamma^m; 0 if the last step terminated (even if it was also truncated).
+        steps: int64, m: n, or fewer if the episode ended (or the data did: then it is not complete).
+        end: uint8, TERMINATED and TRUNCATED bits of the last step.
+        complete: bool, the step was real and no later step can change the transition. It never becomes so if
+            the transition needs a step that is not real: there its episode broke off.
     """
 
     reward: np.ndarray
@@ -32,7 +33,7 @@ class NStepTransitions:
 
     @property
     def next_step(self) -> np.ndarray:
-        """[T, N] int64, t + m: the row bootstraps from the frame that follows step t + m - 1."""
+        """[T, N] int64, t + m: a transition bootstraps from the frame after step t + m - 1."""
         return self.steps + np.arange(len(self.steps))[:, None]
 
 
@@ -44,12 +45,11 @@ def n_step_transitions(
     n_step: int,
     gamma: float,
 ) -> NStepTransitions:
-    """Rows of up to n_step steps (Sutton and Barto 2018, equation 7.1, as reward and discount).
+    """Transitions of up to n_step steps (Sutton and Barto 2018, equation 7.1, as reward and discount).
 
-    reward [T, N] float; terminated, truncated, real [T, N] bool. real is False where a step was only an
-    autoreset; it must follow an end, so that no row runs into it (where it does not, because an episode broke
-    off, the rows that run into it are meaningless). A truncated row keeps its discount:
-    it bootstraps from the true last observation.
+    reward [T, N] float; terminated, truncated, real [T, N] bool. real is False if a step only reset the
+    environment: after an end, or because an episode broke off. A truncated transition keeps its discount: it
+    bootstraps from the true last observation.
     """
     num_steps = len(reward)
     bits = terminated * np.uint8(TERMINATED) | truncated * np.uint8(TRUNCATED)
@@ -57,11 +57,12 @@ def n_step_transitions(
     total, steps, end = np.array(reward, np.float64), real.astype(np.int64), bits.copy()
     running = real & goes_on
     for k in range(1, min(n_step, num_steps)):
-        rows = slice(num_steps - k)  # those whose step t + k is in the data
-        now = running[rows]
-        total[rows] += np.where(now, gamma**k * reward[k:], 0.0)
-        steps[rows] += now
-        end[rows] |= bits[k:] * now
+        early = slice(num_steps - k)  # those whose step t + k is in the data
+        now = running[early]
+        now &= real[k:]
+        total[early] += np.where(now, gamma**k * reward[k:], 0.0)
+        steps[early] += now
+        end[early] |= bits[k:] * now
         now &= goes_on[k:]
     discount = np.where(end & TERMINATED, 0.0, (gamma ** np.arange(n_step + 1)).take(steps))
     return NStepTransitions(total, discount, steps, end, real & ((end != 0) | (steps == n_step)))

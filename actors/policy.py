@@ -1,6 +1,6 @@
 """Greedy policies in plain numpy: a small MLP and a table.
 
-Owns the forward pass of acting; must not import anything but numpy.
+Owns their forward passes; must not import anything but numpy.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from itertools import pairwise
 
 import numpy as np
 
-# Of learner.normalization, whose numbers acting must repeat.
+# The same as in learner.normalization.
 NORMALIZED_LIMIT = np.float32(10.0)
 
 
 class MlpPolicy:
     """Fully connected layers with ReLU between them.
 
-    Flat weights: for each layer W [out, in] row by row, then b [out]; then, of normalized observations, the
-    mean and the inverse deviation of each value of a frame. Observations are flattened; uint8 ones are
-    divided by 255.
+    Flat weights: for each layer W [out, in] row by row, then b [out]; then, if observations are normalized,
+    mean and inverse deviation of each value of a frame. Observations are flattened; uint8 ones are divided
+    by 255.
     """
 
     def __init__(self, layer_sizes: Sequence[int], normalized: int = 0) -> None:
-        """layer_sizes: inputs, hidden layers, actions; normalized: the values of a frame, 0 if they stay raw.
+        """layer_sizes: inputs, hidden layers, actions; normalized: number of values of a frame, 0 if raw.
 
-        Raises ValueError on fewer than two sizes or one below 1, and where inputs are no whole frames.
+        Raises ValueError on fewer than two sizes, a size below 1, or inputs that are no whole frames.
         """
         self._sizes = tuple(layer_sizes)
         if len(self._sizes) < 2 or min(self._sizes) < 1:
@@ -33,7 +33,9 @@ class MlpPolicy:
                 f"layer sizes {self._sizes}: give inputs, hidden layers and actions, each at least 1"
             )
         if normalized and self._sizes[0] % normalized:
-            raise ValueError(f"{self._sizes[0]} inputs are no stack of frames of {normalized} values")
+            raise ValueError(
+                f"{self._sizes[0]} inputs are not a whole number of frames of {normalized} values"
+            )
         self._normalized = normalized
         self._moments: tuple[np.ndarray, np.ndarray] | None = None
         parameters = sum(inputs * outputs + outputs for inputs, outputs in pairwise(self._sizes))
@@ -51,7 +53,7 @@ class MlpPolicy:
             offset += inputs * outputs
             bias = flat_weights[offset : offset + outputs]
             offset += outputs
-            # [in, out] in memory: the product of a small batch is faster than with a transposed view.
+            # [in, out] in memory: for small batches faster than a transposed view.
             self._layers.append((weight.T.astype(np.float32, order="C"), bias.astype(np.float32)))
         if self._normalized:
             stack = self._sizes[0] // self._normalized
@@ -71,7 +73,7 @@ class MlpPolicy:
         else:
             hidden = hidden.astype(np.float32, copy=False)
         if self._moments is not None:
-            # As learner.normalization does, operation by operation: the same bits on both sides.
+            # Operation by operation as in learner.normalization, so that both give the same bits.
             mean, inverse = self._moments
             hidden = np.clip((hidden - mean) * inverse, -NORMALIZED_LIMIT, NORMALIZED_LIMIT)
         if not self._buffers or len(self._buffers[0]) != num_lanes:

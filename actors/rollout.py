@@ -1,17 +1,16 @@
 """The rollout loop of one environment actor.
 
-Owns one actor's environments, exploration and counters; must not know where blocks go or who asks.
+Owns one actor's environments, exploration and counters; must not know where blocks go or who asks for them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from time import perf_counter
 
 import numpy as np
 
-from actors.block_builder import BlockBuilder
+from actors.block_builder import BlockBuilder, ChunkSteps
 from actors.config import ActorsConfig, EnvConfig
 from actors.core import BlockSink, Policy, RolloutReport
 from actors.envs.frame_stack import FrameStack
@@ -21,17 +20,18 @@ from actors.envs.stepper import VectorStepper
 from actors.episodes import EpisodeLedger
 from actors.exploration import Exploration, ladder_epsilons, linear_epsilon
 from replay_service.block import TransitionBlock
+from replay_service.phase_timer import PhaseTimer
 
 _MAX_GROUPS = 4
 _GROUP_LANES = 4
-"""At least, where lanes overlap in more than two groups. With two, somebody waits for nothing whenever three
-threads want two cores: 16 lanes of Atari with the Nature CNN made 2,580 steps a second on two cores, in three
-groups 2,820, in four 2,900."""
+"""The smallest group of lanes if there are more than two groups. With only two groups somebody idles whenever
+three threads want two cores: 16 lanes of Atari with the Nature CNN made 2,580 steps a second on two cores, in
+three groups 2,820, in four 2,900."""
 
 
 @dataclass(eq=False)
 class _Group:
-    """Lanes that act at once, and what the policy said for the step that they are in."""
+    """Lanes that act together, and what the policy said for the step that they are in."""
 
     lanes: slice
     stepper: VectorStepper
@@ -58,13 +58,13 @@ class EnvActor:
         overlap: bool = False,
     ) -> None:
         """actor counts from 0 to num_actors - 1; config.envs_per_actor must be set. env_threads: see
-        make_vector; groups of lanes share them, each has one at least.
+        make_vector; groups of lanes share them, each has at least one.
 
-        overlap: where environments step in threads or processes of their own, some groups of lanes do so
-        while the policy answers another. It pays where a core is free for them and the policy takes about as
-        long as they do; which rows are made does not depend on it.
+        overlap: if environments step in threads or processes of their own, some groups of lanes step while
+        the policy answers another group. It pays if a core is free for them and the policy takes about as
+        long as they do; the transitions do not depend on it.
 
-        Raises ValueError where it is not, and EnvError.
+        Raises ValueError if config.envs_per_actor is not set, and EnvError.
         """
         if config.envs_per_actor is None:
             raise ValueError("actors.envs_per_actor is not set")
@@ -76,9 +76,10 @@ class EnvActor:
         self._num_lanes = config.envs_per_actor
         self._ladder: np.ndarray | None = None
         self.take_place(actor, num_actors)
-        self._loaded = False
+        self._loaded = False  # whether the policy has weights
         self._groups = _groups(env, self._num_lanes, env_threads, overlap)
         self.spec = self._groups[0].stepper.spec
+        self._no_q = np.zeros((self._num_lanes, self.spec.num_actions), np.float32)
         self._builder = BlockBuilder(
             self.spec.block_schema(config.n_step),
             self._num_lanes,
@@ -92,9 +93,9 @@ class EnvActor:
         self.reset(seed)
 
     def reset(self, seed: np.random.SeedSequence) -> None:
-        """Begins new episodes and a new random stream from seed; pending rows and open episodes are dropped.
+        """Begins new episodes and a new random stream from seed; drops pending transitions and open episodes.
 
-        Everything but the weights is then as after construction with this seed: a consistent cut.
+        Everything but the weights is then as after construction with this seed, as a checkpoint needs it.
         """
         seeds = lane_seeds(_child(seed, 0), self._num_lanes)
         frames = []
@@ -106,9 +107,9 @@ class EnvActor:
         self._episodes = EpisodeLedger(self._num_lanes)
         self._global_env_steps = 0
         self._env_steps_since = 0
-        # Which lanes show the first observation of an episode.
-        self._begin = np.ones(self._num_lanes, np.bool_)
-        self._ended_at = perf_counter()
+        # Lanes that show the first observation of an episode.
+        self._starts = np.ones(self._num_lanes, np.bool_)
+        self._timer = PhaseTimer("idle", "act", "env", "build", "push")
 
     def take_place(self, rank: int, num_actors: int) -> None:
         """From now on this is the rank-th of so many actors, over all of whose lanes the ladder is spread."""
@@ -119,95 +120,47 @@ class EnvActor:
     def rollout(
         self, steps: int, version: int, flat_weights: np.ndarray | None, global_env_steps: int
     ) -> RolloutReport:
-        """Acts for `steps` vector steps, then pushes what rows are complete as one block.
+        """Acts for `steps` vector steps, then pushes all complete transitions as one block.
 
         flat_weights belong to `version`; None keeps those loaded. Before the first weights every action is
         uniformly random. global_env_steps counts all actors' env steps and decides epsilon for the chunk.
 
-        Raises EnvFailed where an environment fails again just after it was made anew.
+        Raises EnvFailed if an environment fails again just after it was restarted.
         """
-        called = perf_counter()
+        self._timer.enter("act")
         if flat_weights is not None:
             self._policy.load(flat_weights)
             self._loaded = True
         epsilon = self._epsilon(global_env_steps)
         exploration = Exploration(steps, self._num_lanes, self.spec.num_actions, epsilon, self._rng)
-        no_q = np.zeros((self._num_lanes, self.spec.num_actions), np.float32)
-        finals: list[np.ndarray] = []
-        env_seconds = build_seconds = 0.0
         self._builder.begin(steps, version)
-
-        now = perf_counter()
-        act_seconds = now - called  # acting begins with the weights
-        for t in range(steps + 1):
+        final_observations: list[np.ndarray] = []
+        for group in self._groups:
+            self._begin_step(group, 0, exploration)
+        for t in range(steps):
+            # While one group is served here, the others step.
             for group in self._groups:
-                if t > 0:
-                    step = group.stepper.finish()
-                    stepped = perf_counter()
-                    env_seconds += stepped - now
-                    self._builder.add(t - 1, group.actions, group.q, step, group.lanes)
-                    if len(step.final_lanes):
-                        finals.append(group.stack.followed_by(step.final_frames, step.final_lanes))
-                    group.stack.push(step.frames, step.starts)
-                    now = perf_counter()
-                    build_seconds += now - stepped
-                if t < steps:
-                    observations, allowed = split(group.stack.observations)
-                    q = self._policy.q_values(observations) if self._loaded else no_q[group.lanes]
-                    group.q = masked(q, allowed)
-                    group.actions = exploration.actions(t, group.q, allowed, group.lanes)
-                    acted = perf_counter()
-                    act_seconds += acted - now
-                    group.stepper.begin(group.actions)
-                    now = perf_counter()
-                    env_seconds += now - acted
-
+                self._timer.enter("env")
+                step = group.stepper.finish()
+                self._timer.enter("build")
+                self._builder.add(t, group.actions, group.q, step, group.lanes)
+                if len(step.final_lanes):
+                    final_observations.append(group.stack.followed_by(step.final_frames, step.final_lanes))
+                group.stack.push(step.frames, step.starts)
+                if t + 1 < steps:
+                    self._begin_step(group, t + 1, exploration)
         chunk = self._builder.chunk()
         self._episodes.add(chunk.reward, chunk.ended, chunk.starts)
-        begin = np.concatenate([self._begin[None], chunk.starts])
-        self._begin = begin[-1]
-        start_values = chunk.q.max(axis=1)[begin[:-1]].tolist() if self._loaded else []
-        counted = perf_counter()
-        final_values = self._values(finals)
-        acted = perf_counter()
+        start_values = self._start_values(chunk)
+        self._timer.enter("act")
+        final_values = self._values(final_observations)
+        self._timer.enter("build")
         block = self._builder.build(final_values)
-        built = perf_counter()
         if block is not None:
+            self._timer.enter("push")
             self._sink.push(block)
-        pushed = perf_counter()
-        env_steps = int(np.count_nonzero(chunk.real))
-        self._env_steps_since += env_steps
-        returns, lengths = self._episodes.take_ended()
-        idle_seconds = called - self._ended_at
-        action_counts, reward_abs_sum, reward_abs_max = _summary(block, self.spec.num_actions)
-        self._ended_at = perf_counter()
-        return RolloutReport(
-            actor=self._actor,
-            incarnation=self._incarnation,
-            version=version,
-            env_steps=env_steps,
-            transitions_pushed=0 if block is None else block.num_transitions,
-            episode_returns=returns,
-            episode_lengths=lengths,
-            epsilon=float(np.mean(epsilon)),
-            seconds={
-                "act": act_seconds + acted - counted,
-                "env": env_seconds,
-                "build": build_seconds + counted - now + built - acted,
-                "push": pushed - built,
-                "idle": idle_seconds,
-            },
-            statuses=self._sink.statuses(),
-            start_values=tuple(start_values),
-            action_counts=action_counts,
-            reward_abs_sum=reward_abs_sum,
-            reward_abs_max=reward_abs_max,
-            env_restarts=tuple(
-                restart if restart.lane is None else replace(restart, lane=restart.lane + group.lanes.start)
-                for group in self._groups
-                for restart in group.stepper.take_restarts()
-            ),
-        )
+            self._timer.enter("build")
+        return self._report(version, epsilon, chunk, start_values, block)
 
     def close(self) -> None:
         """Closes the environments."""
@@ -223,23 +176,75 @@ class EnvActor:
             return 1.0
         if self._ladder is not None:
             return self._ladder
-        # The caller's figure may be old; at least this actor's own steps since then are known.
+        # The caller's number may be old; this actor at least knows its own steps since then.
         return linear_epsilon(self._config, global_env_steps + self._env_steps_since)
 
-    def _values(self, finals: list[np.ndarray]) -> np.ndarray:
+    def _begin_step(self, group: _Group, t: int, exploration: Exploration) -> None:
+        """Chooses a group's actions for the chunk's t-th step, and begins it."""
+        self._timer.enter("act")
+        observations, allowed = split(group.stack.observations)
+        q = self._policy.q_values(observations) if self._loaded else self._no_q[group.lanes]
+        group.q = masked(q, allowed)
+        group.actions = exploration.actions(t, group.q, allowed, group.lanes)
+        self._timer.enter("env")
+        group.stepper.begin(group.actions)
+
+    def _start_values(self, chunk: ChunkSteps) -> tuple[float, ...]:
+        """Max Q of each frame that begins an episode; none before the first weights."""
+        starts = np.concatenate([self._starts[None], chunk.starts])
+        self._starts = starts[-1]
+        return tuple(chunk.q.max(axis=1)[starts[:-1]].tolist()) if self._loaded else ()
+
+    def _values(self, final_observations: list[np.ndarray]) -> np.ndarray:
         """Max Q [K] of the final observations, in one forward pass."""
-        count = sum(map(len, finals))
+        count = sum(map(len, final_observations))
         if not count or not self._loaded:
             return np.zeros(count, np.float32)
-        observations, allowed = split(np.concatenate(finals))
+        observations, allowed = split(np.concatenate(final_observations))
         values: np.ndarray = masked(self._policy.q_values(observations), allowed).max(axis=1)
         return values
 
+    def _report(
+        self,
+        version: int,
+        epsilon: float | np.ndarray,
+        chunk: ChunkSteps,
+        start_values: tuple[float, ...],
+        block: TransitionBlock | None,
+    ) -> RolloutReport:
+        """The report of a chunk; with it the actor becomes idle."""
+        env_steps = int(np.count_nonzero(chunk.real))
+        self._env_steps_since += env_steps
+        returns, lengths = self._episodes.take_ended()
+        action_counts, reward_abs_sum, reward_abs_max = _summary(block, self.spec.num_actions)
+        self._timer.enter("idle")
+        return RolloutReport(
+            actor=self._actor,
+            incarnation=self._incarnation,
+            version=version,
+            env_steps=env_steps,
+            transitions_pushed=0 if block is None else block.num_transitions,
+            episode_returns=returns,
+            episode_lengths=lengths,
+            epsilon=float(np.mean(epsilon)),
+            seconds=self._timer.take(),
+            statuses=self._sink.statuses(),
+            start_values=start_values,
+            action_counts=action_counts,
+            reward_abs_sum=reward_abs_sum,
+            reward_abs_max=reward_abs_max,
+            env_restarts=tuple(
+                restart if restart.lane is None else replace(restart, lane=restart.lane + group.lanes.start)
+                for group in self._groups
+                for restart in group.stepper.take_restarts()
+            ),
+        )
+
 
 def _groups(env: EnvConfig, num_lanes: int, env_threads: int, overlap: bool) -> list[_Group]:
-    """Groups of lanes to overlap where the environments can, else one group."""
+    """Groups of lanes that overlap if the environments can, else one group."""
     count = max(min(_MAX_GROUPS, num_lanes // _GROUP_LANES), min(2, num_lanes)) if overlap else 1
-    # The first groups take what is left over: of three asynchronous lanes one alone would have no process.
+    # The first groups take the remainder: of three asynchronous lanes one alone would have no process.
     lane_edges = [-(-num_lanes * group // count) for group in range(count + 1)]
     thread_edges = [-(-env_threads * group // count) for group in range(count + 1)]
     groups: list[_Group] = []
@@ -253,7 +258,7 @@ def _groups(env: EnvConfig, num_lanes: int, env_threads: int, overlap: bool) -> 
 
 
 def _summary(block: TransitionBlock | None, num_actions: int) -> tuple[tuple[int, ...], float, float]:
-    """How often each action was taken [A], and sum and maximum of the absolute rewards, of a block's rows."""
+    """How often a block's transitions took each action [A]; sum and maximum of their absolute rewards."""
     if block is None:
         return (0,) * num_actions, 0.0, 0.0
     rewards = np.abs(block.one_step_reward)

@@ -1,4 +1,4 @@
-"""Environments: made, checked, guarded, and stepped as one stream whatever their autoreset mode.
+"""Environments: making them, restarting them, and stepping them as one stream in any autoreset mode.
 
 Must not import anything of actors outside this folder but config and core.
 """

@@ -1,6 +1,6 @@
-"""Between an environment as its user makes it and the frames and action numbers that a policy knows.
+"""From a user's environment to the frames and action numbers of a policy, and back.
 
-Owns the two conversions for one environment; must not know of vectors, rows or blocks.
+Owns the two conversions for one environment; must not know of vector environments, transitions or blocks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
@@ -22,7 +21,11 @@ from replay_service.block import FrameField
 
 @dataclass(frozen=True)
 class Adapter:
-    """table: raw actions [A, *shape], if binned; first_action: the environment's own number of action 0."""
+    """Converts observations to frames, and action numbers to the environment's own actions.
+
+    table: those actions [A, *shape], if they are binned; first_action: the environment's own number of
+    action 0, if they are not.
+    """
 
     maker: FrameMaker
     table: np.ndarray | None = None
@@ -30,42 +33,38 @@ class Adapter:
 
     @property
     def spec(self) -> EnvSpec:
-        """Of the environment."""
+        """The environment's spec."""
         return self.maker.spec
 
     def frame(self, observation: Any, action_mask: Any = None) -> np.ndarray:
         """The frame [1, *shape], or record [1], of an observation and the mask [A] of its actions.
 
-        Raises ValueError on another shape, and on a mask that is missing or not wanted.
+        Raises ValueError on another shape, and if a mask is missing or not wanted.
         """
         return self.maker.of_one(observation, action_mask)
 
     def action(self, index: int) -> Any:
-        """The environment's own action with number index, 0 … A - 1."""
+        """The environment's own action for action number index, 0 to A-1."""
         return self.first_action + index if self.table is None else self.table[index].copy()
 
 
 def make_adapter(config: EnvConfig, spec: EnvSpec) -> Adapter:
     """The adapter of config's environment. Raises EnvError as actors.envs.make.probe does."""
     if spec.backend == "native":
-        # Native forms are only taken where no wrapper is needed.
+        # A native form is only used if it needs no wrapper.
         return plain_adapter(spec)
     env = make_lane(config)
     try:
-        parts, actions = parts_of(env.observation_space), env.action_space
-        table = None
-        layer: gym.Env[Any, Any] = env
-        while isinstance(layer, gym.Wrapper):
-            if isinstance(layer, DiscretizedActions):
-                table = layer.table
-            layer = layer.env
+        maker = FrameMaker(parts_of(env.observation_space), spec)
+        if isinstance(env, DiscretizedActions):
+            return Adapter(maker, env.table)
+        assert isinstance(env.action_space, spaces.Discrete)
+        return Adapter(maker, first_action=int(env.action_space.start))
     finally:
         env.close()
-    first_action = int(actions.start) if table is None and isinstance(actions, spaces.Discrete) else 0
-    return Adapter(FrameMaker(parts, spec), table, first_action)
 
 
 def plain_adapter(spec: EnvSpec) -> Adapter:
-    """For an environment whose observations are one array as the spec has it and whose actions begin at 0."""
+    """An adapter for observations that are one array of spec's shape, and actions that begin at 0."""
     field = FrameField("", spec.observation_dtype, spec.observation_shape)
     return Adapter(FrameMaker((Part((), field, spec.observation_shape),), spec))

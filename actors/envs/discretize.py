@@ -1,6 +1,6 @@
 """Continuous and compound action spaces as one flat Discrete space, by a table of actions.
 
-Owns the table and the wrapper; must not import anything but numpy, gymnasium and envs' error type.
+Owns the table and the wrapper; must not import anything of actors but EnvError.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def action_table(space: spaces.Space[Any], bins: int | None) -> np.ndarray:
     """Every action of a Box or MultiDiscrete space, [A, *space.shape] of space.dtype.
 
     A Box gives `bins` evenly spaced values from low to high in each dimension (integer boxes: the nearest
-    integers); a MultiDiscrete gives its own values. Rows count in mixed radix, the last dimension fastest.
+    integers); a MultiDiscrete gives its own values. The last dimension varies fastest.
 
-    Raises EnvError where bins are missing, a bound is infinite, A would exceed 4096, or the space is another.
+    Raises EnvError if bins are missing, a bound is infinite, A would exceed 4096, or the space is another.
     """
     if isinstance(space, spaces.MultiDiscrete):
         sizes = [int(size) for size in space.nvec.ravel()]
@@ -30,12 +30,10 @@ def action_table(space: spaces.Space[Any], bins: int | None) -> np.ndarray:
         cure = "wrap the environment so that it offers fewer"
     elif isinstance(space, spaces.Box):
         if bins is None:
-            raise EnvError(
-                f"continuous actions {_brief(space)}; set env.discretize=5 to act with 5 bins a dimension"
-            )
+            raise EnvError(f"continuous actions {space}; set env.discretize=5 to act with 5 bins a dimension")
         if not space.is_bounded():
             raise EnvError(
-                f"unbounded actions {_brief(space)}, which have no bins; "
+                f"unbounded actions {space}, which cannot be divided into bins; "
                 "wrap the environment with gymnasium.wrappers.RescaleAction or bounds of its own"
             )
         low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
@@ -56,7 +54,7 @@ def action_table(space: spaces.Space[Any], bins: int | None) -> np.ndarray:
 
 
 class DiscretizedActions(gym.ActionWrapper[Any, Any, Any]):
-    """Acts by the row number of an action table; the action space is Discrete(A)."""
+    """Takes the number of a row of the action table as its action; the action space is Discrete(A)."""
 
     def __init__(self, env: gym.Env[Any, Any], bins: int | None) -> None:
         """Raises EnvError as `action_table` does."""
@@ -68,10 +66,3 @@ class DiscretizedActions(gym.ActionWrapper[Any, Any, Any]):
         """Row `action` of the table; a copy, because an environment may clip its action in place."""
         row: np.ndarray = self.table[action].copy()
         return row
-
-
-def _brief(space: spaces.Box) -> str:
-    """A Box in few words, without its dtype."""
-    if space.low.size and (space.low == space.low.flat[0]).all() and (space.high == space.high.flat[0]).all():
-        return f"Box({space.low.flat[0]}, {space.high.flat[0]}, {space.shape})"
-    return f"Box({space.low.tolist()}, {space.high.tolist()}, {space.shape})"

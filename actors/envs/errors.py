@@ -1,4 +1,4 @@
-"""The errors of environments: wrong settings, and failing for good.
+"""The errors of environments: wrong settings, and repeated failure.
 
 Owns EnvError and EnvFailed; must not import anything.
 """
@@ -9,7 +9,7 @@ class EnvError(ValueError):
 
 
 class EnvFailed(RuntimeError):  # noqa: N818 - an outcome, told with the environment's own error
-    """An environment that was made anew failed again before it had proved itself.
+    """An environment failed again soon after it had been restarted.
 
-    The message begins with what it did: its own traceback where it raised.
+    The message begins with what it did: its own traceback if it raised.
     """

@@ -1,4 +1,4 @@
-"""Observations made of the newest frames of each lane.
+"""Stacks of each lane's newest frames, as a policy observes them.
 
 Owns the rolling stack that rollout and evaluation share; must not import anything but numpy.
 """
@@ -9,9 +9,9 @@ import numpy as np
 
 
 class FrameStack:
-    """The last `stack` frames of N lanes; an episode's first frame stands for those before it.
+    """The last `stack` frames of N lanes; at an episode's start its first frame is repeated.
 
-    Where frames are records, *shape is empty: a stack holds all their fields.
+    If frames are records, *shape is empty: a stack holds all their fields.
     """
 
     def __init__(self, stack: int, frames: np.ndarray) -> None:
@@ -21,14 +21,14 @@ class FrameStack:
 
     @property
     def observations(self) -> np.ndarray:
-        """[N, *shape] where stack is 1, the frames pushed last, else [N, stack, *shape], oldest first.
+        """The frames pushed last, [N, *shape], if stack is 1, else [N, stack, *shape], oldest first.
 
-        Valid until the next push; of a stack of one, as long as those frames are.
+        Valid until the next push; a stack of one is valid as long as the frames pushed are.
         """
         return self._frames
 
     def push(self, frames: np.ndarray, starts: np.ndarray) -> None:
-        """Appends frames [N, *shape]; starts [N] bool says where they begin an episode."""
+        """Appends frames [N, *shape]; starts [N] bool: lanes in which they begin an episode."""
         if self._stack == 1:
             self._frames = frames
             return
@@ -38,7 +38,7 @@ class FrameStack:
         self._frames[:, -1] = frames
 
     def followed_by(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
-        """The observations that frames [K, *shape] would make in lanes [K]; nothing is pushed."""
+        """Observations of lanes [K] if frames [K, *shape] came next; nothing is pushed."""
         if self._stack == 1:
             return frames.copy()
         return np.concatenate([self._frames[lanes, 1:], frames[:, None]], axis=1)

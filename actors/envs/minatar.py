@@ -1,6 +1,6 @@
-"""MinAtar games (Young and Tian 2019, arXiv:1903.03176): registering them, and episodes that stand alone.
+"""MinAtar games (Young and Tian 2019, arXiv:1903.03176).
 
-Owns what the package itself leaves open; must not know of policies, rows or blocks.
+Owns their registration and a fix of their resets; must not know of policies, transitions or blocks.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ NAMESPACE = "MinAtar/"
 
 
 def register() -> None:
-    """Makes sure that gymnasium knows the games. Raises ImportError where the package is missing."""
+    """Registers the games with gymnasium, once. Raises ImportError if the package is missing."""
     package = importlib.import_module("minatar.gym")
     if not any(name.startswith(NAMESPACE) for name in gym.registry):
         package.register_envs()
 
 
 class FreshStart(gym.Wrapper[Any, Any, Any, Any]):
-    """Forgets at a reset which action came last.
+    """Forgets the last action at a reset.
 
-    MinAtar repeats it with probability 0.1, also at the start of an episode: without this an episode would
-    depend on the one before it, whatever its seed.
+    MinAtar repeats the last action with probability 0.1, even at the start of an episode: without this
+    wrapper an episode would depend on the one before it, whatever its seed.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        """As the game's, beginning after a no-op."""
+        """As the game's own, with a no-op as the last action."""
         self.get_wrapper_attr("game").last_action = 0
         return self.env.reset(seed=seed, options=options)

@@ -1,6 +1,6 @@
 """Observations of any supported space as frames: an array each, or a record of several arrays and a mask.
 
-Owns which observation spaces work and how they are laid out; must not know of policies, rows or blocks.
+Owns which observation spaces work and how frames are laid out; must not know of policies or blocks.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from replay_service.block import ACTION_MASK, OBSERVATION, FrameField
 
 @dataclass(frozen=True)
 class Part:
-    """One array of an observation, and how it enters a frame.
+    """One array of an observation, and its place in a frame.
 
     Attributes:
-        path: the keys of Dicts and indices of Tuples that lead to it; empty where it is the observation.
-        field: its dotted name, and dtype and shape within a frame.
+        path: the keys of Dicts and indices of Tuples that lead to it; empty if it is the whole observation.
+        field: its dotted name, and its dtype and shape within a frame.
         raw_shape: its shape in the environment's own observation.
         starts: first value of each Discrete or MultiDiscrete component; empty for other spaces.
-        sizes: values of each component where they become one-hot; empty where the array is kept as it is.
+        sizes: number of values of each component that becomes one-hot; empty if the array is kept as it is.
     """
 
     path: tuple[Any, ...]
@@ -36,7 +36,7 @@ class Part:
     sizes: tuple[int, ...] = ()
 
     def of(self, observation: Any) -> Any:
-        """The part of an observation, or of a batch of them as vector environments give it."""
+        """This part of an observation, or of a vector environment's batch of observations."""
         for key in self.path:
             observation = observation[key]
         return observation
@@ -54,9 +54,9 @@ def parts_of(space: spaces.Space[Any]) -> tuple[Part, ...]:
     """The arrays of an observation space, in its own order.
 
     uint8 and bool arrays keep their dtype, other numbers become float32. Discrete and MultiDiscrete values
-    become one-hot, except a Discrete observation as a whole, which stays a state number.
+    become one-hot, unless the whole observation is Discrete: it stays a state number.
 
-    Raises EnvError naming a space without a fixed size and the cure.
+    Raises EnvError for a space without a fixed size; the message names the cure.
     """
     if isinstance(space, spaces.Discrete):
         return (Part((), FrameField("", "<i8", ()), (), (int(space.start),)),)
@@ -74,39 +74,34 @@ class FrameMaker:
     """Makes frames of `spec.frame_dtype` from observations: plain arrays, or records of all parts."""
 
     def __init__(self, parts: tuple[Part, ...], spec: EnvSpec) -> None:
-        # The environment may give its own stack of one, a shape that the spec leaves out.
+        # ALE returns a stack of one frame, an axis that spec's shapes leave out.
         self._parts = tuple(
             replace(part, field=field) for part, field in zip(parts, spec.frame_fields, strict=False)
         )
-        self._spec = spec
+        self.spec = spec
         self._dtype = spec.frame_dtype
-
-    @property
-    def spec(self) -> EnvSpec:
-        """Of the frames that are made."""
-        return self._spec
 
     def of_batch(
         self, observations: Any, masks: np.ndarray | None, lanes: np.ndarray | None = None
     ) -> np.ndarray:
-        """A vector environment's observations -> frames [N]; with lanes [K], copies of those frames alone.
+        """A vector environment's observations -> frames [N]; with lanes [K], copies of their frames only.
 
-        masks [N] (or [K]) x A bool, exactly where the spec says so.
+        masks: [N, A] bool if the spec has an action mask, else None.
         """
         if self._dtype.names is None and lanes is None:
             return self._parts[0].converted(np.asarray(self._parts[0].of(observations)))
         arrays = [np.asarray(part.of(observations)) for part in self._parts]
-        return self._assembled(arrays if lanes is None else [array[lanes] for array in arrays], masks)
+        return self._assembled(arrays if lanes is None else [array[lanes] for array in arrays], masks, lanes)
 
-    def of_list(self, observations: Sequence[Any], masks: np.ndarray | None) -> np.ndarray:
-        """K single observations -> frames [K]."""
-        stacked = [np.stack([np.asarray(part.of(one)) for one in observations]) for part in self._parts]
-        return self._assembled(stacked, masks)
+    def of_list(self, observations: Sequence[Any], masks: np.ndarray | None, lanes: np.ndarray) -> np.ndarray:
+        """Frames [K] of lanes [K], from N single observations; masks as in of_batch."""
+        arrays = [np.stack([part.of(observations[lane]) for lane in lanes]) for part in self._parts]
+        return self._assembled(arrays, masks, lanes)
 
     def of_one(self, observation: Any, mask: np.ndarray | None) -> np.ndarray:
         """One observation and the mask [A] of its actions -> frames [1].
 
-        Raises ValueError on a missing part, another shape, a missing mask or one that is not wanted.
+        Raises ValueError on a missing part, on another shape, and if a mask is missing or not wanted.
         """
         arrays = []
         for part in self._parts:
@@ -120,26 +115,29 @@ class FrameMaker:
                     f"the observation{which} has shape {array.shape}; this policy takes {part.raw_shape}"
                 )
             arrays.append(array[None])
-        if (mask is not None) != self._spec.action_mask:
-            expected = "needs the action mask of the observation" if mask is None else "takes no action mask"
+        if (mask is not None) != self.spec.action_mask:
+            expected = "needs the action mask of each observation" if mask is None else "takes no action mask"
             raise ValueError(f"this policy {expected}: its environment decides by info['action_mask']")
-        return self._assembled(arrays, None if mask is None else _checked(mask, self._spec.num_actions)[None])
+        return self._assembled(arrays, None if mask is None else _checked(mask, self.spec.num_actions)[None])
 
-    def _assembled(self, arrays: Sequence[np.ndarray], masks: np.ndarray | None) -> np.ndarray:
+    def _assembled(
+        self, arrays: Sequence[np.ndarray], masks: np.ndarray | None, lanes: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Frames of the parts' arrays, with the masks of `lanes` (None: all)."""
         if self._dtype.names is None:
             return self._parts[0].converted(arrays[0])
         records = np.empty(len(arrays[0]), self._dtype)
         for part, array in zip(self._parts, arrays, strict=True):
             records[part.field.name] = part.converted(array)
         if masks is not None:
-            records[ACTION_MASK] = masks
+            records[ACTION_MASK] = masks if lanes is None else masks[lanes]
         return records
 
 
 def split(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """What a policy sees of frames [N] or stacks [N, stack], and the mask [N, A] of the newest ones, if any.
+    """Frames [N] or stacks [N, stack] -> observations, and the mask [N, A] of the newest frames, if any.
 
-    An observation of one array comes as that; one of several as records, see `actors.core.Policy`.
+    Observations of one array are that array; those of several are records, see `actors.core.Policy`.
     """
     names = frames.dtype.names
     if names is None:
@@ -152,15 +150,15 @@ def split(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def masked(q: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
-    """q [N, A], -inf where an action is not allowed: neither a maximum nor an argmax meets it then."""
+    """q [N, A] with -inf for actions that are not allowed, so that no maximum or argmax finds them."""
     return q if allowed is None else np.where(allowed, q, np.float32(-np.inf))
 
 
 def masks_of(info: Mapping[str, Any], num_envs: int, num_actions: int) -> np.ndarray:
-    """[N, A] bool of a vector environment's info; nothing is allowed in lanes that gave no mask.
+    """[N, A] bool from a vector environment's info; lanes that gave no mask are allowed no action.
 
-    As Gymnasium has it, "_action_mask" [N] says which lanes gave one; without it all did.
-    Raises EnvError where masks are not of A actions.
+    By Gymnasium's convention "_action_mask" [N] says which lanes gave one; without it all did.
+    Raises EnvError if masks are not of A actions.
     """
     masks = np.zeros((num_envs, num_actions), np.bool_)
     given = info.get(ACTION_MASK)
@@ -186,7 +184,7 @@ def _checked(mask: Any, num_actions: int) -> np.ndarray:
 def _wrong_mask(shape: tuple[int, ...], num_actions: int) -> str:
     return (
         f"info['action_mask'] has shape {shape}; give one number for each of the {num_actions} actions "
-        "(those of a discretised space are numbered flat), or set env.action_mask=false"
+        "(those of a discretized space are numbered flat), or set env.action_mask=false"
     )
 
 
@@ -221,7 +219,7 @@ def _parts(space: spaces.Space[Any], path: tuple[Any, ...]) -> Iterator[Part]:
             where = f" {name!r}:" if path else ""
             raise EnvError(
                 f"observations{where} {space}, which have no fixed size; wrap the environment so that it "
-                "leaves them out or gives Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple ones"
+                "leaves them out or returns Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple instead"
             )
 
 
@@ -230,7 +228,7 @@ def _dotted(path: tuple[Any, ...]) -> str:
 
 
 def _stored_dtype(space: spaces.Space[Any]) -> str:
-    """A byte stays a byte; networks compute in float32, so more digits would be lost there anyway."""
+    """A byte stays a byte; networks compute in float32, so further digits would be lost anyway."""
     if isinstance(space, spaces.MultiBinary) or space.dtype == np.bool_:
         return "|b1"
     return "|u1" if space.dtype == np.uint8 else "<f4"

@@ -1,9 +1,9 @@
-"""A scripted environment: what it does is written down, so that rows can be worked out by hand."""
+"""A scripted environment: what it does is written down, so that transitions can be worked out by hand."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,9 +11,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec as Registration
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from actors.core import EnvSpec
+from actors.envs.guard import GuardedVector
 from actors.envs.stepper import VectorStepper
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
@@ -27,7 +29,7 @@ LIVES = 9
 class ScriptedEnv(gym.Env[np.ndarray, int]):
     """Plays its script, then one endless episode. An observation is (lane, episode, frame of the episode).
 
-    The action is added to the reward, so that a row with another row's action is found out.
+    The action is added to the reward, so that a wrong action in a transition also shows in its reward.
     """
 
     metadata: ClassVar[dict[str, Any]] = {}
@@ -58,9 +60,9 @@ class ScriptedEnv(gym.Env[np.ndarray, int]):
 
 class ScriptedVector(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """The same games in the manner of native vector environments: one buffer for all observations, arrays
-    without masks in infos, rewards and end flags left over on autoreset steps.
+    without "_" flags in infos, rewards and end flags left over on autoreset steps.
 
-    limited: never truncates of its own accord, as ALE never does here.
+    limited: never truncates by itself, as ALE never does here.
     """
 
     single_observation_space = ScriptedEnv.observation_space
@@ -114,22 +116,31 @@ def make_scripted(
     backend: str = "sync",
     step_limit: int | None = None,
 ) -> VectorStepper:
-    """backend: sync, async or native; with a step_limit a native one that never truncates by itself."""
+    """backend: sync, async or native; with a step_limit, a native one never truncates by itself."""
 
     def lane(index: int) -> Callable[[], ScriptedEnv]:
         return lambda: ScriptedEnv(index, scripts[index])
 
-    env: VectorEnv[Any, Any, Any]
-    if backend == "native":
-        env = ScriptedVector(scripts, mode, limited=step_limit is not None)
-    else:
+    def make() -> VectorEnv[Any, Any, Any]:
+        if backend == "native":
+            return ScriptedVector(scripts, mode, limited=step_limit is not None)
         form = AsyncVectorEnv if backend == "async" else SyncVectorEnv
-        env = form([lane(i) for i in range(len(scripts))], copy=False, autoreset_mode=mode)
+        return form([lane(i) for i in range(len(scripts))], copy=False, autoreset_mode=mode)
+
     spec = EnvSpec((3,), "<f4", None, 3, stack, backend, mode.value, None, None)
-    return VectorStepper(env, spec, "list", step_limit=step_limit)
+    return VectorStepper(GuardedVector(make, "list", name="scripted"), spec, step_limit=step_limit)
 
 
 @pytest.fixture(scope="session")
 def scripted() -> Callable[..., VectorStepper]:
     """See make_scripted."""
     return make_scripted
+
+
+@pytest.fixture
+def registered() -> Iterator[dict[str, Registration]]:
+    """Gymnasium's registry; what a test adds is taken out again."""
+    before = set(gym.registry)
+    yield gym.registry
+    for added in set(gym.registry) - before:
+        del gym.registry[added]

@@ -1,4 +1,7 @@
-"""From acting to blocks: the rows that leave an actor, against one environment stepped by a plain loop."""
+"""From acting to blocks: the transitions of an actor against one environment stepped by a plain loop.
+
+Tests actors/block_builder.py, and through EnvActor also actors/nstep.py and actors/envs/stepper.py.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ def frame_id(frame: np.ndarray) -> FrameId:
 
 
 @dataclass(frozen=True)
-class Row:
+class Transition:
     obs: tuple[FrameId, ...]
     next_obs: tuple[FrameId, ...]
     action: int
@@ -73,7 +76,7 @@ class Row:
     priority: float
 
 
-def plain_rows(
+def plain_transitions(
     lane: int,
     script: Script,
     n_step: int,
@@ -81,9 +84,9 @@ def plain_rows(
     gamma: float,
     reward_clip: float | None = None,
     life_loss: bool = False,
-) -> dict[FrameId, Row]:
-    """Every row of one lane's script, keyed by the frame that it starts from."""
-    rows = {}
+) -> dict[FrameId, Transition]:
+    """Every transition of one lane's script, keyed by the frame that it starts from."""
+    transitions = {}
     for episode, steps in enumerate(script):
 
         def stacked(index: int, episode: int = episode) -> tuple[FrameId, ...]:
@@ -106,17 +109,17 @@ def plain_rows(
             discount = 0.0 if terminated else gamma ** (after - i)
             error = abs(reward + discount * float(q(after).max()) - float(q(i)[actions[i]]))
             end = TERMINATED * terminated | TRUNCATED * truncated
-            rows[lane, episode, i] = Row(
+            transitions[lane, episode, i] = Transition(
                 stacked(i), stacked(after), actions[i], reward, discount, rewards[i], end, error
             )
-    return rows
+    return transitions
 
 
-def rows_of(block: TransitionBlock) -> dict[FrameId, tuple[Row, int]]:
-    """Rows and their versions, keyed by the frame they start from; read as the block's docstring says."""
+def transitions_of(block: TransitionBlock) -> dict[FrameId, tuple[Transition, int]]:
+    """Transitions and their versions, keyed by the frame that they start from, as TransitionBlock says."""
     frames = block.frames["observation"]
     stack = block.schema.stack
-    rows = {}
+    transitions = {}
     for r in range(block.num_transitions):
         first, obs, following = (
             int(getattr(block, name)[r]) for name in ("first_frame", "obs_frame", "next_frame")
@@ -129,20 +132,20 @@ def rows_of(block: TransitionBlock) -> dict[FrameId, tuple[Row, int]]:
             for last in (obs, following)
         ]
         start = windows[0][-1]
-        assert start not in rows
-        row = Row(
+        assert start not in transitions
+        transition = Transition(
             windows[0],
             windows[1],
             *(getattr(block, name)[r].item() for name in ("action", "reward", "discount", "one_step_reward")),
             block.end[r].item(),
             block.priority[r].item(),
         )
-        rows[start] = row, int(block.policy_version[r])
-    return rows
+        transitions[start] = transition, int(block.policy_version[r])
+    return transitions
 
 
 def referenced_frames(block: TransitionBlock) -> set[int]:
-    """Every frame that some row's window holds."""
+    """Every frame that some transition's window holds."""
     frames: set[int] = set()
     for age in range(block.schema.stack):
         for last in (block.obs_frame, block.next_frame):
@@ -161,7 +164,7 @@ def act(
     learned: dict[str, Any] | None = None,
     **backend: Any,
 ) -> tuple[list[TransitionBlock], ScriptedPolicy, list[float]]:
-    """Acts greedily in chunks, over and over, until every scripted row must have left.
+    """Acts greedily in chunks, over and over, until every scripted transition must have left.
 
     Returns blocks, the policy and the returns of ended episodes.
     """
@@ -217,7 +220,7 @@ def check(
 ) -> None:
     learned = {"reward_clip": reward_clip, "life_loss_ends_episode": life_loss}
     blocks, policy, returns = act(scripted, scripts, mode, n_step, stack, chunks, gamma, learned, **backend)
-    seen: dict[FrameId, Row] = {}
+    seen: dict[FrameId, Transition] = {}
     for block in blocks:
         assert (block.writer, block.incarnation, block.sequence) == (7, 2, 0)
         for name, dtype in TRANSITION_FIELDS:
@@ -226,25 +229,27 @@ def check(
         ids = [frame_id(frame) for frame in block.frames["observation"]]
         assert ids == sorted(set(ids))  # each once, lane after lane, each lane in time
         assert referenced_frames(block) == set(range(block.num_frames))
-        for start, (row, version) in rows_of(block).items():
+        for start, (transition, version) in transitions_of(block).items():
             assert start not in seen
             assert version == policy.acted_on[start]
-            seen[start] = row
+            seen[start] = transition
 
-    expected: dict[FrameId, Row] = {}
+    expected: dict[FrameId, Transition] = {}
     for lane, script in enumerate(scripts):
-        expected |= plain_rows(lane, script, n_step, stack, gamma, reward_clip, life_loss)
-    scripted_rows = {start: row for start, row in seen.items() if start[1] < len(scripts[start[0]])}
-    assert scripted_rows.keys() == expected.keys()
-    for start, row in expected.items():
-        actual = scripted_rows[start]
-        assert (actual.obs, actual.next_obs) == (row.obs, row.next_obs)
-        assert (actual.action, actual.end) == (row.action, row.end)
+        expected |= plain_transitions(lane, script, n_step, stack, gamma, reward_clip, life_loss)
+    scripted_transitions = {
+        start: transition for start, transition in seen.items() if start[1] < len(scripts[start[0]])
+    }
+    assert scripted_transitions.keys() == expected.keys()
+    for start, transition in expected.items():
+        actual = scripted_transitions[start]
+        assert (actual.obs, actual.next_obs) == (transition.obs, transition.next_obs)
+        assert (actual.action, actual.end) == (transition.action, transition.end)
         for name in ("reward", "discount", "one_step_reward", "priority"):
-            assert getattr(actual, name) == pytest.approx(getattr(row, name), abs=1e-5)
+            assert getattr(actual, name) == pytest.approx(getattr(transition, name), abs=1e-5)
     whole: dict[tuple[int, int], float] = defaultdict(float)
-    for (lane, episode, index), row in expected.items():
-        whole[lane, episode] += scripts[lane][episode][index][0] + row.action
+    for (lane, episode, index), transition in expected.items():
+        whole[lane, episode] += scripts[lane][episode][index][0] + transition.action
     expected_returns, actual_returns = Counter(whole.values()), Counter(returns)
     assert expected_returns <= actual_returns
     # A step limit also ends the episodes beyond the script.
@@ -303,7 +308,7 @@ scripts_strategy = st.lists(
     chunks=st.lists(st.integers(1, 9), min_size=1, max_size=3),
     gamma=st.sampled_from([GAMMA, 0.0, 1.0]),
 )
-def test_any_script_in_any_mode_gives_the_rows_of_a_plain_loop(
+def test_any_script_in_any_mode_gives_the_transitions_of_a_plain_loop(
     scripted: Callable[..., VectorStepper],
     scripts: list[Script],
     mode: AutoresetMode,
@@ -372,7 +377,7 @@ def check_generated(
 
 
 @pytest.mark.parametrize(("backend", "mode"), BACKENDS)
-def test_every_backend_gives_the_rows_of_a_plain_loop(
+def test_every_backend_gives_the_transitions_of_a_plain_loop(
     scripted: Callable[..., VectorStepper], backend: str, mode: AutoresetMode
 ) -> None:
     for seed in range(60):
@@ -432,7 +437,7 @@ NO_FINALS = np.zeros(0, np.float32)
 ENDLESS: list[Script] = [[]]
 
 
-def test_a_chunk_too_short_for_any_row_leaves_its_env_steps_to_the_next(
+def test_a_chunk_too_short_for_any_transition_leaves_its_env_steps_to_the_next(
     scripted: Callable[..., VectorStepper],
 ) -> None:
     stepper, made = scripted(ENDLESS, AutoresetMode.NEXT_STEP), builder(n_step=3)
@@ -448,7 +453,7 @@ def test_a_chunk_too_short_for_any_row_leaves_its_env_steps_to_the_next(
     assert [frame_id(frame)[2] for frame in block.frames["observation"]] == [0, 3]
 
 
-def test_a_terminated_row_does_not_wait(scripted: Callable[..., VectorStepper]) -> None:
+def test_a_terminated_transition_does_not_wait(scripted: Callable[..., VectorStepper]) -> None:
     """It needs no Q-value of its next frame, which the policy acts on only in the next chunk."""
     stepper, made = scripted([script((2, T))], AutoresetMode.NEXT_STEP), builder(n_step=2)
     made.reset(stepper.reset(np.zeros(1, np.int64)))

@@ -96,7 +96,7 @@ def test_domains_and_runs_differ(env: EnvConfig) -> None:
     assert len(lengths) == 3
 
 
-def test_an_episode_without_end_is_cut_off(env: EnvConfig) -> None:
+def test_an_episode_without_end_is_truncated(env: EnvConfig) -> None:
     evaluator = Evaluator(env, seed=1, max_episode_steps=4)
     report = evaluator.evaluate(StackSum(), version=0, seed_domain=4, episodes=20)
     assert list(report.lengths) == [min(length, 4) for length in expected(1, 4, 20)[1]]
@@ -115,7 +115,7 @@ def test_what_values_foretell_is_what_the_learner_gets(
     assert report.discounted_returns == (reward,) * 20
     assert report.returns == (1.0,) * 20
     assert report.start_values == (1.0,) * 20
-    # An episode of 8 or 9 steps is cut off at 7; one of 7 ends by itself.
+    # An episode of 8 or 9 steps is truncated at 7; one of 7 ends by itself.
     assert report.truncated == tuple(length > 7 for length in lengths)
     played = sum(min(length, 7) for length in lengths)
     assert report.action_counts == (played - 20, 20)

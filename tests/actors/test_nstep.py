@@ -1,4 +1,4 @@
-"""n-step rows: worked by hand, and against a loop that anyone can read."""
+"""n-step transitions: worked by hand, and against a loop that anyone can read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOTH = TERMINATED | TRUNCATED
 
 # One lane with rewards 1, 2, 4, 8. `ends` has a letter for each step: "." goes on, "T" terminates,
 # "L" (limit) truncates, "B" does both, "-" is an autoreset step and no transition.
-# A row is (reward, discount, steps, end, complete); None where there is none.
+# A transition is (reward, discount, steps, end, complete); None where there is none.
 HAND_WORKED = [
     (1, "....", [(1, 0.5, 1, 0, True), (2, 0.5, 1, 0, True), (4, 0.5, 1, 0, True), (8, 0.5, 1, 0, True)]),
     (2, "....", [(2, 0.25, 2, 0, True), (4, 0.25, 2, 0, True), (8, 0.25, 2, 0, True), (8, 0.5, 1, 0, False)]),
@@ -67,7 +67,10 @@ HAND_WORKED = [
         ],
     ),
     (4, "T-L-", [(1, 0.0, 1, TERMINATED, True), None, (4, 0.5, 1, TRUNCATED, True), None]),
-    # The end lies beyond n for the first row.
+    # An episode that broke off: whatever needs the step at which it did so never becomes complete.
+    (2, "..-.", [(2, 0.25, 2, 0, True), (2, 0.5, 1, 0, False), None, (8, 0.5, 1, 0, False)]),
+    (3, ".-..", [(1, 0.5, 1, 0, False), None, (8, 0.25, 2, 0, False), (8, 0.5, 1, 0, False)]),
+    # The end lies beyond n for the first transition.
     (2, "..T-", [(2, 0.25, 2, 0, True), (4, 0.0, 2, TERMINATED, True), (4, 0.0, 1, TERMINATED, True), None]),
     (
         5,
@@ -88,26 +91,26 @@ def flags(ends: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.isin(letters, ["T", "B"]), np.isin(letters, ["L", "B"]), letters != "-"
 
 
-def row(rows: NStepTransitions, t: int, lane: int) -> tuple[float, float, int, int, bool]:
+def transition(transitions: NStepTransitions, t: int, lane: int) -> tuple[float, float, int, int, bool]:
     return (
-        float(rows.reward[t, lane]),
-        float(rows.discount[t, lane]),
-        int(rows.steps[t, lane]),
-        int(rows.end[t, lane]),
-        bool(rows.complete[t, lane]),
+        float(transitions.reward[t, lane]),
+        float(transitions.discount[t, lane]),
+        int(transitions.steps[t, lane]),
+        int(transitions.end[t, lane]),
+        bool(transitions.complete[t, lane]),
     )
 
 
 @pytest.mark.parametrize(("n_step", "ends", "expected"), HAND_WORKED)
-def test_rows_worked_by_hand(n_step: int, ends: str, expected: list[tuple[float, ...] | None]) -> None:
+def test_transitions_worked_by_hand(n_step: int, ends: str, expected: list[tuple[float, ...] | None]) -> None:
     reward = np.array([[1.0], [2.0], [4.0], [8.0]])
-    rows = n_step_transitions(reward, *flags(ends), n_step, GAMMA)
+    transitions = n_step_transitions(reward, *flags(ends), n_step, GAMMA)
     for t, wanted in enumerate(expected):
         if wanted is None:
-            assert not rows.complete[t, 0]
+            assert not transitions.complete[t, 0]
         else:
-            assert row(rows, t, 0) == wanted
-            assert rows.next_step[t, 0] == t + wanted[2]
+            assert transition(transitions, t, 0) == wanted
+            assert transitions.next_step[t, 0] == t + wanted[2]
 
 
 def test_lanes_do_not_mix() -> None:
@@ -116,10 +119,12 @@ def test_lanes_do_not_mix() -> None:
     together = n_step_transitions(reward, *(np.hstack(pair) for pair in zip(*by_lane, strict=True)), 3, GAMMA)
     for lane in range(2):
         alone = n_step_transitions(reward[:, [lane]], *by_lane[lane], 3, GAMMA)
-        assert [row(together, t, lane) for t in range(4)] == [row(alone, t, 0) for t in range(4)]
+        assert [transition(together, t, lane) for t in range(4)] == [
+            transition(alone, t, 0) for t in range(4)
+        ]
 
 
-def naive_row(reward: list[float], ends: str, t: int, n_step: int, gamma: float) -> tuple[float, ...]:
+def naive_transition(reward: list[float], ends: str, t: int, n_step: int, gamma: float) -> tuple[float, ...]:
     total, steps, end = 0.0, 0, 0
     while steps < n_step and t + steps < len(ends) and not end:
         total += gamma**steps * reward[t + steps]
@@ -146,19 +151,19 @@ episode = st.builds(
     gamma=st.sampled_from([0.0, 0.9, 1.0]),
     seed=st.integers(0, 1000),
 )
-def test_rows_equal_a_plain_loop(
+def test_transitions_equal_a_plain_loop(
     lanes: list[list[str]], num_steps: int, n_step: int, gamma: float, seed: int
 ) -> None:
     ends = ["".join(lane)[:num_steps] for lane in lanes]
     reward = np.random.default_rng(seed).normal(size=(num_steps, len(ends)))
     by_lane = [flags(lane) for lane in ends]
-    rows = n_step_transitions(
+    transitions = n_step_transitions(
         reward, *(np.hstack(parts) for parts in zip(*by_lane, strict=True)), n_step, gamma
     )
     for lane, letters in enumerate(ends):
         for t, letter in enumerate(letters):
             if letter == "-":
-                assert not rows.complete[t, lane]
+                assert not transitions.complete[t, lane]
             else:
-                expected = naive_row(reward[:, lane].tolist(), letters, t, n_step, gamma)
-                assert row(rows, t, lane) == pytest.approx(expected)
+                expected = naive_transition(reward[:, lane].tolist(), letters, t, n_step, gamma)
+                assert transition(transitions, t, lane) == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""One actor's loop: counters, exploration schedule, determinism."""
+"""One actor's loop: counters, exploration schedule, determinism. Tests actors/rollout.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from actors.core import EnvRestart, RolloutReport
 from actors.envs.make import make_vector
 from actors.envs.stepper import VectorStepper
 from actors.policy import MlpPolicy
-from actors.rollout import EnvActor, _groups
+from actors.rollout import EnvActor
 from replay_service.block import TRANSITION_FIELDS, TransitionBlock
 from replay_service.messages import ShardStatus
 
@@ -119,10 +119,10 @@ def test_a_report_sums_up_values_actions_and_rewards(scripted: Callable[..., Vec
             sum(report.transitions_pushed for report in reports),
             0,
         ]
-        # The action, 1, is added to each reward: 2, -3, 3, then 1 for each row of the endless episode.
+        # The action, 1, is added to each reward: 2, -3, 3, then 1 for each transition of the endless episode.
         assert max(report.reward_abs_max for report in reports) == 3.0
-        rows = sum(report.transitions_pushed for report in reports)
-        assert sum(report.reward_abs_sum for report in reports) == 2.0 + 3.0 + 3.0 + (rows - 3)
+        transitions = sum(report.transitions_pushed for report in reports)
+        assert sum(report.reward_abs_sum for report in reports) == 2.0 + 3.0 + 3.0 + (transitions - 3)
         assert all(report.seconds["idle"] >= 0.0 for report in reports)
 
 
@@ -159,7 +159,7 @@ def test_epsilon_follows_global_steps_and_own_steps_since() -> None:
     actor, _ = make_actor(config)
     first = actor.rollout(100, 0, weights(), 2_000)
     assert first.epsilon == pytest.approx(0.8)
-    second = actor.rollout(100, 0, None, 2_000)  # the figure is old
+    second = actor.rollout(100, 0, None, 2_000)  # the number is old
     assert second.epsilon == pytest.approx(0.8 - first.env_steps / 10_000)
     assert actor.rollout(100, 0, None, 3_000).epsilon == pytest.approx(0.7)
 
@@ -202,16 +202,16 @@ def test_a_seed_decides_everything(backend: Literal["native", "sync"]) -> None:
     )
 
 
-def rows_in_full(blocks: list[TransitionBlock]) -> Counter[tuple[Any, ...]]:
-    """Rows of single frames with what they refer to, whatever block they came in; policy_version left out."""
-    rows: Counter[tuple[Any, ...]] = Counter()
+def transitions_in_full(blocks: list[TransitionBlock]) -> Counter[tuple[Any, ...]]:
+    """Transitions of single frames with these frames, whatever block they came in; without policy_version."""
+    transitions: Counter[tuple[Any, ...]] = Counter()
     for block in blocks:
         frames = [frame.tobytes() for frame in block.frames["observation"]]
         names = ("action", "reward", "discount", "one_step_reward", "end", "priority")
-        figures = zip(*(getattr(block, name).tolist() for name in names), strict=True)
-        for row, obs, following in zip(figures, block.obs_frame, block.next_frame, strict=True):
-            rows[*row, frames[obs], frames[following]] += 1
-    return rows
+        values = zip(*(getattr(block, name).tolist() for name in names), strict=True)
+        for kept, obs, following in zip(values, block.obs_frame, block.next_frame, strict=True):
+            transitions[*kept, frames[obs], frames[following]] += 1
+    return transitions
 
 
 @pytest.mark.parametrize("backend", ["native", "sync"])
@@ -221,16 +221,18 @@ def test_what_is_played_does_not_depend_on_the_chunks(backend: Literal["native",
     for chunks in ([90], [1, 2, 30, 57]):
         actor, sink = make_actor(config, EnvConfig("CartPole-v1", backend=backend))
         reports = [actor.rollout(steps, 0, weights(), 0) for steps in chunks]
-        told = [
+        reported = [
             [value for report in reports for value in getattr(report, name)]
             for name in ("episode_returns", "episode_lengths", "start_values")
         ]
-        played.append((rows_in_full(sink.blocks), sum(report.env_steps for report in reports), *told))
+        played.append(
+            (transitions_in_full(sink.blocks), sum(report.env_steps for report in reports), *reported)
+        )
     assert played[0] == played[1]
     assert len(played[0][2]) > 5
 
 
-class RowwisePolicy:
+class LanewisePolicy:
     """Q-values that do not depend on the other observations of a batch, to the last bit."""
 
     def load(self, flat_weights: np.ndarray) -> None: ...
@@ -244,16 +246,18 @@ class RowwisePolicy:
     ("backend", "num_lanes", "groups"),
     [("async", 5, [3, 2]), ("async", 17, [5, 4, 4, 4]), ("async", 2, [2]), ("sync", 5, [5])],
 )
-def test_overlap_changes_no_row(backend: Literal["async", "sync"], num_lanes: int, groups: list[int]) -> None:
+def test_overlap_changes_no_transition(
+    backend: Literal["async", "sync"], num_lanes: int, groups: list[int]
+) -> None:
     config = ActorsConfig(envs_per_actor=num_lanes, n_step=3, epsilon_start=0.2, epsilon_end=0.2)
-    told, sinks = [], []
+    reported, sinks = [], []
     for overlap in (False, True):
         sinks.append(ListSink(STATUS))
         with mock.patch("actors.rollout.make_vector", wraps=make_vector) as made:
             actor = EnvActor(
                 EnvConfig("CartPole-v1", backend=backend),
                 config,
-                policy=RowwisePolicy(),
+                policy=LanewisePolicy(),
                 sink=sinks[-1],
                 actor=0,
                 incarnation=0,
@@ -266,42 +270,57 @@ def test_overlap_changes_no_row(backend: Literal["async", "sync"], num_lanes: in
         tried = [] if len(groups) > 1 else [-(-num_lanes // 2)]
         assert lanes_made == ([*tried, *groups] if overlap else [num_lanes])
         reports = [actor.rollout(steps, version, weights(), 0) for version, steps in enumerate((7, 1, 50))]
-        told.append([(report.episode_returns, report.start_values, report.env_steps) for report in reports])
+        reported.append(
+            [(report.episode_returns, report.start_values, report.env_steps) for report in reports]
+        )
         actor.close()
     assert_same_blocks(sinks[0].blocks, sinks[1].blocks)
-    assert told[0] == told[1]
+    assert reported[0] == reported[1]
+
+
+def overlapping_actor(num_lanes: int, env_threads: int = 1) -> tuple[EnvActor, list[tuple[int, int]]]:
+    """An actor of several groups, and the lanes and threads of each; all report two restarts of their own."""
+    groups = []
+
+    def make(env: EnvConfig, lanes: int, threads: int) -> VectorStepper:
+        groups.append((lanes, threads))
+        stepper = make_vector(env, lanes, threads)
+        restarts = EnvRestart("raise", 0, "the first lane"), EnvRestart("raise", None, "all lanes")
+        stepper.take_restarts = lambda: restarts  # type: ignore[method-assign]
+        return stepper
+
+    with mock.patch("actors.rollout.make_vector", make):
+        actor = EnvActor(
+            EnvConfig("CartPole-v1", backend="async"),
+            ActorsConfig(envs_per_actor=num_lanes),
+            policy=LanewisePolicy(),
+            sink=ListSink(STATUS),
+            actor=0,
+            incarnation=0,
+            num_actors=1,
+            seed=np.random.SeedSequence(0),
+            env_threads=env_threads,
+            overlap=True,
+        )
+    return actor, groups
 
 
 @pytest.mark.parametrize(("threads", "of_groups"), [(1, [1] * 4), (6, [2, 1, 2, 1]), (16, [4] * 4)])
 def test_groups_share_the_threads(threads: int, of_groups: list[int]) -> None:
-    with mock.patch("actors.rollout.make_vector") as made:
-        made.return_value.asynchronous = True
-        groups = _groups(EnvConfig("ALE/Pong-v5"), 16, threads, overlap=True)
-    assert [call.args[1:] for call in made.call_args_list] == [(4, share) for share in of_groups]
-    assert [group.lanes for group in groups] == [slice(first, first + 4) for first in (0, 4, 8, 12)]
+    actor, groups = overlapping_actor(16, threads)
+    actor.close()
+    assert groups == [(4, share) for share in of_groups]
 
 
-def test_restarts_in_any_group_are_told_by_the_actors_own_lanes() -> None:
-    config = ActorsConfig(envs_per_actor=9, n_step=1)
-    options = {"actor": 0, "incarnation": 0, "num_actors": 1, "seed": np.random.SeedSequence(0)}
-    actor = EnvActor(
-        EnvConfig("CartPole-v1", backend="async"),
-        config,
-        policy=RowwisePolicy(),
-        sink=ListSink(STATUS),
-        overlap=True,
-        **options,  # type: ignore[arg-type]
-    )
-    for group in actor._groups:
-        first, everybody = EnvRestart("raise", 0, "first"), EnvRestart("raise", None, "all")
-        group.stepper.take_restarts = lambda told=(first, everybody): told  # type: ignore[method-assign, misc]
+def test_restarts_in_any_group_are_reported_with_the_actors_own_lanes() -> None:
+    actor, _ = overlapping_actor(9)
     report = actor.rollout(1, 0, weights(), 0)
     actor.close()
     assert [restart.lane for restart in report.env_restarts] == [0, None, 5, None]
 
 
 def test_reset_makes_an_actor_as_new() -> None:
-    """A run that goes on after a cut equals one that was resumed from it."""
+    """A run that goes on after a checkpoint equals one that was resumed from it."""
     config = ActorsConfig(envs_per_actor=4, n_step=3, epsilon_decay_env_steps=4_000)
     uninterrupted, uninterrupted_sink = make_actor(config)
     run(uninterrupted)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,7 +12,8 @@ import pytest
 from qfleet_sinks import ListSink
 
 from actors.config import ActorsConfig, EnvConfig
-from actors.envs.make import EnvError, lane_seeds, make_vector, probe
+from actors.envs.errors import EnvError
+from actors.envs.make import lane_seeds, make_vector, probe
 from actors.rollout import EnvActor
 from replay_service.block import TERMINATED, TRUNCATED
 
@@ -24,17 +22,6 @@ ale_py = pytest.importorskip("ale_py")
 SKIP = 4
 # Frames as they are: what OpenCV's resizing makes of them is tested apart.
 UNRESIZED = {"img_height": 210, "img_width": 160}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
-def test_stepping_threads_do_not_push_aside_the_one_that_wakes_them() -> None:
-    tasks = Path("/proc/self/task")
-    before = set(tasks.iterdir())
-    stepper = make_vector(EnvConfig("ALE/Pong-v5"), 2, threads=2)
-    threads = [int(task.name) for task in set(tasks.iterdir()) - before]
-    assert [os.sched_getscheduler(thread) for thread in threads] == [os.SCHED_BATCH] * 2
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
-    stepper.close()
 
 
 class PlainGame:
@@ -91,8 +78,16 @@ def test_frame_by_frame(game: str, sticky: float, limit: int, steps: int, happen
     """Start frames, frames, rewards, ends, lost lives and true last frames of truncated episodes."""
     num_lanes = 3
     kwargs = {"repeat_action_probability": sticky, **UNRESIZED}
-    stepper = make_vector(EnvConfig(f"ALE/{game}-v5", kwargs=kwargs, max_episode_steps=limit), num_lanes)
-    vector: Any = stepper._env
+    made: list[Any] = []
+    make_vec = gym.make_vec
+
+    def kept_vec(*args: Any, **options: Any) -> Any:
+        made.append(make_vec(*args, **options))
+        return made[-1]
+
+    with mock.patch("gymnasium.make_vec", kept_vec):
+        stepper = make_vector(EnvConfig(f"ALE/{game}-v5", kwargs=kwargs, max_episode_steps=limit), num_lanes)
+    (vector,) = made
     seeds = lane_seeds(np.random.SeedSequence(7), num_lanes)
     plain = [PlainGame(game, int(seed), sticky, limit) for seed in seeds]
     start_frames: list[int] = []
@@ -180,7 +175,7 @@ class PixelPolicy:
     ("n_step", "life_loss", "overlap"),
     [(1, True, False), (3, True, False), (3, False, False), (3, True, True)],
 )
-def test_rows_of_an_actor(n_step: int, life_loss: bool, overlap: bool) -> None:
+def test_transitions_of_an_actor(n_step: int, life_loss: bool, overlap: bool) -> None:
     """Stacks, n-step sums of clipped rewards, discounts and ends, over lost lives and truncations."""
     gamma, stack, num_lanes, limit, steps = 0.5, 4, 2, 60, 160
     # No no-ops: every episode begins with one FIRE.
@@ -219,8 +214,8 @@ def test_rows_of_an_actor(n_step: int, life_loss: bool, overlap: bool) -> None:
                 tuple(images[max(first, i)] for i in range(last - stack + 1, last + 1))
                 for last in (int(block.obs_frame[r]), int(block.next_frame[r]))
             ]
-            figures = (block.action[r], block.reward[r], block.discount[r], block.end[r])
-            pushed[*windows, *(figure.item() for figure in figures)] += 1
+            values = (block.action[r], block.reward[r], block.discount[r], block.end[r])
+            pushed[*windows, *(value.item() for value in values)] += 1
 
     expected: Counter[Any] = Counter()
     lives_lost = 0
@@ -241,7 +236,7 @@ def test_rows_of_an_actor(n_step: int, life_loss: bool, overlap: bool) -> None:
                 left -= 1
             left -= terminated  # the autoreset took a step
             images = [hash(frame.tobytes()) for frame in frames]
-            expected += plain_rows(images, played, n_step, stack, gamma)
+            expected += plain_transitions(images, played, n_step, stack, gamma)
     missing = expected - pushed
     assert not pushed - expected
     # What the actor had not pushed yet when it was closed.
@@ -252,8 +247,10 @@ def test_rows_of_an_actor(n_step: int, life_loss: bool, overlap: bool) -> None:
     assert any(end == TRUNCATED and discount == gamma**n_step for *_, discount, end in pushed)
 
 
-def plain_rows(images: list[int], played: list[Any], n_step: int, stack: int, gamma: float) -> Counter[Any]:
-    rows: Counter[Any] = Counter()
+def plain_transitions(
+    images: list[int], played: list[Any], n_step: int, stack: int, gamma: float
+) -> Counter[Any]:
+    transitions: Counter[Any] = Counter()
     for i in range(len(played)):
         after, total = i, 0.0
         while after < len(played) and after < i + n_step:
@@ -266,8 +263,8 @@ def plain_rows(images: list[int], played: list[Any], n_step: int, stack: int, ga
             continue  # the data ended
         windows = [tuple(images[max(0, j)] for j in range(last - stack + 1, last + 1)) for last in (i, after)]
         end = TERMINATED * terminated | TRUNCATED * truncated
-        rows[*windows, played[i][0], total, 0.0 if terminated else gamma ** (after - i), end] += 1
-    return rows
+        transitions[*windows, played[i][0], total, 0.0 if terminated else gamma ** (after - i), end] += 1
+    return transitions
 
 
 def test_limits_of_an_episode() -> None:
@@ -285,7 +282,7 @@ def test_limits_of_an_episode() -> None:
         (EnvConfig("ALE/Pong-v5", kwargs={"episodic_life": True}), "set actors.life_loss_ends_episode=true"),
         (
             EnvConfig("ALE/Pong-v5", kwargs={"autoreset_mode": "SameStep"}),
-            "how lanes are stepped is not open",
+            "is SameStep; leave it out",
         ),
         (
             EnvConfig("ALE/Pong-v5", kwargs={"max_num_frames_per_episode": "4"}),

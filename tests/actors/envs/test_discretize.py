@@ -40,7 +40,7 @@ def test_tables(space: spaces.Space, bins: int | None, table: list[list[float]])
         (
             spaces.Box(-2.0, 2.0, (1,)),
             None,
-            r"continuous actions Box\(-2.0, 2.0, \(1,\)\); set env.discretize=5",
+            r"continuous actions Box\(-2.0, 2.0, \(1,\), float32\); set env.discretize=5",
         ),
         (spaces.Box(-np.inf, np.inf, (1,)), 3, "unbounded actions"),
         (

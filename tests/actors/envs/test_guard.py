@@ -1,4 +1,8 @@
-"""Environments that misbehave: one lane begins anew, nothing crosses the gap, and bugs end the run."""
+"""Environments that misbehave: one lane is restarted, nothing crosses the gap, and bugs end the run.
+
+Tests actors/envs/guard.py through EnvActor and make_vector, and the parts of other modules that follow a
+restart: shapes and dtypes in actors/envs/validation.py, dropped transitions, repeated episodes of evaluation.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,13 @@ import psutil
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.vector import AsyncVectorEnv
 from qfleet_sinks import ListSink
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.core import RolloutReport
 from actors.envs.errors import EnvFailed
-from actors.envs.guard import Soundness, restart_seed
+from actors.envs.guard import GuardedVector, restart_seed
 from actors.envs.make import lane_seeds, make_vector
 from actors.evaluation import Evaluator
 from actors.policy import MlpPolicy
@@ -143,24 +148,24 @@ def policy() -> MlpPolicy:
     return made
 
 
-def rows_of(blocks: list[TransitionBlock]) -> list[tuple[float, ...]]:
-    """(identity, episode, step, identity, episode, step after it, reward, end) of every row."""
-    rows: list[tuple[float, ...]] = []
+def transitions_of(blocks: list[TransitionBlock]) -> list[tuple[float, ...]]:
+    """(identity, episode, step, identity, episode, step after it, reward, end) of every transition."""
+    transitions: list[tuple[float, ...]] = []
     for block in blocks:
         frames = block.frames["observation"]
         for obs, after, reward, end in zip(
             block.obs_frame, block.next_frame, block.reward, block.end, strict=True
         ):
-            rows.append((*frames[obs].tolist(), *frames[after].tolist(), float(reward), int(end)))
-    return sorted(rows)
+            transitions.append((*frames[obs].tolist(), *frames[after].tolist(), float(reward), int(end)))
+    return sorted(transitions)
 
 
-def expected_rows(lives: list[tuple[int, int]], n_step: int, steps: int) -> list[tuple[float, ...]]:
+def expected_transitions(lives: list[tuple[int, int]], n_step: int, steps: int) -> list[tuple[float, ...]]:
     """By a plain loop: lives are (seed, steps before it broke); the last one lasts to the end of the data.
 
     Every end and every break takes one more vector step, in which the next episode begins.
     """
-    rows: list[tuple[float, ...]] = []
+    transitions: list[tuple[float, ...]] = []
     for number, (seed, at) in enumerate(lives):
         breaks = number < len(lives) - 1
         length = at if breaks else steps
@@ -176,13 +181,13 @@ def expected_rows(lives: list[tuple[int, int]], n_step: int, steps: int) -> list
                 known = t + m < run or (t + m == run and (breaks or vector < steps))
                 if ends or known:
                     seed24 = float(seed % 2**24)
-                    rows.append((seed24, episode, t, seed24, episode, t + m, float(m), int(ends)))
+                    transitions.append((seed24, episode, t, seed24, episode, t + m, float(m), int(ends)))
             vector += 1  # an autoreset, or the step that broke
             if run < LENGTH:
                 break
             episode += 1
         steps -= vector
-    return rows
+    return transitions
 
 
 HOW = ("raise", "nan", "huge", "shape", "dtype", "nothing", "reward", "no reward")
@@ -192,7 +197,7 @@ HOW = ("raise", "nan", "huge", "shape", "dtype", "nothing", "reward", "no reward
     ("how", "backend"), [*((how, "sync") for how in HOW), *((how, "async") for how in HOW[:4:2])]
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-def test_one_lane_begins_anew_and_nothing_crosses_the_gap(how: str, backend: str) -> None:
+def test_one_lane_is_restarted_and_nothing_crosses_the_gap(how: str, backend: str) -> None:
     n_step = 3
     reports, blocks = act(config(backend=backend, bad=(SEEDS[1],), how=how), n_step=n_step)
     (restart,) = [each for report in reports for each in report.env_restarts]
@@ -201,11 +206,11 @@ def test_one_lane_begins_anew_and_nothing_crosses_the_gap(how: str, backend: str
     lives = [(SEEDS[1], 10), (restart_seed(SEEDS[1], 1), 99)]
     steps = sum((7, 6, 11, 8))
     expected = [
-        row
+        transition
         for lane in ([(SEEDS[0], 99)], lives, [(SEEDS[2], 99)])
-        for row in expected_rows(lane, n_step, steps)
+        for transition in expected_transitions(lane, n_step, steps)
     ]
-    assert rows_of(blocks) == sorted(expected)
+    assert transitions_of(blocks) == sorted(expected)
     # Neither was the broken episode reported.
     returns = [value for report in reports for value in report.episode_returns]
     assert set(returns) == {float(LENGTH)}
@@ -222,8 +227,8 @@ def test_a_break_anywhere(at: int, n_step: int) -> None:
     expected: list[tuple[float, ...]] = []
     for lane, seed in enumerate(SEEDS):
         lives = [(seed, 99)] if lane == 1 else [(seed, at), (restart_seed(seed, 1), 99)]
-        expected += expected_rows(lives, n_step, 32)
-    assert rows_of(blocks) == sorted(expected)
+        expected += expected_transitions(lives, n_step, 32)
+    assert transitions_of(blocks) == sorted(expected)
 
 
 def test_it_is_the_same_each_time() -> None:
@@ -248,7 +253,7 @@ def test_what_fails_again_at_once_ends_with_its_traceback(backend: str) -> None:
     again = (SEEDS[1], restart_seed(SEEDS[1], 1))
     with pytest.raises(EnvFailed, match=r"(?s)^Traceback.*RuntimeError: the simulator has crashed") as error:
         act(config(backend=backend, bad=again, at=2))
-    assert "Environment 1 was made anew 3 steps before" in str(error.value)
+    assert "This is 3 steps after a restart of environment 1." in str(error.value)
 
 
 def test_what_fails_now_and_then_goes_on() -> None:
@@ -283,39 +288,6 @@ def test_numbers_out_of_range(name: str) -> None:
     assert broken.broken.tolist() == broken.fake.tolist() == broken.starts.tolist() == [False, False, True]
 
 
-@pytest.mark.parametrize(
-    ("space", "values", "bad"),
-    [
-        (spaces.Box(-1, 1, (2,)), [[0, 9], [np.nan, 0], [0, -np.inf]], [1, 2]),
-        (spaces.Box(-1, 1, (), np.float64), [0.0, 1e39, -1e308], [1, 2]),
-        (spaces.Box(0, 255, (1,), np.uint8), [[0], [255], [7]], []),
-        (spaces.Discrete(3), [0, 2, 3], [2]),
-        (spaces.Discrete(3, start=-1), [-1, 1, -2], [2]),
-        (spaces.MultiDiscrete([2, 3]), [[1, 2], [2, 0], [0, -1]], [1, 2]),
-        (spaces.MultiBinary(1), [[0], [1], [1]], []),
-    ],
-)
-def test_what_is_sound(space: spaces.Space[Any], values: Any, bad: list[int]) -> None:
-    batch = np.array(values, space.dtype if space.dtype is not None else None)
-    assert sorted(Soundness(space).problems(batch)) == bad
-    nested = spaces.Tuple((spaces.Box(0, 1, (1,)), space))
-    assert sorted(Soundness(nested).problems((np.zeros((3, 1), np.float32), batch))) == bad
-
-
-@pytest.mark.parametrize(
-    ("reward", "bad"),
-    [
-        ([1e6, -1e30, 0.0], []),
-        ([np.nan, 0.0, np.inf], [0, 2]),
-        ([1e38, -1e300, 5.0], [0, 1]),
-    ],
-)
-def test_rewards_that_float32_sums_hold(reward: list[float], bad: list[int]) -> None:
-    zeros = np.zeros((3, 1), np.float32)
-    with np.errstate(over="ignore"):
-        assert sorted(Soundness(spaces.Box(0, 1, (1,))).problems(zeros, np.array(reward))) == bad
-
-
 class Crashing(CartPoleVectorEnv):
     """A native vector environment; fails once, as its class says."""
 
@@ -348,7 +320,7 @@ def crashing() -> Iterator[type[Crashing]]:
 
 
 @pytest.mark.parametrize("how", ["raise", "nan"])
-def test_a_native_vector_is_made_anew_as_a_whole(crashing: type[Crashing], how: str) -> None:
+def test_a_native_vector_is_restarted_as_a_whole(crashing: type[Crashing], how: str) -> None:
     crashing.how = how
     stepper = make_vector(EnvConfig("CartPole-v1"), 4)
     stepper.reset(np.arange(4))
@@ -374,6 +346,61 @@ def test_worker_processes_that_die_are_replaced_and_none_is_left() -> None:
     left = set(psutil.Process().children(recursive=True)) - before
     _, alive = psutil.wait_procs(left, timeout=5)
     assert not [process for process in alive if "resource_tracker" not in " ".join(process.cmdline())]
+
+
+class Exits(Faulty):
+    """Its process ends in the first step."""
+
+    def step(self, action: int) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        os._exit(3)
+
+
+def test_the_exit_status_of_a_dead_worker_is_always_known() -> None:
+    # A worker closes its pipe some time before its exit status can be read.
+    for _ in range(20):
+        vector = GuardedVector(lambda: AsyncVectorEnv([Exits]), "list", name="Exits")
+        vector.reset(np.zeros(1, np.int64))
+        vector.begin(np.zeros(1, np.int64))
+        vector.finish(np.zeros(1, np.bool_))
+        (restart,) = vector.take_restarts()
+        assert restart.description.endswith("worker process 0 ended with exit status 3")
+        vector.env.close()
+
+
+class Informative(Faulty):
+    """With action masks in its infos, and lives in those of resets, steps or both."""
+
+    def __init__(self, lives_in: tuple[str, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lives_in = lives_in
+
+    def info(self, call: str) -> dict[str, Any]:
+        mask = {"action_mask": np.array([self.t % 2 == 0, True])}
+        return mask | ({"lives": LENGTH - self.t} if call in self.lives_in else {})
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed, options=options)[0], self.info("reset")
+
+    def step(self, action: int) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return *super().step(action)[:-1], self.info("step")
+
+
+@pytest.mark.parametrize("lives_in", [("reset", "step"), ("reset",), ("step",)])
+def test_a_lane_restarted_for_its_numbers_has_the_masks_and_lives_of_its_reset(lives_in: Any) -> None:
+    stepper = make_vector(config("Informative", lives_in=lives_in, bad=(SEEDS[1],), how="nan", at=2), 3)
+    stepper.reset(np.array(SEEDS))
+    steps = []
+    for _ in range(4):
+        step = stepper.step(np.ones(3, np.int64))
+        steps.append((step.frames["action_mask"][:, 0].tolist(), step.life_lost.tolist()))
+    lost = "step" in lives_in
+    first = lost and "reset" in lives_in
+    assert steps == [
+        ([False] * 3, [first] * 3),
+        ([True] * 3, [lost] * 3),
+        ([False, True, False], [lost, False, lost]),  # lane 1 is restarted
+        ([True, False, True], [lost, first, lost]),
+    ]
 
 
 def test_an_evaluation_plays_further_episodes_for_broken_ones() -> None:

@@ -12,8 +12,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.core import EnvSpec
-from actors.envs.frame_stack import FrameStack
-from actors.envs.stepper import SeedForm, VectorStepper
+from actors.envs.guard import GuardedVector, SeedForm
+from actors.envs.stepper import VectorStepper
 
 # Lane 0 terminates after 2 steps; lane 1 truncates after 1 and terminates after 3 more.
 SCRIPTS = [
@@ -120,8 +120,14 @@ class NoisyResets(gym.vector.VectorEnv[Any, Any, Any]):
 SPEC = EnvSpec((1,), "<f4", None, 2, 1, "native", "NextStep", None, None)
 
 
+def stepper_of(
+    make: Callable[[], gym.vector.VectorEnv[Any, Any, Any]], form: SeedForm = "int"
+) -> VectorStepper:
+    return VectorStepper(GuardedVector(make, form, name="noisy"), SPEC)
+
+
 def test_what_an_environment_leaves_on_a_fake_step_is_dropped() -> None:
-    stepper = VectorStepper(NoisyResets(), SPEC, "int")
+    stepper = stepper_of(NoisyResets)
     stepper.reset(SEEDS)
     assert stepper.step(ACTIONS).ended.all()
     fake = stepper.step(ACTIONS)
@@ -134,7 +140,7 @@ def test_what_an_environment_leaves_on_a_fake_step_is_dropped() -> None:
 @pytest.mark.parametrize(("form", "seed"), [("int", 11), ("list", [11, 22]), ("array", [11, 22])])
 def test_seeds_reach_the_backend_in_its_own_form(form: SeedForm, seed: int | list[int]) -> None:
     env = NoisyResets()
-    VectorStepper(env, SPEC, form).reset(SEEDS)
+    stepper_of(lambda: env, form).reset(SEEDS)
     assert isinstance(env.seed, np.ndarray) == (form == "array")
     assert np.array_equal(env.seed, seed)
 
@@ -157,7 +163,8 @@ class OffsetEnv(gym.Env[int, int]):
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_discrete_spaces_count_from_zero(mode: AutoresetMode) -> None:
     spec = EnvSpec((), "<i8", 4, 3, 1, "sync", mode.value, None, None)
-    stepper = VectorStepper(SyncVectorEnv([OffsetEnv] * 2, autoreset_mode=mode), spec, "list")
+    vector = GuardedVector(lambda: SyncVectorEnv([OffsetEnv] * 2, autoreset_mode=mode), "list", name="offset")
+    stepper = VectorStepper(vector, spec)
     frames = stepper.reset(SEEDS)
     assert (frames.dtype, frames.tolist()) == (np.int64, [1, 1])
     assert stepper.step(np.array([0, 2])).frames.tolist() == [0, 2]
@@ -168,23 +175,6 @@ def test_discrete_spaces_count_from_zero(mode: AutoresetMode) -> None:
     else:
         assert last.frames.tolist() == [0, 1]
         assert (last.final_lanes.tolist(), last.final_frames.tolist()) == ([1], [3])
-
-
-def test_a_stack_holds_the_newest_frames_and_repeats_the_first() -> None:
-    stack = FrameStack(3, np.array([[1], [10]]))
-    stack.push(np.array([[2], [20]]), np.array([False, False]))
-    assert stack.observations[..., 0].tolist() == [[1, 1, 2], [10, 10, 20]]
-    assert stack.followed_by(np.array([[9]]), np.array([1]))[..., 0].tolist() == [[10, 20, 9]]
-    stack.push(np.array([[3], [30]]), np.array([False, True]))
-    assert stack.observations[..., 0].tolist() == [[1, 2, 3], [30, 30, 30]]
-
-
-def test_a_stack_of_one_is_the_frame_itself() -> None:
-    stack = FrameStack(1, np.array([[1], [10]]))
-    assert stack.observations.tolist() == [[1], [10]]
-    stack.push(np.array([[2], [20]]), np.array([False, True]))
-    assert stack.observations.tolist() == [[2], [20]]
-    assert stack.followed_by(np.array([[9]]), np.array([1])).tolist() == [[9]]
 
 
 class InThreads(NoisyResets):
@@ -204,7 +194,7 @@ class InThreads(NoisyResets):
 
 def test_a_step_in_two_halves_begins_at_once() -> None:
     env = InThreads()
-    halved, whole = VectorStepper(env, SPEC, "int"), VectorStepper(NoisyResets(), SPEC, "int")
+    halved, whole = stepper_of(lambda: env), stepper_of(NoisyResets)
     assert (halved.asynchronous, whole.asynchronous) == (True, False)
     for stepper in (halved, whole):
         stepper.reset(SEEDS)
@@ -215,10 +205,31 @@ def test_a_step_in_two_halves_begins_at_once() -> None:
         assert np.array_equal(halved.finish().fake, whole.step(ACTIONS).fake)
 
 
-def test_what_begin_met_is_told_by_finish() -> None:
-    stepper = VectorStepper(InThreads(), SPEC, "int")
+def test_an_error_in_the_first_half_restarts_in_the_second() -> None:
+    stepper = stepper_of(InThreads)
     stepper.reset(SEEDS)
     stepper.begin(np.array([0, 2]))
-    with pytest.raises(RuntimeError, match="no such action"):
-        stepper.finish()
+    broken = stepper.finish()
+    assert broken.broken is not None
+    assert broken.broken.all()
+    assert "RuntimeError: no such action" in stepper.take_restarts()[0].description
     assert stepper.step(ACTIONS).ended.all()
+
+
+class EndlessNan(NoisyResets):
+    """Ends at every step with a final observation that is not a number, and resets within the step."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        return *super().step(actions)[:-1], {"final_obs": np.full((2, 1), np.nan)}
+
+
+def test_a_final_observation_that_is_not_finite_restarts_all_lanes() -> None:
+    stepper = stepper_of(EndlessNan)
+    stepper.reset(SEEDS)
+    step = stepper.step(ACTIONS)
+    assert step.broken is not None
+    assert step.broken.all()
+    assert (step.ended.any(), step.fake.all(), step.starts.all()) == (False, True, True)
+    assert "not finite" in stepper.take_restarts()[0].description

@@ -18,7 +18,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.core import EnvSpec
-from actors.envs.make import EnvError, make_vector, probe
+from actors.envs.errors import EnvError
+from actors.envs.guard import GuardedVector
+from actors.envs.make import make_vector, probe
 from actors.envs.observations import parts_of
 from actors.envs.stepper import VectorStepper
 from actors.evaluation import Evaluator
@@ -103,12 +105,15 @@ def stepper_of(mode: AutoresetMode, stack: int, *, in_parts: bool, **settings: A
     def lane(index: int) -> Callable[[], Masked]:
         return lambda: Masked(index, in_parts=in_parts, **settings)
 
-    env = SyncVectorEnv([lane(i) for i in range(len(SCRIPTS))], copy=False, autoreset_mode=mode)
-    fields = tuple(part.field for part in parts_of(env.single_observation_space))
+    def make() -> SyncVectorEnv:
+        return SyncVectorEnv([lane(i) for i in range(len(SCRIPTS))], copy=False, autoreset_mode=mode)
+
+    vector = GuardedVector(make, "list", name="Masked")
+    fields = tuple(part.field for part in parts_of(vector.env.single_observation_space))
     parts = fields if in_parts else ()
     shape, dtype = ((), "|V") if in_parts else ((3,), "<f4")
     spec = EnvSpec(shape, dtype, None, 3, stack, "sync", mode.value, None, None, parts, action_mask=True)
-    return VectorStepper(env, spec, "list", name="Masked")
+    return VectorStepper(vector, spec)
 
 
 def numbers(frames: np.ndarray) -> np.ndarray:
@@ -162,24 +167,24 @@ def act(stepper: VectorStepper, n_step: int, *, epsilon: float = 0.3) -> list[Tr
     return sink.blocks
 
 
-ROWS = ("action", "reward", "discount", "one_step_reward", "end", "policy_version", "priority")
+VALUES = ("action", "reward", "discount", "one_step_reward", "end", "policy_version", "priority")
 PLACES = ("obs_frame", "next_frame", "first_frame")
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("n_step", "stack"), [(1, 1), (3, 1), (1, 3), (2, 4)])
-def test_parts_make_the_rows_of_one_array(mode: AutoresetMode, n_step: int, stack: int) -> None:
+def test_parts_make_the_transitions_of_one_array(mode: AutoresetMode, n_step: int, stack: int) -> None:
     plain = act(stepper_of(mode, stack, in_parts=False), n_step)
     in_parts = act(stepper_of(mode, stack, in_parts=True), n_step)
     assert len(plain) == len(in_parts) > 2
     for one, other in zip(plain, in_parts, strict=True):
-        for name in (*ROWS, *PLACES):
+        for name in (*VALUES, *PLACES):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-        told = {name: other.frames[name] for name in other.frames}
-        where = told["observation.where.0"], told["observation.where.1"][:, 0, 0]
-        frame = told["observation.frame"].argmax(axis=1)
+        frames = {name: other.frames[name] for name in other.frames}
+        where = frames["observation.where.0"], frames["observation.where.1"][:, 0, 0]
+        frame = frames["observation.frame"].argmax(axis=1)
         np.testing.assert_array_equal(np.stack([*where, frame], axis=1), one.frames["observation"])
-        np.testing.assert_array_equal(told[ACTION_MASK], one.frames[ACTION_MASK])
+        np.testing.assert_array_equal(frames[ACTION_MASK], one.frames[ACTION_MASK])
 
 
 @pytest.mark.parametrize("mode", MODES)

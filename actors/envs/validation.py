@@ -1,0 +1,115 @@
+"""Validation of what environments return: shapes, dtypes, ranges and finite numbers.
+
+Owns these checks; must not know of restarts, policies or blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from actors.envs.observations import Part, parts_of
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+# A transition sums at most 64 rewards (actors.n_step) and stores the sum in float32.
+_REWARD_MAX = _FLOAT32_MAX / 64
+_REWARD_MAX_SQUARED = _REWARD_MAX**2
+
+
+class Validator:
+    """Validates observations of one space, and the rewards that come with them.
+
+    Shapes and dtypes are checked for one environment at a time, numbers for a whole vector environment.
+    """
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        """space: of single observations."""
+        self._leaves = [_Leaf(part, part.of(space)) for part in parts_of(space)]
+        self._one_float32 = isinstance(space, spaces.Box) and space.dtype == np.float32
+
+    def misfit(self, observation: Any) -> str | None:
+        """What is wrong with shapes or dtypes of a single observation; None if nothing is."""
+        return next(filter(None, (leaf.misfit(observation) for leaf in self._leaves)), None)
+
+    def is_plain(self, observations: Any, reward: np.ndarray) -> bool:
+        """Whether the most common case applies and all is well: a quick test before `problems`."""
+        # NaN fails the comparison.
+        return (
+            self._one_float32
+            and np.count_nonzero(np.isfinite(observations)) == observations.size
+            and reward.dtype.kind == "f"
+            and float(reward.dot(reward)) <= _REWARD_MAX_SQUARED
+        )
+
+    def problems(self, observations: Any, reward: np.ndarray | None = None) -> dict[int, str]:
+        """Lane -> what is wrong with its observation or its reward [N]; empty if nothing is."""
+        found: dict[int, str] = {}
+        for leaf in self._leaves:
+            array = np.asarray(leaf.part.of(observations))
+            invalid = leaf.invalid(array)
+            if invalid is not None:
+                for lane in np.flatnonzero(invalid.reshape(len(invalid), -1).any(axis=1)).tolist():
+                    value = array[lane][invalid[lane]].flat[0]
+                    limits = "" if isinstance(leaf.space, spaces.Box) else f", outside of {leaf.space}"
+                    found[lane] = f"it returned {leaf.name} holds {value}{limits}"
+        if reward is not None and reward.dtype.kind == "f":
+            for lane in np.flatnonzero(~(np.abs(reward) <= _REWARD_MAX)).tolist():
+                found[lane] = f"it returned the reward {reward[lane]}, which float32 sums cannot hold"
+        return found
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One array of an observation, and its space."""
+
+    part: Part
+    space: spaces.Space[Any]
+
+    @property
+    def name(self) -> str:
+        """The array as the subject of an error message."""
+        path = ".".join(map(str, self.part.path))
+        return f"an observation whose {path!r}" if path else "an observation that"
+
+    def misfit(self, observation: Any) -> str | None:
+        """What is wrong with shape or dtype of this array of a single observation."""
+        try:
+            array = np.asarray(self.part.of(observation))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            return f"it returned {self.name} is missing or no array ({type(error).__name__}: {error})"
+        if array.shape != self.space.shape:
+            return f"it returned {self.name} has shape {array.shape}, but its space has {self.space.shape}"
+        dtype = np.dtype(self.space.dtype)
+        if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
+            return f"it returned {self.name} has dtype {array.dtype}, but its space has {dtype}"
+        return None
+
+    def invalid(self, array: np.ndarray) -> np.ndarray | None:
+        """[N, ...] bool: values of a batch [N, ...] that are not finite or out of range; None: none is.
+
+        Floats only have to be finite: many environments leave the bounds of their Box, which does no harm.
+        """
+        match self.space:
+            case spaces.Discrete():
+                low, size = np.asarray(self.space.start), np.asarray(self.space.n)
+            case spaces.MultiDiscrete():
+                low, size = self.space.start, self.space.nvec
+            case _:
+                if array.dtype.kind != "f":
+                    return None
+                # A frame is float32: a number beyond its range would become infinite there.
+                valid = np.isfinite(array) if array.itemsize <= 4 else np.abs(array) <= _FLOAT32_MAX
+                return None if np.count_nonzero(valid) == valid.size else ~valid
+        # As an unsigned number, what lies below `low` is far above any size.
+        valid = (array - low).astype(np.int64, copy=False).view(np.uint64) < size.astype(np.uint64)
+        return None if np.count_nonzero(valid) == valid.size else ~valid
+
+
+def is_finite(frames: np.ndarray) -> bool:
+    """Whether all floats of frames are finite, be they plain arrays or records."""
+    names = frames.dtype.names
+    fields = [frames] if names is None else [frames[name] for name in names]
+    return all(bool(np.isfinite(field).all()) for field in fields if field.dtype.kind == "f")
