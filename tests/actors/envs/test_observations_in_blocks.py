@@ -1,7 +1,10 @@
-"""Rows of an environment with several arrays and masks, against the same environment with one array.
+"""Transitions of an environment with several arrays and masks, against the same environment with one array.
 
-The scripted environment tells (lane, episode, frame); its twin tells the same in parts and adds a mask, which
-is a function of those three. Both act by the same Q-values, so every row must be the same but for the mask.
+Tests actors/envs/observations.py, and the masks of stepper.py and make.py, through EnvActor and Evaluator.
+
+One form of the scripted environment observes (lane, episode, frame) as one array, the other the same in
+parts. Both give masks, a function of these three, and act by the same Q-values, so every transition must be
+the same.
 """
 
 from __future__ import annotations
