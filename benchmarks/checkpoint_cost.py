@@ -22,7 +22,7 @@ from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheck
 from cluster.control.evaluation import ModelSelectionState
 from cluster.engines.engine import Need, Ref
 from cluster.engines.ray_engine import RayEngine
-from cluster.metrics.figures import CountersState
+from cluster.metrics.counters import CountersState
 from cluster.runtime.roles import LearnerRole, RoleContext, ShardRole
 from cluster.settings.config import RunConfig
 from learner.config import LearnerConfig

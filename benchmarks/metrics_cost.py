@@ -36,7 +36,7 @@ from actors.evaluation import Evaluator
 from actors.rollout import EnvActor
 from cluster.api import train
 from cluster.diagnosis.diagnosis import Diagnosis
-from cluster.metrics.figures import Figures
+from cluster.metrics.counters import Counters
 from cluster.metrics.snapshot import Snapshot
 from cluster.record.run_dir import RunDir, read_config
 from cluster.settings.config import RunConfig, StopConfig
@@ -218,7 +218,7 @@ def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
     make_app = cluster.record.prometheus.make_wsgi_app
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for owner, names in (
-            (Figures, ("take_rollout", "take_learning", "take_evaluation", "take_wait", "snapshot")),
+            (Counters, ("take_rollout", "take_learning", "take_evaluation", "take_wait", "snapshot")),
             (Diagnosis, ("take",)),
             (RunDir, ("write_snapshot",)),
         ):

@@ -29,7 +29,7 @@ from cluster.engines.machine import this_machine
 from cluster.engines.placement import Claims, Placement, place
 from cluster.engines.signals import StopSignals
 from cluster.engines.threads import available_cores
-from cluster.metrics.accounts import Accounts
+from cluster.metrics.counters import Counters
 from cluster.metrics.snapshot import Snapshot
 from cluster.policies.evaluate import GreedyPolicy, load_policy
 from cluster.policies.initial_weights import read_initial_weights
@@ -185,7 +185,9 @@ def train(
         for kind, note in life.notes:
             recorder.event(kind, note)
         resumed, outcome = life.resumed, None
-        accounts = Accounts(config.actors.discount)
+        counters = Counters(
+            started=started, discount=config.actors.discount, num_actors=config.actors.num_actors
+        )
         diagnosis = Diagnosis(config)
         while outcome is None:
             coordinator = Coordinator(
@@ -200,7 +202,7 @@ def train(
                 resumed=resumed,
                 initial_weights=initial.flat if initial else None,
                 diagnosis=diagnosis,
-                accounts=accounts,
+                counters=counters,
             )
             newest[:] = [partial(getattr, coordinator, "newest")]
             ended = coordinator.run()

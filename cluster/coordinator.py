@@ -24,10 +24,8 @@ from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import Engine, EngineError, ObjectLost, Ref, RoleDied, RoleOutOfMemory
 from cluster.engines.process_info import require_same_code
 from cluster.engines.stacks import end_process, request_stack, stack_of
-from cluster.metrics.accounts import Accounts, RestartCause
-from cluster.metrics.figures import Figures
+from cluster.metrics.counters import Counters, RestartCause
 from cluster.metrics.snapshot import Snapshot
-from cluster.metrics.totals import ShardTotals
 from cluster.metrics.usage import MachineMeter
 from cluster.record.logs import append
 from cluster.record.recorder import Recorder
@@ -87,11 +85,11 @@ class Coordinator:
         resumed: Resumed | None = None,
         initial_weights: np.ndarray | None = None,
         diagnosis: Diagnosis | None = None,
-        accounts: Accounts | None = None,
+        counters: Counters | None = None,
     ) -> None:
         """started: on the monotonic clock, when the run began; a resumed one goes on from what is given.
 
-        diagnosis, accounts: those of the coordinator before, where there was one in this process.
+        diagnosis, counters: those of the coordinator before, where there was one in this process.
         initial_weights: [P] float32 that a run begins with which goes on from nothing.
         """
         self._engine = engine
@@ -133,18 +131,16 @@ class Coordinator:
             config.pacing.learning_starts,
             slack_samples(config.pacing.samples_per_insert, rollout_transitions, learn_transitions),
         )
-        self._totals = ShardTotals()
         self._weights: Ref | None = None
         self._candidate_weights: Ref | None = None
         self._learn_weights: dict[Ref, Ref] = {}
         self._usage = MachineMeter()
-        self._figures = Figures(
-            started,
-            time.monotonic(),
-            len(self._fleet.actors),
-            before.counters if before else None,
-            accounts=accounts or Accounts(config.actors.discount),
+        self._counters = counters or Counters(
+            started=started, discount=config.actors.discount, num_actors=len(self._fleet.actors)
         )
+        if before:
+            self._counters.resume(before.counters)
+        self._counters.begin_interval(time.monotonic())
         self._deaths = 0
         # Of each other machine: when it last seemed to go, and which roles went along.
         self._gone: dict[str, tuple[float, set[str]]] = {}
@@ -155,8 +151,7 @@ class Coordinator:
             engine,
             config,
             self._fleet,
-            self._figures,
-            self._totals,
+            self._counters,
             self._selection,
             run_dir,
             self._recorder,
@@ -190,7 +185,7 @@ class Coordinator:
                     self._complete(ref)
                 self._tick(idle=not ready)
                 now = time.monotonic()
-                self._figures.take_wait(waited - asked, now - turn)
+                self._counters.take_wait(waited - asked, now - turn)
                 turn = now
                 reason = self._reason_to_stop()
                 if reason is None and self._serial and self._recovery.checkpoint_is_due():
@@ -209,9 +204,9 @@ class Coordinator:
 
     def _ledger(self) -> Ledger:
         return Ledger(
-            inserted=self._totals.inserted_transitions,
+            inserted=self._counters.shards.inserted_transitions,
             inserting=self._fleet.outstanding("rollout"),
-            sampled=self._figures.sampled_transitions,
+            sampled=self._counters.sampled_transitions,
             sampling=self._fleet.outstanding("learn"),
         )
 
@@ -236,13 +231,13 @@ class Coordinator:
             report, weights = self._fleet.grant(credit, "learn", updates, returns=2)
             self._learn_weights[report] = weights
         # Initial weights are worth an evaluation of their own; random ones are not.
-        self._grant_evaluation(due=self._recovery.starts_from_weights and self._figures.version == 0)
+        self._grant_evaluation(due=self._recovery.starts_from_weights and self._counters.version == 0)
 
     def _held_transitions(self) -> int:
         """Rows that can be sampled now: a shard that was lost counts again once it is back."""
         return sum(
             status.count
-            for status in self._totals.living()
+            for status in self._counters.shards.living()
             if status.incarnation == self._fleet.shards[status.shard].incarnation
         )
 
@@ -253,12 +248,17 @@ class Coordinator:
     def _grant_rollout(self, actor: Member) -> None:
         credit = Credit("rollout", actor, rows=self._chunk_transitions)
         self._fleet.grant(
-            credit, "rollout", self._chunk_steps, self._figures.version, self._weights, self._totals.env_steps
+            credit,
+            "rollout",
+            self._chunk_steps,
+            self._counters.version,
+            self._weights,
+            self._counters.shards.env_steps,
         )
 
     def _next_chunk_updates(self) -> int:
         """A whole chunk, or what is left until stop.updates or a checkpoint that is due at an update."""
-        granted = self._figures.version + self._fleet.outstanding("learn") // self._batch_size
+        granted = self._counters.version + self._fleet.outstanding("learn") // self._batch_size
         updates = self._chunk_updates
         if self._config.stop.updates is not None:
             updates = min(updates, self._config.stop.updates - granted)
@@ -272,7 +272,7 @@ class Coordinator:
         evaluator = self._fleet.evaluator
         if evaluator.pid is None or evaluator.in_flight or self._weights is None:
             return False
-        request = self._selection.next_request(self._figures.version, due=due)
+        request = self._selection.next_request(self._counters.version, due=due)
         if request is None:
             return False
         weights = self._candidate_weights if request.confirms else self._weights
@@ -320,7 +320,7 @@ class Coordinator:
         elif credit.kind == "learn":
             self._take_learning(ref, credit, value)
         elif credit.kind == "status":
-            self._totals.take([value])
+            self._counters.shards.take([value])
         elif credit.kind == "recovery":
             self._recovery.take_recovery(credit.member, *value)
         elif credit.kind == "state":
@@ -331,7 +331,7 @@ class Coordinator:
             self._recovery.take_seal(credit.member, value)
         elif credit.kind == "unacknowledged":
             credit.member.unacknowledged_transitions, statuses = value
-            self._totals.take(statuses)
+            self._counters.shards.take(statuses)
         elif credit.kind == "replace_shard":
             if credit.member.kind == "actor":
                 credit.member.unacknowledged_transitions = value
@@ -340,17 +340,15 @@ class Coordinator:
 
     def _take_rollout(self, actor: Member, report: RolloutReport, unacknowledged_transitions: int) -> None:
         actor.unacknowledged_transitions = unacknowledged_transitions
-        self._totals.take(report.statuses)
-        self._figures.take_rollout(report)
+        self._counters.take_rollout(report)
         self._take_env_restarts(actor, report.env_restarts)
         if report.memory_excess:
             restart = EnvRestart("memory", None, f"its processes hold {report.memory_excess}")
             self._replace_actor(actor, "memory", restart)
 
     def _take_learning(self, ref: Ref, credit: Credit, report: LearnReport) -> None:
-        self._figures.take_learning(report, self._batch_size)
+        self._counters.take_learning(report, self._batch_size)
         self._weights = self._learn_weights.pop(ref)
-        self._totals.take(report.statuses)
         for note in report.notes:
             self._recorder.info(note)
         if report.updates * self._batch_size < credit.rows:
@@ -360,7 +358,7 @@ class Coordinator:
     def _take_evaluation(
         self, request: EvaluationRequest, report: EvaluationReport, weights: Ref | None
     ) -> None:
-        self._figures.take_evaluation(report)
+        self._counters.take_evaluation(report)
         self._take_env_restarts(self._fleet.evaluator, report.env_restarts)
         self._fleet.timeouts.evaluated(report)
         self._recorder.evaluation(request, report)
@@ -427,7 +425,7 @@ class Coordinator:
 
     def _replace(self, dead: Member, cause: RestartCause, how: str, left: str = "") -> Member:
         """Puts the next incarnation in the place of a role that is gone, and says so."""
-        self._figures.take_restart(dead.kind, cause)
+        self._counters.take_restart(dead.kind, cause)
         held = self._recovery.dies(dead)
         fresh = self._fleet.replace(dead)
         self._recorder.info(
@@ -440,8 +438,8 @@ class Coordinator:
         """Counts environments that were made anew. Raises RunFailed where that happened too often."""
         name, budget = member.handle.name, self._config.actors.env_restarts
         for restart in restarts:
-            self._figures.take_env_restart(restart.cause)
-            left = budget - self._figures.env_restarts
+            self._counters.take_env_restart(restart.cause)
+            left = budget - self._counters.env_restarts
             if left < 0:
                 ends = "raised the error above" if restart.cause == "raise" else "is where that happened"
                 raise RunFailed(
@@ -477,9 +475,9 @@ class Coordinator:
 
     def _restored(self) -> None:
         """All roles are as they were: the run goes on, at its pace of before."""
-        self._figures.resumed(time.monotonic())
+        self._counters.begin_interval(time.monotonic())
         # Rows newer than the learner's state were learned from by one that is lost.
-        self._figures.sampled_transitions += self._pacing.surplus_samples(self._ledger())
+        self._counters.sampled_transitions += self._pacing.surplus_samples(self._ledger())
 
     def _rest_and_checkpoint(self) -> SavedCheckpoint | None:
         """The serial runtime's cut, between two lives of the run."""
@@ -501,43 +499,41 @@ class Coordinator:
             self._asked_at = now
             self._fleet.ask_shards()
             self._fleet.ask_idle_actors()
-            for status in self._totals.living():
+            for status in self._counters.shards.living():
                 self._recorder.journal(status)
         if now - self._asked_logs_at >= _ASK_LOGS_SECONDS:
             self._asked_logs_at = now
             self._fleet.ask_logs()
             self._fleet.spread_ladder()
         # Before all roles are back their totals are not known.
-        due = self._figures.interval_seconds(now) >= self._config.metrics.every_seconds
+        due = self._counters.interval_seconds(now) >= self._config.metrics.every_seconds
         if due and not self._recovery.restoring:
             self._snapshot(now)
         if now - self._saved_at >= self._config.checkpoint.weights_every_seconds:
             self._save_latest()
-        moved = self._totals.inserted_transitions + self._figures.version
+        moved = self._counters.shards.inserted_transitions + self._counters.version
         if moved != self._advanced[1]:
             self._advanced = (now, moved)
         elif idle and now - self._advanced[0] > self._config.run.stall_seconds:
             self._fail_stalled()
 
     def _snapshot(self, now: float) -> Snapshot:
-        measured = self._figures.snapshot(
+        measured = self._counters.snapshot(
             now,
-            self._ledger(),
-            self._pacing,
-            self._totals,
-            self._selection.best,
-            self._fleet.figures(),
-            self._usage.due(),
+            ledger=self._ledger(),
+            pacing=self._pacing,
+            best=self._selection.best,
+            fleet=self._fleet.figures(),
+            usage=self._usage.due(),
         )
-        snapshot, news = self._diagnosis.take(measured)
-        self.newest = snapshot
-        for text in news:
-            if text.startswith("warning: "):
-                self._recorder.warning(text.removeprefix("warning: "))
-            else:
-                self._recorder.info(text)
-        self._recorder.snapshot(snapshot)
-        return snapshot
+        diagnosed = self._diagnosis.take(measured)
+        self.newest = diagnosed.snapshot
+        for finding in diagnosed.begun:
+            self._recorder.warning(finding.text)
+        for finding in diagnosed.over:
+            self._recorder.info(f"over: {finding.title}, which began at update {finding.since_updates:,}")
+        self._recorder.snapshot(diagnosed.snapshot)
+        return diagnosed.snapshot
 
     def _take_log(self, ref: Ref, member: Member) -> None:
         # A role that cannot tell any more shows by its other calls.
@@ -578,20 +574,20 @@ class Coordinator:
             return asked
         if self._selection.solved:
             return f"the target return {stop.target_return:g} was reached and confirmed"
-        if stop.env_steps is not None and self._totals.env_steps >= stop.env_steps:
+        if stop.env_steps is not None and self._counters.shards.env_steps >= stop.env_steps:
             return f"stop.env_steps = {stop.env_steps} reached"
-        if stop.updates is not None and self._figures.version >= stop.updates:
+        if stop.updates is not None and self._counters.version >= stop.updates:
             return f"stop.updates = {stop.updates} reached"
         if stop.seconds is not None and time.monotonic() - self._started >= stop.seconds:
             return f"stop.seconds = {stop.seconds:g} reached"
         return None
 
     def _finish(self, reason: str) -> Outcome:
-        saved, version = self._save_latest(), self._figures.version
+        saved, version = self._save_latest(), self._counters.version
         if self._stop_requested() is None and not self._selection.solved:
             self._evaluate_last()
         self._recovery.last_checkpoint(self._complete)
-        if self._figures.version >= version:  # one that died meanwhile went on from an older one
+        if self._counters.version >= version:  # one that died meanwhile went on from an older one
             saved = self._save_latest()
         final = self._snapshot(time.monotonic())
         best = self._selection.best
@@ -605,12 +601,12 @@ class Coordinator:
             best_version=best.version if best else None,
             best_return_mean=best.score if best else None,
             final=final,
-            restarts=self._figures.restarts,
+            restarts=self._counters.restarts,
         )
 
     def _evaluate_last(self) -> None:
         """Gives the last version its chance to be the best, once the learner has come to rest."""
-        timeout_seconds = max(self._config.run.stall_seconds, 10 * self._figures.longest_evaluation_seconds)
+        timeout_seconds = max(self._config.run.stall_seconds, 10 * self._counters.longest_evaluation_seconds)
         deadline = time.monotonic() + timeout_seconds
         rested = self._wait_for(lambda: not self._fleet.learner.in_flight, deadline)
         rested = rested and self._wait_for(lambda: not self._fleet.evaluator.in_flight, deadline)
@@ -639,4 +635,4 @@ class Coordinator:
         except ObjectLost:
             self._weights = None
             return False
-        return self._recorder.latest(self._figures.version, flat)
+        return self._recorder.latest(self._counters.version, flat)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.control.evaluation import ModelSelectionState
-from cluster.metrics.figures import CountersState
+from cluster.metrics.counters import CountersState
 from cluster.settings.renames import CHECKPOINT_PREFIXES, renamed_manifest
 from learner.core import LearnerState
 from learner.weights import load_tensors, save_tensors

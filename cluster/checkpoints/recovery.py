@@ -19,9 +19,7 @@ from cluster.checkpoints.checkpointer import Checkpointer
 from cluster.checkpoints.resume import Resumed
 from cluster.control.evaluation import ModelSelection
 from cluster.engines.engine import Engine, EngineError, Ref
-from cluster.metrics.accounts import Checkpointed
-from cluster.metrics.figures import Figures
-from cluster.metrics.totals import ShardTotals
+from cluster.metrics.counters import CheckpointMetrics, Counters
 from cluster.record.recorder import Recorder
 from cluster.record.run_dir import RunDir
 from cluster.runtime.fleet import Credit, Fleet, Member
@@ -47,8 +45,7 @@ class Parts:
     engine: Engine
     config: ResolvedConfig
     fleet: Fleet
-    figures: Figures
-    totals: ShardTotals
+    counters: Counters
     selection: ModelSelection
     run_dir: RunDir
     recorder: Recorder
@@ -67,7 +64,7 @@ class Recovery:
         self._serial = parts.config.run.runtime == "serial"
         checkpoints = CheckpointStore(parts.run_dir.checkpoints, parts.config.checkpoint.keep)
         self._checkpointer = Checkpointer(parts.fleet, checkpoints, self._run_state)
-        self._checkpointed_at = (time.monotonic(), parts.figures.version, -1)
+        self._checkpointed_at = (time.monotonic(), parts.counters.version, -1)
         self._kept_state: Ref | None = None
         self._checkpoint_soon = False
         self._asked_state_at = time.monotonic()
@@ -107,8 +104,8 @@ class Recovery:
 
     def take_restored(self, ref: Ref, learner: Member, version: int) -> Ref:
         """The learner goes on from an older state; returns the weights of that."""
-        figures = self._parts.figures
-        lost, figures.version = figures.version - version, version
+        counters = self._parts.counters
+        lost, counters.version = counters.version - version, version
         if learner.handle.name in self._restoring:
             self._restored(learner)
         else:
@@ -120,7 +117,7 @@ class Recovery:
     def take_recovery(self, shard: Member, report: RecoveryReport | None, status: ShardStatus) -> None:
         """A shard is up with what its journal held; if it replaces another everybody calls it from now on."""
         recorder = self._parts.recorder
-        self._parts.totals.take([status])
+        self._parts.counters.shards.take([status])
         if shard.handle.name in self._restoring:
             self._restored(shard)
         else:
@@ -147,7 +144,7 @@ class Recovery:
         self._checkpointer.died(dead)
         if dead.kind != "shard":
             return ""
-        last = [status for status in self._parts.totals.living() if status.shard == dead.index]
+        last = [status for status in self._parts.counters.shards.living() if status.shard == dead.index]
         rows, mass = self._lost_transitions[dead.index] = (last[0].count, last[0].mass) if last else (0, 0.0)
         return f" with {rows:,} transitions (mass {mass:.4g})"
 
@@ -166,7 +163,7 @@ class Recovery:
             self._grant_restore(learner, "restore", engine.put(state))
             return True
         self._parts.recorder.info(f"{learner.handle.name} begins anew: no state of it was kept yet")
-        self._parts.figures.version = 0
+        self._parts.counters.version = 0
         if self._initial_weights is not None:
             self._grant_restore(learner, "start_from", engine.put(self._initial_weights))
         return False
@@ -178,7 +175,7 @@ class Recovery:
         if (
             due
             and not self._serial
-            and self._parts.figures.updates
+            and self._parts.counters.updates
             and not fleet.granted(fleet.learner, "state")
         ):
             self._asked_state_at = now
@@ -201,8 +198,8 @@ class Recovery:
     def checkpoint_is_due(self) -> bool:
         """In the serial runtime at certain updates only: a clock would make no two runs the same."""
         config, (checkpoint_at, checkpoint_version, _) = self._parts.config.checkpoint, self._checkpointed_at
-        version, persist = self._parts.figures.version, self._parts.config.replay.persist
-        if persist == "none" or self._restoring or not self._parts.figures.updates:
+        version, persist = self._parts.counters.version, self._parts.config.replay.persist
+        if persist == "none" or self._restoring or not self._parts.counters.updates:
             return False
         if self._checkpoint_soon:
             return True
@@ -225,8 +222,11 @@ class Recovery:
         """Takes a cut at the end of a run, unless the newest holds all there is."""
         parts = self._parts
         self._wait(complete, time.monotonic() + parts.config.run.stall_seconds)
-        moved = self._checkpointed_at[1:] != (parts.figures.version, parts.totals.inserted_transitions)
-        learned = parts.figures.updates and not self._restoring and not self._checkpointer.busy
+        moved = self._checkpointed_at[1:] != (
+            parts.counters.version,
+            parts.counters.shards.inserted_transitions,
+        )
+        learned = parts.counters.updates and not self._restoring and not self._checkpointer.busy
         if parts.config.replay.persist != "none" and moved and learned:
             self.checkpoint_now(complete)
 
@@ -249,7 +249,11 @@ class Recovery:
     def _begin_checkpoint(self) -> None:
         parts = self._parts
         self._checkpoint_soon = False
-        self._checkpointed_at = (time.monotonic(), parts.figures.version, parts.totals.inserted_transitions)
+        self._checkpointed_at = (
+            time.monotonic(),
+            parts.counters.version,
+            parts.counters.shards.inserted_transitions,
+        )
         try:
             self._checkpointer.begin()
         except OSError as error:
@@ -265,22 +269,22 @@ class Recovery:
             recorder.warning(f"no checkpoint: {result.problem}; the one before stays")
             return None
         cut = result.committed
-        done = Checkpointed(time.monotonic(), result.seconds, cut.num_bytes)
-        self._parts.figures.take_checkpoint(done)
+        done = CheckpointMetrics(time.monotonic(), result.seconds, cut.num_bytes)
+        self._parts.counters.take_checkpoint(done)
         recorder.info(
-            f"checkpoint {cut.number} after {self._parts.totals.env_steps:,} env steps: "
+            f"checkpoint {cut.number} after {self._parts.counters.shards.env_steps:,} env steps: "
             f"{cut.num_bytes / 1e6:.1f} MB, {cut.new_bytes / 1e6:.1f} MB of it new, in {result.seconds:.1f} s"
         )
         return cut
 
     def _run_state(self, learner: LearnerState) -> RunState:
-        parts, figures = self._parts, self._parts.figures.state()
-        ahead = figures.version - learner.version
+        parts, counters = self._parts, self._parts.counters.state()
+        ahead = counters.version - learner.version
         at_version = replace(
-            figures,
+            counters,
             version=learner.version,
-            updates=figures.updates - ahead,
-            sampled_transitions=figures.sampled_transitions - ahead * parts.config.learner.batch_size,
+            updates=counters.updates - ahead,
+            sampled_transitions=counters.sampled_transitions - ahead * parts.config.learner.batch_size,
         )
         return RunState(
             seconds=time.monotonic() - parts.started,

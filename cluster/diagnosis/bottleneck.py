@@ -1,19 +1,17 @@
-"""The verdict: which part of a run bounds its speed, with the figures that say so and the setting to turn.
+"""The verdict: which stage limits the speed of a run, which shares of time show it, which setting to change.
 
-Owns the rule and its words (docs/diagnosis.md derives it); pure, imports no engine.
+Owns the rule and its texts (docs/diagnosis.md derives them); pure, imports no engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from cluster.metrics.findings import Stage, Verdict
 from cluster.metrics.snapshot import Snapshot
 from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size
-
-Stage = Literal["actor", "replay", "learner", "pacing", "network", "memory", "evaluation"]
 
 LEAST_MEMORY = 0.05
 """Share of the machine's memory below which it swaps and kills; as in the alert QfleetMemoryLow."""
@@ -26,32 +24,33 @@ _MOST = 0.5
 
 @dataclass(frozen=True)
 class Shares:
-    """Where time went, as shares of each role's own: a process that does nothing else has 1.
+    """Shares of time: 1 is a process that does nothing else.
 
-    actors: work (acting, environments, building rows), push (waiting for shards), idle (without a credit).
-    learner: update (drawing minibatches included), wait (for replies of shards), idle (without a credit).
-    shards and coordinator: work.
+    Actors: work (acting, environments, building blocks), push (waiting for shards), idle (without a credit).
+    Learner: work (all but the next two), wait (for replies of shards), idle (without a credit); and update,
+    the part of its work that the metric learner_update_share measures. Shards and coordinator: work.
 
-    In the serial runtime all are shares of the one process, evaluation too; drawing counts as waiting, and
-    coordinator is what is left.
+    In the serial runtime all but learner_update are shares of the one process. Drawing minibatches then
+    counts as waiting for shards, and the coordinator has what is left.
     """
 
     actor_work: float
     actor_push: float
     actor_idle: float
-    learner_update: float
+    learner_work: float
     learner_wait: float
     learner_idle: float
+    learner_update: float
     shard_work: float
     coordinator_work: float
     evaluation: float = 0.0
 
 
 def stage_of(window: Sequence[Snapshot], config: ResolvedConfig) -> Stage | None:
-    """The stage that bounds the speed over a window [oldest first, not empty]; None until it can be told."""
-    if _memory(window[-1]) is not None:
-        return "memory"
+    """The stage that limits the speed over a window [oldest first, not empty]; None as long as none shows."""
     now = window[-1]
+    if _memory(now) is not None:
+        return "memory"
     shares = shares_between(_before(window), now, serial=_is_serial(config))
     if shares is None:
         return None
@@ -60,29 +59,28 @@ def stage_of(window: Sequence[Snapshot], config: ResolvedConfig) -> Stage | None
     return bound_by(shares, serial=_is_serial(config))
 
 
-def sentence(stage: Stage, window: Sequence[Snapshot], config: ResolvedConfig) -> str | None:
-    """One line: the stage (up to the first colon, "-bound" behind it), the figures, and what to turn.
-
-    None where there are no figures of that stage any more.
-    """
+def verdict_of(stage: Stage, window: Sequence[Snapshot], config: ResolvedConfig) -> Verdict | None:
+    """The verdict for this stage with the newest numbers; None if they say nothing about it any more."""
     if stage == "memory":
-        return _memory(window[-1])
-    before, now = _before(window), window[-1]
-    shares = shares_between(before, now, serial=_is_serial(config))
-    return None if shares is None else _say(stage, shares, before, now, config)
+        text = _memory(window[-1])
+    else:
+        before, now = _before(window), window[-1]
+        shares = shares_between(before, now, serial=_is_serial(config))
+        text = _texts(shares, before, now, config)[stage] if shares else None
+    return Verdict(stage, text) if text else None
 
 
 def bound_by(shares: Shares, *, serial: bool) -> Stage:
-    """The stage that bounds the speed.
+    """The stage that limits the speed.
 
-    In one process it is what takes the most time. Else acting and learning wait for each other by pacing:
-    who waits less is behind. Its time is its own work, or goes into rows: shards are busy, or the way long.
-    Where both wait for credits most of the time, handing those out is what takes so long.
+    In one process it is the one that takes the most time. Otherwise acting and learning wait for each other
+    by pacing, and the side that waits less is behind: its own work limits it, or else transport does, because
+    the shards are busy or far away. If both sides wait for credits most of the time, granting takes too long.
     """
     if serial:
         taken: dict[Stage, float] = {
             "actor": shares.actor_work,
-            "learner": shares.learner_update,
+            "learner": shares.learner_work,
             "replay": shares.actor_push + shares.learner_wait,
             "evaluation": shares.evaluation,
             "pacing": shares.coordinator_work,
@@ -90,174 +88,152 @@ def bound_by(shares: Shares, *, serial: bool) -> Stage:
         return max(taken, key=lambda stage: taken[stage])
     if shares.actor_idle > _MOST and shares.learner_idle > _MOST:
         return "pacing"
-    rows: Stage = "replay" if shares.shard_work >= _MOST else "network"
+    transport: Stage = "replay" if shares.shard_work >= _MOST else "network"
     if shares.learner_idle < shares.actor_idle:
-        return "learner" if shares.learner_update >= shares.learner_wait else rows
-    return "actor" if shares.actor_work >= shares.actor_push else rows
+        return "learner" if shares.learner_work >= shares.learner_wait else transport
+    return "actor" if shares.actor_work >= shares.actor_push else transport
 
 
 def shares_between(before: Snapshot | None, now: Snapshot, *, serial: bool) -> Shares | None:
-    """From what roles told between two snapshots (None: the beginning); None where actors told nothing."""
+    """The shares between two snapshots (None: since counting began); None if no actor has reported."""
     spent = _spent(before, now)
-    actor, learner = spent.get("actor", {}), spent.get("learner", {})
-    evaluator, shard = spent.get("evaluator", {}), spent.get("shard", {})
-    actors, learners = sum(actor.values()), sum(learner.values())
-    seconds = _seconds(before, now)
-    if actors <= 0.0 or seconds <= 0.0:
+    actor, learner, shard = spent.get("actor", {}), spent.get("learner", {}), spent.get("shard", {})
+    acted, learned, seconds = sum(actor.values()), sum(learner.values()), _seconds(before, now)
+    if acted <= 0.0 or seconds <= 0.0:
         return None
-    worked = actors - actor.get("push", 0.0) - actor.get("idle", 0.0)
     pushed, waited = actor.get("push", 0.0), learner.get("wait", 0.0)
     if serial:
         # In one process nobody waits for a shard: asking it is its work.
         waited += learner.get("draw", 0.0)
-    updated = learners - waited - learner.get("idle", 0.0)
-    played = evaluator.get("play", 0.0)
+    worked = acted - pushed - actor.get("idle", 0.0)
+    updated = learned - waited - learner.get("idle", 0.0)
+    # A learner that has not reported yet has not learned yet: it waits for its first credit.
+    learned = max(learned, 1e-9)
+    update_share = learner.get("update", 0.0) / learned
     if serial:
-        whole = max(seconds, worked + pushed + updated + waited + played)
+        played = spent.get("evaluator", {}).get("play", 0.0)
+        told = worked + pushed + updated + waited + played
+        whole = max(seconds, told)
         return Shares(
             actor_work=worked / whole,
             actor_push=pushed / whole,
             actor_idle=0.0,
-            learner_update=updated / whole,
+            learner_work=updated / whole,
             learner_wait=waited / whole,
             learner_idle=0.0,
+            learner_update=update_share,
             shard_work=sum(shard.values()) / whole,
-            coordinator_work=(whole - worked - pushed - updated - waited - played) / whole,
+            coordinator_work=(whole - told) / whole,
             evaluation=played / whole,
         )
-    # One that has not said anything yet has not learned yet: it waits for its first credit.
-    learners = max(learners, 1e-9)
-    coordinator = spent.get("coordinator", {})
     return Shares(
-        actor_work=worked / actors,
-        actor_push=pushed / actors,
-        actor_idle=actor.get("idle", 0.0) / actors,
-        learner_update=updated / learners,
-        learner_wait=waited / learners,
-        learner_idle=1.0 - (updated + waited) / learners,
+        actor_work=worked / acted,
+        actor_push=pushed / acted,
+        actor_idle=actor.get("idle", 0.0) / acted,
+        learner_work=updated / learned,
+        learner_wait=waited / learned,
+        learner_idle=1.0 - (updated + waited) / learned,
+        learner_update=update_share,
         shard_work=sum(shard.values()) / seconds / max(1, len(now.shard_transitions or {})),
-        coordinator_work=coordinator.get("work", 0.0) / max(sum(coordinator.values()), 1e-9),
+        coordinator_work=spent["coordinator"].get("work", 0.0) / seconds,
     )
 
 
 def _before(window: Sequence[Snapshot]) -> Snapshot | None:
-    """Where the window begins; None (where counting began) where chunks of work are longer than it."""
-    now, before = window[-1], window[0]
+    """Where the window begins; None (where counting began) if chunks take longer than the window."""
+    before, now = window[0], window[-1]
     seconds, spent = _seconds(before, now), _spent(before, now)
     roles = ("actor",) if now.updates_total == 0 else ("actor", "learner")
-    # In one process each role waits for the others, and its idle time is told with its next chunk.
+    # In one process each role waits for the others, and reports its idle time with its next chunk.
     told = all(sum(spent.get(role, {}).values()) >= _MOST * seconds for role in roles)
     return before if told and seconds > 0.0 else None
 
 
 def _seconds(before: Snapshot | None, now: Snapshot) -> float:
-    """How long the coordinator went on in between."""
+    """Seconds of the coordinator in between."""
     return sum(_spent(before, now).get("coordinator", {}).values())
 
 
 def _spent(before: Snapshot | None, now: Snapshot) -> Mapping[str, Mapping[str, float]]:
     """Role -> phase -> seconds in between."""
-    totals = now.role_seconds_total or {}
     then = (before.role_seconds_total or {}) if before else {}
     return {
-        role: {phase: value - then.get(role, {}).get(phase, 0.0) for phase, value in phases.items()}
-        for role, phases in totals.items()
+        role: {phase: _increase(then.get(role, {}).get(phase, 0.0), value) for phase, value in phases.items()}
+        for role, phases in (now.role_seconds_total or {}).items()
     }
+
+
+def _increase(before: float, now: float) -> float:
+    """The growth of a total; one that is smaller than before began anew with a life of the run."""
+    return now - before if now >= before else now
 
 
 def _memory(now: Snapshot) -> str | None:
     held, free = now.machine_memory_bytes, now.machine_memory_available_bytes
     if held and free is not None and free < LEAST_MEMORY * held:
         return (
-            f"memory-bound: {byte_size(free)} of the machine's {byte_size(held)} are left, replay holds "
+            f"{byte_size(free)} of the machine's {byte_size(held)} are left, replay holds "
             f"{byte_size(now.replay_bytes)}; lower replay.capacity or actors.num_actors, or set "
             "replay.compression=lz4"
         )
     shared, used = now.shared_memory_bytes, now.shared_memory_used_bytes
     if shared and used is not None and used > MOST_SHARED_MEMORY * shared:
         return (
-            f"memory-bound: /dev/shm is full ({byte_size(used)} of {byte_size(shared)}), so objects go to "
-            "disk; enlarge it (docker run --shm-size)"
+            f"/dev/shm is full ({byte_size(used)} of {byte_size(shared)}), so Ray moves objects to disk; "
+            "enlarge it (docker run --shm-size)"
         )
     return None
 
 
-def _say(stage: Stage, shares: Shares, before: Snapshot | None, now: Snapshot, config: ResolvedConfig) -> str:
-    actors, pacing, learner = config.actors, config.pacing, config.learner
+def _texts(
+    shares: Shares, before: Snapshot | None, now: Snapshot, config: ResolvedConfig
+) -> Mapping[Stage, str]:
+    """Stage -> evidence and the setting to change; until the first update only those that can be."""
+    actors, learner, replay, pacing = config.actors, config.learner, config.replay, config.pacing
     serial = _is_serial(config)
-    alone = "; or run.runtime=local, where roles share no process" if serial else ""
-    if stage == "actor":
-        if now.updates_total == 0:
-            filled = f"{now.inserted_transitions_total:,} of {pacing.learning_starts:,}"
-            return (
-                f"actor-bound: learning waits for its first transitions ({filled}); lower "
-                f"pacing.learning_starts, or {_more_actors(config)}"
-            )
-        idle = "" if serial else f", the learner has nothing to do {shares.learner_idle:.0%}"
-        return (
-            f"actor-bound: actors work {shares.actor_work:.0%} of the time{idle}; {_more_actors(config)}, or "
-            "learn more from each step by a higher pacing.samples_per_insert (now "
-            f"{pacing.samples_per_insert:g}){alone}"
-        )
-    if stage == "learner":
-        if now.updates_total == 0:
-            return (
-                "learner-bound: there are transitions enough, and the first updates are not done yet; see "
-                f"logs/ if that lasts, or lower learner.updates_per_chunk (now {learner.updates_per_chunk})"
-            )
-        idle = "" if serial else f", actors may not act {shares.actor_idle:.0%}"
-        return (
-            f"learner-bound: updates take {shares.learner_update:.0%} of the time{idle}; give it a GPU or "
-            f"more cores, a smaller network or learner.batch_size (now {learner.batch_size}), or lower "
-            "pacing.samples_per_insert "
-            f"(now {pacing.samples_per_insert:g}){alone}"
-        )
+    more_actors = "" if serial else f"actors.num_actors (now {actors.num_actors}) or "
+    more_steps = f"raise {more_actors}actors.envs_per_actor (now {actors.envs_per_actor})"
+    if now.updates_total == 0:
+        filled = f"{now.inserted_transitions_total:,} of {pacing.learning_starts:,}"
+        return {
+            "actor": f"replay holds too few transitions to start learning ({filled}); lower "
+            f"pacing.learning_starts, or {more_steps}",
+            "learner": "replay holds enough transitions, but the first updates are not done yet; if that "
+            f"lasts, look at logs/, or lower learner.updates_per_chunk (now {learner.updates_per_chunk})",
+        }
+    local = "; or set run.runtime=local, which gives each role its own process" if serial else ""
+    actors_idle = "" if serial else f", pacing holds the actors back {shares.actor_idle:.0%}"
+    learner_idle = "" if serial else f", the learner has nothing to do {shares.learner_idle:.0%}"
     waits = (
-        f"the learner waits for rows {shares.learner_wait:.0%}, actors push {shares.actor_push:.0%} of the "
-        "time"
+        f"the learner waits for transitions {shares.learner_wait:.0%}, actors wait for pushes "
+        f"{shares.actor_push:.0%} of the time, shards work {shares.shard_work:.0%}"
     )
-    if stage == "replay":
-        return (
-            f"replay-bound: {waits}, shards work {shares.shard_work:.0%}; raise replay.num_shards (now "
-            f"{config.replay.num_shards})"
-            + (", or replay.compression=none" if config.replay.compression != "none" else "")
-            + (", or replay.sampling=uniform" if config.replay.sampling == "prioritized" else "")
-            + alone
-        )
-    if stage == "network":
-        seconds = max(_seconds(before, now), 1e-9)
-        moved = _moved(now) - (_moved(before) if before else 0)
-        return (
-            f"network-bound: {waits}, shards work only {shares.shard_work:.0%} while "
-            f"{byte_size(round(moved / seconds))}/s go to and fro; put shards on the learner's machine, or "
-            f"raise replay.minibatches_per_request (now {config.replay.minibatches_per_request})"
-        )
-    if stage == "evaluation":
-        return (
-            f"evaluation-bound: greedy episodes take {shares.evaluation:.0%} of the time; lower "
-            f"evaluation.episodes (now {config.evaluation.episodes}) or raise evaluation.every_updates (now "
-            f"{config.evaluation.every_updates:,}){alone}"
-        )
-    chunks = (
-        f"raise actors.steps_per_chunk (now {actors.steps_per_chunk}) and learner.updates_per_chunk (now "
-        f"{learner.updates_per_chunk})"
+    moved = _moved(now) - (_moved(before) if before else 0)
+    uncompressed = "" if replay.compression == "none" else ", or set replay.compression=none"
+    uniform = ", or set replay.sampling=uniform" if replay.sampling == "prioritized" else ""
+    pauses = (
+        f"{shares.coordinator_work:.0%} of the time passes between chunks"
+        if serial
+        else f"pacing pauses both sides: actors {shares.actor_idle:.0%}, learner {shares.learner_idle:.0%} "
+        f"of the time (the coordinator works {shares.coordinator_work:.0%})"
     )
-    if serial:
-        return f"pacing-bound: {shares.coordinator_work:.0%} of the time passes between chunks; {chunks}"
-    return (
-        f"pacing-bound: actors wait for leave to act {shares.actor_idle:.0%}, the learner for leave to "
-        f"learn {shares.learner_idle:.0%} of the time (the coordinator works {shares.coordinator_work:.0%}); "
-        f"{chunks}"
-    )
-
-
-def _more_actors(config: ResolvedConfig) -> str:
-    if _is_serial(config):
-        return f"raise actors.envs_per_actor (now {config.actors.envs_per_actor})"
-    return (
-        f"raise actors.num_actors (now {config.actors.num_actors}) or actors.envs_per_actor (now "
-        f"{config.actors.envs_per_actor})"
-    )
+    return {
+        "actor": f"actors work {shares.actor_work:.0%} of the time{learner_idle}; {more_steps}, or learn "
+        f"more from each step: raise pacing.samples_per_insert (now {pacing.samples_per_insert:g}){local}",
+        "learner": f"the learner works {shares.learner_work:.0%} of the time (updates alone "
+        f"{shares.learner_update:.0%}){actors_idle}; give it a GPU or more cores, a smaller network or "
+        f"learner.batch_size (now {learner.batch_size}), or lower pacing.samples_per_insert (now "
+        f"{pacing.samples_per_insert:g}){local}",
+        "replay": f"{waits}; raise replay.num_shards (now {replay.num_shards}){uncompressed}{uniform}{local}",
+        "network": f"{waits} while {byte_size(round(moved / _seconds(before, now)))}/s move between "
+        "processes; place the shards on the learner's machine, or raise replay.minibatches_per_request (now "
+        f"{replay.minibatches_per_request})",
+        "evaluation": f"evaluations take {shares.evaluation:.0%} of the time; lower evaluation.episodes (now "
+        f"{config.evaluation.episodes}) or raise evaluation.every_updates (now "
+        f"{config.evaluation.every_updates:,}){local}",
+        "pacing": f"{pauses}; raise actors.steps_per_chunk (now {actors.steps_per_chunk}) and "
+        f"learner.updates_per_chunk (now {learner.updates_per_chunk})",
+    }
 
 
 def _is_serial(config: ResolvedConfig) -> bool:

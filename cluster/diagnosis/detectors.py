@@ -8,24 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from cluster.diagnosis.significance import CRITICAL_Z, Sample, least_difference, least_mean, trend
+from cluster.metrics.findings import FindingName
 from cluster.metrics.snapshot import Snapshot
 from cluster.settings.resolved import ResolvedConfig
 from learner.config import LearnerConfig
 from replay_service.histogram import Histogram
 
-FindingName = Literal[
-    "diverging_q",
-    "catastrophic_forgetting",
-    "overestimation",
-    "stale_data",
-    "collapsed_action_choice",
-    "reward_scale",
-    "degenerate_priorities",
-]
-Severity = Literal["warning", "critical"]
 Window = Sequence[Snapshot]
 """Recent snapshots of one run, oldest first; never empty."""
 
@@ -64,7 +54,6 @@ class Reading:
     evidence: str
     cause: str
     cure: str
-    severity: Severity = "warning"
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,6 @@ def diverging_q(window: Window, config: ResolvedConfig) -> Reading | None:
             f"{skipped:,} updates were left out, because loss or gradient was not finite "
             "(logs/*.skipped.jsonl has them)",
             *_diverging_cause_and_cure(config),
-            severity="critical",
         )
     bound = _value_bound(now)
     values = [value for each in window if (value := _largest_q(each)) is not None]
@@ -112,7 +100,6 @@ def diverging_q(window: Window, config: ResolvedConfig) -> Reading | None:
         f"|Q| is up to {values[-1]:.4g}, {values[-1] / bound:.3g} times what rewards of at most "
         f"{now.reward_abs_max:.3g} can sum up to ({bound:.4g}){growth}{spike}",
         *_diverging_cause_and_cure(config),
-        severity="critical",
     )
 
 
@@ -451,8 +438,8 @@ def _best_returns(snapshot: Snapshot, config: ResolvedConfig) -> Sample | None:
 
 
 def _since(now: Histogram | None, before: Histogram | None) -> float | None:
-    """The mean of what was counted between two readings."""
+    """The mean of the values counted in between; a histogram with fewer began anew with a life of the run."""
     if now is None or before is None:
         return None
-    counted = now - before
+    counted = now - before if now.count >= before.count else now
     return counted.sum / counted.count if counted.count > 0 else None

@@ -1,4 +1,4 @@
-"""Totals that never go backwards, summed from the statuses that shards send with every reply.
+"""Totals over shards that never go backwards, from the statuses that shards send with every reply.
 
 Owns only the sums; imports no engine.
 """
@@ -6,24 +6,10 @@ Owns only the sums; imports no engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from replay_service.histogram import Histogram
 from replay_service.messages import ShardMetrics, ShardStatus
-
-
-@dataclass(frozen=True)
-class ShardWork:
-    """What shards did since the run began: rows, bytes, and seconds by phase."""
-
-    drawn: int
-    evicted: int
-    late_priorities: int
-    repeated_pushes: int
-    pushed_bytes: int
-    sampled_bytes: int
-    seconds: Mapping[str, float]
-    sample_age: Histogram
 
 
 class ShardTotals:
@@ -34,7 +20,7 @@ class ShardTotals:
         self._metrics: dict[tuple[int, int], ShardMetrics] = {}
 
     def take(self, statuses: Iterable[ShardStatus]) -> None:
-        """Keeps the statuses that are newer than what is held: their counters only grow."""
+        """Keeps the statuses that are newer than those held: their counters only grow."""
         for status in statuses:
             key = (status.shard, status.incarnation)
             held = self._newest.get(key)
@@ -50,40 +36,61 @@ class ShardTotals:
 
     @property
     def env_steps(self) -> int:
-        """Environment steps that the inserted blocks account for."""
+        """Environment steps of all inserted blocks."""
         return self._sum(lambda status: (status.earlier_env_steps_total, status.env_steps_total))
 
-    def work(self) -> ShardWork:
-        """What all incarnations did, by the newest metrics of each."""
-        statuses, metrics = self._newest.values(), self._metrics.values()
-        return ShardWork(
-            drawn=sum(status.sampled_transitions_total for status in statuses),
-            evicted=sum(status.evicted_transitions_total for status in statuses),
-            late_priorities=sum(status.late_priorities_total for status in statuses),
-            repeated_pushes=sum(each.repeated_pushes for each in metrics),
-            pushed_bytes=sum(each.inserted_bytes for each in metrics),
-            sampled_bytes=sum(each.sampled_bytes for each in metrics),
-            seconds={
-                phase: sum(each.seconds[phase] for each in metrics)
-                for phase in ("insert", "sample", "update")
-            },
-            sample_age=sum((each.sample_age for each in metrics), Histogram()),
-        )
-
-    def metrics(self) -> dict[int, ShardMetrics]:
-        """The newest of each shard's newest incarnation that has said any."""
-        return {shard: self._metrics[shard, incarnation] for shard, incarnation in sorted(self._metrics)}
-
     def living(self) -> tuple[ShardStatus, ...]:
-        """The newest incarnation of each shard, by shard."""
+        """The newest status of each shard's newest incarnation, by shard."""
         newest = {shard: self._newest[shard, incarnation] for shard, incarnation in sorted(self._newest)}
         return tuple(newest.values())
 
-    def _sum(self, earlier_and_own: Callable[[ShardStatus], tuple[int, int]]) -> int:
-        """Over incarnations of a shard, each adds its own total to what the ones before it are known to have.
+    def living_metrics(self) -> Mapping[int, ShardMetrics]:
+        """Shard -> newest metrics of its newest incarnation that has sent any."""
+        return {shard: self._metrics[shard, incarnation] for shard, incarnation in sorted(self._metrics)}
 
-        A journal knows more of them than their last status said, and less where there is none or a disk was
-        full: the greater of both is what counts.
+    def seconds(self) -> Mapping[str, float]:
+        """Phase -> seconds over all shards and incarnations."""
+        return {
+            phase: sum(each.seconds[phase] for each in self._metrics.values())
+            for phase in ("insert", "sample", "update")
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of a Snapshot that concern shards; totals are over all incarnations."""
+        statuses, metrics = self._newest.values(), self._metrics.values()
+        living, living_metrics = self.living(), self.living_metrics()
+        inserted = sum(each.inserted_transitions_total for each in living)
+        sampled = sum(each.sampled_transitions_total for each in living)
+        priorities = {str(shard): each.priorities for shard, each in living_metrics.items()}
+        return {
+            "replay_transitions": sum(each.count for each in living),
+            "replay_bytes": sum(each.stored_bytes for each in living),
+            "pushed_bytes_total": sum(each.inserted_bytes for each in metrics),
+            "sampled_bytes_total": sum(each.sampled_bytes for each in metrics),
+            "sample_age_transitions": sum((each.sample_age for each in metrics), Histogram()),
+            "drawn_transitions_total": sum(each.sampled_transitions_total for each in statuses),
+            "evicted_transitions_total": sum(each.evicted_transitions_total for each in statuses),
+            "late_priorities_total": sum(each.late_priorities_total for each in statuses),
+            "repeated_pushes_total": sum(each.repeated_pushes for each in metrics),
+            "reuse_mean": sampled / inserted if inserted else None,
+            "shard_transitions": {str(each.shard): each.count for each in living},
+            "shard_capacity_transitions": {
+                str(shard): each.capacity for shard, each in living_metrics.items()
+            },
+            "shard_bytes": {str(each.shard): each.stored_bytes for each in living},
+            "shard_mass": {str(each.shard): each.mass for each in living},
+            "shard_priority_min": {str(each.shard): each.min_priority for each in living if each.count},
+            "shard_priority_max": {shard: each.maximum for shard, each in priorities.items() if each},
+            "shard_priority_effective_ratio": {
+                shard: each.effective_ratio for shard, each in priorities.items() if each
+            },
+        }
+
+    def _sum(self, earlier_and_own: Callable[[ShardStatus], tuple[int, int]]) -> int:
+        """Sums over shards: each incarnation adds its own total to that of the incarnations before it.
+
+        A journal may know more of those than their last status told, or less, if there is none or the disk
+        was full: the greater number counts.
         """
         sums: dict[int, int] = {}
         for shard, incarnation in sorted(self._newest):

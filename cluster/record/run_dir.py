@@ -25,7 +25,7 @@ import numpy as np
 from actors.core import EnvSpec, EvaluationReport
 from cluster.control.evaluation import EvaluationRequest
 from cluster.engines.threads import available_cores
-from cluster.metrics.snapshot import Snapshot, figures
+from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.record.events import LEVELS, Event, events_path
 from cluster.record.line_file import LineFile
 from cluster.record.logs import LogSource
@@ -128,7 +128,7 @@ class RunDir:
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
         """Adds a line to metrics.jsonl, and to the TensorBoard events if there are any."""
-        self._metrics.write(msgspec.json.encode(figures(snapshot)).decode())
+        self._metrics.write(msgspec.json.encode(known_metrics(snapshot)).decode())
         if self._event_file is not None:
             self._event_file.write(snapshot)
 

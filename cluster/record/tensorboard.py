@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cluster.metrics.snapshot import Snapshot, figures
+from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.settings.config import ConfigError, RunConfig
 from replay_service.histogram import Histogram
 
@@ -44,7 +44,7 @@ class EventFile:
 
         values = [
             Summary.Value(tag=tag, simple_value=value)
-            for name, figure in figures(snapshot).items()
+            for name, figure in known_metrics(snapshot).items()
             for tag, value in scalars(name, figure)
         ]
         event = Event(wall_time=time.time(), step=snapshot.env_steps_total, summary=Summary(value=values))

@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 import yaml
 
+from cluster.metrics.findings import Finding, Verdict
 from cluster.record.events import Event, read_events
 from cluster.record.line_file import read_objects
 from cluster.record.run_dir import RESUMES
 from cluster.settings.config import ConfigError, RunConfig
-from cluster.settings.renames import METRICS, rename_settings, renamed
+from cluster.settings.renames import rename_settings, renamed_metrics
 
 _VIDEOS = ("video.mp4", "video.gif")
 
@@ -91,7 +92,7 @@ def read_run(path: Path) -> Run:
         raise ConfigError(f"{path / 'config.yaml'}: cannot be read: {error}") from None
     settings = config if isinstance(config, dict) else {}
     rename_settings(settings)
-    metrics: list[Line] = [renamed(METRICS, line) for line in read_objects(path / "metrics.jsonl")]
+    metrics: list[Line] = [*map(renamed_metrics, read_objects(path / "metrics.jsonl"))]
     evaluations: list[Line] = [*read_objects(path / "evaluations.jsonl")]
     if (path / RESUMES).exists():
         # Only then: in any other run, a lost learner that was replaced goes back by some versions, too.
@@ -221,18 +222,26 @@ def greedy_curve(run: Run) -> tuple[Array, Array, Array]:
 def periods(run: Run) -> tuple[Period, ...]:
     """When each verdict and each warning held, by the order in which they began.
 
-    Two texts that are equal up to their first colon belong to one period if no line of metrics lies between.
+    A stage or finding has one period as long as every line of metrics names it, whatever its texts.
     """
     held: dict[tuple[str, str], Period] = {}
     done: list[Period] = []
     for line in run.metrics:
         now = line.get("run_seconds", 0.0)
-        verdict, warnings = line.get("verdict"), line.get("warnings")
-        said = [("verdict", verdict)] if isinstance(verdict, str) and verdict else []
-        said += [("warning", text) for text in warnings] if isinstance(warnings, list) else []
-        keys = {(kind, str(text).partition(":")[0]): str(text) for kind, text in said}
-        done += [held.pop(key) for key in list(held) if key not in keys]
-        for key, text in keys.items():
+        said = _said(line)
+        done += [held.pop(key) for key in list(held) if key not in said]
+        for key, text in said.items():
             began = held[key].began if key in held else now
             held[key] = Period(key[0], began, now, text)
     return tuple(sorted([*done, *held.values()], key=lambda period: period.began))
+
+
+def _said(line: Line) -> dict[tuple[str, str], str]:
+    """("verdict", stage) or ("warning", finding) -> text, of all that diagnosis says in a line of metrics."""
+    try:
+        verdict = msgspec.convert(line.get("verdict"), Verdict | None)
+        warnings = msgspec.convert(line.get("warnings", []), tuple[Finding, ...])
+    except msgspec.ValidationError:
+        return {}
+    said = {} if verdict is None else {("verdict", str(verdict.stage)): verdict.line}
+    return said | {("warning", finding.name): finding.text for finding in warnings}

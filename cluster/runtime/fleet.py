@@ -18,7 +18,7 @@ from cluster.control.timeouts import AwakeClock, RoleTimeouts
 from cluster.engines.engine import Engine, Handle, Need, Ref
 from cluster.engines.process_info import ProcessInfo
 from cluster.engines.threads import available_cores, learner_threads
-from cluster.metrics.accounts import FleetMetrics
+from cluster.metrics.counters import FleetMetrics
 from cluster.record.logs import LogSource
 from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole, RoleContext, ShardRole
 from cluster.settings.resolved import ResolvedConfig

@@ -45,6 +45,33 @@ def renamed(names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, An
     return {names.get(name, name): value for name, value in values.items()}
 
 
+def renamed_metrics(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl or a /status answer under today's names, verdict and warnings as values.
+
+    6afb764 wrote those as texts: "actor-bound: …" and "stale data: … Cause: … Cure: …".
+    """
+    today = renamed(METRICS, line)
+    if isinstance(verdict := today.get("verdict"), str):
+        stage, _, text = verdict.partition("-bound: ")
+        today["verdict"] = {"stage": stage, "text": text}
+    if isinstance(warnings := today.get("warnings"), list):
+        today["warnings"] = [_finding(each) if isinstance(each, str) else each for each in warnings]
+    return today
+
+
+def _finding(text: str) -> dict[str, Any]:
+    title, _, rest = text.partition(": ")
+    evidence, _, rest = rest.partition(". Cause: ")
+    cause, _, cure = rest.partition(". Cure: ")
+    return {
+        "name": title.replace(" ", "_").lower(),
+        "since_updates": 0,
+        "evidence": evidence,
+        "cause": cause,
+        "cure": cure,
+    }
+
+
 def renamed_manifest(manifest: Any) -> Any:
     """A checkpoint's manifest, parsed from JSON, under today's names."""
     if isinstance(manifest, dict):

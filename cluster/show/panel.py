@@ -181,8 +181,8 @@ def _age(seconds: float | None) -> str:
 def _says(snapshot: Snapshot, note: str | None) -> Iterator[RenderableType]:
     lines = [
         *([Text(note)] if note else []),
-        *([Text(snapshot.verdict, style="cyan")] if snapshot.verdict else []),
-        *(Text(f"! {warning}", style="bold yellow") for warning in snapshot.warnings),
+        *([Text(snapshot.verdict.line, style="cyan")] if snapshot.verdict else []),
+        *(Text(f"! {warning.text}", style="bold yellow") for warning in snapshot.warnings),
     ]
     if lines:
         yield Text()

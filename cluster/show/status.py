@@ -25,12 +25,12 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 
-from cluster.metrics.snapshot import Snapshot, figures
+from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.record.events import Event, events_path, read_events
 from cluster.record.line_file import read_objects
 from cluster.record.run_dir import read_config
 from cluster.settings.config import ConfigError, StopConfig
-from cluster.settings.renames import METRICS, renamed
+from cluster.settings.renames import renamed_metrics
 from cluster.settings.resolved import ResolvedConfig
 from cluster.show.view import Headline, LineView, LiveView, can_draw, metrics_line
 from cluster.wording import duration
@@ -98,7 +98,9 @@ def status_document(config: ResolvedConfig, run_dir: Path, newest: Callable[[], 
         "stop": config.stop,
     }
     snapshot = newest()
-    return msgspec.json.encode({"run": run, "snapshot": None if snapshot is None else figures(snapshot)})
+    return msgspec.json.encode(
+        {"run": run, "snapshot": None if snapshot is None else known_metrics(snapshot)}
+    )
 
 
 def snapshot_of(values: Mapping[str, Any]) -> Snapshot:
@@ -107,7 +109,7 @@ def snapshot_of(values: Mapping[str, Any]) -> Snapshot:
     What a version did not know yet is None, zero or empty; what only it knew is left out.
     """
     hints = typing.get_type_hints(Snapshot)
-    values = renamed(METRICS, values)
+    values = renamed_metrics(values)
     given: dict[str, Any] = {}
     for item in dataclasses.fields(Snapshot):
         try:
@@ -293,5 +295,5 @@ def _text(status: RunStatus) -> str:
     lines = [f"{status.headline.title}, {status.headline.run_dir}", status.description]
     if status.snapshot is not None:
         lines.append(metrics_line(status.snapshot, _stop(status) or StopConfig()))
-        lines += [f"warning: {warning}" for warning in status.snapshot.warnings]
+        lines += [f"warning: {warning.text}" for warning in status.snapshot.warnings]
     return "\n".join(lines)

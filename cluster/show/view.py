@@ -126,7 +126,7 @@ def metrics_line(snapshot: Snapshot, stop: StopConfig) -> str:
         f"samples/insert {snapshot.samples_per_insert:.2f} of {snapshot.samples_per_insert_target:g}",
         f"lag {figure(snapshot.policy_lag_updates, 0)}",
     ]
-    return " | ".join([*parts, snapshot.verdict] if snapshot.verdict else parts)
+    return " | ".join([*parts, snapshot.verdict.line] if snapshot.verdict else parts)
 
 
 class Returns:

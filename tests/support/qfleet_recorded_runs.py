@@ -56,6 +56,13 @@ def synthetic(
     return folder
 
 
+def diagnosed(verdict: str, *evidence: str, stage: str = "actor") -> dict[str, Any]:
+    """Verdict and warnings of a line of metrics; each piece of evidence is one for stale data."""
+    others = {"since_updates": 7, "cause": "long chunks", "cure": "shorter ones"}
+    warnings = [{"name": "stale_data", "evidence": text, **others} for text in evidence]
+    return {"verdict": {"stage": stage, "text": verdict}, "warnings": warnings}
+
+
 def double_and_single(folder: Path) -> list[Path]:
     """Eight runs: learner.double false and true, four seeds each."""
     return [

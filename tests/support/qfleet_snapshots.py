@@ -7,9 +7,5 @@ from dataclasses import MISSING, fields
 from cluster.metrics.snapshot import Snapshot
 
 EMPTY = Snapshot(
-    **{
-        item.name: None if "None" in str(item.type) else 0.0 if item.type == "float" else 0
-        for item in fields(Snapshot)
-        if item.default is MISSING
-    }
+    **{item.name: 0.0 if item.type == "float" else 0 for item in fields(Snapshot) if item.default is MISSING}
 )

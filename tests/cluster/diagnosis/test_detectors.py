@@ -16,8 +16,8 @@ from qfleet_serial import Recorder
 import replay_service.shard_meter
 from cluster.api import train
 from cluster.diagnosis.detectors import DETECTORS, Reading
-from cluster.diagnosis.diagnosis import LOOKS, Diagnosis
-from cluster.metrics.snapshot import Snapshot, figures
+from cluster.diagnosis.diagnosis import LOOKS, Diagnosed, Diagnosis
+from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.report.runs import Run, periods
 from cluster.settings.load_config import PRESETS, load_config
 from cluster.settings.resolved import ResolvedConfig
@@ -221,78 +221,72 @@ def test_atoms_that_do_not_reach_the_returns() -> None:
     assert "learner.value_range=[0, 93]" in reading.cure
 
 
-def looks(diagnosis: Diagnosis, *q_max: float) -> list[tuple[bool, tuple[str, ...]]]:
-    """Whether diverging Q holds after each of these, and the events."""
-    seen = []
-    for value in q_max:
-        looks.updates += 10  # type: ignore[attr-defined]
-        snapshot = replace(HEALTHY, updates_total=looks.updates, q_max=value)  # type: ignore[attr-defined]
-        completed, events = diagnosis.take(snapshot)
-        assert completed.diagnosis_active is not None
-        seen.append((completed.diagnosis_active["diverging_q"] == 1, events))
-    return seen
+def looks(diagnosis: Diagnosis, *q_max: float, first_update: int) -> list[Diagnosed]:
+    """What diagnosis says of snapshots with these Q-values, ten updates apart."""
+    return [
+        diagnosis.take(replace(HEALTHY, updates_total=first_update + 10 * index, q_max=value))
+        for index, value in enumerate(q_max)
+    ]
 
 
-looks.updates = 0  # type: ignore[attr-defined]
+def holds(seen: Sequence[Diagnosed], name: str = "diverging_q") -> list[bool]:
+    """Whether a finding holds after each look."""
+    return [diagnosed.snapshot.diagnosis_active[name] == 1 for diagnosed in seen]  # type: ignore[index]
 
 
 def test_a_finding_begins_late_holds_through_doubt_and_ends_late() -> None:
     diagnosis = Diagnosis(CONFIG)
-    assert not any(held for held, _ in looks(diagnosis, *[60.0] * 8))
+    assert not any(holds(looks(diagnosis, *[60.0] * 8, first_update=100)))
     # On and off at the threshold: never three times in a row.
-    assert not any(held for held, _ in looks(diagnosis, 230.0, 190.0, 230.0, 230.0, 190.0))
-    began = looks(diagnosis, *[230.0] * LOOKS)
-    assert [held for held, _ in began] == [False] * (LOOKS - 1) + [True]
-    assert [len(events) for _, events in began] == [0] * (LOOKS - 1) + [1]
-    assert began[-1][1][0].startswith("warning: diverging Q: |Q| is up to 230, 2.3 times")
-    (finding,) = diagnosis.findings
-    assert finding.since_updates == looks.updates - 10 * (LOOKS - 1)  # type: ignore[attr-defined]
+    assert not any(holds(looks(diagnosis, 230.0, 190.0, 230.0, 230.0, 190.0, first_update=200)))
+    began = looks(diagnosis, *[230.0] * LOOKS, first_update=300)
+    assert holds(began) == [False] * (LOOKS - 1) + [True]
+    assert [len(diagnosed.begun) for diagnosed in began] == [0] * (LOOKS - 1) + [1]
+    (finding,) = began[-1].begun
+    assert finding.text.startswith("diverging Q: |Q| is up to 230, 2.3 times")
+    assert began[-1].snapshot.warnings == (finding,)
+    assert finding.since_updates == 300
     # Between half of the threshold and the threshold it goes on; below, it takes three looks; said once each.
-    doubt = looks(diagnosis, *[150.0, 101.0, 220.0, 99.0, 99.0, 101.0, 99.0, 99.0])
-    assert all(held and not events for held, events in doubt)
-    ((held, events),) = looks(diagnosis, 99.0)
-    assert not held
-    assert events == (f"over: diverging Q, which began at update {finding.since_updates:,}",)
+    doubt = looks(diagnosis, *[150.0, 101.0, 220.0, 99.0, 99.0, 101.0, 99.0, 99.0], first_update=400)
+    assert all(holds(doubt))
+    assert not any(diagnosed.begun or diagnosed.over for diagnosed in doubt)
+    (ended,) = looks(diagnosis, 99.0, first_update=500)
+    assert not any(holds([ended]))
+    assert [(over.title, over.since_updates) for over in ended.over] == [("diverging Q", 300)]
 
 
 def test_no_look_without_news() -> None:
     diagnosis = Diagnosis(CONFIG)
     for _ in range(10):  # ten snapshots of one evaluation
-        completed, _ = diagnosis.take(replace(HEALTHY, evaluation_return_mean=20.0))
-    assert completed.warnings == ()
+        diagnosed = diagnosis.take(replace(HEALTHY, evaluation_return_mean=20.0))
+    assert diagnosed.snapshot.warnings == ()
     for version in (10_001, 10_002):
-        completed, _ = diagnosis.take(
-            replace(HEALTHY, evaluation_return_mean=20.0, evaluation_version=version)
-        )
-    assert [text.partition(":")[0] for text in completed.warnings] == ["catastrophic forgetting"]
+        diagnosed = diagnosis.take(replace(HEALTHY, evaluation_return_mean=20.0, evaluation_version=version))
+    assert [finding.name for finding in diagnosed.snapshot.warnings] == ["catastrophic_forgetting"]
 
 
-def test_a_new_coordinator_begins_a_new_window_and_keeps_findings() -> None:
-    diagnosis = Diagnosis(CONFIG)
-    old = replace(HEALTHY, role_seconds_total={"coordinator": {"work": 100.0, "wait": 5.0}})
-    for version in range(3):
-        diagnosis.take(replace(old, evaluation_return_mean=20.0, evaluation_version=10_000 + version))
-    # Its histograms count from 0 again: less than before.
-    new = replace(
-        HEALTHY, role_seconds_total={"coordinator": {"work": 1.0}}, sample_age_transitions=Histogram()
-    )
-    completed, events = diagnosis.take(replace(new, updates_total=10_050))
-    assert events == ()
-    assert len(completed.warnings) == 1
+def test_shards_that_count_from_0_again_in_a_new_life_are_counted_from_there() -> None:
+    stale = Histogram((0,) * 5 + (100,) + (0,) * 19, 100 * 1_500.0)
+    fresh = replace(HEALTHY, sample_policy_lag_updates=stale)
+    before = replace(fresh, sample_policy_lag_updates=stale + stale, sample_age_transitions=stale + stale)
+    first = replace(before, updates_total=9_000, inserted_transitions_total=45_000)
+    reading = READ["stale_data"]([first, fresh], CONFIG)  # type: ignore[index]
+    assert reading is not None
+    assert reading.strength == pytest.approx(1.0)
 
 
 def test_words_reach_the_file_the_status_and_the_report(tmp_path: Path) -> None:
     diagnosis, lines = Diagnosis(CONFIG), []
     for version in range(5):
-        completed, _ = diagnosis.take(
+        completed = diagnosis.take(
             replace(
                 HEALTHY,
                 run_seconds=float(version),
                 evaluation_return_mean=20.0,
                 evaluation_version=version + 10_000,
             )
-        )
-        lines.append(json.loads(msgspec.json.encode(figures(completed))))
+        ).snapshot
+        lines.append(json.loads(msgspec.json.encode(known_metrics(completed))))
     assert snapshot_of(lines[-1]).warnings == completed.warnings
     run = Run.__new__(Run)
     object.__setattr__(run, "metrics", tuple(lines))

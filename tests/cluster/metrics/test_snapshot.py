@@ -1,4 +1,4 @@
-"""Figures: names and types as Prometheus reads them."""
+"""Metrics: names and types as Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,23 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from qfleet_serial import SMALL
+from qfleet_snapshots import EMPTY
 
 from cluster.cli import EXIT_BAD_INPUT, EXIT_OK, run
-from cluster.metrics.snapshot import Snapshot, figures
+from cluster.metrics.findings import Finding, Verdict
+from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.record.prometheus import MetricsServer, SnapshotCollector
 from cluster.record.run_dir import read_config
 from replay_service.histogram import BOUNDS, Histogram
 
-NOTHING_YET = Snapshot(
-    **{
-        item.name: None if "None" in str(item.type) else 0.0 if item.type == "float" else 0
-        for item in dataclasses.fields(Snapshot)
-    }
-)
+VERDICT = Verdict("actor", "actors work 97% of the time")
+FINDING = Finding("stale_data", 7, "old", "long chunks", "shorter ones")
 
 
 def value_of(item: dataclasses.Field[Any], number: int) -> Any:
-    """A value as the field's kind and labels want it."""
+    """A value as the metric's kind and labels want it."""
     if item.metadata["kind"] == "text":
-        return f"text {number}" if item.name == "verdict" else (f"text {number}",)
+        return VERDICT if item.name == "verdict" else (FINDING,)
     if item.metadata["kind"] == "histogram":
         return Histogram(tuple(range(len(BOUNDS) + 1)), number + 0.5)
     value: Any = number + 0.5
@@ -55,7 +53,7 @@ def exposition(snapshot: Snapshot | None) -> str:
     return generate_latest(registry).decode()
 
 
-def test_every_figure_is_exported_with_its_type_labels_and_help() -> None:
+def test_every_metric_is_exported_with_its_type_labels_and_help() -> None:
     info, *families = text_string_to_metric_families(exposition(FULL))
     assert [(sample.name, sample.labels) for sample in info.samples] == [("qfleet_run_info", RUN)]
     counted = [item for item in dataclasses.fields(Snapshot) if item.metadata["kind"] != "text"]
@@ -76,7 +74,7 @@ def test_every_figure_is_exported_with_its_type_labels_and_help() -> None:
 
 
 def values_of(value: Any) -> float:
-    """The one number of a figure whose labels all have the same."""
+    """The one number of a metric whose labels all have the same."""
     while isinstance(value, dict):
         value = next(iter(value.values()))
     return float(value)
@@ -96,8 +94,8 @@ def test_a_histogram_has_cumulative_buckets_a_sum_and_a_count() -> None:
     }
 
 
-def test_a_line_of_figures_is_plain_json() -> None:
-    line = json.loads(msgspec.json.encode(figures(FULL)))
+def test_a_line_of_metrics_is_plain_json() -> None:
+    line = json.loads(msgspec.json.encode(known_metrics(FULL)))
     assert line["role_seconds_total"]["role_a"]["phase_b"] == FULL.role_seconds_total["role_a"]["phase_b"]  # type: ignore[index]
     assert line["sample_age_transitions"]["counts"] == list(range(len(BOUNDS) + 1))
     assert set(line) == {item.name for item in dataclasses.fields(Snapshot)}
@@ -105,15 +103,17 @@ def test_a_line_of_figures_is_plain_json() -> None:
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_what_is_no_number_is_null_in_a_line(loss: float) -> None:
-    assert json.loads(msgspec.json.encode(figures(dataclasses.replace(FULL, loss=loss))))["loss"] is None
+    assert (
+        json.loads(msgspec.json.encode(known_metrics(dataclasses.replace(FULL, loss=loss))))["loss"] is None
+    )
 
 
 def test_what_is_not_known_yet_is_left_out() -> None:
-    text = exposition(NOTHING_YET)
+    text = exposition(EMPTY)
     assert "qfleet_updates_total 0.0" in text
     for name in ("loss", "epsilon", "best_return_mean", "policy_lag_updates"):
         assert f"qfleet_{name}" not in text
-        assert name not in figures(NOTHING_YET)
+        assert name not in known_metrics(EMPTY)
 
 
 def test_the_server_shows_the_newest_snapshot_and_nothing_before_the_first() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from qfleet_serial import SMALL, train_serial
 
-from cluster.metrics.snapshot import figures
+from cluster.metrics.snapshot import known_metrics
 from cluster.record.tensorboard import require_tensorboard, scalars
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import load_config
@@ -30,7 +30,7 @@ def test_tensorboard_gets_every_metric_of_every_line(tmp_path: Path) -> None:
     assert [event.step for event in events[1:]] == [line["env_steps_total"] for line in lines]
     for event, line in zip(events[1:], lines, strict=True):
         written = {value.tag: value.simple_value for value in event.summary.value}
-        for name, metric in figures(snapshot_of(line)).items():
+        for name, metric in known_metrics(snapshot_of(line)).items():
             for tag, value in scalars(name, metric):
                 assert written[tag] == pytest.approx(value, rel=1e-5, abs=1e-6)
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from qfleet_recorded_runs import double_and_single, synthetic
+from qfleet_recorded_runs import diagnosed, double_and_single, synthetic
 
 from cluster.cli import run
 from cluster.report.charts import charts
@@ -105,7 +105,7 @@ def test_hostile_names_and_values_stay_text(tmp_path: Path) -> None:
     synthetic(
         folder,
         settings={"evil": {HOSTILE: HOSTILE}},
-        extra={"verdict": HOSTILE, "warnings": [HOSTILE], "role_seconds_total": {HOSTILE: {HOSTILE: 3.0}}},
+        extra={**diagnosed(HOSTILE, HOSTILE), "role_seconds_total": {HOSTILE: {HOSTILE: 3.0}}},
         events=[("INFO", HOSTILE), ("END", HOSTILE)],
     )
     other = synthetic(tmp_path / "other", settings={"evil": {HOSTILE: 2}})
@@ -143,14 +143,12 @@ def test_several_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
 
 
 def test_the_diagnosis_has_a_table(tmp_path: Path) -> None:
-    run_dir = synthetic(
-        tmp_path / "run", extra={"verdict": "actor-bound: 90 %", "warnings": ["stale data: lag 9"]}
-    )
+    run_dir = synthetic(tmp_path / "run", extra=diagnosed("90%", "lag 9"))
     page = Page(render([read_run(run_dir)]))
     assert "Diagnosis" in page.all("h2")
-    where = page.texts.index(("td", "actor-bound: 90 %"))
+    where = page.texts.index(("td", "actor-bound: 90%"))
     assert page.texts[where - 2 : where] == [("td", "0:00"), ("td", "0:49")]
-    assert "stale data: lag 9" in page.all("td")
+    assert "stale data: lag 9. Cause: long chunks. Cure: shorter ones" in page.all("td")
 
 
 @pytest.mark.parametrize(("name", "tag"), [("video.gif", "img"), ("video.mp4", "video")])
@@ -200,7 +198,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, real: Path) -> dict[str, Pat
                 "learner": {"network": f"{'package.module' * 6}:{index // 3}"},
                 "x": {HOSTILE: index // 3},
             },
-            extra={"verdict": "actor-bound: " + "slow " * 60, "warnings": ["stale data: x" * 20]},
+            extra=diagnosed("slow " * 60, "stale data: x" * 20),
             events=[("WARNING", "x" * 300), ("ERROR", "long " * 100)],
         )
         for index in range(6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qfleet_recorded_runs import double_and_single, synthetic
+from qfleet_recorded_runs import diagnosed, double_and_single, synthetic
 
 from cluster.report.runs import evaluation_steps, greedy_curve, groups_of, periods, read_run
 
@@ -47,20 +47,17 @@ def test_evaluations_lie_where_their_versions_were_and_confirmations_are_left_ou
 def test_what_was_diagnosed_is_told_from_when_to_when(tmp_path: Path) -> None:
     path = synthetic(tmp_path / "run", lines=0)
     said = [
-        ("actor-bound: actors work 90 %", []),
-        ("actor-bound: actors work 95 %", ["stale data: lag 9"]),
-        ("learner-bound: 80 %", ["stale data: lag 10"]),
-        (None, []),
-        ("learner-bound: 70 %", []),
+        diagnosed("actors work 90%"),
+        diagnosed("actors work 95%", "lag 9"),
+        diagnosed("80%", "lag 10", stage="learner"),
+        {"verdict": None, "warnings": []},
+        diagnosed("70%", stage="learner"),
     ]
-    lines = [
-        {"run_seconds": float(second), "verdict": verdict, "warnings": warnings}
-        for second, (verdict, warnings) in enumerate(said)
-    ]
+    lines = [{"run_seconds": float(second), **line} for second, line in enumerate(said)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
     assert [(period.kind, period.began, period.ended, period.text) for period in periods(read_run(path))] == [
-        ("verdict", 0.0, 1.0, "actor-bound: actors work 95 %"),
-        ("warning", 1.0, 2.0, "stale data: lag 10"),
-        ("verdict", 2.0, 2.0, "learner-bound: 80 %"),
-        ("verdict", 4.0, 4.0, "learner-bound: 70 %"),
+        ("verdict", 0.0, 1.0, "actor-bound: actors work 95%"),
+        ("warning", 1.0, 2.0, "stale data: lag 10. Cause: long chunks. Cure: shorter ones"),
+        ("verdict", 2.0, 2.0, "learner-bound: 80%"),
+        ("verdict", 4.0, 4.0, "learner-bound: 70%"),
     ]

@@ -13,10 +13,10 @@ from cluster.api import load_policy, train
 from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
 from cluster.record.events import read_events
 from cluster.record.run_dir import read_config
-from cluster.report.runs import read_run
+from cluster.report.runs import periods, read_run
 from cluster.settings.load_config import load_config
-from cluster.settings.renames import rename_settings, renamed_manifest
-from cluster.show.status import status_of_directory
+from cluster.settings.renames import rename_settings, renamed_manifest, renamed_metrics
+from cluster.show.status import snapshot_of, status_of_directory
 
 OLD_RUN = Path(__file__).parents[2] / "data" / "run_6afb764"
 
@@ -50,10 +50,16 @@ def test_events_metrics_and_report_are_read_by_todays_names(old_run: Path) -> No
     assert (status.state, status.description) == ("ended", "ended: stop.updates = 240 reached")
     assert status.snapshot is not None
     assert status.snapshot.unacknowledged_transitions == 0
+    assert status.snapshot.verdict is not None
+    assert status.snapshot.verdict.stage == "learner"
+    assert status.snapshot.verdict.line.startswith("learner-bound: updates take 45% of the time; give it")
     told = read_run(old_run)
     assert told.end == "stop.updates = 240 reached"
     assert told.settings["replay.sampling"] == "prioritized"
     assert "unacknowledged_transitions" in told.last
+    assert [(period.kind, period.text[:24]) for period in periods(told)] == [
+        ("verdict", "learner-bound: updates t")
+    ]
 
 
 def test_it_is_resumed_and_leaves_what_it_wrote_readable(old_run: Path) -> None:
@@ -71,6 +77,18 @@ def test_it_is_resumed_and_leaves_what_it_wrote_readable(old_run: Path) -> None:
         train(config, old_run, resume="must", view=lambda *_: Recorder()).outcome.final.updates_total == 340
     )
     assert load_policy(old_run)
+
+
+def test_warnings_were_texts_and_are_findings() -> None:
+    text = "diverging Q: |Q| is 300, loss: 3. Cause: steps are long. Cure: learner.learning_rate=1e-4 (now 1)"
+    line = {"warnings": [text], "verdict": None, "unconfirmed_transitions": 3}
+    snapshot = snapshot_of(line)
+    (finding,) = snapshot.warnings
+    assert (finding.name, finding.evidence, finding.text) == ("diverging_q", "|Q| is 300, loss: 3", text)
+    assert (snapshot.verdict, snapshot.unacknowledged_transitions) == (None, 3)
+    # What this version writes stays as it is.
+    today = {"warnings": [{"name": "stale_data"}], "verdict": {"stage": "actor", "text": "a-bound: b"}}
+    assert renamed_metrics(today) == today
 
 
 def test_only_what_the_table_names_is_renamed() -> None:

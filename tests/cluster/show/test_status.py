@@ -21,7 +21,7 @@ from qfleet_serial import SMALL, train_serial
 from qfleet_snapshots import EMPTY
 
 from cluster.cli import run
-from cluster.metrics.snapshot import Snapshot, figures
+from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.record.prometheus import MetricsServer
 from cluster.settings.config import ConfigError, RunConfig, StopConfig
 from cluster.show.status import (
@@ -59,7 +59,7 @@ def test_a_run_that_has_ended_says_how(ended: Path, capsys: pytest.CaptureFixtur
     assert (status.state, status.description) == ("ended", "ended: stop.updates = 200 reached")
     lines = [json.loads(line) for line in (ended / "metrics.jsonl").read_text().splitlines()]
     assert status.snapshot is not None
-    assert {name: figures(status.snapshot)[name] for name in ("updates_total", "env_steps_total")} == {
+    assert {name: known_metrics(status.snapshot)[name] for name in ("updates_total", "env_steps_total")} == {
         name: lines[-1][name] for name in ("updates_total", "env_steps_total")
     }
     assert list(status.returns) == [
@@ -256,7 +256,7 @@ def test_the_endpoint_serves_the_newest_snapshot_as_json() -> None:
 
 def test_figures_of_other_versions_are_read_as_far_as_they_are_known() -> None:
     assert snapshot_of({}) == EMPTY
-    line = json.loads(msgspec.json.encode(figures(replace(SOME, loss=2.5))))
+    line = json.loads(msgspec.json.encode(known_metrics(replace(SOME, loss=2.5))))
     assert snapshot_of({**line, "figure_of_the_future": [1]}) == replace(SOME, loss=2.5)
     assert snapshot_of({"updates_total": "nonsense", "loss": 1.5}) == replace(EMPTY, loss=1.5)
 

@@ -24,6 +24,7 @@ from qfleet_snapshots import EMPTY
 from rich.cells import cell_len
 from rich.console import Console
 
+from cluster.metrics.findings import Finding, Verdict
 from cluster.metrics.snapshot import Snapshot
 from cluster.record.events import Event
 from cluster.settings.config import StopConfig
@@ -201,15 +202,18 @@ def test_a_place_or_a_note_that_looks_like_markup_is_shown_as_it_is() -> None:
 
 
 def test_verdict_and_warnings_are_said_in_full() -> None:
-    verdict = "actor-bound: actors work 97 % of the time and the learner waits; raise actors.num_actors"
-    warnings = ("stale data: rows are 12,000 updates old", "diverging Q: |Q| is 300, at most 100 can be")
+    verdict = Verdict("actor", "actors work 97% of the time and the learner waits; raise actors.num_actors")
+    warnings = (
+        Finding("stale_data", 7, "transitions are 12,000 updates old", "long chunks", "shorter ones"),
+        Finding("diverging_q", 9, "|Q| is 300, at most 100 can be", "long steps", "shorter ones"),
+    )
     snapshot = replace(MIDDLE, verdict=verdict, warnings=warnings)
     lines = drawn(Screen("CartPole-v1", "runs/x", StopConfig(), snapshot), 80, color_system=None)
     assert {cell_len(line) for line in lines} == {80}
     text = " ".join(" ".join(line.strip("│ ") for line in lines).split())
-    for said in (verdict, *(f"! {warning}" for warning in warnings)):
+    for said in (verdict.line, *(f"! {warning.text}" for warning in warnings)):
         assert said in text
-    assert metrics_line(snapshot, StopConfig()).endswith(f" | {verdict}")
+    assert metrics_line(snapshot, StopConfig()).endswith(f" | {verdict.line}")
     silent = drawn(Screen("CartPole-v1", "runs/x", StopConfig(), MIDDLE), 80, color_system=None)
     assert "!" not in "".join(silent)
 

@@ -1,0 +1,279 @@
+"""The counters of a run: every report is taken once, and every number has one keeper.
+
+Owns what a run counts, what of it a checkpoint keeps, and the snapshot of it. Imports no engine.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from actors.core import EnvRestartCause, EvaluationReport, RolloutReport
+from cluster.control.evaluation import Best
+from cluster.control.pacing import Ledger, Pacing
+from cluster.metrics.role_metrics import (
+    ActorMetrics,
+    EvaluationMetrics,
+    LearnerMetrics,
+    ProcessMetrics,
+    add_to,
+)
+from cluster.metrics.snapshot import Snapshot
+from cluster.metrics.totals import ShardTotals
+from cluster.metrics.usage import MachineUsage
+from learner.core import LearnReport
+from replay_service.messages import ProcessUsage
+
+RestartCause = Literal["process", "object", "frozen", "memory"]
+
+_ROLES = ("actor", "shard", "learner", "evaluator")
+
+
+@dataclass(frozen=True)
+class CountersState:
+    """The counters that a checkpoint keeps. version: the learner's newest.
+
+    updates counts every update applied, also those lost with a learner; sampled_transitions counts what they
+    consumed.
+    """
+
+    version: int = 0
+    updates: int = 0
+    sampled_transitions: int = 0
+    skipped_updates: int = 0
+    restarts: int = 0
+    episodes: int = 0
+    returns: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
+    first_returns: tuple[float, ...] = ()
+    evaluation_return_mean: float | None = None
+    env_restarts: Mapping[EnvRestartCause, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FleetMetrics:
+    """Roles wanted and up, by kind; chunks in flight, by kind; transitions that no shard has acknowledged."""
+
+    wanted: Mapping[str, int]
+    up: Mapping[str, int]
+    credits: Mapping[str, int]
+    unacknowledged_transitions: int
+
+
+@dataclass(frozen=True)
+class CheckpointMetrics:
+    """The newest checkpoint. at: when it was complete, on the monotonic clock."""
+
+    at: float
+    duration_seconds: float
+    num_bytes: int
+
+
+class Counters:
+    """Takes every report of a run once and gives out snapshots.
+
+    The coordinator has other work when a report arrives, so reports are only stored then and summed for the
+    next snapshot: many at once take a tenth of the time. In the serial runtime one Counters serves all lives
+    of a run in this process.
+
+    Attributes:
+        shards: the totals over shards.
+        version: the learner's newest, as of the last report.
+        updates: updates applied, also those lost with a learner: then it is ahead of its successor's version.
+        sampled_transitions: transitions consumed by those updates.
+        restarts: roles replaced.
+        longest_evaluation_seconds: of this process.
+    """
+
+    def __init__(self, *, started: float, discount: float, num_actors: int) -> None:
+        """started: when the run began, on the monotonic clock; discount: gamma."""
+        self.shards = ShardTotals()
+        self.version = self.updates = self.sampled_transitions = self.restarts = 0
+        self.longest_evaluation_seconds = 0.0
+        self._started = started
+        self._discount = discount
+        # When the interval of the next snapshot's rates began, and the updates until then.
+        self._interval = (started, 0)
+        self._rollouts: list[tuple[RolloutReport, int]] = []
+        self._chunks: list[LearnReport] = []
+        self._evaluations: list[EvaluationReport] = []
+        self._actors = ActorMetrics(num_actors)
+        self._learner = LearnerMetrics()
+        self._evaluation = EvaluationMetrics(discount)
+        self._processes = ProcessMetrics()
+        self._coordinator_seconds = {"wait": 0.0, "work": 0.0}
+        self._role_restarts: collections.Counter[tuple[str, RestartCause]] = collections.Counter()
+        self._env_restarts: collections.Counter[EnvRestartCause] = collections.Counter()
+        self._checkpoints = 0
+        self._checkpoint: CheckpointMetrics | None = None
+
+    def resume(self, state: CountersState) -> None:
+        """Begins a life of the run from a checkpoint's counters; the shards' totals begin anew.
+
+        What a checkpoint does not keep goes on as it was counted in this process.
+        """
+        self._sum_up()
+        self.shards = ShardTotals()
+        self.version, self.updates = state.version, state.updates
+        self.sampled_transitions, self.restarts = state.sampled_transitions, state.restarts
+        self._env_restarts = collections.Counter(state.env_restarts)
+        self._actors.resume(state.episodes, state.returns, state.lengths, state.first_returns)
+        self._learner.skipped_updates = state.skipped_updates
+        self._evaluation.return_mean = state.evaluation_return_mean
+
+    def state(self) -> CountersState:
+        """The counters for a checkpoint."""
+        self._sum_up()
+        return CountersState(
+            version=self.version,
+            updates=self.updates,
+            sampled_transitions=self.sampled_transitions,
+            skipped_updates=self._learner.skipped_updates,
+            restarts=self.restarts,
+            episodes=self._actors.episodes,
+            returns=tuple(self._actors.returns),
+            lengths=tuple(self._actors.lengths),
+            first_returns=self._actors.first_returns,
+            evaluation_return_mean=self._evaluation.return_mean,
+            env_restarts=dict(self._env_restarts),
+        )
+
+    @property
+    def env_restarts(self) -> int:
+        """Environments restarted since the run began, whatever the cause."""
+        return self._env_restarts.total()
+
+    def begin_interval(self, now: float) -> None:
+        """Begins the interval of the next snapshot's rates. now: on the monotonic clock."""
+        self._interval = (now, self.updates)
+
+    def interval_seconds(self, now: float) -> float:
+        """Seconds since the interval began, which each snapshot begins anew."""
+        return now - self._interval[0]
+
+    def take_rollout(self, report: RolloutReport) -> None:
+        """Takes a chunk of acting, with its statuses of shards."""
+        self.shards.take(report.statuses)
+        self._rollouts.append((report, self.version))
+
+    def take_learning(self, report: LearnReport, batch_size: int) -> None:
+        """Takes a chunk of updates, with its statuses of shards."""
+        self.shards.take(report.statuses)
+        self.version = report.version
+        self.updates += report.updates
+        self.sampled_transitions += report.updates * batch_size
+        self._chunks.append(report)
+
+    def take_evaluation(self, report: EvaluationReport) -> None:
+        """Takes an evaluation, whether it is a version's first or second."""
+        self.longest_evaluation_seconds = max(self.longest_evaluation_seconds, report.seconds)
+        self._evaluations.append(report)
+
+    def take_restart(self, role: str, cause: RestartCause) -> None:
+        """Counts a role that was replaced."""
+        self.restarts += 1
+        self._role_restarts[role, cause] += 1
+
+    def take_env_restart(self, cause: EnvRestartCause) -> None:
+        """Counts an environment that was restarted because it misbehaved."""
+        self._env_restarts[cause] += 1
+
+    def take_checkpoint(self, saved: CheckpointMetrics) -> None:
+        """Counts a checkpoint that is complete on disk."""
+        self._checkpoints += 1
+        self._checkpoint = saved
+
+    def take_wait(self, seconds: float, of_seconds: float) -> None:
+        """Counts time of the coordinator, of which it spent `seconds` waiting for completions."""
+        add_to(self._coordinator_seconds, {"wait": seconds, "work": of_seconds - seconds})
+
+    def snapshot(
+        self,
+        now: float,
+        *,
+        ledger: Ledger,
+        pacing: Pacing,
+        best: Best | None,
+        fleet: FleetMetrics,
+        usage: tuple[ProcessUsage, MachineUsage] | None,
+    ) -> Snapshot:
+        """All metrics at `now`, on the monotonic clock; begins a new interval.
+
+        usage: of the coordinator's process and machine; None: it was not read.
+        """
+        self._sum_up()
+        if usage is not None:
+            self._processes.add("coordinator", 0, usage[0])
+            self._processes.add_machine(usage[1])
+        for shard, each in self.shards.living_metrics().items():
+            self._processes.add("shard", shard, each.process)
+        updates_per_second = (self.updates - self._interval[1]) / max(self.interval_seconds(now), 1e-9)
+        self.begin_interval(now)
+        return Snapshot(
+            run_seconds=now - self._started,
+            env_steps_total=self.shards.env_steps,
+            inserted_transitions_total=ledger.inserted,
+            sampled_transitions_total=ledger.sampled,
+            updates_total=self.updates,
+            restarts_total=self.restarts,
+            updates_per_second=updates_per_second,
+            samples_per_insert=pacing.achieved(ledger),
+            samples_per_insert_target=pacing.samples_per_insert,
+            best_return_mean=best.score if best else None,
+            best_version=best.version if best else None,
+            best_return_std=best.std if best else None,
+            weights_version=self.version,
+            discount=self._discount,
+            role_seconds_total=self._role_seconds(),
+            credits_in_flight=fleet.credits,
+            unacknowledged_transitions=fleet.unacknowledged_transitions,
+            roles_wanted=fleet.wanted,
+            roles_up=fleet.up,
+            role_restarts_total={
+                role: {cause: self._role_restarts[role, cause] for cause in get_args(RestartCause)}
+                for role in _ROLES
+            },
+            env_restarts_total={cause: self._env_restarts[cause] for cause in get_args(EnvRestartCause)},
+            **self.shards.metrics(),
+            **self._actors.metrics(now),
+            **self._learner.metrics(now),
+            **self._evaluation.metrics(),
+            **self._processes.metrics(),
+            **self._checkpoint_metrics(now),
+        )
+
+    def _sum_up(self) -> None:
+        """Adds up the reports kept since the last time."""
+        for rollout, version in self._rollouts:
+            self._actors.add(rollout, version)
+            self._processes.add("actor", rollout.actor, rollout.process)
+        for chunk in self._chunks:
+            self._learner.add(chunk)
+            self._processes.add("learner", 0, chunk.process)
+        for evaluation in self._evaluations:
+            self._evaluation.add(evaluation)
+            self._processes.add("evaluator", 0, evaluation.process)
+        for kept in (self._rollouts, self._chunks, self._evaluations):
+            kept.clear()
+
+    def _role_seconds(self) -> dict[str, dict[str, float]]:
+        """Role -> phase -> seconds, for the roles that have reported any."""
+        seconds = {
+            "actor": self._actors.seconds,
+            "learner": self._learner.seconds,
+            "evaluator": self._evaluation.seconds,
+            "shard": self.shards.seconds(),
+            "coordinator": self._coordinator_seconds,
+        }
+        return {role: dict(phases) for role, phases in seconds.items() if phases}
+
+    def _checkpoint_metrics(self, now: float) -> dict[str, Any]:
+        newest = self._checkpoint
+        return {
+            "checkpoints_total": self._checkpoints,
+            "checkpoint_age_seconds": now - newest.at if newest else None,
+            "checkpoint_duration_seconds": newest.duration_seconds if newest else None,
+            "checkpoint_bytes": newest.num_bytes if newest else None,
+        }

@@ -1,0 +1,17 @@
+"""Metrics of processes. Those of actors, learner and evaluator are tested in test_counters.py."""
+
+from __future__ import annotations
+
+from cluster.metrics.role_metrics import ProcessMetrics
+from replay_service.messages import ProcessUsage
+
+
+def test_the_cpu_time_of_a_role_outlives_its_processes() -> None:
+    processes = ProcessMetrics()
+    for seconds in (2.0, 5.0, 1.0, 4.0):  # a new process after the second reading
+        processes.add("actor", 0, ProcessUsage(seconds, 100))
+    processes.add("actor", 1, ProcessUsage(3.0, 50))
+    processes.add("actor", 1, None)
+    metrics = processes.metrics()
+    assert metrics["process_cpu_seconds_total"] == {"actor": 12.0}
+    assert metrics["process_resident_memory_bytes"] == {"actor": 150}
