@@ -31,8 +31,9 @@ from cluster.engines.signals import StopSignals
 from cluster.engines.threads import available_cores
 from cluster.metrics.counters import Counters
 from cluster.metrics.snapshot import Snapshot
-from cluster.policies.evaluate import GreedyPolicy, load_policy
 from cluster.policies.initial_weights import read_initial_weights
+from cluster.policies.playback import GreedyPolicy
+from cluster.policies.saved_policy import load_policy
 from cluster.record.events import EventKind
 from cluster.record.logs import SerialLogs
 from cluster.record.prometheus import MetricsServer

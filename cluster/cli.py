@@ -265,7 +265,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cluster.policies.export import ExportError, export_run
+    from cluster.policies.export import export_run
+    from cluster.policies.onnx_export import ExportError
 
     try:
         exported = export_run(options.run_dir, options.format, options.which, options.out)

@@ -56,7 +56,7 @@ NAMES = {
 """Whole names that stay as they are, wherever they occur."""
 
 TABLES = {
-    "cluster/policies/export.py": "rows of batches [B, A] and of recorded observations",
+    "cluster/policies/onnx_export.py": "rows of batches [B, A] and of recorded observations",
     "cluster/report/charts.py": "rows of matrices [S, X]",
     "cluster/report/report.html.j2": "rows of HTML tables",
     "cluster/show/panel.py": "rows of the panel's tables",

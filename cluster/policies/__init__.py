@@ -1,4 +1,4 @@
-"""What is done with learned weights: evaluation, export, video, beginning another run with them.
+"""Uses of learned weights: evaluation, export, video, and the start of another run.
 
 Must not import ray.
 """

@@ -1,6 +1,6 @@
-"""`learner.initial_weights`: what an earlier run learned, for another one to begin with.
+"""`learner.initial_weights`: the weights of an earlier run, for another one to begin with.
 
-Owns finding it and refusing what does not fit; torch is imported only when a run asks for this.
+Owns finding them and refusing those that do not fit; torch is imported only when a run asks for this.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.core import EnvSpec
-from cluster.record.run_dir import read_config, read_spec, read_weights
+from cluster.policies.saved_policy import read_policy
 from cluster.settings.config import ConfigError
 from cluster.settings.resolve import network_spec
 from cluster.settings.resolved import ResolvedConfig
@@ -30,11 +30,11 @@ class InitialWeights:
 
 
 def read_initial_weights(config: ResolvedConfig, spec: EnvSpec) -> InitialWeights | None:
-    """What `learner.initial_weights` names: a run directory (its best, else latest weights) or a file that
-    `qfleet export --format safetensors` wrote. None where it names nothing.
+    """The weights that `learner.initial_weights` names: of a run directory (its best, else latest), or of a
+    file that `qfleet export --format safetensors` wrote. None where it names nothing.
 
-    Raises ConfigError where there is nothing to read, or where the network, the observations or the actions
-    are not this run's: with both values.
+    Raises ConfigError where there is nothing to read, or where network, observations or actions are not this
+    run's, with both values.
     """
     source = config.learner.initial_weights
     if source is None:
@@ -60,20 +60,16 @@ def read_initial_weights(config: ResolvedConfig, spec: EnvSpec) -> InitialWeight
 
 
 _Read = tuple[dict[str, np.ndarray], dict[str, object], dict[str, str]]
+"""Weights by name, the facts that give them their meaning, and where they come from."""
 
 
 def _of_run(path: Path) -> _Read:
-    """Weights by name, what gives them their meaning, and where they come from."""
-    from learner.named_weights import named_weights, network_facts
+    from learner.named_weights import network_facts
 
-    config, spec = read_config(path), read_spec(path)
-    name, flat, facts = read_weights(path)
-    try:
-        named = named_weights(network_spec(spec), config.learner, flat)
-    except ValueError as error:
-        raise ConfigError(f"learner.initial_weights is {path}: {error}") from error
-    there = network_facts(network_spec(spec), config.learner)
-    return named, there, {"weights": name, "environment": config.env.id, **facts}
+    saved = read_policy(path)
+    there = network_facts(network_spec(saved.spec), saved.config.learner)
+    facts = {"weights": saved.weights, "environment": saved.config.env.id, **saved.facts}
+    return saved.named_weights(), there, facts
 
 
 def _of_file(path: Path) -> _Read:
@@ -85,8 +81,5 @@ def _of_file(path: Path) -> _Read:
             f"learner.initial_weights is {path}: give a run directory, or a file that qfleet export "
             f"--format safetensors wrote ({error!r})"
         ) from error
-    return (
-        named,
-        there,
-        {name: metadata[name] for name in ("weights", "environment", "version") if name in metadata},
-    )
+    kept = ("weights", "environment", "version")
+    return named, there, {name: metadata[name] for name in kept if name in metadata}

@@ -1,4 +1,4 @@
-"""Scores of other players, and what a return means beside them.
+"""Scores of random play and of humans, and returns relative to them.
 
 Owns the table of Atari scores and human normalization; pure, imports nothing of the project.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 _NAMESPACE = "ALE/"
 
 # Game: mean return of uniformly random play and of a professional human tester; from no-op starts, at most
-# 108,000 frames an episode. Mnih et al. 2015, doi:10.1038/nature14236, extended data table 2; the eight games
-# that it lacks and figures revised since: Wang et al. 2016, arXiv:1511.06581, table 2.
+# 108,000 frames an episode. Mnih et al. 2015, doi:10.1038/nature14236, extended data table 2; for the eight
+# games that it lacks and for scores revised since: Wang et al. 2016, arXiv:1511.06581, table 2.
 _ATARI: dict[str, tuple[float, float]] = {
     "Alien": (227.8, 7_127.7),
     "Amidar": (5.8, 1_719.5),
@@ -86,7 +86,7 @@ class Reference:
 
 
 def reference(env_id: str) -> Reference | None:
-    """The reference scores for an environment's id, or None where there are none."""
+    """The reference scores of an environment, or None without any."""
     if not env_id.startswith(_NAMESPACE):
         return None
     game = env_id.removeprefix(_NAMESPACE).partition("-")[0]
@@ -94,6 +94,6 @@ def reference(env_id: str) -> Reference | None:
 
 
 def beside_human(env_id: str, mean_return: float) -> str:
-    """ ", 43.0 % of human" or nothing, to put behind a return."""
+    """The words to add to a return: ", 43.0 % of human …", or nothing without reference scores."""
     found = reference(env_id)
     return "" if found is None else f", {found.normalized(mean_return):.1%} of human (0 % is random play)"

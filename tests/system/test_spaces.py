@@ -15,7 +15,8 @@ from actors.core import EnvSpec
 from cluster.api import prepare
 from cluster.check_env import describe
 from cluster.engines.machine import this_machine
-from cluster.policies.evaluate import evaluate_run, load_policy
+from cluster.policies.evaluate import evaluate_run
+from cluster.policies.saved_policy import load_policy
 from cluster.record.run_dir import read_config, read_spec
 from cluster.runtime.roles import make_policy
 from cluster.settings.config import ConfigError

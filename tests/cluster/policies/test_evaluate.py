@@ -15,7 +15,8 @@ from actors.envs.adapter import plain_adapter
 from actors.envs.make import lane_seeds
 from cluster.api import load_policy
 from cluster.cli import run
-from cluster.policies.evaluate import GreedyPolicy, evaluate_run
+from cluster.policies.evaluate import evaluate_run
+from cluster.policies.playback import GreedyPolicy
 from learner.weights import load_weights, save_weights
 
 
@@ -133,9 +134,6 @@ def test_a_policy_replays_its_evaluation_episode_by_episode(tmp_path: Path) -> N
 class LooksBack:
     """Q-values that tell which frames of the stack were seen: action = first frame's number."""
 
-    def load(self, flat_weights: np.ndarray) -> None:
-        raise AssertionError("not asked for")
-
     def q_values(self, observations: np.ndarray) -> np.ndarray:
         assert observations.shape == (1, 3, 1)
         self.seen = observations[0, :, 0].tolist()
@@ -145,7 +143,7 @@ class LooksBack:
 def test_a_stack_begins_with_the_first_frame_and_is_emptied_by_reset() -> None:
     inner = LooksBack()
     spec = EnvSpec((1,), "<f4", None, 10, 3, "sync", "next_step", None, None)
-    policy = GreedyPolicy(inner, plain_adapter(spec))
+    policy = GreedyPolicy(inner.q_values, plain_adapter(spec))
     seen = []
     for number in (1, 2, 3, 4):
         action = policy(np.array([number], np.float32))

@@ -20,8 +20,9 @@ from actors.envs.make import lane_seeds
 from actors.envs.observations import parts_of
 from cluster.api import load_policy, prepare
 from cluster.cli import run
-from cluster.policies.export import ExportedPolicy, ExportError, export_run, input_name
-from cluster.policies.playback import open_stage
+from cluster.policies.export import export_run
+from cluster.policies.onnx_export import ExportedPolicy, ExportError, input_name
+from cluster.policies.playback import open_env
 from cluster.record.run_dir import RunDir, read_config, read_spec, read_weights
 from cluster.settings.load_config import load_config
 from cluster.settings.resolve import network_spec
@@ -138,7 +139,7 @@ def test_a_graph_plays_as_the_policy_does(case: str, tmp_path: Path) -> None:
     assert [output.name for output in session.get_outputs()] == ["q_values", "action"]
     config, spec = read_config(run_dir), read_spec(run_dir)
     policy = load_policy(run_dir)
-    stage = open_stage(config.env, spec, pictures=False)
+    stage = open_env(config.env, spec, pictures=False)
     values = set()
     # Other episodes than the check has seen, and one observation at a time.
     for seed in lane_seeds(np.random.SeedSequence(99), 5):

@@ -1,0 +1,74 @@
+"""The policy that a run directory holds: its configuration, its environment and its weights.
+
+Owns reading them together. Reading executes nothing from the directory; acting runs the factories that the
+configuration names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actors.core import EnvSpec, Policy
+from actors.envs.adapter import make_adapter
+from cluster.policies.playback import GreedyPolicy
+from cluster.record.run_dir import WeightsName, read_config, read_spec, read_weights
+from cluster.runtime.roles import make_policy
+from cluster.settings.config import ConfigError
+from cluster.settings.resolve import network_spec
+from cluster.settings.resolved import ResolvedConfig
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPolicy:
+    """flat: the weights [P] float32. facts: the metadata in their file, `version` among it."""
+
+    run_dir: Path
+    config: ResolvedConfig
+    spec: EnvSpec
+    weights: WeightsName
+    flat: np.ndarray
+    facts: Mapping[str, str]
+
+    @property
+    def version(self) -> int:
+        """The version of the weights."""
+        return int(self.facts["version"])
+
+    def acting(self) -> Policy:
+        """The policy as actors use it, from frames to Q-values."""
+        policy = make_policy(self.config, self.spec)
+        policy.load(self.flat)
+        return policy
+
+    def named_weights(self) -> dict[str, np.ndarray]:
+        """Parameter name -> array. Raises ConfigError if the weights do not fit the configured network."""
+        from learner.named_weights import named_weights
+
+        try:
+            return named_weights(network_spec(self.spec), self.config.learner, self.flat)
+        except ValueError as error:
+            raise ConfigError(f"{self.run_dir}: {error}") from error
+
+
+def read_policy(run_dir: Path, which: WeightsName | None = None) -> SavedPolicy:
+    """A run's best policy (else its latest), or the one that `which` names. ConfigError without one."""
+    config, spec = read_config(run_dir), read_spec(run_dir)
+    return SavedPolicy(run_dir, config, spec, *read_weights(run_dir, which))
+
+
+def load_policy(run_dir: Path | str) -> GreedyPolicy:
+    """A run's best policy (else its latest), ready to act. Raises ConfigError without one."""
+    saved = read_policy(Path(run_dir))
+    return GreedyPolicy(saved.acting().q_values, make_adapter(saved.config.env, saved.spec))
+
+
+def output_path(out: Path | None, default: Path) -> Path:
+    """The file that --out names, or the default one. Raises ConfigError if its folder does not exist."""
+    path = out or default
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out is {path}: there is no folder {path.parent}")
+    return path
