@@ -1,9 +1,9 @@
-"""Updates a second of the learner with prioritized replay through Ray against a bare PyTorch loop whose
-data is in memory, both on one thread, plain DQN; and the share of the learner's time spent waiting for data.
+"""Updates a second of the learner with prioritized replay through Ray, against a bare PyTorch loop with data
+in memory, both plain DQN on one thread; and the share of the learner's time spent waiting for data.
 
-Run as `python -m benchmarks.learner_through_ray`. One full shard and one learner, each in a process of its
-own; nobody acts. The two sides take turns, so that a machine that changes speed changes both; medians over
-the turns.
+Run as `python -m benchmarks.learner_through_ray`. A full shard and a learner have a process each; there are
+no actors. The two sides take turns, so that a machine that changes its speed changes both; medians over the
+turns are printed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MOST_WAITING = 0.05
 
 @dataclass(frozen=True)
 class Turn:
-    """One side after the other, in updates a second; wait is a share of the learner's time."""
+    """Updates a second of both sides, one after the other; wait: the share of time the learner waits."""
 
     bare: float
     ours: float
@@ -75,7 +75,7 @@ def turns_of(engine: RayEngine, case: Case, schema: BlockSchema, capacity: int, 
     learner = engine.spawn("learner", LearnerRole, context, engine.calls, [shard], 0, 1, need=Need())
 
     def learn() -> tuple[float, float]:
-        """Updates a second and the share of waiting, by a caller's clock."""
+        """Updates a second and the share of time spent waiting, both by the caller's clock."""
         began = perf_counter()
         report_ref, _ = engine.call(learner, "learn", case.updates, returns=2)
         report: LearnReport = engine.get(report_ref)

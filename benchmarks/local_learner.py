@@ -1,23 +1,24 @@
-"""Updates a second of the learner in the local runtime, beside its actors, shard and evaluator,
-against a bare PyTorch loop with the same network, batch and optimizer on data in memory.
+"""Updates a second of the learner in the local runtime, beside its actors, shard and evaluator, against a
+bare PyTorch loop with the same network, batch size and optimizer, and data in memory.
 
-Run as `python -m benchmarks.local_learner`. The bare loop runs before and after each training run, with the
-machine to itself, so a machine that changes speed shows; the ratio is against the mean of the two.
+Run as `python -m benchmarks.local_learner`. The bare loop runs alone, before and after each training run; the
+ratio is to the mean of the two, so that a machine that changes its speed changes both sides.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from statistics import fmean, median
 
 import torch
 
+from benchmarks.recorded_runs import json_lines
 from benchmarks.update_step import CARTPOLE, BareLoop, Case, Minibatches, updates_per_second
 from cluster.api import train
-from cluster.metrics.snapshot import Snapshot
 from cluster.settings.config import RunConfig
 from cluster.settings.load_config import PRESETS, load_config
 from cluster.show.view import LineView
@@ -27,35 +28,15 @@ SECONDS = 20.0
 BARE_UPDATES = 1_500
 
 
-class Recorder(LineView):
-    """Keeps the snapshots; shows nothing."""
-
-    kept: list[Snapshot]
-
-    def metrics(self, snapshot: Snapshot) -> None:
-        self.kept.append(snapshot)
-
-    def event(self, text: str, run_seconds: float) -> None:
-        pass
-
-    def _say(self, text: str) -> None:
-        pass
-
-
 def steady_updates_per_second(config: RunConfig) -> float:
-    """Rate between the second snapshot with updates and the last regular one, without start and end."""
-    kept: list[Snapshot] = []
-
-    def view(headline: object, stop: object) -> Recorder:
-        recorder = Recorder(headline, stop, sys.stdout)  # type: ignore[arg-type]
-        recorder.kept = kept
-        return recorder
-
+    """Rate between the second metrics line with updates and the last regular one, without start and end."""
     with tempfile.TemporaryDirectory() as folder:
-        train(config, Path(folder) / "run", view=view)
-    learning = [snapshot for snapshot in kept if snapshot.updates_total > 0][1:-1]
+        run_dir = Path(folder) / "run"
+        train(config, run_dir, view=partial(LineView, stream=StringIO()))
+        lines = json_lines(run_dir / "metrics.jsonl")
+    learning = [line for line in lines if line["updates_total"] > 0][1:-1]
     first, last = learning[0], learning[-1]
-    return (last.updates_total - first.updates_total) / (last.run_seconds - first.run_seconds)
+    return (last["updates_total"] - first["updates_total"]) / (last["run_seconds"] - first["run_seconds"])
 
 
 def bare_updates_per_second(config: RunConfig) -> float:
@@ -82,6 +63,7 @@ def main() -> None:
                 "stop.target_return=501",
                 f"stop.seconds={SECONDS}",
                 "stop.env_steps=100_000_000",
+                "metrics.every_seconds=1",
             ],
         )
         config = replace(config, learner=replace(config.learner, network="mlp"))

@@ -1,10 +1,10 @@
-"""Updates a second of the learner against a bare PyTorch loop, both on one thread, data in memory.
+"""Updates a second of the learner against a bare PyTorch loop, both on one thread with data in memory.
 
-Run as `python benchmarks/update_step.py`. Each pair of runs gives a ratio, so that a machine that slows down
-slows both; the medians over the pairs are printed. The bare loop is the textbook's: nn.Sequential, images as
-they come (channels first), a frozen target, mean squared error, gradients clipped at 10, torch.optim.Adam as
-it comes, and tensors at hand. The learner's side is the whole of `Learner.learn`: numpy minibatches in, TD
-errors and a report out.
+Run as `python -m benchmarks.update_step`. The two sides take turns, so that a machine that changes its speed
+changes both; medians over the pairs are printed. The bare loop is a textbook's: nn.Sequential, images as they
+come (channels first), a frozen target, mean squared error, gradients clipped at 10, torch.optim.Adam with its
+defaults, and batches that are tensors already. The learner's side is all of `Learner.learn`: it takes numpy
+minibatches, and gives TD errors and a report.
 """
 
 from __future__ import annotations
