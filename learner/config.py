@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from replay_service.block import OBSERVATION, FrameField
 
 NATURE_CNN_SMALLEST_IMAGE = 36
-"""Pixels on a side that an image must have, or the convolutions of the Nature CNN leave nothing of it."""
+"""Smallest side of an image, in pixels, of which the convolutions of the Nature CNN leave anything."""
 
 NETWORKS = ("auto", "mlp", "nature_cnn", "impala_cnn", "minatar_cnn", "table")
 """Names that `learner.network` may have, besides an import path."""

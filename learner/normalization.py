@@ -21,7 +21,7 @@ NORMALIZED_LIMIT = 10.0
 """Normalized values are clipped to this many deviations; actors.policy has the same constant."""
 
 INITIAL_SAMPLES = 10_000.0
-"""Number of samples that statistics from initial weights count for: weights do not tell their number."""
+"""Number of samples that statistics from initial weights count as; weights do not carry it."""
 
 # Avoids dividing a value that never changes by 0; far below any variance that float32 resolves.
 _VARIANCE_FLOOR = 1e-12
@@ -119,7 +119,7 @@ def moments_of(tail: Tensor) -> Moments:
 
 
 def tail_size(spec: NetworkSpec) -> int:
-    """2 D: the number of floats that travel behind the weights where observations are normalized."""
+    """The number of floats, 2 D, that travel behind the weights where observations are normalized."""
     return 2 * sum(math.prod(array.frame_shape) for array in spec.arrays.values() if is_float(array))
 
 

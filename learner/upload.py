@@ -32,7 +32,7 @@ def make_upload(stack: int, device: torch.device, *, staged: bool) -> Upload:
 class _Slot:
     """Buffers of one minibatch by name, in the host's memory and the device's.
 
-    uploaded is recorded after the copies, read after the update that reads the copies; None on a CPU.
+    Events: `uploaded` is recorded after the copies, `read` after the update that reads them; None on a CPU.
     """
 
     host: dict[str, Tensor]
@@ -70,7 +70,7 @@ class StagedUpload:
         if previous.read is not None:
             previous.read.record(torch.cuda.current_stream(self._device))
         if slot.uploaded is not None:
-            slot.uploaded.synchronize()  # with this slot's last upload, the one before the previous
+            slot.uploaded.synchronize()  # with the last upload from this slot
         for name, array in arrays.items():
             np.copyto(slot.host[name].numpy(), array)
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):

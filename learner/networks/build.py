@@ -190,8 +190,8 @@ def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Mo
 def zero_observations(spec: NetworkSpec, batch_size: int, device: torch.device) -> Observations:
     """batch_size observations in the shapes and dtypes of the spec, all zero."""
     zeros = {
-        name: torch.from_numpy(np.zeros((batch_size, *array.observation_shape), array.observation_dtype)).to(
-            device
+        name: torch.as_tensor(
+            np.zeros((batch_size, *array.observation_shape), array.observation_dtype), device=device
         )
         for name, array in spec.arrays.items()
     }

@@ -34,7 +34,7 @@ class InBfloat16(nn.Module):
         self._device_type = device.type
 
     def forward(self, observations: Observations) -> Tensor:
-        """As the network's."""
+        """[B, *shape], or a dict of parts -> outputs, float32."""
         with torch.autocast(self._device_type, torch.bfloat16):
             outputs: Tensor = self._network(observations)
         return outputs.float()
@@ -54,7 +54,7 @@ def compile_passes(online: FlatNetwork, target: FlatNetwork, spec: NetworkSpec, 
             network.compile()
             network.evaluate(observations)
         online.backward(torch.zeros_like(online.forward(observations)))
-    except RuntimeError as error:  # whatever torch.compile raises is one
+    except RuntimeError as error:  # as are all errors of torch.compile
         for network in (online, target):
             network.uncompile()
         reason = str(error).strip().splitlines()[0]

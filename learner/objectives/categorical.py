@@ -1,6 +1,4 @@
-"""C51: targets and loss for the distribution of returns over fixed values.
-
-Bellemare et al. 2017, arXiv:1707.06887.
+"""C51: targets and loss for a distribution over fixed returns (Bellemare et al. 2017, arXiv:1707.06887).
 
 Owns pure functions of logits and probabilities; must not import networks, optimizers or numpy.
 """

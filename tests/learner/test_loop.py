@@ -64,8 +64,8 @@ def test_report_counts_what_was_done(list_source: Any, vector_minibatches: list[
     assert report.loss_mean == pytest.approx(float(np.mean(weighted)), rel=1e-5)
 
 
-def test_waiting_is_told_from_drawing(list_source: Any, vector_minibatches: list[Minibatch]) -> None:
-    # More than drawing from a list can take: what is left of drawing is below 0, by just as much.
+def test_waiting_is_counted_apart_from_drawing(list_source: Any, vector_minibatches: list[Minibatch]) -> None:
+    # Far longer than drawing from a list takes, so that what is left of drawing is negative.
     minibatches = [replace(minibatch, waited_seconds=100.0) for minibatch in vector_minibatches]
     report, _ = Learner(LearnerConfig(), VECTOR, list_source(minibatches), seed=0, threads=1).learn(3)
     assert report.seconds["wait"] == 300.0

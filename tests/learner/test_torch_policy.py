@@ -18,7 +18,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_it_says_what_the_learner_s_network_says(name: str) -> None:
+def test_q_values_are_those_of_the_learner_s_network(name: str) -> None:
     spec, config = SPECS[name], LearnerConfig()
     weights = UpdateStep(spec, config, seed=0).weights()
     weights += np.random.default_rng(0).normal(0, 0.1, weights.size).astype(np.float32)
@@ -51,7 +51,7 @@ def test_large_layers_act_on_the_weights_loaded_last() -> None:
         np.testing.assert_allclose(policy.q_values(observations), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_takes_read_only_weights() -> None:
+def test_weights_may_be_read_only() -> None:
     policy = TorchPolicy(SPECS["table"], LearnerConfig(), threads=1)
     weights = np.arange(21, dtype=np.float32)
     weights.flags.writeable = False
