@@ -135,6 +135,7 @@ class RolloutReport:
     reward_abs_sum: float = 0.0
     reward_abs_max: float = 0.0
     pushes_in_flight: int = 0
+    unacknowledged_transitions: int = 0
     process: ProcessUsage | None = None
     memory_excess: str | None = None
     env_restarts: tuple[EnvRestart, ...] = ()

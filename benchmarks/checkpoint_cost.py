@@ -22,8 +22,10 @@ from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheck
 from cluster.control.evaluation import ModelSelectionState
 from cluster.engines.engine import Need, Ref
 from cluster.engines.ray_engine import RayEngine
-from cluster.metrics.counters import CountersState
-from cluster.runtime.roles import LearnerRole, RoleContext, ShardRole
+from cluster.metrics.figures import CountersState
+from cluster.runtime.role import RoleContext
+from cluster.runtime.roles import LearnerRole
+from cluster.runtime.shard_role import ShardRole
 from cluster.settings.config import RunConfig
 from learner.config import LearnerConfig
 from learner.core import LearnerState
@@ -67,7 +69,7 @@ class Bench:
 
     def insert(self, transitions: int) -> None:
         """Writes that many new transitions."""
-        self._engine.get(self._engine.call(self._writer, "push", -(-transitions // 512))[0])
+        self._engine.get(self._engine.call(self._writer, Writer.push, -(-transitions // 512))[0])
 
     def learn(self, seconds: float) -> float:
         """Updates per second while nothing else goes on."""
@@ -81,11 +83,11 @@ class Bench:
         engine = self._engine
         partial = self._checkpoints.begin()
         began, updates, longest = perf_counter(), 0, 0.0
-        (state,) = engine.call(self._learner, "state")
+        (state,) = engine.call(self._learner, LearnerRole.state)
         reply = SealReply(done=False)
         while not reply.done:
             asked = perf_counter()
-            (slice_ref,) = engine.call(self._shard, "seal_slice", shard_folder(partial, 0))
+            (slice_ref,) = engine.call(self._shard, ShardRole.seal_slice, shard_folder(partial, 0))
             while slice_ref not in engine.wait([slice_ref, *self._learning], 10.0):
                 updates += self._step()
             reply = engine.get(slice_ref)
@@ -102,7 +104,9 @@ class Bench:
     def _step(self) -> int:
         """Keeps two chunks in flight; returns the updates of those that are done."""
         while len(self._learning) < 2:
-            self._learning.append(self._engine.call(self._learner, "learn", UPDATES_PER_CHUNK, returns=2)[0])
+            self._learning.append(
+                self._engine.call(self._learner, LearnerRole.learn, UPDATES_PER_CHUNK, returns=2)[0]
+            )
         done = self._engine.wait(self._learning, 0.05)
         for ref in done:
             self._learning.remove(ref)

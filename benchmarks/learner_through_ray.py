@@ -25,7 +25,9 @@ from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
 from benchmarks.update_step import BareLoop, Case, Minibatches, updates_per_second
 from cluster.engines.engine import Need
 from cluster.engines.ray_engine import RayEngine
-from cluster.runtime.roles import LearnerRole, RoleContext, ShardRole
+from cluster.runtime.role import RoleContext
+from cluster.runtime.roles import LearnerRole
+from cluster.runtime.shard_role import ShardRole
 from cluster.settings.config import RunConfig
 from cluster.settings.resolve import resolve
 from learner.config import LearnerConfig
@@ -69,7 +71,7 @@ def turns_of(engine: RayEngine, case: Case, schema: BlockSchema, capacity: int, 
     context = RoleContext("shard 0", config, spec, logs=folder, replay=folder)
     shard = engine.spawn("shard 0", ShardRole, context, 0, 0, capacity, need=Need())
     writer = engine.spawn("writer", Writer, engine.calls, shard, schema, need=Need())
-    engine.get(engine.call(writer, "push", capacity // 512 + 1)[0])
+    engine.get(engine.call(writer, Writer.push, capacity // 512 + 1)[0])
     engine.kill(writer)
     context = replace(context, name="learner")
     learner = engine.spawn("learner", LearnerRole, context, engine.calls, [shard], 0, 1, need=Need())
@@ -77,7 +79,7 @@ def turns_of(engine: RayEngine, case: Case, schema: BlockSchema, capacity: int, 
     def learn() -> tuple[float, float]:
         """Updates a second and the share of time spent waiting, both by the caller's clock."""
         began = perf_counter()
-        report_ref, _ = engine.call(learner, "learn", case.updates, returns=2)
+        report_ref, _ = engine.call(learner, LearnerRole.learn, case.updates, returns=2)
         report: LearnReport = engine.get(report_ref)
         took = perf_counter() - began
         seconds: Mapping[str, float] = report.seconds

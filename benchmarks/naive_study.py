@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.quiet_run import quiet_run
 from benchmarks.recorded_runs import json_lines, read_runs, write_runs
-from cluster.coordinator import RunFailed
 from cluster.record.run_dir import read_config, read_spec
+from cluster.runtime.failure import RunFailed
 from cluster.runtime.roles import make_policy
 from cluster.settings.load_config import PRESETS, load_config
 from learner.weights import load_weights

@@ -186,7 +186,7 @@ def minibatches_over(engine: Engine, blocks: list[TransitionBlock]) -> float:
         handle = engine.spawn(f"shard-{kind}", EngineShard, kind, blocks[0], need=Need())
         handles.append(handle)
         for encoded in pushes(blocks):
-            engine.get(engine.call(handle, "insert", encoded)[0])
+            engine.get(engine.call(handle, EngineShard.insert, encoded)[0])
         sampler = ReplaySampler(
             ReplayConfig(sampling="prioritized"),
             EngineTransport(engine.calls, [handle]),

@@ -21,8 +21,9 @@ from actors.core import EnvSpec
 from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG, full_shard, peer, print_paired, random_block
 from cluster.engines.engine import Calls, Handle, Need
 from cluster.engines.ray_engine import RayEngine
-from cluster.runtime.roles import RoleContext, ShardRole
+from cluster.runtime.role import RoleContext
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
+from cluster.runtime.shard_role import ShardRole
 from cluster.settings.config import RunConfig
 from replay_service import window_slots
 from replay_service.block import BlockSchema
@@ -59,7 +60,7 @@ def spawn(engine: RayEngine, schema: BlockSchema, capacity: int, folder: Path) -
     context = RoleContext("shard 0", config, spec, logs=folder, replay=folder)
     shard = engine.spawn("shard 0", ShardRole, context, 0, 0, capacity, need=Need())
     writer = engine.spawn("writer", Writer, engine.calls, shard, schema, need=Need())
-    engine.get(engine.call(writer, "push", capacity // 512 + 1)[0])
+    engine.get(engine.call(writer, Writer.push, capacity // 512 + 1)[0])
     return shard, writer
 
 
@@ -85,7 +86,7 @@ class Traffic:
     def rate(self) -> float:
         """Loops a second; for each of them 64 transitions are inserted, in blocks of 512."""
         loops = 0
-        pushing = self._engine.call(self._writer, "push", 1)[0]
+        pushing = self._engine.call(self._writer, Writer.push, 1)[0]
         began = perf_counter()
         while perf_counter() - began < SECONDS:
             for _ in range(BATCH // 64):
@@ -93,7 +94,7 @@ class Traffic:
                 self._sampler.give_back(minibatch.index, np.abs(minibatch.reward))
                 loops += 1
             self._engine.get(pushing)
-            pushing = self._engine.call(self._writer, "push", 1)[0]
+            pushing = self._engine.call(self._writer, Writer.push, 1)[0]
         self._engine.get(pushing)
         return loops / (perf_counter() - began)
 

@@ -14,15 +14,17 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from actors.core import EnvSpec
 from actors.envs.make import probe
 from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
 from cluster.checkpoints.resume import Resumed, changes, go_on, newest_good_checkpoint, saved_config
-from cluster.coordinator import Coordinator, Outcome, RunFailed
+from cluster.control.evaluation import ModelSelection
+from cluster.coordinator import Coordinator, Outcome
 from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import Engine
 from cluster.engines.machine import this_machine
@@ -30,17 +32,19 @@ from cluster.engines.placement import Claims, Placement, place
 from cluster.engines.signals import StopSignals
 from cluster.engines.threads import available_cores
 from cluster.metrics.counters import Counters
-from cluster.metrics.snapshot import Snapshot
-from cluster.policies.initial_weights import read_initial_weights
 from cluster.policies.playback import GreedyPolicy
 from cluster.policies.saved_policy import load_policy
+from cluster.policies.initial_weights import read_initial_weights
 from cluster.record.events import EventKind
 from cluster.record.logs import SerialLogs
 from cluster.record.prometheus import MetricsServer
-from cluster.record.recorder import Recorder
+from cluster.record.recorder import NewestSnapshot, Recorder
 from cluster.record.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
 from cluster.record.scrape_targets import advertised, targets_folder
 from cluster.record.tensorboard import require_tensorboard
+from cluster.runtime.failure import RunFailed
+from cluster.runtime.fleet import Fleet
+from cluster.runtime.run_context import RunContext
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.plan import Plan, make_claims, make_plan, refuse_what_cannot_fit
 from cluster.settings.resolve import resolve
@@ -146,21 +150,21 @@ def train(
     config = prepared.config
     plan = make_plan(config, prepared.spec, this_machine())
     refuse_what_cannot_fit(plan)
-    newest: list[Callable[[], Snapshot | None]] = []
+    newest = NewestSnapshot()
     with ExitStack() as stack:
-        life = _next_life(run_dir, prepared, required=resume == "must") if goes_on else None
-        if life is not None:
-            stack.enter_context(closing(life.directory))
-        begins = life is None or life.resumed is None
+        start = _resume(run_dir, prepared, required=resume == "must") if goes_on else None
+        if start is not None:
+            stack.enter_context(closing(start.directory))
+        begins = start is None or start.resumed is None
         initial = read_initial_weights(config, prepared.spec) if begins else None
         signals = stack.enter_context(StopSignals())
         run = {"run": run_dir.absolute().name, "env": config.env.id}
         server = MetricsServer(
             config.metrics.host,
             config.metrics.port,
-            lambda: newest[0]() if newest else None,
+            newest,
             {**run, "runtime": config.run.runtime, "run_dir": str(run_dir.absolute())},
-            lambda: status_document(config, run_dir.absolute(), lambda: newest[0]() if newest else None),
+            lambda: status_document(config, run_dir.absolute(), newest),
         )
         stack.enter_context(closing(server))
         # Where the folder cannot be written, Prometheus is told the address by hand.
@@ -168,63 +172,106 @@ def train(
             stack.enter_context(advertised(targets_folder(), server.target, run))
         headline = Headline(config.env.id, config.run.runtime, run_dir, server.url, plan.short)
         observer = stack.enter_context(view(headline, config.stop))
-        started = began - (life.resumed.manifest.run.seconds if life and life.resumed else 0.0)
-        engine, gpus = _start_engine(config, stack, run_dir.absolute(), started)
+        started = began - (start.resumed.manifest.run.seconds if start and start.resumed else 0.0)
+        engine = _start_engine(config, stack, run_dir.absolute(), started)
         signals.reinstall()
         stack.callback(signals.ignore)
-        if life is None:
+        if start is None:
             directory = RunDir.create(
                 run_dir.absolute(), config, prepared.spec, initial.facts if initial else None
             )
             stack.enter_context(closing(directory))
-            life = _Life(directory, None, ())
-        recorder = Recorder(life.directory, observer, started)
-        announce(life.directory.path, server.url)
-        if config.run.runtime == "cluster":
-            claims = make_claims(config, prepared.spec, plan, gpus)
-            _reserve(engine, config, claims, recorder, signals)
-        for kind, note in life.notes:
+            start = _Start(directory, None, ())
+        recorder = Recorder(start.directory, (observer, newest), started)
+        announce(start.directory.path, server.url)
+        learner_gpus = _learner_gpus(config, engine.gpus)
+        _reserve(engine, config, make_claims(config, prepared.spec, plan, learner_gpus), recorder, signals)
+        for kind, note in start.notes:
             recorder.event(kind, note)
-        resumed, outcome = life.resumed, None
-        counters = Counters(
-            started=started, discount=config.actors.discount, num_actors=config.actors.num_actors
+        life = _Life(
+            engine,
+            prepared,
+            start.directory,
+            recorder,
+            started,
+            learner_gpus,
+            Counters(started=started, discount=config.actors.discount, num_actors=config.actors.num_actors),
+            Diagnosis(config),
+            signals.request,
         )
-        diagnosis = Diagnosis(config)
-        while outcome is None:
-            coordinator = Coordinator(
-                engine,
-                config,
-                prepared.spec,
-                life.directory,
-                recorder,
-                learner_gpus=gpus,
-                stop_requested=signals.request,
-                started=started,
-                resumed=resumed,
-                initial_weights=initial.flat if initial else None,
-                diagnosis=diagnosis,
-                counters=counters,
-            )
-            newest[:] = [partial(getattr, coordinator, "newest")]
-            ended = coordinator.run()
-            if isinstance(ended, Outcome):
-                outcome = ended
-            else:
-                engine.close()
-                resumed = go_on(run_dir, read_checkpoint(life.directory.checkpoints / ended.name), config)
+        outcome = _live(life, start.resumed, initial.flat if initial else None)
     return Result(run_dir, outcome, time.monotonic() - began, signals.received)
 
 
 @dataclass(frozen=True, eq=False)
 class _Life:
-    """One stretch of a run between two starts of its command: what it goes on from, and what to say of it."""
+    """What all lives of a run in this process share."""
+
+    engine: Engine
+    prepared: Prepared
+    directory: RunDir
+    recorder: Recorder
+    started: float
+    learner_gpus: float
+    counters: Counters
+    diagnosis: Diagnosis
+    stop_requested: Callable[[], str | None]
+
+    def context(self, resumed: Resumed | None) -> RunContext:
+        """The parts of the next life, whose roles are being spawned."""
+        config, directory = self.prepared.config, self.directory
+        before = resumed.manifest.run if resumed else None
+        if before is not None:
+            self.counters.resume(before.counters)
+        fleet = Fleet(
+            self.engine,
+            config,
+            self.prepared.spec,
+            directory.logs,
+            directory.replay,
+            learner_gpus=self.learner_gpus,
+            run_started_at=time.time() - (time.monotonic() - self.started),
+            incarnations=resumed.incarnations if resumed else {},
+        )
+        selection = ModelSelection(
+            config.evaluation, config.stop.target_return, before.selection if before else None
+        )
+        return RunContext(
+            self.engine, config, directory, self.recorder, fleet, self.counters, selection, self.started
+        )
+
+
+def _live(life: _Life, resumed: Resumed | None, initial_weights: np.ndarray | None) -> Outcome:
+    """Runs one life after another: in the serial runtime one ends at each checkpoint, the next goes on there.
+
+    So an uninterrupted run and one that was resumed do the same, bit for bit.
+    """
+    while True:
+        coordinator = Coordinator(
+            life.context(resumed),
+            life.diagnosis,
+            stop_requested=life.stop_requested,
+            resumed=resumed,
+            initial_weights=initial_weights,
+        )
+        ended = coordinator.run()
+        if isinstance(ended, Outcome):
+            return ended
+        life.engine.end_roles()
+        checkpoint = read_checkpoint(life.directory.checkpoints / ended.name)
+        resumed = go_on(life.directory.path, checkpoint, life.prepared.config)
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """A start of a run's command: what the run goes on from, and what to say of it."""
 
     directory: RunDir
     resumed: Resumed | None
     notes: tuple[tuple[EventKind, str], ...]
 
 
-def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
+def _resume(run_dir: Path, prepared: Prepared, *, required: bool) -> _Start:
     """Prepares a run's folder for going on. Raises ConfigError where it cannot, before anything is changed.
 
     Where no checkpoint was taken yet the run begins anew, unless one is required.
@@ -236,7 +283,7 @@ def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
         # Rows without a learner's state that belongs to them.
         shutil.rmtree(run_dir / "replay", ignore_errors=True)
         note = "resumed before its first checkpoint: begins anew"
-        return _Life(directory, None, (("info", note),))
+        return _Start(directory, None, (("info", note),))
     if (spec := read_spec(run_dir)) != prepared.spec:
         raise ConfigError(
             f"{run_dir}: the environment was {spec}, it now is {prepared.spec}; a run goes on "
@@ -252,23 +299,18 @@ def _next_life(run_dir: Path, prepared: Prepared, *, required: bool) -> _Life:
     if changed:
         notes.append(("info", "changed since: " + ", ".join(map(str, changed))))
     notes.append(("info", f"resumed from checkpoint {cut.manifest.number}, version {cut.manifest.version:,}"))
-    return _Life(directory, go_on(run_dir, cut, prepared.config), tuple(notes))
+    return _Start(directory, go_on(run_dir, cut, prepared.config), tuple(notes))
 
 
-def _start_engine(
-    config: ResolvedConfig, stack: ExitStack, run_dir: Path, started: float
-) -> tuple[Engine, float]:
-    """The engine of the config's runtime, closed by stack; and the GPUs that its learner may have."""
-    if config.run.runtime == "serial":
-        from cluster.engines.serial_engine import SerialEngine
+def _start_engine(config: ResolvedConfig, stack: ExitStack, run_dir: Path, started: float) -> Engine:
+    """The engine of the config's runtime, closed by stack."""
+    if config.run.runtime != "serial":
+        return stack.enter_context(closing(_ray_engine(config)))
+    from cluster.engines.serial_engine import SerialEngine
 
-        run_started_at = time.time() - (time.monotonic() - started)
-        logs = stack.enter_context(closing(SerialLogs(run_dir / "logs", run_started_at)))
-        serial = SerialEngine(logs.output_of)
-        stack.callback(serial.close)
-        return serial, 0.0
-    engine = stack.enter_context(closing(_ray_engine(config)))
-    return engine, _learner_gpus(config, engine.gpus)
+    run_started_at = time.time() - (time.monotonic() - started)
+    logs = stack.enter_context(closing(SerialLogs(run_dir / "logs", run_started_at)))
+    return stack.enter_context(closing(SerialEngine(logs.output_of)))
 
 
 def _ray_engine(config: ResolvedConfig) -> RayEngine:
@@ -301,9 +343,6 @@ def _reserve(
     signals: StopSignals,
 ) -> None:
     """Gets room for the run on the cluster. Raises RunFailed where there is none in time."""
-    from cluster.engines.ray_engine import RayEngine
-
-    assert isinstance(engine, RayEngine)
 
     def say(text: str) -> None:
         for line in text.splitlines():

@@ -162,7 +162,7 @@ def _address(text: str | None) -> tuple[str | None, str | None]:
 
 def _train(options: argparse.Namespace) -> int:
     from cluster.api import train
-    from cluster.coordinator import RunFailed
+    from cluster.runtime.failure import RunFailed
 
     host, port = _address(options.metrics_addr)
     flags = {

@@ -1,7 +1,7 @@
-"""Takes one consistent cut over a living fleet, without a barrier: every push falls before or after its
-shard's seal, the learner's state is of one version, and nobody waits for anybody.
+"""Takes one consistent checkpoint over the living fleet, without a barrier.
 
-Owns what a cut on its way still waits for, and the thread that writes it; must not import ray or torch.
+Every push falls before or after its shard's seal, the learner's state is of one version, and nobody waits.
+Owns what a checkpoint in progress still needs, and the thread that writes it; must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cluster.checkpoints.checkpoint import (
@@ -19,8 +20,10 @@ from cluster.checkpoints.checkpoint import (
     SavedCheckpoint,
     shard_folder,
 )
-from cluster.engines.engine import Ref
-from cluster.runtime.fleet import Credit, Fleet, Member
+from cluster.engines.engine import EngineError
+from cluster.runtime.fleet import Fleet, Member
+from cluster.runtime.roles import LearnerRole
+from cluster.runtime.shard_role import ShardRole
 from learner.core import LearnerState
 from replay_service.journal.durability import SealReply
 from replay_service.journal.writer import SegmentFact
@@ -28,20 +31,19 @@ from replay_service.journal.writer import SegmentFact
 
 @dataclass(frozen=True)
 class CheckpointResult:
-    """How a cut ended after so many seconds: committed, or the problem that kept it from it."""
+    """How a checkpoint ended after so many seconds: saved, or the problem that prevented it."""
 
-    committed: SavedCheckpoint | None
+    saved: SavedCheckpoint | None
     problem: str | None
     seconds: float
 
 
 @dataclass(eq=False)
 class _Pending:
-    """A cut on its way. unsealed: the shards that have slices left."""
+    """A checkpoint in progress. unsealed: the shards that have slices left."""
 
-    partial: Path
+    partial_folder: Path
     began: float
-    state_ref: Ref | None
     unsealed: set[int]
     segments: dict[int, tuple[SegmentFact, ...]] = field(default_factory=dict)
     learner: LearnerState | None = None
@@ -51,98 +53,99 @@ class _Pending:
 
 
 class Checkpointer:
-    """One cut at a time. `run_state` is asked for the coordinator's part when the learner's has come."""
+    """One checkpoint at a time. `run_state` gives the coordinator's part once the learner's has come."""
 
     def __init__(
-        self, fleet: Fleet, checkpoints: CheckpointStore, run_state: Callable[[LearnerState], RunState]
+        self, fleet: Fleet, store: CheckpointStore, run_state: Callable[[LearnerState], RunState]
     ) -> None:
         self._fleet = fleet
-        self._checkpoints = checkpoints
+        self._store = store
         self._run_state = run_state
-        self._cut: _Pending | None = None
+        self._pending: _Pending | None = None
         self._writer: ThreadPoolExecutor | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether a cut is on its way."""
-        return self._cut is not None
+        """Whether a checkpoint is in progress."""
+        return self._pending is not None
 
     def begin(self) -> None:
         """Asks the learner for its state and every shard for its first slice. Raises OSError."""
         began = time.monotonic()
-        partial = self._checkpoints.begin()
-        (state_ref,) = self._fleet.grant(Credit("state", self._fleet.learner), "state")
-        self._cut = _Pending(partial, began, state_ref, {shard.index for shard in self._fleet.shards})
-        for shard in self._fleet.shards:
-            self._ask(self._cut, shard)
-
-    def take_state(self, ref: Ref, state: LearnerState) -> None:
-        """A state of the learner; perhaps the one that the cut waits for."""
-        cut = self._cut
-        if cut is not None and ref == cut.state_ref:
-            cut.learner, cut.run = state, self._run_state(state)
-            self._write_if_complete(cut)
-
-    def take_seal(self, shard: Member, reply: SealReply) -> None:
-        """A slice of a shard's seal is done."""
-        cut = self._cut
-        if cut is None:
-            return
-        if not reply.done:
-            self._ask(cut, shard)
-            return
-        cut.unsealed.discard(shard.index)
-        if reply.segments is None:
-            cut.problem = f"the disk is full for {shard.handle.name}"
-        else:
-            cut.segments[shard.index] = reply.segments
-        self._write_if_complete(cut)
-
-    def died(self, dead: Member) -> None:
-        """A role is gone: a cut that waits for it fails, once the others have finished their slices."""
-        cut = self._cut
-        if cut is None or cut.written is not None:
-            return
-        if dead.kind == "shard":
-            cut.unsealed.discard(dead.index)
-        elif dead.kind != "learner" or cut.learner is not None:
-            return
-        cut.problem = f"{dead.handle.name} died meanwhile"
+        fleet = self._fleet
+        pending = _Pending(self._store.begin(), began, {shard.index for shard in fleet.shards})
+        self._pending = pending
+        fleet.grant(
+            fleet.learner,
+            LearnerRole.state,
+            then=partial(self._take_state, pending),
+            lost=partial(self._lose_state, pending),
+        )
+        for shard in fleet.shards:
+            self._seal(pending, shard)
 
     def result(self) -> CheckpointResult | None:
-        """How the cut ended, once; None while it is on its way or none is."""
-        cut = self._cut
-        if cut is None:
+        """How the checkpoint ended, once; None while it is in progress or none is."""
+        pending = self._pending
+        if pending is None:
             return None
-        committed: SavedCheckpoint | None = None
-        if cut.written is not None:
-            if not cut.written.done():
+        saved: SavedCheckpoint | None = None
+        if pending.written is not None:
+            if not pending.written.done():
                 return None
             try:
-                committed = cut.written.result()
+                saved = pending.written.result()
             except (OSError, DamagedCheckpointError) as error:
-                cut.problem = str(error)
-        elif cut.problem is None or cut.unsealed:
+                pending.problem = str(error)
+        elif pending.problem is None or pending.unsealed:
             return None
-        if committed is None:
-            self._checkpoints.abandon(cut.partial)
-        self._cut = None
-        return CheckpointResult(committed, cut.problem, time.monotonic() - cut.began)
+        if saved is None:
+            self._store.abandon(pending.partial_folder)
+        self._pending = None
+        return CheckpointResult(saved, pending.problem, time.monotonic() - pending.began)
 
     def close(self) -> None:
         """Waits for the thread that writes."""
         if self._writer is not None:
             self._writer.shutdown()
 
-    def _ask(self, cut: _Pending, shard: Member) -> None:
-        into = shard_folder(cut.partial, shard.index)
-        self._fleet.grant(Credit("seal", shard), "seal_slice", into)
+    def _take_state(self, pending: _Pending, state: LearnerState) -> None:
+        pending.learner, pending.run = state, self._run_state(state)
+        self._write_if_complete(pending)
 
-    def _write_if_complete(self, cut: _Pending) -> None:
-        if cut.unsealed or cut.problem is not None or cut.learner is None or cut.run is None:
+    def _lose_state(self, pending: _Pending, error: EngineError) -> None:
+        pending.problem = f"{error.role} died meanwhile"
+
+    def _seal(self, pending: _Pending, shard: Member[ShardRole]) -> None:
+        """Asks the shard for its next slice."""
+        self._fleet.grant(
+            shard,
+            ShardRole.seal_slice,
+            shard_folder(pending.partial_folder, shard.index),
+            then=partial(self._take_seal, pending, shard),
+            lost=partial(self._lose_seal, pending, shard),
+        )
+
+    def _take_seal(self, pending: _Pending, shard: Member[ShardRole], reply: SealReply) -> None:
+        if not reply.done:
+            self._seal(pending, shard)
+            return
+        pending.unsealed.discard(shard.index)
+        if reply.segments is None:
+            pending.problem = f"the disk is full for {shard.name}"
+        else:
+            pending.segments[shard.index] = reply.segments
+        self._write_if_complete(pending)
+
+    def _lose_seal(self, pending: _Pending, shard: Member[ShardRole], error: EngineError) -> None:
+        pending.unsealed.discard(shard.index)
+        pending.problem = f"{shard.name} died meanwhile"
+
+    def _write_if_complete(self, pending: _Pending) -> None:
+        if pending.unsealed or pending.problem or pending.learner is None or pending.run is None:
             return
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        cut.written = self._writer.submit(
-            self._checkpoints.commit, cut.partial, cut.run, cut.learner, cut.segments
+        pending.written = self._writer.submit(
+            self._store.commit, pending.partial_folder, pending.run, pending.learner, pending.segments
         )

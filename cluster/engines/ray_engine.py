@@ -19,6 +19,7 @@ import ray
 from ray import exceptions as ray_exceptions
 
 from cluster.engines.engine import (
+    ArgTs,
     EngineError,
     Handle,
     Need,
@@ -27,6 +28,8 @@ from cluster.engines.engine import (
     RoleDied,
     RoleError,
     RoleOutOfMemory,
+    RoleT,
+    ValueT,
 )
 from cluster.engines.placement import Claims, Node
 from cluster.engines.ray_environment import private_environment
@@ -48,13 +51,19 @@ class RayCalls:
     def __init__(self) -> None:
         self._role_names: dict[str, str] = {}
 
-    def call(self, handle: Handle, method: str, *args: Any, returns: int = 1) -> tuple[Ref, ...]:
+    def call(
+        self,
+        handle: Handle[RoleT],
+        method: Callable[[RoleT, *ArgTs], object],
+        *args: *ArgTs,
+        returns: int = 1,
+    ) -> tuple[Ref[Any], ...]:
         """Submits the actor call; see Calls.call."""
         self._role_names[actor_id(handle.target)] = handle.name
-        refs = getattr(handle.target, method).options(num_returns=returns).remote(*args)
+        refs = getattr(handle.target, method.__name__).options(num_returns=returns).remote(*args)
         return (refs,) if returns == 1 else tuple(refs)
 
-    def wait(self, refs: Sequence[Ref], timeout_seconds: float) -> list[Ref]:
+    def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
         """See Calls.wait."""
         pending = list(refs)
         if not pending:
@@ -65,10 +74,11 @@ class RayCalls:
             ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0, fetch_local=False)
         return list(ready)
 
-    def get(self, ref: Ref) -> Any:
+    def get(self, ref: Ref[ValueT]) -> ValueT:
         """See Calls.get; arrays come back read-only and without a copy."""
         try:
-            return ray.get(ref)
+            value: ValueT = ray.get(ref)
+            return value
         except ray_exceptions.RayTaskError as error:
             # A role that failed because another role did reports that one, not itself.
             if isinstance(error.cause, EngineError):
@@ -85,9 +95,10 @@ class RayCalls:
             kind = RoleDied if isinstance(error, ray_exceptions.WorkerCrashedError) else RoleError
             raise kind(self._name(ref), f"{type(error).__name__}: {error}") from None
 
-    def put(self, value: Any) -> Ref:
+    def put(self, value: ValueT) -> Ref[ValueT]:
         """See Calls.put."""
-        return Ref(ray.put(value))
+        ref: Ref[ValueT] = ray.put(value)
+        return ref
 
     def _name(self, ref: Any) -> str:
         return self._role_names.get(ref.task_id().actor_id().hex(), "a role")
@@ -96,10 +107,13 @@ class RayCalls:
 class RayEngine(RayCalls):
     """Owns this driver's connection to Ray: a private one on this machine, or the cluster of RAY_ADDRESS."""
 
+    deterministic = False
+    own_processes = True
+
     def __init__(self, *, private: bool) -> None:
         super().__init__()
         self._private = private
-        self._handles: list[Handle] = []
+        self._handles: list[Handle[Any]] = []
         self._reservation = Reservation()
         self._closing = ExitStack()
         # Paths of Unix sockets may have 107 bytes, and Ray needs most of them: too few for a run directory.
@@ -159,9 +173,11 @@ class RayEngine(RayCalls):
         Raises:
             TimeoutError: naming what is missing, after wait_seconds.
         """
+        if self._private:
+            return
         self._reservation.make(claims, wait_seconds=wait_seconds, say=say, stopped=stopped)
 
-    def spawn(self, name: str, role: type, *args: Any, need: Need) -> Handle:
+    def spawn(self, name: str, role: Callable[[*ArgTs], RoleT], *args: *ArgTs, need: Need) -> Handle[RoleT]:
         """See Engine.spawn. A role with reserved room claims that instead of `need`.
 
         A private Ray runs all roles at once on however few cores, so it schedules without CPUs.
@@ -171,11 +187,11 @@ class RayEngine(RayCalls):
             options["num_cpus"] = 0
         # Restarts and retries are the supervisor's, so Ray's own stay off.
         remote = ray.remote(role).options(max_restarts=0, max_task_retries=0, **options)
-        handle = Handle(name, remote.remote(*args))
+        handle: Handle[RoleT] = Handle(name, remote.remote(*args))
         self._handles.append(handle)
         return handle
 
-    def machine_of(self, handle: Handle) -> str:
+    def machine_of(self, handle: Handle[Any]) -> str:
         """See Engine.machine_of."""
         return "" if self._private else _machine(node_of_actor(handle.target))
 
@@ -183,18 +199,21 @@ class RayEngine(RayCalls):
         """See Engine.machines_leaving. Each call asks Ray, which does not tell by itself."""
         return frozenset() if self._private else frozenset(map(_machine, draining_nodes()))
 
-    def kill(self, handle: Handle) -> None:
+    def kill(self, handle: Handle[Any]) -> None:
         """See Engine.kill. The role's replacement may start on any machine: this one may be gone."""
         self._reservation.forget_node(handle.name)
         ray.kill(handle.target, no_restart=True)
+
+    def end_roles(self) -> None:
+        """See Engine.end_roles."""
+        while self._handles:
+            self.kill(self._handles.pop())
 
     def close(self) -> None:
         """Ends every role and, where Ray is private, Ray and its folder."""
         try:
             if ray.is_initialized():
-                for handle in self._handles:
-                    self.kill(handle)
-                self._handles.clear()
+                self.end_roles()
                 self._reservation.release()
                 ray.shutdown()
         finally:

@@ -6,7 +6,7 @@ Owns that a folder that cannot be written never ends a run; must not import ray 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, Protocol
 
 import numpy as np
@@ -31,13 +31,31 @@ class Observer(Protocol):
         """Called when something happened that is worth a line: a restart, a new best, the end."""
 
 
-class Recorder:
-    """Everything that is told of a run goes through here: to the observer, and to the run directory."""
+class NewestSnapshot:
+    """An observer that keeps the newest snapshot for whoever asks."""
 
-    def __init__(self, run_dir: RunDir, observer: Observer, started: float) -> None:
+    def __init__(self) -> None:
+        self._snapshot: Snapshot | None = None
+
+    def __call__(self) -> Snapshot | None:
+        """The newest snapshot; None before the first."""
+        return self._snapshot
+
+    def metrics(self, snapshot: Snapshot) -> None:
+        """See Observer."""
+        self._snapshot = snapshot
+
+    def event(self, event: Event) -> None:
+        """See Observer."""
+
+
+class Recorder:
+    """Everything that is told of a run goes through here: to the observers, and to the run directory."""
+
+    def __init__(self, run_dir: RunDir, observers: Sequence[Observer], started: float) -> None:
         """started: on the monotonic clock, when the run began."""
         self._run_dir = run_dir
-        self._observer = observer
+        self._observers = tuple(observers)
         self._started = started
         self._warned: set[tuple[int, int]] = set()
         self._unrecorded = False
@@ -46,7 +64,7 @@ class Recorder:
         """Tells of something that happened."""
         event = Event(kind, text, time.monotonic() - self._started)
         self._record(self._run_dir.write_event, event)
-        self._observer.event(event)
+        self._show(event)
 
     def info(self, text: str) -> None:
         """Tells of something that goes as it should."""
@@ -59,7 +77,8 @@ class Recorder:
     def snapshot(self, snapshot: Snapshot) -> None:
         """The figures of a moment."""
         self._record(self._run_dir.write_snapshot, snapshot)
-        self._observer.metrics(snapshot)
+        for observer in self._observers:
+            observer.metrics(snapshot)
 
     def evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
         """An evaluation, every return in it."""
@@ -85,6 +104,10 @@ class Recorder:
                 f"{status.journal_error}"
             )
 
+    def _show(self, event: Event) -> None:
+        for observer in self._observers:
+            observer.event(event)
+
     def _record(
         self, write: Callable[_Written, None], *args: _Written.args, **kwargs: _Written.kwargs
     ) -> bool:
@@ -95,6 +118,6 @@ class Recorder:
             if not self._unrecorded:
                 self._unrecorded = True
                 text = f"{self._run_dir.path} cannot be written ({error}); training goes on unrecorded"
-                self._observer.event(Event("warning", text, time.monotonic() - self._started))
+                self._show(Event("warning", text, time.monotonic() - self._started))
             return False
         return True

@@ -1,30 +1,41 @@
-"""The fleet: which roles live, what each has been granted, and who replaces the dead.
+"""The fleet: which roles live, what each has been granted, and the next incarnation of the dead.
 
-Owns spawning and outstanding credits; talks to the engine only, must not import ray.
+Owns spawning and credits in flight; talks to the engine only, must not import ray or torch.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
 
 from actors.core import EnvSpec
-from cluster.control.evaluation import EvaluationRequest
 from cluster.control.timeouts import AwakeClock, RoleTimeouts
-from cluster.engines.engine import Engine, Handle, Need, Ref
-from cluster.engines.process_info import ProcessInfo
+from cluster.engines.engine import ArgTs, Engine, EngineError, Handle, Need, Ref, ValueT
+from cluster.engines.process_info import ProcessInfo, require_same_code
 from cluster.engines.threads import available_cores, learner_threads
 from cluster.metrics.counters import FleetMetrics
-from cluster.record.logs import LogSource
-from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole, RoleContext, ShardRole
+from cluster.record.logs import LogSource, append
+from cluster.runtime.failure import RunFailed
+from cluster.runtime.role import Role, RoleContext
+from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole
+from cluster.runtime.shard_role import ShardRole
 from cluster.settings.resolved import ResolvedConfig
+from replay_service.messages import ShardStatus
 from replay_service.sharding import shard_capacities
 
+AnyRole = TypeVar("AnyRole", bound=Role)
+
 RoleKind = Literal["shard", "learner", "actor", "evaluator"]
+
+CreditKind = Literal["rollout", "learn", "evaluate", "start", "log", "other"]
+"""What is counted of credits: chunks of work; how long a role took to come up. Logs are nobody's work."""
 
 
 def role_name(kind: RoleKind, index: int) -> str:
@@ -32,54 +43,55 @@ def role_name(kind: RoleKind, index: int) -> str:
     return kind if kind in ("learner", "evaluator") else f"{kind} {index}"
 
 
-@dataclass(frozen=True)
-class Credit:
-    """A call in flight: what was granted to whom. rows is in transitions; weights belong to an evaluation."""
+def _nothing(_: object) -> None:
+    """The continuation of a credit whose result nobody needs."""
 
-    kind: Literal[
-        "process_info",
-        "rollout",
-        "learn",
-        "evaluate",
-        "status",
-        "recovery",
-        "replace_shard",
-        "place",
-        "unacknowledged",
-        "log",
-        "state",
-        "restore",
-        "seal",
-    ]
-    member: Member
-    rows: int = 0
-    evaluation: EvaluationRequest | None = None
-    weights: Ref | None = None
+
+@dataclass(frozen=True, eq=False)
+class Credit:
+    """A call in flight, and what happens with its result: either `then` or `lost` is called, once.
+
+    then takes the value. lost is told why there will be none: the role died, or the value's memory is gone.
+    transitions: how many the call inserts or samples; pacing counts them while the call is in flight.
+    """
+
+    member: Member[Any]
+    kind: CreditKind
+    then: Callable[[Any], None]
+    lost: Callable[[EngineError], None]
+    transitions: int
 
 
 @dataclass(eq=False)
-class Member:
-    """One living role. unacknowledged_transitions: rows it had pushed, not yet confirmed, when it last spoke.
+class Member(Generic[AnyRole]):
+    """One living role.
 
-    place: of an actor, its rank among how many; what it was last told. machine: see Engine.machine_of.
-    heard_at: on the fleet's clock, when it last answered, or was given something to do after idling.
+    process: known once the role is up. unacknowledged_transitions: pushed, and not acknowledged by a shard
+    when the actor last answered. rank: of an actor, its place among how many, as it was last told.
+    machine: see Engine.machine_of. heard_at: on the fleet's clock, when the role last answered, or was given
+    something to do after it had been idle.
     """
 
     kind: RoleKind
     index: int
     incarnation: int
-    handle: Handle
-    process_info: ProcessInfo | None = None
+    handle: Handle[AnyRole]
+    process: ProcessInfo | None = None
     unacknowledged_transitions: int = 0
-    place: tuple[int, int] | None = None
+    rank: tuple[int, int] | None = None
     machine: str = ""
     heard_at: float = 0.0
-    in_flight: set[Ref] = field(default_factory=set)
+    in_flight: set[Ref[Any]] = field(default_factory=set)
 
     @property
-    def pid(self) -> int | None:
-        """Its process, once it is up."""
-        return self.process_info.pid if self.process_info else None
+    def name(self) -> str:
+        """What messages call the role."""
+        return self.handle.name
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the role's constructor has finished."""
+        return self.process is not None
 
 
 class Fleet:
@@ -99,195 +111,256 @@ class Fleet:
     ) -> None:
         """run_started_at: unix seconds. incarnations: with which roles begin, by name; the others with 0."""
         self._engine = engine
-        self._run_started_at = run_started_at
         self._config = config
         self._spec = spec
         self._logs = logs
         self._replay = replay
-        self.credits: dict[Ref, Credit] = {}
+        self._learner_gpus = learner_gpus
+        self._run_started_at = run_started_at
+        self._capacities = shard_capacities(config.replay.capacity, config.replay.num_shards)
+        self.credits: dict[Ref[Any], Credit] = {}
         self.clock = AwakeClock(time.monotonic())
         self.timeouts = RoleTimeouts(
             config.run.frozen_seconds, spec.max_episode_steps, config.actors.chunk_deadline_seconds
         )
-        self._capacities = shard_capacities(config.replay.capacity, config.replay.num_shards)
-        # The learner is spawned first after the shards that it talks to: it has the slowest imports.
-        first = incarnations.get
-        self.shards = [
-            self._spawn_shard(index, first(role_name("shard", index), 0))
-            for index in range(config.replay.num_shards)
-        ]
-        self._learner_gpus = learner_gpus
-        self.learner = self._spawn_learner(first("learner", 0))
-        self.actors = [
-            self._spawn_actor(index, first(role_name("actor", index), 0))
-            for index in range(config.actors.num_actors)
-        ]
-        self.evaluator = self._spawn("evaluator", 0, first("evaluator", 0), EvaluatorRole)
+        self.starts = 0
+        """How many roles have come up so far."""
+
+        def first(kind: RoleKind, index: int = 0) -> int:
+            return incarnations.get(role_name(kind, index), 0)
+
+        # The learner has the slowest imports, so it is spawned as soon as the shards that it calls.
+        self.shards = [self._spawn_shard(i, first("shard", i)) for i in range(config.replay.num_shards)]
+        self.learner = self._spawn_learner(first("learner"))
+        self.actors = [self._spawn_actor(i, first("actor", i)) for i in range(config.actors.num_actors)]
+        self.evaluator = self._spawn("evaluator", 0, first("evaluator"), EvaluatorRole)
 
     @property
-    def members(self) -> list[Member]:
-        """Everybody alive."""
+    def members(self) -> list[Member[Any]]:
+        """Every role of the run, the shards first."""
         return [*self.shards, self.learner, *self.actors, self.evaluator]
 
-    def grant(self, credit: Credit, method: str, *args: object, returns: int = 1) -> tuple[Ref, ...]:
-        """Calls the member and keeps the credit under the first Ref of the reply."""
-        refs = self._engine.call(credit.member.handle, method, *args, returns=returns)
-        self.credits[refs[0]] = credit
-        if not credit.member.in_flight:
-            credit.member.heard_at = self.clock.seconds
-        credit.member.in_flight.add(refs[0])
-        return refs
+    def grant(
+        self,
+        member: Member[AnyRole],
+        method: Callable[[AnyRole, *ArgTs], ValueT],
+        *args: *ArgTs,
+        then: Callable[[ValueT], None] = _nothing,
+        lost: Callable[[EngineError], None] = _nothing,
+        kind: CreditKind = "other",
+        transitions: int = 0,
+    ) -> None:
+        """Calls the member; `then` gets the value once it is there, or `lost` why it never will be."""
+        (ref,) = self._engine.call(member.handle, method, *args)
+        self._keep(ref, Credit(member, kind, then, lost, transitions))
 
-    def settle(self, ref: Ref) -> Credit | None:
-        """Takes a credit back; None if its member died before and it was refunded then."""
+    def grant_pair(
+        self,
+        member: Member[AnyRole],
+        method: Callable[[AnyRole, *ArgTs], tuple[ValueT, np.ndarray]],
+        *args: *ArgTs,
+        then: Callable[[ValueT, Ref[np.ndarray]], None],
+        kind: CreditKind = "other",
+        transitions: int = 0,
+    ) -> None:
+        """As grant, for a method that also returns weights: `then` gets the value and a Ref for them."""
+        ref, weights = self._engine.call(member.handle, method, *args, returns=2)
+        self._keep(ref, Credit(member, kind, lambda value: then(value, weights), _nothing, transitions))
+
+    def settle(self, ref: Ref[Any]) -> Credit | None:
+        """Takes a credit back; None if its member died before: it was refunded then."""
         credit = self.credits.pop(ref, None)
-        if credit is not None:
+        if credit is not None and credit.kind != "log":
             member = credit.member
             member.in_flight.discard(ref)
             seconds = self.clock.seconds - member.heard_at
-            if credit.kind == "process_info":
+            if credit.kind == "start":
                 self.timeouts.came_up(member.kind, seconds)
-            elif credit.kind != "log":
+            else:
                 self.timeouts.answered(member.kind, seconds)
-            if credit.kind != "log":
-                member.heard_at = self.clock.seconds
+            member.heard_at = self.clock.seconds
         return credit
 
-    def frozen(self) -> tuple[Member, float] | None:
+    def frozen(self) -> tuple[Member[Any], float] | None:
         """A role that is up but silent for longer than its work ever takes, and for how many seconds.
 
-        A shard before all others: they may only be waiting for it.
+        Shards come first: the others may only be waiting for one.
         """
         limits = self.timeouts.limits()
         for member in self.members:
             silent_seconds = self.clock.seconds - member.heard_at
-            if member.pid is not None and member.in_flight and silent_seconds > limits[member.kind]:
+            if member.is_up and member.in_flight and silent_seconds > limits[member.kind]:
                 return member, silent_seconds
         return None
 
-    def replace(self, dead: Member) -> Member:
+    def replace(self, dead: Member[Any], error: EngineError) -> Member[Any]:
         """Refunds the dead role's credits and spawns its next incarnation.
 
-        A new shard is to be introduced to the others once it is up; a new learner to be given a state.
+        A new shard is to be introduced to the others once it is up, a new learner to be given a state.
         """
-        # It may only have been out of reach: two of them must never write one journal.
+        # The old one may only have been out of reach: two of them must never write one journal.
         self._engine.kill(dead.handle)
-        for ref in dead.in_flight:
-            self.credits.pop(ref, None)
+        for credit in [self.credits.pop(ref) for ref in dead.in_flight]:
+            credit.lost(error)
         incarnation = dead.incarnation + 1
+        if dead.kind == "shard":
+            # Whoever waited for it can only answer from now on.
+            for member in self.members:
+                member.heard_at = self.clock.seconds
+            self.shards[dead.index] = self._spawn_shard(dead.index, incarnation)
+            return self.shards[dead.index]
         if dead.kind == "actor":
             self.actors[dead.index] = self._spawn_actor(dead.index, incarnation)
             return self.actors[dead.index]
-        if dead.kind == "shard":
-            # Whoever waited for it begins to answer now only.
-            for member in self.members:
-                member.heard_at = self.clock.seconds
-            shard = self.shards[dead.index] = self._spawn_shard(dead.index, incarnation)
-            self.grant(Credit("recovery", shard), "recovery")
-            return shard
         if dead.kind == "learner":
             self.learner = self._spawn_learner(incarnation)
             return self.learner
         self.evaluator = self._spawn("evaluator", 0, incarnation, EvaluatorRole)
         return self.evaluator
 
-    def introduce(self, shard: Member) -> None:
+    def introduce(self, shard: Member[ShardRole]) -> None:
         """Has everybody who calls shards call this one under its number from now on."""
-        for member in (self.learner, *self.actors):
-            self.grant(Credit("replace_shard", member), "replace_shard", shard.index, shard.handle)
+        self.grant(self.learner, LearnerRole.replace_shard, shard.index, shard.handle)
+        for actor in self.actors:
+            then = partial(setattr, actor, "unacknowledged_transitions")
+            self.grant(actor, ActorRole.replace_shard, shard.index, shard.handle, then=then)
 
     def spread_ladder(self) -> None:
         """Tells actors their rank among those that are up, where there is a ladder of epsilons to spread."""
         if self._config.actors.epsilon_ladder is None:
             return
-        living = [actor for actor in self.actors if actor.pid is not None]
-        for rank, actor in enumerate(living):
-            place = (rank, len(living))
-            if actor.place != place:
-                actor.place = place
-                self.grant(Credit("place", actor), "take_place", *place)
+        living = [actor for actor in self.actors if actor.is_up]
+        for index, actor in enumerate(living):
+            rank = (index, len(living))
+            if actor.rank != rank:
+                actor.rank = rank
+                self.grant(actor, ActorRole.take_place, *rank)
 
-    def ask_shards(self) -> None:
-        """Asks every shard that is up for its status, unless it was asked already; one that is dead shows."""
+    def ask_shards(self, then: Callable[[ShardStatus], None]) -> None:
+        """Asks every idle shard for its status: one that is dead shows by that."""
         for shard in self.shards:
-            if shard.pid is not None and not shard.in_flight:
-                self.grant(Credit("status", shard), "status")
+            if shard.is_up and not shard.in_flight:
+                self.grant(shard, ShardRole.status, then=then)
 
-    def ask_idle_actors(self) -> None:
-        """Asks actors that have nothing to do, yet unconfirmed rows, how many are left.
+    def ask_idle_actors(self, then: Callable[[tuple[ShardStatus, ...]], None]) -> None:
+        """Asks idle actors with unacknowledged transitions how many are left.
 
-        Only an actor can tell, and pacing may not grant it another chunk before it has.
+        Only an actor knows, and pacing may not grant it another chunk before it has told.
         """
+
+        def take(actor: Member[ActorRole], answer: tuple[int, tuple[ShardStatus, ...]]) -> None:
+            actor.unacknowledged_transitions, statuses = answer
+            then(statuses)
+
         for actor in self.actors:
             if actor.unacknowledged_transitions and not actor.in_flight:
-                self.grant(Credit("unacknowledged", actor), "unacknowledged")
+                self.grant(actor, ActorRole.unacknowledged, then=partial(take, actor))
 
     def ask_logs(self) -> None:
-        """Asks roles on machines without the run's folder for what they have said since.
+        """Asks roles on machines without the run's folder for what they have logged since.
 
-        These calls are nobody's work: they count neither as in flight nor as a sign of death.
+        These calls are nobody's work: they count neither as in flight nor as a sign of life.
         """
-        asked = {credit.member for credit in self.credits.values() if credit.kind == "log"}
+        asked = self.logs_asked()
         for member in self.members:
-            if member.process_info is not None and member.process_info.relays_log and member not in asked:
-                (ref,) = self._engine.call(member.handle, "take_log")
-                self.credits[ref] = Credit("log", member)
+            if member.process is not None and member.process.relays_log and member not in asked:
+                then = partial(append, self._logs, member.name)
+                self.grant(member, Role.take_log, then=then, kind="log")
 
-    def figures(self) -> FleetMetrics:
+    def logs_asked(self) -> set[Member[Any]]:
+        """The roles that were asked for their log and have not answered yet."""
+        return {credit.member for credit in self.credits.values() if credit.kind == "log"}
+
+    def metrics(self) -> FleetMetrics:
         """How many roles are wanted and up, and what is in flight."""
         members, granted = self.members, Counter(credit.kind for credit in self.credits.values())
-        kinds: Counter[str] = Counter(member.kind for member in members)
+        wanted = Counter[str](member.kind for member in members)
+        up = Counter[str](member.kind for member in members if member.is_up)
         return FleetMetrics(
-            wanted=dict(kinds),
-            up={
-                kind: sum(member.pid is not None for member in members if member.kind == kind)
-                for kind in kinds
-            },
+            wanted=dict(wanted),
+            up={kind: up[kind] for kind in wanted},
             credits={kind: granted[kind] for kind in ("rollout", "learn", "evaluate")},
-            unacknowledged_transitions=sum(actor.unacknowledged_transitions for actor in self.actors),
+            unacknowledged_transitions=self._unacknowledged_transitions(),
         )
 
-    def granted(self, member: Member, kind: str) -> int:
+    def granted(self, member: Member[Any], kind: CreditKind) -> int:
         """How many calls of this kind the member has in flight."""
         return sum(self.credits[ref].kind == kind for ref in member.in_flight)
 
-    def outstanding(self, kind: Literal["rollout", "learn"]) -> int:
-        """Rows granted and not yet reported, or (rollout) reported and not yet confirmed by a shard."""
-        granted = sum(credit.rows for credit in self.credits.values() if credit.kind == kind)
-        return granted + (
-            sum(actor.unacknowledged_transitions for actor in self.actors) if kind == "rollout" else 0
-        )
+    def inserting(self) -> int:
+        """Transitions of rollouts in flight, and those pushed that no shard has acknowledged yet."""
+        return self._outstanding("rollout") + self._unacknowledged_transitions()
 
-    def _spawn_shard(self, index: int, incarnation: int) -> Member:
-        return self._spawn(
-            "shard", index, incarnation, ShardRole, index, incarnation, self._capacities[index]
-        )
+    def sampling(self) -> int:
+        """Transitions of learning chunks in flight."""
+        return self._outstanding("learn")
 
-    def _spawn_learner(self, incarnation: int) -> Member:
+    def _outstanding(self, kind: CreditKind) -> int:
+        return sum(credit.transitions for credit in self.credits.values() if credit.kind == kind)
+
+    def _unacknowledged_transitions(self) -> int:
+        return sum(actor.unacknowledged_transitions for actor in self.actors)
+
+    def _keep(self, ref: Ref[Any], credit: Credit) -> None:
+        self.credits[ref] = credit
+        if credit.kind != "log":
+            if not credit.member.in_flight:
+                credit.member.heard_at = self.clock.seconds
+            credit.member.in_flight.add(ref)
+
+    def _spawn_shard(self, index: int, incarnation: int) -> Member[ShardRole]:
+        capacity = self._capacities[index]
+        return self._spawn("shard", index, incarnation, ShardRole, index, incarnation, capacity)
+
+    def _spawn_learner(self, incarnation: int) -> Member[LearnerRole]:
         threads = learner_threads(available_cores(), busy_processes=self._config.actors.num_actors)
-        handles = [shard.handle for shard in self.shards]
-        calls, gpus = self._engine.calls, self._learner_gpus
+        shards = [shard.handle for shard in self.shards]
+        gpus = self._learner_gpus
         return self._spawn(
-            "learner", 0, incarnation, LearnerRole, calls, handles, incarnation, threads, gpus=gpus
+            "learner",
+            0,
+            incarnation,
+            LearnerRole,
+            self._engine.calls,
+            shards,
+            incarnation,
+            threads,
+            gpus=gpus,
         )
 
-    def _spawn_actor(self, index: int, incarnation: int) -> Member:
+    def _spawn_actor(self, index: int, incarnation: int) -> Member[ActorRole]:
         shards = [shard.handle for shard in self.shards]
         actor = self._spawn(
             "actor", index, incarnation, ActorRole, self._engine.calls, shards, index, incarnation
         )
-        actor.place = (index, self._config.actors.num_actors)
+        actor.rank = (index, self._config.actors.num_actors)
         return actor
 
     def _spawn(
-        self, kind: RoleKind, index: int, incarnation: int, role: type, *args: object, gpus: float = 0.0
-    ) -> Member:
+        self,
+        kind: RoleKind,
+        index: int,
+        incarnation: int,
+        role: Callable[[RoleContext, *ArgTs], AnyRole],
+        *args: *ArgTs,
+        gpus: float = 0.0,
+    ) -> Member[AnyRole]:
         name = role_name(kind, index)
-        # In the serial runtime every role shares the driver's process, and so its output.
-        own_process = self._config.run.runtime != "serial"
-        source = LogSource(name, incarnation, self._run_started_at) if own_process else None
+        source = None
+        if self._engine.own_processes:
+            source = LogSource(name, incarnation, self._run_started_at)
         context = RoleContext(name, self._config, self._spec, self._logs, self._replay, source)
         handle = self._engine.spawn(name, role, context, *args, need=Need(cpus=1.0, gpus=gpus))
         member = Member(kind, index, incarnation, handle)
-        self.grant(Credit("process_info", member), "process_info")
+        self.grant(member, Role.process_info, kind="start", then=partial(self._started, member))
         return member
+
+    def _started(self, member: Member[Any], process: ProcessInfo) -> None:
+        """The role is up. Raises RunFailed where its process runs other code than this one."""
+        try:
+            require_same_code(process)
+        except ImportError as error:
+            raise RunFailed(f"{member.name}: {error}", member.name) from None
+        member.process = process
+        member.machine = self._engine.machine_of(member.handle)
+        self.starts += 1

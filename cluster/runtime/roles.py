@@ -1,4 +1,4 @@
-"""The roles as an engine spawns them: a package's loop, wired to the other roles.
+"""The roles of actors, the learner and the evaluator: each a package's loop, wired to the shards.
 
 Owns wiring only; imports each package inside the role that needs it, so that actors never load torch.
 """
@@ -7,139 +7,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
 from cluster.engines.engine import Calls, Handle
-from cluster.engines.process_info import ProcessInfo, process_info
-from cluster.engines.stacks import answer_stack_requests
 from cluster.engines.threads import available_cores, env_threads
-from cluster.metrics.usage import MemoryMeter, UsageMeter
-from cluster.record.logs import LogSource, ProcessLog
+from cluster.metrics.usage import MemoryMeter
+from cluster.runtime.role import Role, RoleContext, Seeds
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
+from cluster.runtime.shard_role import ShardRole
 from cluster.settings.resolve import network_spec
 from cluster.settings.resolved import ResolvedConfig
 from learner.config import acts_in_numpy
 from learner.core import LearnerState, LearnReport
-from replay_service.journal.durability import SealReply
-from replay_service.journal.recovery import RecoveryReport
-from replay_service.messages import (
-    InsertReply,
-    PriorityUpdate,
-    ProcessUsage,
-    SampleReply,
-    SampleRequest,
-    ShardStatus,
-)
-from replay_service.shard import ReplayShard
-
-
-@dataclass(frozen=True)
-class RoleContext:
-    """What every role of a run is told: its name, the resolved config, its environment, and folders.
-
-    replay: the folder under which shards keep their journals. speaker: set where the role has a process to
-    itself, whose output then goes to the role's log.
-    """
-
-    name: str
-    config: ResolvedConfig
-    spec: EnvSpec
-    logs: Path
-    replay: Path
-    source: LogSource | None = None
-
-
-class Role:
-    """What all roles share: their log, where they are, and answers to requests for their stack."""
-
-    def __init__(self, context: RoleContext) -> None:
-        self._log = ProcessLog(context.source, context.logs) if context.source else None
-        relays_log = self._log is not None and self._log.relays
-        self._process_info = dataclasses.replace(process_info(), relays_log=relays_log)
-        answer_stack_requests(context.logs, context.name)
-        # In the serial runtime all roles share the coordinator's process, which reads its own.
-        self._meter = UsageMeter() if context.source else None
-
-    def process_info(self) -> ProcessInfo:
-        """See presence."""
-        return self._process_info
-
-    def _usage(self) -> ProcessUsage | None:
-        """The usage of this role's own process, at most once a second."""
-        return self._meter.due() if self._meter else None
-
-    def take_log(self) -> str:
-        """Log lines that could not be written where they arose, each once."""
-        return self._log.take() if self._log else ""
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Streams of random numbers of a run, one for each (role, index, incarnation)."""
-
-    run_seed: int
-
-    def stream(self, role: str, index: int, incarnation: int) -> np.random.SeedSequence:
-        """A restarted role never repeats an old stream, because its incarnation is part of the key."""
-        roles = ("actor", "shard", "learner")
-        return np.random.SeedSequence(self.run_seed, spawn_key=(roles.index(role), index, incarnation))
-
-
-class ShardRole(Role):
-    """One replay shard."""
-
-    def __init__(self, context: RoleContext, shard: int, incarnation: int, capacity: int) -> None:
-        super().__init__(context)
-        config = context.config
-        self._shard = ReplayShard(
-            config.replay,
-            context.spec.block_schema(config.actors.n_step),
-            shard=shard,
-            incarnation=incarnation,
-            capacity=capacity,
-            seed=Seeds(config.run.seed).stream("shard", shard, incarnation),
-            folder=context.replay / f"shard-{shard}",
-        )
-
-    def insert(self, encoded: np.ndarray) -> InsertReply:
-        """See ReplayShard.insert."""
-        return self._shard.insert(encoded)
-
-    def exchange(self, update: PriorityUpdate | None, request: SampleRequest) -> SampleReply:
-        """See ReplayShard.exchange."""
-        return self._shard.exchange(update, request)
-
-    def status(self) -> ShardStatus:
-        """See ReplayShard.status."""
-        status = self._shard.status()
-        if status.metrics is None:
-            return status
-        metrics = dataclasses.replace(status.metrics, process=self._usage())
-        return dataclasses.replace(status, metrics=metrics)
-
-    def recovery(self) -> tuple[RecoveryReport | None, ShardStatus]:
-        """What this shard found in its journal when it began, if it keeps one; and how it stands."""
-        return self._shard.recovery, self._shard.status()
-
-    def seal_slice(self, into: Path) -> SealReply:
-        """See ReplayShard.seal_slice."""
-        return self._shard.seal_slice(into)
-
-    def close(self) -> None:
-        """See ReplayShard.close."""
-        self._shard.close()
+from replay_service.messages import ShardStatus
 
 
 class ActorRole(Role):
     """One environment actor."""
 
     def __init__(
-        self, context: RoleContext, calls: Calls, shards: list[Handle], actor: int, incarnation: int
+        self,
+        context: RoleContext,
+        calls: Calls,
+        shards: list[Handle[ShardRole]],
+        actor: int,
+        incarnation: int,
     ) -> None:
         from actors.rollout import EnvActor
 
@@ -166,37 +61,37 @@ class ActorRole(Role):
             num_actors=num_actors,
             seed=seed,
             env_threads=threads,
-            # A numpy policy answers before environments could have begun; without a second core nobody wins;
-            # and a serial run is the same on any number of cores.
+            # A numpy policy answers before environments could have begun, and without a second core nobody
+            # wins. In a shared process nothing overlaps, so that a serial run is the same on any cores.
             overlap=threads > 1
-            and config.run.runtime != "serial"
+            and context.source is not None
             and not acts_in_numpy(network_spec(context.spec), config.learner),
         )
 
     def rollout(
-        self, steps: int, version: int, weights: np.ndarray, global_env_steps: int
-    ) -> tuple[RolloutReport, int]:
-        """One chunk; also the rows pushed whose insertion is not confirmed yet."""
+        self, steps: int, version: int, weights: np.ndarray | None, global_env_steps: int
+    ) -> RolloutReport:
+        """Acts for one chunk; see EnvActor.rollout."""
         report = self._actor.rollout(steps, version, weights, global_env_steps)
-        report = dataclasses.replace(
+        return dataclasses.replace(
             report,
             pushes_in_flight=self._sink.pushes_in_flight,
+            unacknowledged_transitions=self._sink.unacknowledged_transitions,
             process=self._usage(),
             memory_excess=self._memory.due() if self._memory else None,
         )
-        return report, self._sink.unacknowledged_transitions
 
     def take_place(self, rank: int, num_actors: int) -> None:
         """See EnvActor.take_place."""
         self._actor.take_place(rank, num_actors)
 
     def unacknowledged(self) -> tuple[int, tuple[ShardStatus, ...]]:
-        """The rows whose insertion is not confirmed yet, and what shards said when they confirmed others."""
+        """The transitions that no shard has acknowledged yet, and the statuses that came with the others."""
         statuses = self._sink.statuses()
         return self._sink.unacknowledged_transitions, statuses
 
-    def replace_shard(self, shard: int, handle: Handle) -> int:
-        """See RoundRobinSink.replace_shard; returns the rows whose insertion is not confirmed yet."""
+    def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> int:
+        """See RoundRobinSink.replace_shard; returns how many transitions no shard has acknowledged yet."""
         self._sink.replace_shard(shard, handle)
         return self._sink.unacknowledged_transitions
 
@@ -205,7 +100,12 @@ class LearnerRole(Role):
     """The learner with its sampler."""
 
     def __init__(
-        self, context: RoleContext, calls: Calls, shards: list[Handle], incarnation: int, threads: int
+        self,
+        context: RoleContext,
+        calls: Calls,
+        shards: list[Handle[ShardRole]],
+        incarnation: int,
+        threads: int,
     ) -> None:
         from learner.loop import Learner
         from learner.skipped_updates import append_skipped
@@ -259,7 +159,7 @@ class LearnerRole(Role):
         self._learner.step.restore(state)
         return state.version, self._learner.step.weights()
 
-    def replace_shard(self, shard: int, handle: Handle) -> None:
+    def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> None:
         """Samples from another shard under this number from now on."""
         self._transport.replace_shard(shard, handle)
         self._sampler.shard_replaced(shard)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import collections
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from cluster.engines.engine import Calls, Handle, ObjectLost, Ref, RoleDied
+from cluster.engines.engine import Calls, Handle, ObjectLost, Ref, RoleDied, ValueT
+from cluster.runtime.shard_role import ShardRole
 from replay_service.block import TransitionBlock
 from replay_service.codec import encode
 from replay_service.messages import InsertReply, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
@@ -25,7 +25,7 @@ class _Push:
     shard: int
     encoded: np.ndarray
     rows: int
-    ref: Ref | None
+    ref: Ref[InsertReply] | None
 
 
 class RoundRobinSink:
@@ -37,7 +37,12 @@ class RoundRobinSink:
     """
 
     def __init__(
-        self, calls: Calls, shards: list[Handle], writer: int, incarnation: int, pushes_in_flight: int
+        self,
+        calls: Calls,
+        shards: list[Handle[ShardRole]],
+        writer: int,
+        incarnation: int,
+        pushes_in_flight: int,
     ) -> None:
         self._calls = calls
         self._shards = list(shards)
@@ -80,7 +85,7 @@ class RoundRobinSink:
             self._acknowledge(sent[0])
         return tuple(self._statuses.values())
 
-    def replace_shard(self, shard: int, handle: Handle) -> None:
+    def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> None:
         """Calls another shard under this number from now on; sends it what was not confirmed, in order."""
         self.statuses()
         self._shards[shard] = handle
@@ -100,7 +105,7 @@ class RoundRobinSink:
         return self._turn % len(self._shards)
 
     def _send(self, push: _Push) -> None:
-        (push.ref,) = self._calls.call(self._shards[push.shard], "insert", push.encoded)
+        (push.ref,) = self._calls.call(self._shards[push.shard], ShardRole.insert, push.encoded)
 
     def _send_again(self, shard: int) -> None:
         for push in self._pushes:
@@ -110,7 +115,7 @@ class RoundRobinSink:
     def _acknowledge(self, push: _Push) -> None:
         """Waits for the push to be confirmed, or notes that it has to be sent again."""
         try:
-            reply: InsertReply = self._calls.get(_ref(push))
+            reply = self._calls.get(_ref(push))
         except RoleDied:
             self._lost.add(push.shard)
             for other in self._pushes:
@@ -124,7 +129,7 @@ class RoundRobinSink:
             self._statuses[reply.status.shard] = reply.status
 
 
-def _ref(push: _Push) -> Ref:
+def _ref(push: _Push) -> Ref[InsertReply]:
     assert push.ref is not None
     return push.ref
 
@@ -132,7 +137,7 @@ def _ref(push: _Push) -> Ref:
 class EngineTransport:
     """replay_service.sampler.ShardTransport over an engine."""
 
-    def __init__(self, calls: Calls, shards: list[Handle]) -> None:
+    def __init__(self, calls: Calls, shards: list[Handle[ShardRole]]) -> None:
         self._calls = calls
         self._shards = list(shards)
 
@@ -141,25 +146,24 @@ class EngineTransport:
         """S."""
         return len(self._shards)
 
-    def exchange(self, shard: int, update: PriorityUpdate | None, request: SampleRequest) -> Ref:
+    def exchange(self, shard: int, update: PriorityUpdate | None, request: SampleRequest) -> Ref[SampleReply]:
         """Starts the exchange with one shard."""
-        return self._calls.call(self._shards[shard], "exchange", update, request)[0]
+        return self._calls.call(self._shards[shard], ShardRole.exchange, update, request)[0]
 
-    def collect(self, ticket: Ref) -> SampleReply:
+    def collect(self, ticket: Ref[SampleReply]) -> SampleReply:
         """Waits for its reply. Raises ShardLostError where it cannot come any more."""
-        reply: SampleReply = self._get(ticket)
-        return reply
+        return self._get(ticket)
 
     def status(self, shard: int) -> ShardStatus:
         """Asks a shard for its status and waits. Raises ShardLostError."""
-        status: ShardStatus = self._get(self._calls.call(self._shards[shard], "status")[0])
+        status: ShardStatus = self._get(self._calls.call(self._shards[shard], ShardRole.status)[0])
         return status
 
-    def replace_shard(self, shard: int, handle: Handle) -> None:
+    def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> None:
         """Calls another shard under this number from now on."""
         self._shards[shard] = handle
 
-    def _get(self, ref: Ref) -> Any:
+    def _get(self, ref: Ref[ValueT]) -> ValueT:
         try:
             return self._calls.get(ref)
         except (RoleDied, ObjectLost) as error:

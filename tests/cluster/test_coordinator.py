@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,23 @@ from hypothesis import strategies as st
 from qfleet_serial import Recorder
 
 from actors.core import EnvSpec, EvaluationReport, RolloutReport
-from cluster import coordinator as coordinator_module
+from cluster import supervisor
 from cluster.checkpoints import recovery
+from cluster.control.evaluation import ModelSelection
 from cluster.control.timeouts import AwakeClock
-from cluster.coordinator import Coordinator, Outcome, RunFailed
+from cluster.coordinator import Coordinator, Outcome
+from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import Handle, Need, Ref, RoleDied
 from cluster.engines.process_info import ProcessInfo
+from cluster.metrics.counters import Counters
 from cluster.record.events import Event
 from cluster.record.recorder import Recorder as RunRecorder
-from cluster.settings.config import RunConfig
+from cluster.runtime.failure import RunFailed
+from cluster.runtime.fleet import Fleet
+from cluster.runtime.run_context import RunContext
 from cluster.settings.load_config import load_config
 from cluster.settings.resolve import resolve
+from cluster.settings.resolved import ResolvedConfig
 from learner.core import LearnerState, LearnReport
 from replay_service.messages import ShardStatus
 
@@ -34,7 +42,7 @@ STARTS, BATCH, LANES = 64, 16, 4
 
 
 @dataclass(eq=False)
-class Call:
+class Call(Ref[Any]):
     """A call that was made; its outcome is decided when it is taken."""
 
     role: ScriptedRole
@@ -57,7 +65,11 @@ class ScriptedRole:
 class ScriptedEngine:
     """Roles that only count. Chance decides who is done next, what is acknowledged late, and who dies."""
 
-    def __init__(self, config: RunConfig, chance: random.Random, deaths: int) -> None:
+    deterministic = False
+    own_processes = True
+    gpus = 0.0
+
+    def __init__(self, config: ResolvedConfig, chance: random.Random, deaths: int) -> None:
         self.config = config
         self.chance = chance
         self.deaths = self.deaths_left = deaths
@@ -79,19 +91,20 @@ class ScriptedEngine:
     def calls(self) -> ScriptedEngine:
         return self
 
-    def spawn(self, name: str, role: type, *args: Any, need: Need) -> Handle:
+    def spawn(self, name: str, role: Callable[..., object], *args: Any, need: Need) -> Handle[Any]:
         if name == "learner":
             self.updates = 0
         return Handle(name, ScriptedRole(name))
 
-    def call(self, handle: Handle, method: str, *args: Any, returns: int = 1) -> tuple[Ref, ...]:
+    def call(
+        self, handle: Handle[Any], method: Callable[..., object], *args: Any, returns: int = 1
+    ) -> tuple[Ref[Any], ...]:
         role: ScriptedRole = handle.target
-        first = Call(role, method, args)
+        first = Call(role, method.__name__, args)
         role.calls.append(first)
-        others = [Call(role, method, args, part, first) for part in range(1, returns)]
-        return tuple(Ref(call) for call in (first, *others))
+        return (first, *(Call(role, method.__name__, args, part, first) for part in range(1, returns)))
 
-    def wait(self, refs: list[Ref], timeout_seconds: float) -> list[Ref]:
+    def wait(self, refs: list[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
         calls: list[Call] = list(refs)  # type: ignore[arg-type]
         training = any(
             call.method in ("rollout", "learn", "process_info", "unacknowledged") for call in calls
@@ -105,7 +118,7 @@ class ScriptedEngine:
             victim = self.chance.choice(mortal).role
             victim.dead = True
             self.victims.add(victim.name)
-            return [Ref(call) for call in calls if call.role is victim]
+            return [call for call in calls if call.role is victim]
         # One role's calls are done in order, whatever the others do.
         heads = [
             call
@@ -119,12 +132,12 @@ class ScriptedEngine:
         call = self.chance.choice(heads)
         call.role.calls.pop(0)
         call.outcome = self.play(call)
-        return [Ref(call)]
+        return [call]
 
-    def get(self, ref: Ref) -> Any:
-        call: Call = ref  # type: ignore[assignment]
+    def get(self, ref: Any) -> Any:
         if not isinstance(ref, Call):
             return ref  # what was put
+        call = ref
         if call.part:
             assert call.first is not None
             outcome = call.first.outcome
@@ -133,8 +146,8 @@ class ScriptedEngine:
             raise RoleDied(call.role.name, "killed by the script")
         return call.outcome
 
-    def put(self, value: Any) -> Ref:
-        return Ref(value)
+    def put(self, value: Any) -> Any:
+        return value
 
     def play(self, call: Call) -> Any:
         if call.method == "process_info":
@@ -174,8 +187,8 @@ class ScriptedEngine:
         return EvaluationReport(version, domain, returns, (1,) * episodes, 0.0)
 
     def rollout(
-        self, role: ScriptedRole, steps: int, version: int, weights: Ref | None, env_steps: int
-    ) -> tuple[RolloutReport, int]:
+        self, role: ScriptedRole, steps: int, version: int, weights: Ref[Any] | None, env_steps: int
+    ) -> RolloutReport:
         assert (weights is None) == (version == 0)
         if weights is not None:
             assert self.get(weights)[0] == version
@@ -191,10 +204,19 @@ class ScriptedEngine:
         for _ in range(self.chance.randint(0, len(role.unacknowledged)) * (self.chance.random() < 0.5)):
             role.unacknowledged.pop(0)
             role.acknowledged_status = self.status()
-        report = RolloutReport(
-            0, 0, version, rows, rows, (1.0,), (9,), 0.1, {"act": 0.1}, role.acknowledged_status
+        return RolloutReport(
+            actor=0,
+            incarnation=0,
+            version=version,
+            env_steps=rows,
+            transitions_pushed=rows,
+            episode_returns=(1.0,),
+            episode_lengths=(9,),
+            epsilon=0.1,
+            seconds={"act": 0.1},
+            statuses=role.acknowledged_status,
+            unacknowledged_transitions=sum(role.unacknowledged),
         )
-        return report, sum(role.unacknowledged)
 
     @property
     def ratio(self) -> float:
@@ -211,13 +233,13 @@ class ScriptedEngine:
     def status(self) -> tuple[ShardStatus, ...]:
         return (ShardStatus(0, 0, self.inserted, 1.0, 1.0, self.inserted, self.inserted, 0, 0, 0, 9),)
 
-    def machine_of(self, handle: Handle) -> str:
+    def machine_of(self, handle: Handle[Any]) -> str:
         return self.machines.get(handle.name, "")
 
     def machines_leaving(self) -> frozenset[str]:
         return self.leaving
 
-    def kill(self, handle: Handle) -> None:
+    def kill(self, handle: Handle[Any]) -> None:
         assert handle.target.dead or handle.name in self.frozen, "only what is replaced is killed"
         self.frozen.discard(handle.name)
 
@@ -245,7 +267,7 @@ class Notes:
         self.weights[name] = (float(flat[0]), facts["version"])
 
 
-def config_of(*overrides: str) -> RunConfig:
+def config_of(*overrides: str) -> ResolvedConfig:
     small = (
         f"actors.envs_per_actor={LANES}",
         "actors.steps_per_chunk=8",
@@ -260,23 +282,30 @@ def config_of(*overrides: str) -> RunConfig:
         "metrics.every_seconds=1000000",
         "checkpoint.weights_every_seconds=1000000",
         "replay.persist=none",
+        # The watchdog reads the real clock; nothing here takes any time.
+        "run.stall_seconds=1e9",
     )
     return resolve(load_config(None, [*small, *overrides]), SPEC, cores=2)
 
 
 def run(engine: ScriptedEngine, notes: Notes, recorder: Recorder) -> Outcome:
-    coordinator = Coordinator(
+    config, started = engine.config, time.monotonic()
+    counters = Counters(started=started, discount=0.99, num_actors=config.actors.num_actors)
+    fleet = Fleet(
+        engine, config, SPEC, Path("nowhere"), Path("nowhere"),
+        learner_gpus=0.0, run_started_at=time.time(), incarnations={},
+    )  # fmt: skip
+    context = RunContext(
         engine,
-        engine.config,
-        SPEC,
+        config,
         notes,  # type: ignore[arg-type]
-        RunRecorder(notes, recorder, 0.0),  # type: ignore[arg-type]
-        learner_gpus=0.0,
-        stop_requested=lambda: None,
-        started=0.0,
+        RunRecorder(notes, (recorder,), started),  # type: ignore[arg-type]
+        fleet,
+        counters,
+        ModelSelection(config.evaluation, config.stop.target_return),
+        started,
     )
-    # The watchdog reads the real clock; nothing here takes any time.
-    coordinator._advanced = (float("inf"), 0)
+    coordinator = Coordinator(context, Diagnosis(config), stop_requested=lambda: None)
     outcome = coordinator.run()
     assert isinstance(outcome, Outcome)
     return outcome
@@ -380,12 +409,10 @@ def test_a_machine_that_is_about_to_go_is_told_of_once() -> None:
     config = config_of("stop.updates=500")
     engine, recorder = ScriptedEngine(config, random.Random(1), deaths=0), Recorder()
     engine.machines, engine.leaving = {"learner": "b", "actor 1": "c"}, frozenset({"b", "d"})
-    with patch.object(coordinator_module, "_ASK_MACHINES_SECONDS", 0.0):
+    with patch.object(supervisor, "_ASK_MACHINES_SECONDS", 0.0):
         run(engine, Notes(), recorder)
     said = [text for text in recorder.events if "about to go" in text]
-    assert said == [
-        "warning: a machine is about to go, with learner; replay.persist = none takes no checkpoint"
-    ]
+    assert said == ["warning: a machine is about to go, with learner; replay.persist = none takes none"]
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3])

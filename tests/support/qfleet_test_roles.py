@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -56,10 +58,10 @@ class BrokenFromTheStart:
 class Asker:
     """Calls another role and waits for the answer."""
 
-    def __init__(self, calls: Calls, other: Handle) -> None:
+    def __init__(self, calls: Calls, other: Handle[Any]) -> None:
         self.calls = calls
         self.other = other
 
-    def ask(self, method: str, *args: int) -> object:
+    def ask(self, method: Callable[..., object], *args: int) -> object:
         (ref,) = self.calls.call(self.other, method, *args)
         return self.calls.get(ref)

@@ -82,7 +82,7 @@ def test_a_role_that_ray_ends_for_lack_of_memory_counts_as_dead(monkeypatch: pyt
         engine.start()
         counter = engine.spawn("counter 3", Counter, 0, need=Need(cpus=0.0))
         with pytest.raises(RoleOutOfMemory, match="low on memory") as death:
-            engine.get(engine.call(counter, "block")[0])
+            engine.get(engine.call(counter, Counter.block)[0])
         assert death.value.role == "counter 3"
     finally:
         engine.close()

@@ -13,7 +13,7 @@ import pytest
 from actors.core import EnvSpec
 from actors.policy import MlpPolicy
 from cluster.api import train
-from cluster.coordinator import RunFailed
+from cluster.runtime.failure import RunFailed
 from cluster.runtime.roles import make_policy
 from cluster.settings.load_config import load_config, preset_for_env, preset_paths
 from cluster.settings.resolve import network_spec, resolve

@@ -11,9 +11,9 @@ from qfleet_mishaps import allow
 from qfleet_processes import LocalRun
 from qfleet_serial import SMALL, Recorder, train_serial
 
-from cluster.coordinator import RunFailed
 from cluster.engines.machine import Machine
 from cluster.metrics.usage import MemoryMeter, memory_excess
+from cluster.runtime.failure import RunFailed
 
 
 def overrides(folder: str, how: str, *more: str) -> list[str]:

@@ -15,7 +15,7 @@ from qfleet_processes import run_qfleet
 from qfleet_serial import RECALL, SMALL, Recorder, train_serial
 
 from actors.rollout import EnvActor
-from cluster.coordinator import RunFailed
+from cluster.runtime.failure import RunFailed
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import load_config, preset_paths
 from learner.core import DivergedError

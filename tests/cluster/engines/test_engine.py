@@ -6,7 +6,8 @@ Tests cluster/engines/engine.py, cluster/engines/serial_engine.py and cluster/en
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,18 +30,20 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def counter(engine: Engine) -> Iterator[Handle]:
+def counter(engine: Engine) -> Iterator[Handle[Any]]:
     handle = engine.spawn("counter 3", Counter, 100, need=NEED)
     yield handle
     engine.kill(handle)
 
 
-def ask(engine: Engine, handle: Handle, method: str, *args: object) -> object:
+def ask(engine: Engine, handle: Handle[Any], method: Callable[..., Any], *args: object) -> Any:
     (ref,) = engine.call(handle, method, *args)
     return engine.get(ref)
 
 
-def ask_until_dead(engine: Engine, handle: Handle, method: str, *args: object) -> RoleDied:
+def ask_until_dead(
+    engine: Engine, handle: Handle[Any], method: Callable[..., Any], *args: object
+) -> RoleDied:
     """What ends it. Ray kills from beside the queue of calls, so one made after may get through."""
     deadline = time.monotonic() + 60.0
     while time.monotonic() < deadline:
@@ -51,30 +54,32 @@ def ask_until_dead(engine: Engine, handle: Handle, method: str, *args: object) -
     raise AssertionError(f"{handle.name} lives on")
 
 
-def test_calls_to_a_role_run_in_order(engine: Engine, counter: Handle) -> None:
-    refs = [engine.call(counter, "add", value)[0] for value in range(20)]
-    assert ask(engine, counter, "history") == [100, *range(20)]
+def test_calls_to_a_role_run_in_order(engine: Engine, counter: Handle[Any]) -> None:
+    refs = [engine.call(counter, Counter.add, value)[0] for value in range(20)]
+    assert ask(engine, counter, Counter.history) == [100, *range(20)]
     assert [engine.get(ref) for ref in reversed(refs)] == [
         100 + sum(range(n + 1)) for n in reversed(range(20))
     ]
 
 
-def test_two_results_have_a_ref_each_and_arrive_as_values_elsewhere(engine: Engine, counter: Handle) -> None:
-    report, weights = engine.call(counter, "two", returns=2)
+def test_two_results_have_a_ref_each_and_arrive_as_values_elsewhere(
+    engine: Engine, counter: Handle[Any]
+) -> None:
+    report, weights = engine.call(counter, Counter.two, returns=2)
     assert engine.get(report) == "report"
     np.testing.assert_array_equal(engine.get(weights), np.arange(3, dtype=np.float32))
-    assert ask(engine, counter, "total_of", weights, 10) == 30.0
+    assert ask(engine, counter, Counter.total_of, weights, 10) == 30.0
 
 
-def test_put_gives_a_ref_that_calls_take(engine: Engine, counter: Handle) -> None:
+def test_put_gives_a_ref_that_calls_take(engine: Engine, counter: Handle[Any]) -> None:
     ref = engine.put(np.ones(4))
-    assert ask(engine, counter, "total_of", ref, 2) == 8.0
-    assert ask(engine, counter, "total_of", ref, 3) == 12.0
+    assert ask(engine, counter, Counter.total_of, ref, 2) == 8.0
+    assert ask(engine, counter, Counter.total_of, ref, 3) == 12.0
     np.testing.assert_array_equal(engine.get(ref), np.ones(4))
 
 
-def test_refs_are_hashable_and_wait_returns_some_of_them(engine: Engine, counter: Handle) -> None:
-    refs = {engine.call(counter, "add", value)[0] for value in range(5)}
+def test_refs_are_hashable_and_wait_returns_some_of_them(engine: Engine, counter: Handle[Any]) -> None:
+    refs = {engine.call(counter, Counter.add, value)[0] for value in range(5)}
     done: set[object] = set()
     while refs - done:
         ready = engine.wait(sorted(refs - done, key=id), 60.0)
@@ -84,18 +89,18 @@ def test_refs_are_hashable_and_wait_returns_some_of_them(engine: Engine, counter
     assert done == refs
 
 
-def test_an_exception_of_a_role_carries_its_own_traceback(engine: Engine, counter: Handle) -> None:
+def test_an_exception_of_a_role_carries_its_own_traceback(engine: Engine, counter: Handle[Any]) -> None:
     with pytest.raises(RoleError) as raised:
-        ask(engine, counter, "fail")
+        ask(engine, counter, Counter.fail)
     assert raised.value.role == "counter 3"
     assert "in deep_inside" in raised.value.message
     assert "ZeroDivisionError: seven of nine" in raised.value.message
     # An exception ends the call, not the role.
-    assert ask(engine, counter, "add", 1) == 101
+    assert ask(engine, counter, Counter.add, 1) == 101
 
 
-def test_an_exception_is_in_every_ref_of_its_call(engine: Engine, counter: Handle) -> None:
-    for ref in engine.call(counter, "fail_in_two", returns=2):
+def test_an_exception_is_in_every_ref_of_its_call(engine: Engine, counter: Handle[Any]) -> None:
+    for ref in engine.call(counter, Counter.fail_in_two, returns=2):
         with pytest.raises(RoleError, match="no pair today"):
             engine.get(ref)
 
@@ -103,31 +108,31 @@ def test_an_exception_is_in_every_ref_of_its_call(engine: Engine, counter: Handl
 def test_a_constructor_that_raises_shows_at_the_first_get(engine: Engine) -> None:
     handle = engine.spawn("builder", BrokenFromTheStart, need=NEED)
     with pytest.raises(RoleError) as raised:
-        ask(engine, handle, "hello")
+        ask(engine, handle, BrokenFromTheStart.hello)
     assert raised.value.role == "builder"
     assert "LookupError: nothing to build from" in raised.value.message
 
 
 def test_a_killed_role_has_died(engine: Engine) -> None:
     handle = engine.spawn("victim", Counter, need=NEED)
-    assert ask(engine, handle, "add", 1) == 1
+    assert ask(engine, handle, Counter.add, 1) == 1
     engine.kill(handle)
-    assert ask_until_dead(engine, handle, "add", 1).role == "victim"
+    assert ask_until_dead(engine, handle, Counter.add, 1).role == "victim"
 
 
 def test_the_death_behind_a_failed_call_is_named(engine: Engine) -> None:
     dead = engine.spawn("shard 1", Counter, need=NEED)
     asker = engine.spawn("actor 0", Asker, engine.calls, dead, need=NEED)
-    assert ask(engine, asker, "ask", "add", 5) == 5
+    assert ask(engine, asker, Asker.ask, Counter.add, 5) == 5
     engine.kill(dead)
-    assert ask_until_dead(engine, asker, "ask", "add", 5).role == "shard 1"
+    assert ask_until_dead(engine, asker, Asker.ask, Counter.add, 5).role == "shard 1"
     engine.kill(asker)
 
 
-def test_the_error_behind_a_failed_call_is_named(engine: Engine, counter: Handle) -> None:
+def test_the_error_behind_a_failed_call_is_named(engine: Engine, counter: Handle[Any]) -> None:
     asker = engine.spawn("actor 0", Asker, engine.calls, counter, need=NEED)
     with pytest.raises(RoleError) as raised:
-        ask(engine, asker, "ask", "fail")
+        ask(engine, asker, Asker.ask, Counter.fail)
     assert raised.value.role == "counter 3"
     assert "in deep_inside" in raised.value.message
     engine.kill(asker)
@@ -141,8 +146,8 @@ def test_serial_get_refuses_what_is_no_ref() -> None:
 def test_ray_wait_comes_back_at_the_first_result_and_at_its_timeout(ray_engine: Engine) -> None:
     stuck = ray_engine.spawn("stuck", Counter, need=NEED)
     quick = ray_engine.spawn("quick", Counter, need=NEED)
-    (never,) = ray_engine.call(stuck, "block")
-    (soon,) = ray_engine.call(quick, "add", 1)
+    (never,) = ray_engine.call(stuck, Counter.block)
+    (soon,) = ray_engine.call(quick, Counter.add, 1)
     assert ray_engine.wait([never, soon], 60.0) == [soon]
     assert ray_engine.wait([never], 0.05) == []
     ray_engine.kill(stuck)

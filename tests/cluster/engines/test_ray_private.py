@@ -93,7 +93,7 @@ def test_a_preferred_node_is_no_condition() -> None:
 @pytest.fixture
 def counter(ray_engine: Engine) -> Handle:
     handle = ray_engine.spawn("counter", Counter, need=Need(cpus=0.0))
-    ray_engine.get(ray_engine.call(handle, "add", 1)[0])
+    ray_engine.get(ray_engine.call(handle, Counter.add, 1)[0])
     return handle
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from actors.core import EnvSpec
 from cluster.engines.engine import Engine, Need, Ref
 from cluster.engines.serial_engine import SerialEngine
-from cluster.runtime.roles import RoleContext, ShardRole
+from cluster.runtime.role import RoleContext
 from cluster.runtime.shard_calls import EngineTransport
+from cluster.runtime.shard_role import ShardRole
 from cluster.settings.config import RunConfig
 from replay_service.block import TransitionBlock
 from replay_service.codec import encode
@@ -57,7 +58,7 @@ def _drawn(engine: Engine, folder: Path) -> tuple[list[np.ndarray], list[SampleR
     for index in range(2):
         context = RoleContext(f"shard {index}", CONFIG, SPEC, folder, folder)
         handle = engine.spawn(context.name, ShardRole, context, index, 0, 100, need=Need())
-        engine.get(engine.call(handle, "insert", encode(_block(index)))[0])
+        engine.get(engine.call(handle, ShardRole.insert, encode(_block(index)))[0])
         shards.append(handle)
     transport = _Recording(engine.calls, shards)
     sampler = ReplaySampler(

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from qfleet_processes import LocalRun, run_qfleet
 from qfleet_serial import SMALL, train_serial
 
-from cluster.coordinator import RunFailed
 from cluster.engines.process_info import ProcessInfo
 from cluster.record.logs import (
     LineWriter,
@@ -25,6 +24,7 @@ from cluster.record.logs import (
     parse_line,
     read_messages,
 )
+from cluster.runtime.failure import RunFailed
 from cluster.runtime.roles import ActorRole, Role
 
 SOURCE = LogSource("actor 3", 2, run_started_at=1_000_000_000.0)
@@ -227,6 +227,7 @@ def test_what_roles_say_on_machines_without_the_folder_reaches_it(
     def take_log(self: Role) -> str:
         return waiting.pop("actor 0", "") if isinstance(self, ActorRole) else ""
 
+    elsewhere.__name__ = "process_info"  # by which engines call it
     monkeypatch.setattr(Role, "process_info", elsewhere)
     monkeypatch.setattr(Role, "take_log", take_log)
     broken = [TALKATIVE, "env.kwargs={steps: 40}", "evaluation.every_updates=1000"]

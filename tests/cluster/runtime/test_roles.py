@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch
 from actors.core import EnvSpec
 from cluster.engines.engine import Need, RoleError
 from cluster.engines.serial_engine import SerialEngine
-from cluster.runtime.roles import ActorRole, RoleContext, Seeds, make_policy
+from cluster.record.logs import LogSource
+from cluster.runtime.role import RoleContext, Seeds
+from cluster.runtime.roles import ActorRole, make_policy
 from cluster.runtime.shard_calls import RoundRobinSink
 from cluster.settings.config import RunConfig
 from cluster.settings.load_config import load_config
@@ -231,6 +234,9 @@ def test_environments_step_beside_the_policy_where_that_pays(
     if name == "image":  # too small for the Nature network
         wanted.append("learner.network=minatar_cnn")
     config = resolve(load_config(None, wanted), SPECS[name], cores)
-    context = RoleContext("actor 0", config, SPECS[name], logs=tmp_path, replay=tmp_path)
+    # The role takes over no output here: this process is the test's.
+    monkeypatch.setattr("cluster.runtime.role.ProcessLog", lambda *_: SimpleNamespace(relays=False))
+    source = None if runtime == "serial" else LogSource("actor 0", 0, 0.0)
+    context = RoleContext("actor 0", config, SPECS[name], logs=tmp_path, replay=tmp_path, source=source)
     ActorRole(context, SerialEngine().calls, [], 0, 0)
     assert given["overlap"] is overlap

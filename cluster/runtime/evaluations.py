@@ -1,0 +1,77 @@
+"""Evaluations beside training: which weights are played next, and which become the best.
+
+Owns the weights of the version that waits for its confirmation; must not import ray or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from actors.core import EnvRestart, EvaluationReport
+from cluster.control.evaluation import EvaluationRequest
+from cluster.engines.engine import EngineError, ObjectLost, Ref, passed
+from cluster.runtime.fleet import Member
+from cluster.runtime.roles import EvaluatorRole
+from cluster.runtime.run_context import RunContext
+
+
+class Evaluations:
+    """Grants one evaluation at a time and takes its report."""
+
+    def __init__(
+        self, context: RunContext, count_restarts: Callable[[Member[Any], Iterable[EnvRestart]], None]
+    ) -> None:
+        """count_restarts is told which environments the evaluator restarted."""
+        self._context = context
+        self._count_restarts = count_restarts
+        self._candidate: Ref[np.ndarray] | None = None
+
+    def grant(self, weights: Ref[np.ndarray] | None, *, due: bool) -> bool:
+        """Grants the next evaluation if the evaluator is free; whether one was granted.
+
+        weights: the newest, of version counters.version. due: do not wait for evaluation.every_updates.
+        """
+        evaluator = self._context.fleet.evaluator
+        if not evaluator.is_up or evaluator.in_flight or weights is None:
+            return False
+        request = self._context.selection.next_request(self._context.counters.version, due=due)
+        if request is None:
+            return False
+        if not request.confirms or self._candidate is None:
+            self._candidate = weights
+        self._context.fleet.grant(
+            evaluator,
+            EvaluatorRole.evaluate,
+            request.version,
+            passed(self._candidate),
+            request.seed_domain,
+            request.episodes,
+            then=partial(self._take, request, self._candidate),
+            lost=partial(self._lose, request),
+            kind="evaluate",
+        )
+        return True
+
+    def _take(self, request: EvaluationRequest, weights: Ref[np.ndarray], report: EvaluationReport) -> None:
+        context, selection = self._context, self._context.selection
+        context.counters.take_evaluation(report)
+        self._count_restarts(context.fleet.evaluator, report.env_restarts)
+        context.fleet.timeouts.evaluated(report)
+        context.recorder.evaluation(request, report)
+        try:
+            # Before the version becomes the best: the machine that holds the weights may be gone.
+            flat = context.engine.get(weights) if request.confirms else None
+        except ObjectLost:
+            selection.withdraw()
+            return
+        if selection.take(request, report) and flat is not None and selection.best is not None:
+            context.recorder.best(selection.best, flat)
+
+    def _lose(self, request: EvaluationRequest, error: EngineError) -> None:
+        self._context.selection.lost(request)
+        if isinstance(error, ObjectLost):
+            self._context.selection.withdraw()

@@ -1,0 +1,20 @@
+"""The failure that ends a run.
+
+Owns that exception only; must not import anything but the standard library.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RunFailed(Exception):  # noqa: N818 - the outcome of a run
+    """The run cannot go on; the message begins with the traceback or fact that ended it.
+
+    role: the role that failed ("actor 3"), if it was one; logs: the folder of the run's logs.
+    """
+
+    def __init__(self, message: str, role: str | None = None, logs: Path | None = None) -> None:
+        super().__init__(message)
+        self.role = role
+        self.logs = logs

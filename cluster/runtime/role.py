@@ -1,0 +1,72 @@
+"""A role: what an engine spawns as a process of its own, and what all roles share.
+
+Owns the context of roles, their logs and their streams of random numbers; must not import torch or ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actors.core import EnvSpec
+from cluster.engines.process_info import ProcessInfo, process_info
+from cluster.engines.stacks import answer_stack_requests
+from cluster.metrics.usage import UsageMeter
+from cluster.record.logs import LogSource, ProcessLog
+from cluster.settings.resolved import ResolvedConfig
+from replay_service.messages import ProcessUsage
+
+
+@dataclass(frozen=True)
+class RoleContext:
+    """What every role of a run is told: its name, the resolved config, its environment, and folders.
+
+    replay: the folder below which shards keep their journals. source: set where the role has a process to
+    itself; its output then goes to the role's log.
+    """
+
+    name: str
+    config: ResolvedConfig
+    spec: EnvSpec
+    logs: Path
+    replay: Path
+    source: LogSource | None = None
+
+
+class Role:
+    """A role's log, its process, and its answers to requests for its stack."""
+
+    def __init__(self, context: RoleContext) -> None:
+        self._log = ProcessLog(context.source, context.logs) if context.source else None
+        relays_log = self._log is not None and self._log.relays
+        self._process_info = dataclasses.replace(process_info(), relays_log=relays_log)
+        answer_stack_requests(context.logs, context.name)
+        # In the serial runtime all roles share the coordinator's process, which measures itself.
+        self._meter = UsageMeter() if context.source else None
+
+    def process_info(self) -> ProcessInfo:
+        """The role's process, machine and code. The first answer says that the role is up."""
+        return self._process_info
+
+    def take_log(self) -> str:
+        """Log lines that could not be written where they arose, each once."""
+        return self._log.take() if self._log else ""
+
+    def _usage(self) -> ProcessUsage | None:
+        """CPU time and memory of this role's own process, at most once a second."""
+        return self._meter.due() if self._meter else None
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Streams of random numbers of a run, one for each (role, index, incarnation)."""
+
+    run_seed: int
+
+    def stream(self, role: str, index: int, incarnation: int) -> np.random.SeedSequence:
+        """A restarted role never repeats an old stream, because its incarnation is part of the key."""
+        roles = ("actor", "shard", "learner")
+        return np.random.SeedSequence(self.run_seed, spawn_key=(roles.index(role), index, incarnation))

@@ -1,0 +1,62 @@
+"""The shard's role: one replay shard in a process of its own.
+
+Owns wiring only; must not import torch, gymnasium or ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from cluster.runtime.role import Role, RoleContext, Seeds
+from replay_service.journal.durability import SealReply
+from replay_service.journal.recovery import RecoveryReport
+from replay_service.messages import InsertReply, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
+from replay_service.shard import ReplayShard
+
+
+class ShardRole(Role):
+    """One replay shard."""
+
+    def __init__(self, context: RoleContext, shard: int, incarnation: int, capacity: int) -> None:
+        super().__init__(context)
+        config = context.config
+        self._shard = ReplayShard(
+            config.replay,
+            context.spec.block_schema(config.actors.n_step),
+            shard=shard,
+            incarnation=incarnation,
+            capacity=capacity,
+            seed=Seeds(config.run.seed).stream("shard", shard, incarnation),
+            folder=context.replay / f"shard-{shard}",
+        )
+
+    def insert(self, encoded: np.ndarray) -> InsertReply:
+        """See ReplayShard.insert."""
+        return self._shard.insert(encoded)
+
+    def exchange(self, update: PriorityUpdate | None, request: SampleRequest) -> SampleReply:
+        """See ReplayShard.exchange."""
+        return self._shard.exchange(update, request)
+
+    def status(self) -> ShardStatus:
+        """See ReplayShard.status."""
+        status = self._shard.status()
+        if status.metrics is None:
+            return status
+        metrics = dataclasses.replace(status.metrics, process=self._usage())
+        return dataclasses.replace(status, metrics=metrics)
+
+    def recovery(self) -> tuple[RecoveryReport | None, ShardStatus]:
+        """What this shard found in its journal when it began, if it keeps one; and how it stands."""
+        return self._shard.recovery, self._shard.status()
+
+    def seal_slice(self, into: Path) -> SealReply:
+        """See ReplayShard.seal_slice."""
+        return self._shard.seal_slice(into)
+
+    def close(self) -> None:
+        """See ReplayShard.close."""
+        self._shard.close()
