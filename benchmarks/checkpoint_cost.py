@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from cluster.metrics.figures import CountersState
+
 from actors.core import EnvSpec
 from benchmarks.replay_data import ATARI, CONFIG
 from benchmarks.replay_through_ray import Writer
@@ -22,7 +24,6 @@ from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheck
 from cluster.control.evaluation import ModelSelectionState
 from cluster.engines.engine import Need, Ref
 from cluster.engines.ray_engine import RayEngine
-from cluster.metrics.figures import CountersState
 from cluster.runtime.role import RoleContext
 from cluster.runtime.roles import LearnerRole
 from cluster.runtime.shard_role import ShardRole

@@ -32,9 +32,9 @@ from cluster.engines.placement import Claims, Placement, place
 from cluster.engines.signals import StopSignals
 from cluster.engines.threads import available_cores
 from cluster.metrics.counters import Counters
+from cluster.policies.initial_weights import read_initial_weights
 from cluster.policies.playback import GreedyPolicy
 from cluster.policies.saved_policy import load_policy
-from cluster.policies.initial_weights import read_initial_weights
 from cluster.record.events import EventKind
 from cluster.record.logs import SerialLogs
 from cluster.record.prometheus import MetricsServer
@@ -223,6 +223,7 @@ class _Life:
         before = resumed.manifest.run if resumed else None
         if before is not None:
             self.counters.resume(before.counters)
+        self.counters.begin_interval(time.monotonic())
         fleet = Fleet(
             self.engine,
             config,

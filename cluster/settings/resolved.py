@@ -32,11 +32,6 @@ class ResolvedActors(ActorsConfig):
     envs_per_actor: int = 1
     steps_per_chunk: int = 1
 
-    @property
-    def transitions_per_chunk(self) -> int:
-        """Transitions from one rollout chunk of one actor."""
-        return self.steps_per_chunk * self.envs_per_actor
-
 
 @dataclass(frozen=True)
 class ResolvedReplay(ReplayConfig):
