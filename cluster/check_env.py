@@ -1,10 +1,11 @@
-"""How an environment would be run: what `qfleet check-env` prints.
+"""The text that `qfleet check-env` prints: how a run would use an environment.
 
-Owns the wording; starts no process. Must not import ray or torch.
+Owns the wording and the measurement of speed; starts no process. Must not import ray or torch.
 """
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -19,43 +20,57 @@ from cluster.engines.threads import available_cores, env_threads
 from cluster.settings.config import RunConfig
 from cluster.settings.plan import make_plan
 from cluster.settings.resolved import ResolvedConfig
+from cluster.wording import quantity
 
 _MEASURED_SECONDS = 1.0
 
 
 def describe(config: RunConfig) -> str:
-    """Spaces, backend, speed with random actions and the automatic settings, one a line."""
+    """Spaces, backend, speed with random actions and automatic settings, one a line."""
     prepared = prepare(config)
     spec, resolved = prepared.spec, prepared.config
-    lanes = resolved.actors.envs_per_actor
+    num_actors, lanes = resolved.actors.num_actors, resolved.actors.envs_per_actor
     masked_by = ", masked by info['action_mask']" if spec.action_mask else ""
     lines = {
         "environment": resolved.env.id,
-        "observation": _observation(spec),
+        "observation": observation_text(spec),
         "actions": f"{spec.num_actions}{masked_by}",
         "backend": f"{spec.backend}, autoreset {spec.autoreset_mode}",
-        "episode limit": str(spec.max_episode_steps or "none"),
+        "episode limit": quantity(spec.max_episode_steps, "step") if spec.max_episode_steps else "none",
         "solved at return": "not stated" if spec.reward_threshold is None else f"{spec.reward_threshold:g}",
         "speed": f"{_steps_per_second(resolved, spec, lanes):,.0f} env steps/s with random actions",
         "network": resolved.learner.network,
-        "actors": f"{resolved.actors.num_actors} processes with {lanes} environments each",
+        "actors": f"{quantity(num_actors, 'process', 'processes')} with {quantity(lanes, 'environment')}"
+        + (" each" if num_actors > 1 else ""),
         "memory": make_plan(resolved, spec, this_machine()).short,
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())
 
 
-def _observation(spec: EnvSpec) -> str:
-    if spec.parts:
-        arrays = ", ".join(f"{part.name} {part.dtype} {list(part.shape)}" for part in spec.parts)
+def observation_text(spec: EnvSpec) -> str:
+    """An observation in words: "84 x 84 image, 4 stacked (uint8)"; of several arrays, each by its name."""
+    if spec.num_states is not None:
+        return f"a state number, {quantity(spec.num_states, 'state')}"
+    if not spec.parts:
+        return _array_text(spec.observation_dtype, spec.observation_shape, spec.stack)
+    return "; ".join(f"{part.name}: {_array_text(part.dtype, part.shape, spec.stack)}" for part in spec.parts)
+
+
+def _array_text(dtype: str, shape: tuple[int, ...], stack: int) -> str:
+    kind = np.dtype(dtype)
+    sizes = " x ".join(map(str, shape))
+    if kind == np.uint8 and len(shape) in (2, 3):
+        text = f"{sizes} image"
+    elif len(shape) > 1:
+        text = f"{sizes} numbers"
     else:
-        states = f", {spec.num_states} states" if spec.num_states is not None else ""
-        arrays = f"{spec.observation_dtype} {list(spec.observation_shape)}{states}"
-    return f"{arrays}, stack {spec.stack}"
+        text = quantity(math.prod(shape), "number")
+    return f"{text}{f', {stack} stacked' if stack > 1 else ''} ({kind.name})"
 
 
 def _steps_per_second(config: ResolvedConfig, spec: EnvSpec, lanes: int) -> float:
-    stepper = make_vector(config.env, lanes, env_threads(available_cores(), config.actors.num_actors or 1))
+    stepper = make_vector(config.env, lanes, env_threads(available_cores(), config.actors.num_actors))
     rng = np.random.default_rng(0)
     try:
         frames = stepper.reset(np.arange(lanes))

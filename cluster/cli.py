@@ -1,6 +1,6 @@
-"""Parsing and running the qfleet commands.
+"""The qfleet commands: their arguments, and what each prints.
 
-Owns arguments, exit statuses and printed answers; heavy imports wait until a command needs them.
+Owns parsing, exit statuses and the answers on the terminal. Heavy imports wait until a command needs them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from actors.envs.errors import EnvError
 from cluster.engines.signals import Interrupted
 from cluster.policies.scores import beside_human, reference
 from cluster.record.logs import last_words, log_path
@@ -29,16 +31,15 @@ from cluster.settings.load_config import (
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 _LAST_WORDS = 20
+_SOURCE = "ENV_ID | module:factory | CONFIG.yaml"
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit status: 0, 1, 2 for bad input, 128 + n after signal n."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except ValueError as error:  # ConfigError and EnvError: the user's input
-        if type(error).__name__ not in ("ConfigError", "EnvError"):
-            raise
+    except (ConfigError, EnvError) as error:
         print(f"qfleet: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except Interrupted as interrupted:
@@ -48,16 +49,27 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run`, a function of the options that returns the exit status."""
     parser = argparse.ArgumentParser(prog="qfleet", description="Distributed DQN: train, evaluate, inspect.")
     commands = parser.add_subparsers(required=True, metavar="command")
+    run_dir, source, overrides = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    run_dir.add_argument("run_dir", type=Path)
+    source.add_argument("source", metavar=_SOURCE)
+    overrides.add_argument(
+        "--set", action="append", default=[], metavar="section.name=value", help="override one setting"
+    )
 
-    train = commands.add_parser("train", help="train on an environment id, a factory or a config file")
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], text: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, parents=parents)
+        added.set_defaults(run=command)
+        return added
+
+    train = add("train", _train, "train on an environment id, a factory or a config file", overrides)
     train.add_argument(
-        "source",
-        nargs="?",
-        metavar="ENV_ID | module:factory | CONFIG.yaml",
-        help="default: CartPole-v1, or the run that is resumed",
+        "source", nargs="?", metavar=_SOURCE, help="default: CartPole-v1, or the run that is resumed"
     )
     train.add_argument(
         "--runtime",
@@ -72,75 +84,51 @@ def _parser() -> argparse.ArgumentParser:
         const="must",
         choices=("must", "auto"),
         default="never",
-        help="go on with the run in --run-dir from its newest good checkpoint; auto: if there is one",
+        help="continue the run in --run-dir from its newest good checkpoint; "
+        "auto: begin a run if there is none",
     )
     train.add_argument(
         "--metrics-addr",
         metavar="HOST:PORT",
-        help="where /metrics is served; default: a free port of 127.0.0.1, which port 0 means, too",
+        help="serve /metrics at this address; default: 127.0.0.1 and a free port, as with port 0",
     )
-    _add_set(train)
-    train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("eval", help="play greedy episodes with what a run learned")
-    evaluate.add_argument("run_dir", type=Path)
+    evaluate = add("eval", _eval, "play greedy episodes with the weights of a run", run_dir)
     evaluate.add_argument("--episodes", type=int, default=100, help="default: %(default)s")
     evaluate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object with every return")
-    evaluate.set_defaults(run=_eval)
 
-    status = commands.add_parser("status", help="say how a run stands, also one elsewhere")
+    status = add("status", _status, "print the state of a run, on this machine or elsewhere")
     status.add_argument("run_dir", type=Path, nargs="?", help="default: the newest below runs/")
     status.add_argument(
-        "--address", metavar="HOST:PORT", help="of the run's metrics, where its folder is out of reach"
+        "--address", metavar="HOST:PORT", help="ask the run's metrics server instead of reading its folder"
     )
-    status.add_argument("--watch", action="store_true", help="look again every second, until the run ends")
-    status.set_defaults(run=_status)
+    status.add_argument("--watch", action="store_true", help="print again every second until the run ends")
 
-    report = commands.add_parser("report", help="write one HTML page about one run or several")
+    report = add("report", _report, "write one HTML page about one run or several")
     report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: report.html in the first RUN_DIR")
-    report.add_argument("--png", type=Path, metavar="DIR", help="write each chart as a PNG, too")
-    report.set_defaults(run=_report)
+    report.add_argument("--png", type=Path, metavar="DIR", help="write each chart as a PNG as well")
 
-    export = commands.add_parser("export", help="write what a run learned for other programs")
-    export.add_argument("run_dir", type=Path)
+    export = add("export", _export, "write the weights of a run for other programs", run_dir)
     export.add_argument("--format", choices=("onnx", "safetensors"), required=True)
     export.add_argument("--which", choices=("best", "latest"), help="default: best, else latest")
     export.add_argument("--out", type=Path, help="default: RUN_DIR/policy.FORMAT")
-    export.set_defaults(run=_export)
 
-    video = commands.add_parser("video", help="film greedy episodes of a run as a GIF")
-    video.add_argument("run_dir", type=Path)
+    video = add("video", _video, "film greedy episodes of a run as a GIF", run_dir)
     video.add_argument("--episodes", type=int, default=1, help="default: %(default)s")
     video.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     video.add_argument("--out", type=Path, help="default: RUN_DIR/video.gif")
-    video.set_defaults(run=_video)
 
-    check_env = commands.add_parser("check-env", help="say how an environment would be run")
-    check_env.add_argument("source", metavar="ENV_ID | module:factory | CONFIG.yaml")
-    _add_set(check_env)
-    check_env.set_defaults(run=_check_env)
-
-    plan = commands.add_parser("plan", help="say what memory a run needs, and whether it fits")
-    plan.add_argument("source", metavar="ENV_ID | module:factory | CONFIG.yaml")
-    _add_set(plan)
-    plan.set_defaults(run=_plan)
-
-    presets = commands.add_parser("presets", help="list the presets, or show one")
+    add("check-env", _check_env, "print how a run would use an environment", source, overrides)
+    add("plan", _plan, "print the memory that a run needs, and whether it fits", source, overrides)
+    presets = add("presets", _presets, "list the presets, or print one")
     presets.add_argument("name", nargs="?")
-    presets.set_defaults(run=_presets)
     return parser
 
 
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="section.name=value", help="override one setting"
-    )
-
-
 def _config(source: str, overrides: Sequence[str]) -> RunConfig:
-    """The config that `source` means: a file, the preset of this very environment, or defaults for it."""
+    """The config that `source` names: a file, else the preset for that environment, else the defaults."""
     if source.endswith((".yaml", ".yml")):
         return load_config(Path(source), overrides)
     preset = preset_for_env(source)
@@ -150,61 +138,46 @@ def _config(source: str, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
-def _address(text: str | None) -> tuple[str | None, str | None]:
-    """HOST:PORT in its two parts; ConfigError for anything else. The config checks the port's range."""
-    if text is None:
-        return None, None
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--metrics-addr is {text}; give HOST:PORT, for instance 127.0.0.1:9401")
-    return host, port
-
-
 def _train(options: argparse.Namespace) -> int:
     from cluster.api import train
     from cluster.runtime.failure import RunFailed
 
-    host, port = _address(options.metrics_addr)
-    flags = {
-        "run.runtime": options.runtime,
-        "run.seed": options.seed,
-        "metrics.host": host,
-        "metrics.port": port,
-    }
-    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
-    config = _train_config(options, given)
+    config = _train_config(options)
     try:
         result = train(config, options.run_dir, resume=options.resume)
     except RunFailed as failure:
-        if failure.role and failure.logs:
-            said = last_words(failure.logs, failure.role, _LAST_WORDS)
-            if said:
-                where = log_path(failure.logs, failure.role)
-                print(f"the last lines of {where}:", file=sys.stderr)
-                print(*(f"  {line}" for line in said), sep="\n", file=sys.stderr)
+        if failure.role and failure.logs and (said := last_words(failure.logs, failure.role, _LAST_WORDS)):
+            print(f"the last lines of {log_path(failure.logs, failure.role)}:", file=sys.stderr)
+            print(*(f"  {line}" for line in said), sep="\n", file=sys.stderr)
         print(f"{failure}", file=sys.stderr)
         return EXIT_ERROR
     outcome = result.outcome
-    best = (
-        "no version was evaluated"
-        if outcome.best_return_mean is None
-        else (
+    best = "no version was evaluated"
+    if outcome.best_return_mean is not None:
+        best = (
             f"best version {outcome.best_version}: greedy return {outcome.best_return_mean:.1f}, confirmed"
             + beside_human(config.env.id, outcome.best_return_mean)
         )
-    )
     print(f"{outcome.reason} after {result.seconds:.1f} s; {best}")
     print(f"evaluate it: qfleet eval {result.run_dir} --episodes 100")
     return EXIT_OK if result.signal is None else 128 + result.signal
 
 
-def _train_config(options: argparse.Namespace, flags: Sequence[str]) -> RunConfig:
-    """What to train: the source that was named, or the very config of the run that is resumed."""
+def _train_config(options: argparse.Namespace) -> RunConfig:
+    """The config to train: that of the named source, or that of the run to resume. Flags win over --set."""
     from cluster.record.run_dir import holds_run, read_config
 
-    overrides = [*options.set, *flags]
+    flags = {"run.runtime": options.runtime, "run.seed": options.seed}
+    if options.metrics_addr is not None:
+        host, _, port = options.metrics_addr.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError(
+                f"--metrics-addr is {options.metrics_addr}; give HOST:PORT, for instance 127.0.0.1:9401"
+            )
+        flags |= {"metrics.host": host, "metrics.port": port}
+    overrides = [*options.set, *(f"{name}={value}" for name, value in flags.items() if value is not None)]
     if options.resume != "never" and options.run_dir is None:
-        raise ConfigError("--resume goes on with a certain run: name its folder by --run-dir")
+        raise ConfigError("--resume continues a certain run: name its folder with --run-dir")
     if options.resume == "must" or (options.resume == "auto" and holds_run(options.run_dir)):
         read_config(options.run_dir)
         if options.source is None:
@@ -219,7 +192,6 @@ def _eval(options: argparse.Namespace) -> int:
     played = evaluate_run(options.run_dir, options.episodes, options.seed)
     mean, std = statistics.fmean(played.returns), statistics.pstdev(played.returns)
     env_id = read_config(options.run_dir).env.id
-    scores = reference(env_id)
     if options.json:
         line = {
             "weights": played.weights,
@@ -230,7 +202,7 @@ def _eval(options: argparse.Namespace) -> int:
             "std": std,
             "returns": played.returns,
         }
-        if scores is not None:
+        if (scores := reference(env_id)) is not None:
             line |= {"human_normalized": scores.normalized(mean), **asdict(scores)}
         print(json.dumps(line))
     else:
@@ -246,12 +218,12 @@ def _eval(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from cluster.show.status import newest_run, show, status_of_address, status_of_directory
 
-    if options.address is not None and options.run_dir is not None:
-        raise ConfigError("give a run directory or --address, not both")
-    if options.address is not None:
+    if options.address is None:
+        look = partial(status_of_directory, options.run_dir or newest_run())
+    elif options.run_dir is None:
         look = partial(status_of_address, options.address)
     else:
-        look = partial(status_of_directory, options.run_dir or newest_run())
+        raise ConfigError("give a run directory or --address, not both")
     show(look, watch=options.watch)
     return EXIT_OK
 
@@ -259,8 +231,7 @@ def _status(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from cluster.report.report import write_report
 
-    for path in write_report(options.run_dirs, options.out, options.png):
-        print(path)
+    print(*write_report(options.run_dirs, options.out, options.png), sep="\n")
     return EXIT_OK
 
 
@@ -273,13 +244,13 @@ def _export(options: argparse.Namespace) -> int:
     except ExportError as error:
         print(f"qfleet: {error}", file=sys.stderr)
         return EXIT_ERROR
-    checked = (
-        ""
-        if exported.max_abs_difference is None
-        else f"; on {exported.observations} recorded observations its Q-values differ from the policy's "
-        f"by at most {exported.max_abs_difference:.2g}"
-    )
-    print(f"{exported.path}: {exported.weights} weights, version {exported.version}{checked}")
+    text = f"{exported.path}: {exported.weights} weights, version {exported.version}"
+    if exported.max_abs_difference is not None:
+        text += (
+            f"; on {exported.observations} recorded observations its Q-values differ from the policy's "
+            f"by at most {exported.max_abs_difference:.2g}"
+        )
+    print(text)
     return EXIT_OK
 
 
@@ -319,14 +290,10 @@ def _presets(options: argparse.Namespace) -> int:
         for name, path in paths.items():
             first = path.read_text(encoding="utf-8").splitlines()[0]
             print(f"{name:20} {first.removeprefix('# ')}")
-        return EXIT_OK
-    if options.name not in paths:
-        print(f"qfleet: no preset {options.name}; there are: {', '.join(paths)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    print(paths[options.name].read_text(encoding="utf-8"), end="")
-    print("\n# With every default filled in:\n" + _commented(dump_config(load_config(paths[options.name]))))
+    elif options.name not in paths:
+        raise ConfigError(f"no preset {options.name}; there are: {', '.join(paths)}")
+    else:
+        print(paths[options.name].read_text(encoding="utf-8"))
+        print("# With every default filled in:")
+        print(textwrap.indent(dump_config(load_config(paths[options.name])), "# "), end="")
     return EXIT_OK
-
-
-def _commented(text: str) -> str:
-    return "\n".join(f"# {line}" for line in text.splitlines())

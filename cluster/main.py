@@ -1,6 +1,6 @@
-"""The command line: qfleet train | eval | check-env | plan | presets, also `python -m cluster.main`.
+"""The `qfleet` command, also `python -m cluster.main`.
 
-Owns arguments, exit status and what is printed; everything else is cluster.api's.
+Owns how the process starts: threads and import path; cluster.cli has the commands.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 from cluster.engines.threads import SINGLE_THREADED
 
-# Read by numpy and torch when they load, so it comes before them.
+# numpy and torch read these when they load, so they are set before the other imports.
 for _name, _value in SINGLE_THREADED.items():
     os.environ.setdefault(_name, _value)
 
@@ -19,7 +19,7 @@ from cluster.cli import run  # noqa: E402
 
 def main() -> None:
     """Entry point of the `qfleet` command."""
-    # As `python -m` does: an environment factory next to the user is found, here and in every role.
+    # As `python -m` does, so that a factory in the user's folder is found here and in every role.
     if "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     sys.exit(run(sys.argv[1:]))

@@ -133,13 +133,6 @@ def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert "#   num_shards: 1" in shown
 
 
-def test_check_env_says_how_it_would_be_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["check-env", "FrozenLake-v1"]) == 0
-    told = capsys.readouterr().out
-    for fact in ("FrozenLake-v1", "16 states", "env steps/s", "table", "0.7"):
-        assert fact in told
-
-
 def test_a_taken_metrics_port_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

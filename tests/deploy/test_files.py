@@ -119,13 +119,13 @@ def test_the_cluster_of_the_manifests() -> None:
 
 
 def test_the_jobs_command_is_one_that_the_program_takes() -> None:
-    from cluster.cli import _parser
+    from cluster.cli import make_parser
     from cluster.settings.config import check
     from cluster.settings.load_config import load_config
 
     entrypoint = load("kuberay/ray-job.yaml")["spec"]["entrypoint"].split()
     assert entrypoint[:3] == ["python", "-m", "cluster.main"]
-    options = _parser().parse_args(entrypoint[3:])
+    options = make_parser().parse_args(entrypoint[3:])
     assert options.run_dir.is_relative_to("/runs")
     assert options.resume == "auto"
     check(load_config(ROOT / options.source, options.set))

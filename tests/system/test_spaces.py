@@ -93,7 +93,8 @@ def test_a_run_of_parts_repeats_bit_for_bit(tmp_path: Path) -> None:
 def test_check_env_and_plan_speak_of_every_part() -> None:
     config = load_config(None, SIGNALS)
     text = describe(config)
-    assert "lamp |u1 [36, 36, 1], panel.0 <f4 [2], panel.1 |b1 [3], stack 3" in text
+    assert "lamp: 36 x 36 x 1 image, 3 stacked (uint8); panel.0: 2 numbers, 3 stacked (float32); " in text
+    assert "panel.1: 3 numbers, 3 stacked (bool)" in text
     assert "3, masked by info['action_mask']" in text
     prepared = prepare(config)
     plan = make_plan(prepared.config, prepared.spec, this_machine())

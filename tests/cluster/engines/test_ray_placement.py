@@ -49,7 +49,7 @@ def test_a_wait_for_room_says_what_is_missing_and_ends_in_time(reservation: Rese
     said: list[str] = []
     with pytest.raises(TimeoutError, match=r"actors\.min_actors to begin with fewer"):
         reservation.make(claims(1_000.0), wait_seconds=0.5, say=said.append, stopped=lambda: False)
-    assert said[0].startswith("waiting up to 0.5 s for room: the run needs 1000.75 CPUs")
+    assert said[0].startswith("waiting up to 0.5 s for room: the run needs 1,000.75 CPUs")
 
 
 def test_a_stopped_run_waits_no_longer(reservation: Reservation) -> None:
