@@ -44,5 +44,5 @@ def byte_size(num_bytes: int) -> str:
 
 
 def quantity(number: float, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: "1 shard", "0.5 CPUs", "2,000 steps". plural: where it is more than an added s."""
+    """A number with its noun: "1 shard", "0.5 CPUs", "2,000 steps". plural: where an s is not enough."""
     return f"{number:,.10g} {noun if number == 1 else plural or f'{noun}s'}"
