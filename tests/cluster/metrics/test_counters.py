@@ -101,6 +101,24 @@ def test_sums_by_hand() -> None:
     )
 
 
+def test_a_snapshot_has_the_totals_of_the_run_and_the_state_of_its_fleet() -> None:
+    counters = full_counters()
+    counters.take_rollout(rollout_report(episode_returns=(2.0, 3.0), episode_lengths=(6, 13)))
+    counters.take_evaluation(evaluation_report(start_values=(1.5, 4.5), discounted_returns=(1.0, 2.0)))
+    snapshot = snapshot_of(counters, now=12.5, actors=3)
+    assert (snapshot.run_seconds, snapshot.discount) == (12.5, 0.9)
+    # Inserted and sampled are the pacing's: 100 and 600, one of the 100 before learning could start.
+    assert (snapshot.inserted_transitions_total, snapshot.sampled_transitions_total) == (100, 600)
+    assert snapshot.samples_per_insert == pytest.approx(600 / 99)
+    assert snapshot.samples_per_insert_target == 4.0
+    assert (snapshot.env_steps_total, snapshot.replay_transitions, snapshot.replay_bytes) == (160, 100, 9_000)
+    assert (snapshot.train_return_mean, snapshot.train_length_mean) == (2.0, 8.0)
+    # Values less returns are 0.5 and 2.5.
+    assert snapshot.evaluation_start_value_error_std == 1.0
+    assert snapshot.credits_in_flight == {"rollout": 3, "learn": 2, "evaluate": 0}
+    assert snapshot.roles_wanted == {"shard": 1, "learner": 1, "actor": 3, "evaluator": 1}
+
+
 def test_a_snapshot_has_the_scalars_of_the_newest_learning_chunk() -> None:
     counters = full_counters()
     counters.take_learning(learn_report(version=80, updates=16, loss_mean=3.0, skipped_updates=1), 2)

@@ -167,3 +167,22 @@ def test_the_address_given_is_the_address_served(tmp_path: Path, capsys: pytest.
     assert f"http://127.0.0.1:{port}/metrics" in capsys.readouterr().out
     saved = read_config(tmp_path / "run")
     assert (saved.metrics.host, saved.metrics.port) == ("127.0.0.1", port)
+
+
+def names_in(folder: Path, leave_out: Path) -> set[str]:
+    """Every identifier in the test files below a folder, also within strings, but for one file."""
+    texts = (path.read_text("utf-8") for path in folder.rglob("test_*.py") if path != leave_out)
+    return {name.removeprefix("qfleet_") for text in texts for name in re.findall(r"\w+", text)}
+
+
+def test_every_metric_occurs_in_a_test() -> None:
+    tests = Path(__file__).resolve().parents[2]
+    metrics = {item.name for item in dataclasses.fields(Snapshot)}
+    assert metrics - names_in(tests, leave_out=Path(__file__).resolve()) == set()
+
+
+def test_a_metric_that_no_test_names_is_found(tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text('assert snapshot.loss == query("qfleet_q_mean")')
+    (tmp_path / "test_b.py").write_text("assert snapshot.loss_max")
+    named = names_in(tmp_path, leave_out=tmp_path / "test_b.py")
+    assert {"loss", "q_mean", "loss_max"} - named == {"loss_max"}
