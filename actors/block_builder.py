@@ -75,23 +75,19 @@ class BlockBuilder:
         num_lanes: int,
         num_actions: int,
         gamma: float,
-        writer: int,
-        incarnation: int,
         *,
         reward_clip: float | None = None,
         life_loss_ends_episode: bool = False,
     ) -> None:
         """Frames have the dtype frame_dtype(schema.frame_fields), see actors.core.
 
-        writer and incarnation go into every block, with sequence 0. Q-values of actions that a frame does
-        not allow must be -inf. reward_clip c clips the transitions' rewards to [-c, c].
+        Blocks have writer, incarnation and sequence 0: the sink numbers them. Q-values of actions that a
+        frame does not allow must be -inf. reward_clip c clips the transitions' rewards to [-c, c].
         life_loss_ends_episode makes a lost life a termination for them; the episode itself goes on.
         """
         self._schema = schema
         dtype = frame_dtype(schema.frame_fields)
         self._gamma = gamma
-        self._writer = writer
-        self._incarnation = incarnation
         self._reward_clip = reward_clip
         self._life_loss_ends_episode = life_loss_ends_episode
         lanes = (0, num_lanes)
@@ -286,8 +282,8 @@ class BlockBuilder:
             raise ValueError("a reward or Q-value is not finite; the policy's weights have diverged")
         return TransitionBlock(
             schema=self._schema,
-            writer=self._writer,
-            incarnation=self._incarnation,
+            writer=0,
+            incarnation=0,
             sequence=0,
             env_steps=self._env_steps,
             frames={

@@ -36,7 +36,7 @@ class BlockSink(Protocol):
     """Takes finished blocks; few may be in flight, so `push` may wait: that is the back-pressure."""
 
     def push(self, block: TransitionBlock) -> None:
-        """Sends a block; its writer, incarnation and sequence are set by the sink's owner."""
+        """Sends a block, with the writer, incarnation and sequence of the sink's owner."""
 
     def statuses(self) -> tuple[ShardStatus, ...]:
         """The newest status of each shard that has acknowledged a block."""

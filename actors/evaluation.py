@@ -134,19 +134,22 @@ class Evaluator:
                 break
             stack.push(step.frames, step.starts)
         assert start_values is not None
-        played = np.arange(len(rewards))[:, None] < lengths[whole]
-        reward = np.where(played, np.array(rewards)[:, whole], 0.0)
-        learned = reward if self._reward_clip is None else reward.clip(-self._reward_clip, self._reward_clip)
+        returns, discounted_returns = self._sums(np.array(rewards)[:, whole], lengths[whole])
+        taken = np.array(actions)[np.arange(len(actions))[:, None] < lengths * whole]
         return _Round(
-            returns=reward.sum(axis=0),
-            discounted_returns=self._discount ** np.arange(len(reward)) @ learned,
+            returns=returns,
+            discounted_returns=discounted_returns,
             lengths=lengths[whole],
             start_values=start_values[whole],
             truncated=truncated[whole],
-            action_counts=np.bincount(
-                np.array(actions)[:, whole][played], minlength=stepper.spec.num_actions
-            ),
+            action_counts=np.bincount(taken, minlength=stepper.spec.num_actions),
         )
+
+    def _sums(self, rewards: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns and discounted returns [N] of the first lengths [N] steps of rewards [T, N]."""
+        raw = np.where(np.arange(len(rewards))[:, None] < lengths, rewards, 0.0)
+        learned = raw if self._reward_clip is None else raw.clip(-self._reward_clip, self._reward_clip)
+        return raw.sum(axis=0), self._discount ** np.arange(len(raw)) @ learned
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,8 +85,6 @@ class EnvActor:
             self._num_lanes,
             self.spec.num_actions,
             config.discount,
-            actor,
-            incarnation,
             reward_clip=config.reward_clip,
             life_loss_ends_episode=config.life_loss_ends_episode,
         )
@@ -112,7 +110,7 @@ class EnvActor:
         self._timer = PhaseTimer("idle", "act", "env", "build", "push")
 
     def take_place(self, rank: int, num_actors: int) -> None:
-        """From now on this is the rank-th of so many actors, over all of whose lanes the ladder is spread."""
+        """Makes this the rank-th of so many actors; the epsilon ladder spans the lanes of all of them."""
         if self._config.epsilon_ladder is not None:
             ladder = ladder_epsilons(self._config.epsilon_ladder, num_actors * self._num_lanes)
             self._ladder = ladder[rank * self._num_lanes : (rank + 1) * self._num_lanes]
@@ -151,6 +149,8 @@ class EnvActor:
                     self._begin_step(group, t + 1, exploration)
         chunk = self._builder.chunk()
         self._episodes.add(chunk.reward, chunk.ended, chunk.starts)
+        env_steps = int(np.count_nonzero(chunk.real))
+        self._env_steps_since += env_steps
         start_values = self._start_values(chunk)
         self._timer.enter("act")
         final_values = self._values(final_observations)
@@ -160,7 +160,7 @@ class EnvActor:
             self._timer.enter("push")
             self._sink.push(block)
             self._timer.enter("build")
-        return self._report(version, epsilon, chunk, start_values, block)
+        return self._report(version, epsilon, env_steps, start_values, block)
 
     def close(self) -> None:
         """Closes the environments."""
@@ -208,13 +208,11 @@ class EnvActor:
         self,
         version: int,
         epsilon: float | np.ndarray,
-        chunk: ChunkSteps,
+        env_steps: int,
         start_values: tuple[float, ...],
         block: TransitionBlock | None,
     ) -> RolloutReport:
-        """The report of a chunk; with it the actor becomes idle."""
-        env_steps = int(np.count_nonzero(chunk.real))
-        self._env_steps_since += env_steps
+        """The report that ends a chunk; from here on the actor is idle."""
         returns, lengths = self._episodes.take_ended()
         action_counts, reward_abs_sum, reward_abs_max = _summary(block, self.spec.num_actions)
         self._timer.enter("idle")
@@ -223,7 +221,7 @@ class EnvActor:
             incarnation=self._incarnation,
             version=version,
             env_steps=env_steps,
-            transitions_pushed=0 if block is None else block.num_transitions,
+            transitions_pushed=sum(action_counts),
             episode_returns=returns,
             episode_lengths=lengths,
             epsilon=float(np.mean(epsilon)),

@@ -27,7 +27,6 @@ from cluster.engines.threads import SINGLE_THREADED
 
 os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real run
 
-import actors.evaluation
 import actors.rollout
 import cluster.record.prometheus
 import learner.loop
@@ -156,6 +155,7 @@ def serial_costs() -> dict[str, Cost]:
         for label, owner, names in (
             ("actor", EnvActor, ("rollout",)),
             ("actor metrics", EpisodeLedger, ("add", "take_ended")),
+            ("actor metrics", EnvActor, ("_start_values",)),
             ("actor metrics", actors.rollout, ("_summary",)),
             ("shard", ReplayShard, ("insert", "exchange", "status")),
             ("shard metrics", ShardMeter, ("drawn", "read")),
@@ -165,7 +165,7 @@ def serial_costs() -> dict[str, Cost]:
             ("learner metrics", UpdateMeter, ("_sum_up", "take")),
             ("learner metrics", counting, ("add", "read")),
             ("evaluator", Evaluator, ("evaluate",)),
-            ("evaluator metrics", actors.evaluation, ("_summary",)),
+            ("evaluator metrics", Evaluator, ("_sums",)),
         ):
             stack.enter_context(watch.timing(label, owner, *names))
         run_dir = Path(folder) / "run"

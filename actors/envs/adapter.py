@@ -31,11 +31,6 @@ class Adapter:
     table: np.ndarray | None = None
     first_action: int = 0
 
-    @property
-    def spec(self) -> EnvSpec:
-        """The environment's spec."""
-        return self.maker.spec
-
     def frame(self, observation: Any, action_mask: Any = None) -> np.ndarray:
         """The frame [1, *shape], or record [1], of an observation and the mask [A] of its actions.
 

@@ -48,7 +48,7 @@ class GreedyPolicy:
         """
         frame = self._adapter.frame(observation, action_mask)
         if self._stack is None:
-            self._stack = FrameStack(self._adapter.spec.stack, frame)
+            self._stack = FrameStack(self._adapter.maker.spec.stack, frame)
         else:
             self._stack.push(frame, np.zeros(1, np.bool_))
         observations, allowed = split(self._stack.observations)

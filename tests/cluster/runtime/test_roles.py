@@ -125,7 +125,7 @@ def block_of_two_rows(version: int = 1) -> TransitionBlock:
         final_frames=frame[:0],
         broken=None,
     )
-    builder = BlockBuilder(SPECS["table"].block_schema(1), 1, 4, 0.9, 0, 0)
+    builder = BlockBuilder(SPECS["table"].block_schema(1), 1, 4, 0.9)
     builder.reset(frame)
     builder.begin(3, version)
     for t in range(3):  # the third step's row waits for the Q-values behind it
