@@ -5,10 +5,11 @@ Run as `python -m benchmarks.data_flow`. In another checkout, also an older one:
 
 The script traces one serial run of CartPole with prioritized replay, in rounds. A round opens with the first
 step of an environment and closes when an actor's policy has loaded weights that were learned meanwhile. It
-holds rollout, block, push, shard, sample, update and weights, and the coordinator's turns between them.
-A function is on the way if it runs in more than half of the rounds. This leaves out what begins or ends a run
-and what happens by the clock or every so many updates: evaluations, lines of metrics, logs, checkpoints.
-Methods that @dataclass generates count for the file of their class.
+holds rollout, block, push, shard, sample, update and weights. The coordinator connects them: it grants
+chunks, in which the roles of a serial run do their work, and takes the results. Its other duties do not
+count: signals, checkpoints, lines of metrics, conditions to stop. A function is on the way if it runs in more
+than half of the rounds. This leaves out rare calls: evaluations, questions to idle roles. Methods that
+@dataclass generates count for the file of their class.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cluster.cli import run
 from replay_service.config import ReplayConfig
 
 ROOT = Path(cluster.__file__).resolve().parent.parent
+COORDINATION = ("Coordinator._grant", "Coordinator._complete")
 PACKAGES = ("replay_service", "actors", "learner", "cluster")
 UPDATES = 400
 SETTINGS = (
@@ -58,19 +60,25 @@ class FileOnTheWay:
 class Tracer:
     """A profile function for sys.setprofile: counts in how many rounds each of the project's functions runs.
 
-    rounds: how many are closed. ran: (path below root, qualified name) -> number of rounds.
+    It counts calls that the coordinator's methods COORDINATION make, directly or not. rounds: how many are
+    closed. ran: (path below root, qualified name) -> number of rounds.
     """
 
     root: Path
     rounds: int = 0
     ran: Counter[tuple[str, str]] = field(default_factory=Counter)
     _now: set[tuple[str, str]] | None = None
+    _coordinating: FrameType | None = None
     _paths: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
         """Takes one event. Ignores calls of C functions."""
         code = frame.f_code
         if event == "call":
+            if self._coordinating is None:
+                if code.co_qualname not in COORDINATION:
+                    return
+                self._coordinating = frame
             if self._now is None:
                 if not steps_an_environment(code):
                     return
@@ -78,10 +86,13 @@ class Tracer:
             path = self._path(frame)
             if path is not None:
                 self._now.add((path, code.co_qualname))
-        elif event == "return" and self._now is not None and self._loads_new_weights(frame):
-            self.rounds += 1
-            self.ran.update(self._now)
-            self._now = None
+        elif event == "return":
+            if frame is self._coordinating:
+                self._coordinating = None
+            if self._now is not None and self._loads_new_weights(frame):
+                self.rounds += 1
+                self.ran.update(self._now)
+                self._now = None
 
     def files(self) -> list[FileOnTheWay]:
         """The files with a function that ran in more than half of the rounds, by path."""
