@@ -310,7 +310,7 @@ def _start_engine(config: ResolvedConfig, stack: ExitStack, run_dir: Path, start
     from cluster.engines.serial_engine import SerialEngine
 
     run_started_at = time.time() - (time.monotonic() - started)
-    logs = stack.enter_context(closing(SerialLogs(run_dir / "logs", run_started_at)))
+    logs = SerialLogs(run_dir / "logs", run_started_at)
     return stack.enter_context(closing(SerialEngine(logs.output_of)))
 
 

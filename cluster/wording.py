@@ -1,4 +1,4 @@
-"""How figures are written for people: numbers, durations, sizes.
+"""Numbers, durations and sizes as people read them.
 
 Owns wording only; pure, must not import anything but the standard library.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 
-def figure(value: float | None, digits: int = 1) -> str:
-    """A number with thousands apart, without decimals where it is large; "-" for one that is not known."""
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with thousands separators, without decimals from 10,000 on; "-" for None."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -18,13 +18,11 @@ def figure(value: float | None, digits: int = 1) -> str:
 
 
 def count(value: float) -> str:
-    """A whole number with thousands apart; from ten million on in M, G or T."""
-    if abs(value) < 10_000_000:
-        return f"{value:,.0f}"
+    """A whole number with thousands separators; in M, G or T from ten million on."""
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if abs(value) >= scale:
+        if abs(value) >= max(scale, 1e7):
             return f"{value / scale:,.2f} {unit}"
-    raise AssertionError(value)
+    return f"{value:,.0f}"
 
 
 def duration(seconds: float) -> str:
@@ -35,7 +33,7 @@ def duration(seconds: float) -> str:
 
 
 def byte_size(num_bytes: int) -> str:
-    """Decimal units, about three digits."""
+    """A size in decimal units, with about three digits."""
     for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if num_bytes >= scale:
             value = num_bytes / scale

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
+
 _PACKAGES = ("actors", "cluster", "learner", "replay_service")
 
 
@@ -65,6 +67,17 @@ def require_same_code(other: ProcessInfo) -> None:
             f"{own.host} ({own.root}): put the same version on every machine, or let Ray ship it with "
             "ray job submit --working-dir ."
         )
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Whether pid is alive here and was started at `started`, in unix seconds (pids are reused)."""
+    try:
+        process = psutil.Process(pid)
+        # The system computes the time from its boot time, which may move by a second.
+        same = abs(process.create_time() - started) < 3.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""What a run writes: its directory, logs, events, TensorBoard files, and the endpoint for Prometheus.
+"""Records of a run: its directory, logs, events and TensorBoard files; and the endpoint for Prometheus.
 
 Must not import torch or ray.
 """

@@ -1,6 +1,6 @@
-"""Events: what happened in a run that is worth a line.
+"""Events of a run: restarts, new best versions, checkpoints, warnings, the end.
 
-Owns their kinds and how a log line is read back as one; must not import torch or ray.
+Owns their kinds, and reading them back from the log; must not import torch or ray.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WORDS: dict[EventKind, str] = {"info": "", "warning": "warning: ", "failed": "f
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened. run_seconds: on the run's clock. text: without a word for the kind."""
+    """Something that happened. run_seconds: time on the run's clock. text: does not repeat the kind."""
 
     kind: EventKind
     text: str
@@ -31,22 +31,22 @@ class Event:
 
     @property
     def line(self) -> str:
-        """Kind and text in one line; of a failure's traceback only the error itself."""
+        """Kind and text in one line; a failure's traceback is reduced to its error."""
         return _WORDS[self.kind] + (gist(self.text) if self.kind == "failed" else self.text)
 
 
 def events_path(run_dir: Path) -> Path:
-    """Where a run's events are, in the format of cluster.record.logs."""
+    """The file of a run's events, in the format of cluster.record.logs."""
     return run_dir / "logs" / "events.log"
 
 
 def read_events(run_dir: Path) -> list[Event]:
-    """The newest events of a run, oldest first; none where there is no log of them."""
+    """The newest events of a run (4 MiB of log), oldest first; none if it has no log of them."""
     return [_event(line) for line in read_messages(tail(events_path(run_dir), _READ_BYTES))]
 
 
 def _event(line: LogLine) -> Event:
-    # Runs of 6afb764 said the kind in the text.
+    # In runs of 6afb764 the text begins with the kind.
     for prefix, kind in EVENT_PREFIXES.items():
         if line.text.startswith(prefix):
             return Event(kind, line.text.removeprefix(prefix), line.run_seconds)

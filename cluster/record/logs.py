@@ -1,11 +1,10 @@
-"""Logs: one format for every line, and each role's output, warnings and last words in the run directory.
+"""Logs: one line format for everything, and what each role prints, logs and warns, in a file of its own.
 
-Owns the line format, the capture of a process's output and reading it back; must not import ray or torch.
+Owns the line format, capturing a process's output, and reading logs back; must not import ray or torch.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import io
@@ -15,9 +14,11 @@ import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO, cast
 
@@ -33,7 +34,7 @@ _RELAYED_LINES = 1_000
 _TAIL_BYTES = 64 * 1024
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 _BEGAN = "began as process"
-_GOES_ON = "| "
+_CONTINUES = "| "
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,23 @@ class LogSource:
     run_started_at: float
 
     def lines(self, level: Level, message: str, now: float | None = None) -> str:
-        """`message` as log lines, each ended by a newline and each complete in itself.
+        """`message` as log lines that end with a newline; each can be understood without the others.
 
-        Time (UTC), run seconds, role/incarnation, level, text; from a message's second line on the text
-        begins with "| ". now: unix seconds, default the clock's.
+        A line has the time (UTC), run seconds, role/incarnation, level and text; from the second line of a
+        message on, the text begins with "| ". now: unix seconds, default the clock's.
         """
         now = time.time() if now is None else now
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         head = f"{stamp} {now - self.run_started_at:10.3f} {_token(self.role)}/{self.incarnation} {level:<7} "
         first, *others = message.splitlines() or [""]
         return "".join(
-            f"{head}{text}".rstrip() + "\n" for text in (first, *(f"{_GOES_ON}{line}" for line in others))
+            f"{head}{text}".rstrip() + "\n" for text in (first, *(f"{_CONTINUES}{line}" for line in others))
         )
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """A line read back. role as in file names: "actor-3"."""
+    """A line that was read back. role as in file names: "actor-3"."""
 
     run_seconds: float
     role: str
@@ -71,7 +72,7 @@ class LogLine:
 
 
 def parse_line(line: str) -> LogLine | None:
-    """The parts of a log line; None for one in another form, such as what native code wrote itself."""
+    """The parts of a log line; None for a line in another form, such as one that native code wrote."""
     found = _LINE.match(line)
     if found is None:
         return None
@@ -85,7 +86,7 @@ def parse_line(line: str) -> LogLine | None:
 
 
 def log_path(logs: Path, role: str) -> Path:
-    """Where a role's lines go: logs/actor-3.log."""
+    """The file of a role's lines: logs/actor-3.log."""
     return logs / f"{_token(role)}.log"
 
 
@@ -94,21 +95,31 @@ def _token(role: str) -> str:
 
 
 class LineWriter(io.TextIOBase):
-    """A text stream that hands on whole lines as log lines. It can stand in for sys.stdout or sys.stderr."""
+    """A text stream that turns lines into log lines; it takes the place of sys.stdout or sys.stderr.
+
+    beneath: the stream whose place it takes, asked for fileno() and isatty(). echo: text goes there as well.
+    """
 
     def __init__(
-        self, source: LogSource, level: Level, emit: Callable[[str], None], descriptor: int | None = None
+        self,
+        source: LogSource,
+        level: Level,
+        emit: Callable[[str], object],
+        beneath: TextIO,
+        *,
+        echo: bool = False,
     ) -> None:
         self._source = source
         self._level = level
         self._emit = emit
-        self._descriptor = descriptor
+        self._beneath = beneath
+        self._echo = echo
         self._partial = ""
         self._lock = threading.RLock()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """What print and its friends ask for."""
+        """Asked for by print and others."""
         return "utf-8"
 
     def writable(self) -> bool:
@@ -116,15 +127,19 @@ class LineWriter(io.TextIOBase):
         return True
 
     def fileno(self) -> int:
-        """The descriptor that the lines end in; OSError where there is none."""
-        if self._descriptor is None:
-            raise io.UnsupportedOperation("fileno")
-        return self._descriptor
+        """The descriptor of the stream beneath. Raises OSError if it has none."""
+        return self._beneath.fileno()
+
+    def isatty(self) -> bool:
+        """Whether the stream beneath is a terminal."""
+        return self._beneath.isatty()
 
     def write(self, text: str) -> int:
-        """Keeps what is no whole line yet."""
+        """Emits the lines that are complete now, and keeps the rest."""
         with self._lock:
-            # A progress bar redraws its line by \r: each drawing is a line here.
+            if self._echo:
+                self._beneath.write(text)
+            # A progress bar redraws its line by \r: each drawing becomes a line.
             whole, newline, self._partial = (
                 (self._partial + text).replace("\r\n", "\n").replace("\r", "\n").rpartition("\n")
             )
@@ -133,168 +148,117 @@ class LineWriter(io.TextIOBase):
                 self._emit("".join(self._source.lines(self._level, line, now) for line in whole.split("\n")))
         return len(text)
 
+    def flush(self) -> None:
+        """Flushes the stream beneath; lines are emitted at once."""
+        self._beneath.flush()
+
     def finish(self) -> None:
-        """Ends a line that was left open."""
+        """Emits what is left of an incomplete line."""
         with self._lock:
-            if self._partial:
-                self.write("\n")
+            rest, self._partial = self._partial, ""
+            if rest:
+                self._emit(self._source.lines(self._level, rest))
 
 
-class _Records(logging.Handler):
-    """Python's logging, and through it Python's warnings, in the one format."""
+class _LogHandler(logging.Handler):
+    """Brings Python's logging, and through it Python's warnings, into the one format."""
 
-    def __init__(self, source: LogSource, emit: Callable[[str], None]) -> None:
+    def __init__(self, source: LogSource, emit: Callable[[str], object]) -> None:
         super().__init__(logging.INFO)
         self._source = source
-        self._lines = emit
+        self._emit = emit
         self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        level: Level = (
-            "ERROR"
-            if record.levelno >= logging.ERROR
-            else "WARNING"
-            if record.levelno >= logging.WARNING
-            else "INFO"
-        )
-        self._lines(self._source.lines(level, self.format(record), record.created))
+        serious: Level = "ERROR" if record.levelno >= logging.ERROR else "WARNING"
+        level = serious if record.levelno >= logging.WARNING else "INFO"
+        self._emit(self._source.lines(level, self.format(record), record.created))
 
 
 class ProcessLog:
-    """All that this process says from now on, until it ends: for a process that one role has to itself.
+    """Logs everything that this process prints, logs and warns, until it ends; for a process of one role.
 
-    Where the run's folder is on this machine, its output goes to the role's log: Python's line by line in the
-    one format, and what native code writes as it is, so that a crash's last words are kept as well.
-    Elsewhere (a cluster whose machines share no folder) the last lines wait in memory until they are taken.
+    If the run's folder is on this machine, the output goes to the role's file: Python's line by line in the
+    one format, that of native code as it is, so that the last words of a crash are kept.
+    Otherwise (on a cluster without a shared folder) the newest lines wait in memory until they are taken.
     """
 
     def __init__(self, source: LogSource, logs: Path) -> None:
         self.relays = not logs.is_dir()
-        self._waiting: collections.deque[str] = collections.deque(maxlen=_RELAYED_LINES)
-        emit = self._keep if self.relays else self._take_over(log_path(logs, source.role))
+        self._waiting: deque[str] = deque(maxlen=_RELAYED_LINES)
+        emit = self._keep if self.relays else _redirect_output(log_path(logs, source.role))
         emit(source.lines("INFO", f"{_BEGAN} {os.getpid()}"))
-        sys.stdout = LineWriter(source, "INFO", emit, 1)
-        sys.stderr = LineWriter(source, "WARNING", emit, 2)
-        logging.getLogger().addHandler(_Records(source, emit))
+        out, err = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+        sys.stdout = LineWriter(source, "INFO", emit, out)
+        sys.stderr = LineWriter(source, "WARNING", emit, err)
+        logging.getLogger().addHandler(_LogHandler(source, emit))
         logging.captureWarnings(True)
 
     def take(self) -> str:
-        """The lines that wait, once; at most the newest thousand."""
-        taken = []
-        with contextlib.suppress(IndexError):
-            while True:
-                taken.append(self._waiting.popleft())
-        return "".join(taken)
+        """The lines that wait, at most the newest thousand; they wait no longer."""
+        return "".join(self._waiting.popleft() for _ in range(len(self._waiting)))
 
     def _keep(self, lines: str) -> None:
         self._waiting.extend(lines.splitlines(keepends=True))
 
-    @staticmethod
-    def _take_over(path: Path) -> Callable[[str], None]:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
 
-        def emit(lines: str) -> None:
-            # A full disk must not end the role: whoever writes the run's records says so.
-            with contextlib.suppress(OSError):
-                os.write(descriptor, lines.encode("utf-8", "replace"))
+def _redirect_output(path: Path) -> Callable[[str], object]:
+    """Sends the standard streams of this process to a file; returns a function that appends to it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
 
-        return emit
+    def emit(lines: str) -> None:
+        # A full disk must not end the role: the coordinator meets it as well, and says so.
+        with contextlib.suppress(OSError):
+            os.write(descriptor, lines.encode("utf-8", "replace"))
+
+    return emit
 
 
 class SerialLogs:
-    """The same for roles that share this process: what is said during a role's calls goes to its log.
-
-    It is shown on the terminal, too: the serial runtime is for debugging.
-    """
+    """Logs what roles that share this process print during their calls; the terminal shows it as well."""
 
     def __init__(self, logs: Path, run_started_at: float) -> None:
         self._logs = logs
         self._run_started_at = run_started_at
+        self._terminal = sys.stdout, sys.stderr
         self._writers: dict[str, tuple[LineWriter, LineWriter]] = {}
 
     @contextlib.contextmanager
     def output_of(self, role: str) -> Iterator[None]:
-        """Within the block sys.stdout and sys.stderr are this role's; a block within is the other role's."""
+        """Takes what is printed within the block as this role's; a block within it may be another role's."""
         if role not in self._writers:
-            source = LogSource(role, 0, self._run_started_at)
+            source, emit = LogSource(role, 0, self._run_started_at), partial(append, self._logs, role)
             self._writers[role] = (
-                LineWriter(source, "INFO", self._appender(role)),
-                LineWriter(source, "WARNING", self._appender(role)),
+                LineWriter(source, "INFO", emit, self._terminal[0], echo=True),
+                LineWriter(source, "WARNING", emit, self._terminal[1], echo=True),
             )
         before = sys.stdout, sys.stderr
-        out, err = self._writers[role]
-        sys.stdout, sys.stderr = _Tee(_terminal(before[0]), out), _Tee(_terminal(before[1]), err)
+        sys.stdout, sys.stderr = writers = self._writers[role]
         try:
             yield
         finally:
             sys.stdout, sys.stderr = before
-
-    def close(self) -> None:
-        """Ends lines that were left open."""
-        for pair in self._writers.values():
-            for writer in pair:
+            for writer in writers:
                 writer.finish()
-
-    def _appender(self, role: str) -> Callable[[str], None]:
-        def emit(lines: str) -> None:
-            append(self._logs, role, lines)
-
-        return emit
-
-
-class _Tee(io.TextIOBase):
-    """Writes to the terminal and to a role's log."""
-
-    def __init__(self, terminal: TextIO, log: LineWriter) -> None:
-        self.terminal = terminal
-        self._log = log
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The terminal's."""
-        return self.terminal.encoding
-
-    def fileno(self) -> int:
-        """The terminal's descriptor."""
-        return self.terminal.fileno()
-
-    def isatty(self) -> bool:
-        """As the terminal says."""
-        return self.terminal.isatty()
-
-    def write(self, text: str) -> int:
-        """To both."""
-        self._log.write(text)
-        return self.terminal.write(text)
-
-    def flush(self) -> None:
-        """The terminal; the log is never behind."""
-        self.terminal.flush()
-
-
-def _terminal(stream: TextIO) -> TextIO:
-    return stream.terminal if isinstance(stream, _Tee) else stream
 
 
 def append(logs: Path, role: str, lines: str) -> None:
-    """Adds lines to a role's log; a folder that is gone or full is passed over."""
+    """Adds lines to a role's file; an error, such as of a full disk, is ignored."""
     with contextlib.suppress(OSError), log_path(logs, role).open("a", encoding="utf-8") as file:
         file.write(lines)
 
 
 def last_words(logs: Path, role: str, count: int) -> list[str]:
-    """The newest `count` lines of a role's log without heads; empty if it only ever said that it began."""
-    said = [
-        parsed.text if (parsed := parse_line(line)) else line
-        for line in tail(log_path(logs, role), _TAIL_BYTES)
-    ]
-    return [text for text in said if not text.startswith(_BEGAN)][-count:]
+    """The texts of the newest `count` lines of a role; empty if it only reported that it began."""
+    lines = tail(log_path(logs, role), _TAIL_BYTES)
+    texts = [parsed.text if (parsed := parse_line(line)) else line for line in lines]
+    return [text for text in texts if not text.startswith(_BEGAN)][-count:]
 
 
 def gist(failure: str) -> str:
-    """A failure's event in one line: of a traceback the error itself, and whose it was."""
+    """A failure in one line: of a traceback the error itself, and the last line, which names the role."""
     lines = [line for line in failure.splitlines() if line.strip()]
     # Notes may follow the error; it is the last line that begins as one.
     errors = [line for line in lines[:-1] if _ERROR.match(line)] or lines[-2:-1]
@@ -302,14 +266,11 @@ def gist(failure: str) -> str:
 
 
 def read_messages(lines: Iterable[str]) -> list[LogLine]:
-    """Messages read back, each with newlines in its text where it had them."""
+    """Log lines as messages: the text of a message has newlines where it had them when it was written."""
     found: list[LogLine] = []
-    for line in lines:
-        parsed = parse_line(line)
-        if parsed is None:
-            continue
-        if found and parsed.text.startswith(_GOES_ON.rstrip()):
-            rest = parsed.text.removeprefix(_GOES_ON.rstrip()).removeprefix(" ")
+    for parsed in filter(None, map(parse_line, lines)):
+        if found and parsed.text.startswith(_CONTINUES.rstrip()):
+            rest = parsed.text.removeprefix(_CONTINUES.rstrip()).removeprefix(" ")
             found[-1] = dataclasses.replace(found[-1], text=f"{found[-1].text}\n{rest}")
         else:
             found.append(parsed)

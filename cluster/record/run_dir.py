@@ -34,7 +34,6 @@ from cluster.settings.config import ConfigError
 from cluster.settings.load_config import dump_config, load_resolved
 from cluster.settings.resolved import ResolvedConfig
 from learner.weights import load_weights, save_weights
-from replay_service.block import FrameField
 
 RESUMES = "resumes.jsonl"
 WeightsName = Literal["best", "latest"]
@@ -42,12 +41,17 @@ _PACKAGES = ("ray", "torch", "gymnasium", "numpy", "msgpack", "prometheus-client
 
 
 class RunDir:
-    """A run directory that this process writes."""
+    """A run directory that this process writes.
+
+    logs: folder of the events and of each role's output. replay: folder of the shards' journals, made by the
+    first shard that keeps one. checkpoints: folder made by the first checkpoint.
+    """
 
     def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
         """Raises ConfigError if another process runs in this folder; OSError."""
         self.path = path
-        # Held until this process ends, however it ends.
+        self.logs, self.replay, self.checkpoints = (path / name for name in ("logs", "replay", "checkpoints"))
+        # The lock is held until this process ends, however it ends.
         self._lock = (path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,21 +62,6 @@ class RunDir:
         self._metrics = LineFile(path / "metrics.jsonl")
         self._evaluations = LineFile(path / "evaluations.jsonl")
 
-    @property
-    def logs(self) -> Path:
-        """Where events and stacks go."""
-        return self.path / "logs"
-
-    @property
-    def replay(self) -> Path:
-        """Where shards keep their journals; made by the first that does."""
-        return self.path / "replay"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where cuts are kept; made by the first."""
-        return self.path / "checkpoints"
-
     @classmethod
     def create(
         cls,
@@ -81,10 +70,10 @@ class RunDir:
         spec: EnvSpec,
         initial_weights: Mapping[str, str] | None = None,
     ) -> RunDir:
-        """Makes the folder with config and provenance in it; initial_weights: where they come from, if any.
+        """Makes the folder with its config and provenance. initial_weights: their origin, if they have one.
 
         Raises:
-            ConfigError: if it holds a run already, or cannot be written.
+            ConfigError: the folder holds a run already, or cannot be written.
         """
         refuse_unusable(path)
         try:
@@ -103,10 +92,14 @@ class RunDir:
     def reopen(
         cls, path: Path, config: ResolvedConfig, checkpoint: int | None, changed: Mapping[str, Any]
     ) -> RunDir:
-        """Goes on in a run's folder, and notes from which checkpoint (None: the beginning) and what changed.
+        """Opens the folder of a run that is resumed, and notes this in resumes.jsonl.
+
+        Args:
+            checkpoint: the number of the checkpoint from which it is resumed; None for the beginning.
+            changed: the settings that were changed, with their values.
 
         Raises:
-            ConfigError: if another process runs in it, or it cannot be written.
+            ConfigError: another process runs in the folder, or it cannot be written.
         """
         note = {
             "checkpoint": -1 if checkpoint is None else checkpoint,
@@ -133,14 +126,14 @@ class RunDir:
             self._event_file.write(snapshot)
 
     def write_event(self, event: Event) -> None:
-        """Adds a line to logs/events.log: restarts, saves, the reason of the end."""
+        """Adds a line to logs/events.log, or several for a text of several lines."""
         now = time.time()
         source = LogSource("coordinator", 0, now - event.run_seconds)
         with events_path(self.path).open("a", encoding="utf-8") as file:
             file.write(source.lines(LEVELS[event.kind], event.text, now))
 
     def write_evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
-        """Adds a line to evaluations.jsonl, every return in it."""
+        """Adds a line to evaluations.jsonl, with the return of every episode."""
         line = {
             "version": report.version,
             "seed_domain": report.seed_domain,
@@ -154,36 +147,36 @@ class RunDir:
         self._evaluations.write(json.dumps(line))
 
     def write_weights(self, name: WeightsName, flat: np.ndarray, facts: Mapping[str, str]) -> None:
-        """Replaces weights/NAME.safetensors in one step: a reader sees the old file or the new one."""
+        """Replaces weights/NAME.safetensors by flat [P] float32; readers see the old or the new file."""
         save_weights(self.path / "weights" / f"{name}.safetensors", flat, facts)
 
     def close(self) -> None:
         """Closes the files and lets another process run here."""
         events = (self._event_file,) if self._event_file else ()
         for file in (self._metrics, self._evaluations, *events, self._lock):
-            with contextlib.suppress(OSError):  # a full disk, of which the run was told when it wrote
+            with contextlib.suppress(OSError):  # a full disk, which the run met when it wrote
                 file.close()
 
 
 def holds_run(path: Path) -> bool:
-    """Whether a run began in this folder."""
+    """Whether this is the folder of a run."""
     return (path / "config.yaml").is_file()
 
 
 def refuse_unusable(path: Path) -> None:
-    """Raises ConfigError if `path` is a file, a folder with something in it, or cannot be written."""
+    """Raises ConfigError if `path` is a file or a folder that is not empty, or cannot be written."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"run directory {path}: {nearest} cannot be written; choose another with --run-dir")
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():
-        kind, cure = "exists and is not empty", "move this one away"
+        problem, remedy = "exists and is not empty", "move this one away"
         if holds_run(path):
-            kind, cure = "already holds a run", "go on with this one by --resume"
+            problem, remedy = "already holds a run", "resume that run with --resume"
         raise ConfigError(
-            f"run directory {path}: {kind}, and nothing recorded is overwritten; "
-            f"choose another with --run-dir, or {cure}"
+            f"run directory {path}: {problem}, and nothing is overwritten; "
+            f"choose another with --run-dir, or {remedy}"
         )
 
 
@@ -201,7 +194,10 @@ def read_config(path: Path) -> ResolvedConfig:
 def read_weights(
     path: Path, which: WeightsName | None = None
 ) -> tuple[WeightsName, np.ndarray, Mapping[str, str]]:
-    """The best weights of a run, or the latest if none was confirmed; or those named. ConfigError if none."""
+    """Name, flat weights [P] float32 and facts of a run's weights; by default the best, else the latest.
+
+    Raises ConfigError if there are no such weights.
+    """
     names: tuple[WeightsName, ...] = ("best", "latest") if which is None else (which,)
     for name in names:
         file = path / "weights" / f"{name}.safetensors"
@@ -212,12 +208,14 @@ def read_weights(
                 raise ConfigError(f"{file}: cannot be read: {error}") from error
             return name, flat, facts
     if which == "best":
-        raise ConfigError(f"{path}: holds no best weights: no version was confirmed; take --which latest")
-    raise ConfigError(f"{path}: holds no weights yet; a run writes them when its first update is done")
+        raise ConfigError(
+            f"{path}: holds no best weights, because no version was confirmed; take --which latest"
+        )
+    raise ConfigError(f"{path}: holds no weights yet; a run writes them after its first update")
 
 
 def read_provenance(path: Path) -> Mapping[str, Any]:
-    """provenance.json of a run. Raises ConfigError where there is none."""
+    """provenance.json of a run. Raises ConfigError if there is none."""
     file = path / "provenance.json"
     try:
         facts: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -227,17 +225,13 @@ def read_provenance(path: Path) -> Mapping[str, Any]:
 
 
 def read_spec(path: Path) -> EnvSpec:
-    """What the run's environment was like. Raises ConfigError where the run does not say."""
-    file = path / "provenance.json"
+    """The properties of a run's environment. Raises ConfigError if the run does not have them recorded."""
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))["environment"]
-        facts["observation_shape"] = tuple(facts["observation_shape"])
-        facts["parts"] = tuple(
-            FrameField(part["name"], part["dtype"], tuple(part["shape"])) for part in facts.get("parts", ())
-        )
-        return EnvSpec(**facts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: does not say what the run's environment was like: {error!r}") from error
+        return msgspec.convert(read_provenance(path)["environment"], EnvSpec)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise ConfigError(
+            f"{path / 'provenance.json'}: does not describe the run's environment: {error!r}"
+        ) from error
 
 
 def _provenance(spec: EnvSpec) -> dict[str, Any]:

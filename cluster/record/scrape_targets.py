@@ -1,4 +1,4 @@
-"""Where Prometheus finds the runs of this user: a folder with one service-discovery file for each run.
+"""Service discovery for Prometheus: a folder with one file for each run of this user.
 
 Owns that folder; must not import torch or ray.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from cluster.engines.process_info import is_alive
+
 
 def targets_folder() -> Path:
     """$XDG_STATE_HOME/qfleet/targets; without the variable ~/.local/state/qfleet/targets."""
@@ -23,10 +25,10 @@ def targets_folder() -> Path:
 
 @contextmanager
 def advertised(folder: Path, address: str, labels: Mapping[str, str]) -> Iterator[None]:
-    """Within the block, Prometheus's file_sd finds the target host:port, with labels, in `folder`.
+    """Within the block, Prometheus's file_sd finds the target host:port with its labels in `folder`.
 
-    Entries of this machine whose process is gone are removed first. Raises OSError where the folder cannot
-    be written.
+    Before, files of this machine whose process has ended are removed. Raises OSError if the folder cannot be
+    written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _prune(folder)
@@ -42,17 +44,8 @@ def advertised(folder: Path, address: str, labels: Mapping[str, str]) -> Iterato
 
 
 def _prune(folder: Path) -> None:
-    """Removes what runs of this machine left behind when they were killed."""
+    """Removes the files that killed runs of this machine left."""
     for file in folder.iterdir():
         host, *owner = file.stem.rsplit("-", 3)
-        if host == platform.node() and len(owner) == 3 and not _is_alive(int(owner[0]), int(owner[1])):
+        if host == platform.node() and len(owner) == 3 and not is_alive(int(owner[0]), int(owner[1])):
             file.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int, began: int) -> bool:
-    """Whether the process lives that began in this second; a pid alone comes round again."""
-    try:
-        # The system computes that time from its boot time, which may move by a second.
-        return abs(psutil.Process(pid).create_time() - began) < 3.0
-    except psutil.NoSuchProcess:
-        return False

@@ -1,6 +1,6 @@
-"""TensorBoard event files of a run's figures, where metrics.tensorboard asks for them.
+"""TensorBoard event files of a run's metrics, written if metrics.tensorboard is true.
 
-Owns tags and the optional package behind it (extra "tensorboard"); must not import torch or ray.
+Owns the tags and the use of an optional package (extra "tensorboard"); must not import torch or ray.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.settings.config import ConfigError, RunConfig
 from replay_service.histogram import Histogram
 
-# The package's flush waits for the disk, so not with every snapshot.
+# A flush waits for the disk, so not every snapshot is flushed.
 _FLUSH_SECONDS = 10.0
 
 
 def require_tensorboard(config: RunConfig) -> None:
-    """Raises ConfigError where the config asks for event files and the package is missing."""
+    """Raises ConfigError if the config asks for event files and the package is missing."""
     if config.metrics.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError(
             "metrics.tensorboard is true, but tensorboardX is not installed: install the extra "
@@ -28,7 +28,7 @@ def require_tensorboard(config: RunConfig) -> None:
 
 
 class EventFile:
-    """One event file in `folder`: a scalar for each known figure, its step the env steps of the run."""
+    """One event file in `folder`, with a scalar for each known metric; its step is the run's env steps."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboardX.event_file_writer import EventsWriter
@@ -38,14 +38,14 @@ class EventFile:
         self._flushed = time.monotonic()
 
     def write(self, snapshot: Snapshot) -> None:
-        """Adds a snapshot. Raises OSError where the disk does not take it."""
+        """Adds a snapshot. Raises OSError if it cannot be written."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [
             Summary.Value(tag=tag, simple_value=value)
-            for name, figure in known_metrics(snapshot).items()
-            for tag, value in scalars(name, figure)
+            for name, metric in known_metrics(snapshot).items()
+            for tag, value in scalars(name, metric)
         ]
         event = Event(wall_time=time.time(), step=snapshot.env_steps_total, summary=Summary(value=values))
         self._writer.write_event(event)
@@ -54,17 +54,17 @@ class EventFile:
             self._writer.flush()
 
     def close(self) -> None:
-        """Writes what is buffered, and ends the file."""
+        """Flushes and closes the file."""
         self._writer.close()
 
 
-def scalars(name: str, figure: object) -> Iterator[tuple[str, float]]:
-    """Tag and value of what a figure holds: labels become parts of the tag, a histogram its mean."""
-    if isinstance(figure, Histogram):
-        if figure.count:
-            yield f"{name}_mean", figure.sum / figure.count
-    elif isinstance(figure, Mapping):
-        for label, part in figure.items():
+def scalars(name: str, metric: object) -> Iterator[tuple[str, float]]:
+    """Tags and values of a metric: its labels become parts of the tag, a histogram becomes its mean."""
+    if isinstance(metric, Histogram):
+        if metric.count:
+            yield f"{name}_mean", metric.sum / metric.count
+    elif isinstance(metric, Mapping):
+        for label, part in metric.items():
             yield from scalars(f"{name}/{label}", part)
-    elif isinstance(figure, float | int):
-        yield name, figure
+    elif isinstance(metric, float | int):
+        yield name, metric

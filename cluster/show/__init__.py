@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: the live view of a run, and its status from elsewhere.
+"""What the terminal shows: the live view of a run, and the status of a run that another process drives.
 
 Must not import torch or ray.
 """

@@ -1,6 +1,6 @@
-"""The panel: a run's newest figures laid out for a terminal of any width.
+"""The panel: a run's newest metrics laid out for a terminal of any width.
 
-Owns layout and colours only; pure, must not import ray or torch.
+Owns layout and colors; pure, must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cluster.metrics.snapshot import Snapshot
+from cluster.metrics.snapshot import ByLabel, Snapshot
 from cluster.settings.config import StopConfig
 from cluster.show.progress import progress
-from cluster.wording import byte_size, count, duration, figure
+from cluster.wording import byte_size, count, duration, number
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _GROUP_CELLS = 26
-_WIDEST = 220
+_MAX_WIDTH = 220
 
 
 @dataclass(frozen=True)
 class Screen:
-    """What one drawing of the panel shows.
+    """What the panel shows at one moment.
 
-    stop: None for a run that has ended. returns: mean training returns, oldest first. note: how the run
-    stands, if that is worth a line.
+    stop: None for a run that has ended. returns: mean training returns, oldest first. note: a line on the
+    state of the run, if any.
     """
 
     title: str
@@ -43,13 +43,13 @@ class Screen:
     note: str | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(options.max_width, _WIDEST)
+        width = min(options.max_width, _MAX_WIDTH)
         inner = width - 4
         parts = [
             *([] if self.stop is None else [_progress_line(self.snapshot, self.stop, inner)]),
             *_return_line(self.returns, inner),
             *_groups(self.snapshot, inner),
-            *_says(self.snapshot, self.note),
+            *_messages(self.snapshot, self.note),
         ]
         yield Panel(
             Group(*parts),
@@ -64,88 +64,85 @@ class Screen:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """`values` as at most `width` bars, each the mean of its share of them, from their least to greatest."""
+    """`values` as at most `width` bars; each bar is the mean of an equal share of them."""
     if not values or width < 1:
         return ""
-    count = min(width, len(values))
-    edges = [len(values) * bar // count for bar in range(count + 1)]
+    bars = min(width, len(values))
+    edges = [len(values) * bar // bars for bar in range(bars + 1)]
     means = [fmean(values[low:high]) for low, high in pairwise(edges)]
     low, high = min(means), max(means)
     if high == low:
-        return _BLOCKS[3] * count
+        return _BLOCKS[3] * bars
     top = len(_BLOCKS) - 1
     return "".join(_BLOCKS[round((mean - low) / (high - low) * top)] for mean in means)
 
 
 def _progress_line(snapshot: Snapshot, stop: StopConfig, width: int) -> RenderableType:
+    target = stop.target_return
     share, left = progress(snapshot, stop)
     if share is None:
-        ends = (
-            f"runs until the greedy return reaches {stop.target_return:g}"
-            if stop.target_return is not None
-            else "runs until it is stopped"
-        )
-        return Text(ends, style="dim")
-    most = "at most " if stop.target_return is not None else ""
+        end = "it is stopped" if target is None else f"the greedy return reaches {target:g}"
+        return Text(f"runs until {end}", style="dim")
+    most = "" if target is None else "at most "
     text = f"{share:4.0%}  {'' if left is None else f'{most}{duration(left)} left'}"
+    bar = ProgressBar(total=1.0, completed=share, width=max(10, width - 28), complete_style="cyan")
     line = Table.grid(padding=(0, 1))
-    # The text may shrink and grow; the bar beside it must not.
-    line.add_row(
-        ProgressBar(total=1.0, completed=share, width=max(10, width - 28), complete_style="cyan"), Text(text)
-    )
+    # The width of the bar is fixed, that of the text beside it is not.
+    line.add_row(bar, Text(text))
     return line
 
 
 def _return_line(returns: Sequence[float], width: int) -> Iterator[RenderableType]:
     if len(returns) < 2:
         return
-    low, high = figure(min(returns)), figure(max(returns))
+    low, high = number(min(returns)), number(max(returns))
     bars = sparkline(returns, width - len("training return ") - len(low) - len(high) - 2)
     yield Text.assemble(("training return ", "dim"), f"{low} ", (bars, "green"), f" {high}", no_wrap=True)
 
 
 def _groups(snapshot: Snapshot, width: int) -> Iterator[RenderableType]:
+    age = snapshot.checkpoint_age_seconds
     groups = (
         (
             "return",
-            ("training", figure(snapshot.train_return_mean)),
-            ("greedy", figure(snapshot.evaluation_return_mean)),
-            ("best", figure(snapshot.best_return_mean)),
-            ("epsilon", figure(snapshot.epsilon, 3)),
+            ("training", number(snapshot.train_return_mean)),
+            ("greedy", number(snapshot.evaluation_return_mean)),
+            ("best", number(snapshot.best_return_mean)),
+            ("episodes", count(snapshot.episodes_total)),
         ),
         (
             "learning",
             ("updates", count(snapshot.updates_total)),
+            ("skipped", count(snapshot.skipped_updates_total)),
             ("updates/s", count(snapshot.updates_per_second)),
-            ("loss", figure(snapshot.loss, 4)),
-            ("mean Q", figure(snapshot.q_mean, 2)),
+            ("loss", number(snapshot.loss, 4)),
+            ("mean Q", number(snapshot.q_mean, 2)),
         ),
         (
             "acting",
             ("env steps", count(snapshot.env_steps_total)),
             ("env steps/s", count(snapshot.env_steps_per_second)),
-            ("episodes", count(snapshot.episodes_total)),
-            ("lag, updates", figure(snapshot.policy_lag_updates, 0)),
+            ("epsilon", number(snapshot.epsilon, 3)),
+            ("policy lag", number(snapshot.policy_lag_updates, 0)),
         ),
         (
             "replay",
             ("transitions", count(snapshot.replay_transitions)),
             ("memory", byte_size(snapshot.replay_bytes)),
             ("samples/insert", f"{snapshot.samples_per_insert:.2f}"),
-            ("its target", f"{snapshot.samples_per_insert_target:g}"),
+            ("target", f"{snapshot.samples_per_insert_target:g}"),
         ),
         (
             "time",
-            ("learner updates", f"{snapshot.learner_update_share:.0%}"),
-            ("learner waits", f"{snapshot.learner_wait_share:.0%}"),
-            ("actors work", f"{snapshot.actor_busy_share:.0%}"),
-            ("checkpoint age", _age(snapshot.checkpoint_age_seconds)),
+            ("learner updating", f"{snapshot.learner_update_share:.0%}"),
+            ("learner waiting", f"{snapshot.learner_wait_share:.0%}"),
+            ("actors working", f"{snapshot.actor_busy_share:.0%}"),
+            ("checkpoint age", "-" if age is None else duration(age)),
         ),
         (
-            "fleet",
-            ("roles up", _up(snapshot)),
-            ("replaced", count(snapshot.restarts_total)),
-            ("skipped", count(snapshot.skipped_updates_total)),
+            "roles",
+            ("up", f"{_total(snapshot.roles_up)} of {_total(snapshot.roles_wanted)}"),
+            ("restarts", count(snapshot.restarts_total)),
             ("memory", byte_size(round(sum((snapshot.process_resident_memory_bytes or {}).values())))),
         ),
     )
@@ -168,17 +165,11 @@ def _group(title: str, *rows: tuple[str, str]) -> RenderableType:
     return Group(Text(title, style="bold cyan"), table)
 
 
-def _up(snapshot: Snapshot) -> str:
-    if snapshot.roles_up is None or snapshot.roles_wanted is None:
-        return "-"
-    return f"{sum(snapshot.roles_up.values()):.0f} of {sum(snapshot.roles_wanted.values()):.0f}"
+def _total(by_role: ByLabel | None) -> str:
+    return "-" if by_role is None else f"{sum(by_role.values()):.0f}"
 
 
-def _age(seconds: float | None) -> str:
-    return "-" if seconds is None else duration(seconds)
-
-
-def _says(snapshot: Snapshot, note: str | None) -> Iterator[RenderableType]:
+def _messages(snapshot: Snapshot, note: str | None) -> Iterator[RenderableType]:
     lines = [
         *([Text(note)] if note else []),
         *([Text(snapshot.verdict.line, style="cyan")] if snapshot.verdict else []),

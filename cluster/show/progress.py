@@ -1,6 +1,6 @@
-"""How far a run has come.
+"""How far a run has come, and how long it will take.
 
-Owns that share and the time left; pure, must not import any engine.
+Owns this estimate; pure, must not import any engine.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from cluster.settings.config import StopConfig
 
 
 def progress(snapshot: Snapshot, stop: StopConfig) -> tuple[float | None, float | None]:
-    """Share of the way to the nearest limit (target return aside), and the seconds left to it.
+    """The share that is done of the nearest limit (a target return is none), and the seconds left until it.
 
-    None, None where nothing but the return ends the run; the seconds are None before anything moved.
+    Both are None without a limit; the seconds are None before the first step.
     """
     shares = [
         done / limit

@@ -1,6 +1,7 @@
-"""How a run stands: read from its directory, or asked of its coordinator over HTTP.
+"""The status of a run: read from its directory, or asked of its coordinator over HTTP.
 
-Owns driver.json, the /status document and what `qfleet status` says; reading executes nothing. No ray.
+Owns driver.json, the /status document and the output of `qfleet status`; reading a run executes nothing. Must
+not import ray.
 """
 
 from __future__ import annotations
@@ -9,25 +10,26 @@ import contextlib
 import dataclasses
 import http.client
 import json
-import os
 import platform
 import sys
 import time
 import typing
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 from urllib.parse import urlsplit
 
 import msgspec
 import psutil
 
+from cluster.engines.process_info import is_alive
 from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.record.events import Event, events_path, read_events
 from cluster.record.line_file import read_objects
+from cluster.record.logs import gist
 from cluster.record.run_dir import read_config
 from cluster.settings.config import ConfigError, StopConfig
 from cluster.settings.renames import renamed_metrics
@@ -35,13 +37,10 @@ from cluster.settings.resolved import ResolvedConfig
 from cluster.show.view import Headline, LineView, LiveView, can_draw, metrics_line
 from cluster.wording import duration
 
-if TYPE_CHECKING:
-    from cluster.show.panel import Screen
-
 State = Literal["starting", "running", "ended", "failed", "gone"]
 
 _ANSWER_SECONDS = 5.0
-# A driver on another machine is believed to live while its figures are younger than this many intervals.
+# A driver on another machine is taken to be alive until the run has written nothing for that long.
 _SILENT_INTERVALS = 20.0
 _SILENT_SECONDS = 30.0
 _WATCH_SECONDS = 1.0
@@ -50,47 +49,49 @@ _READ_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class Driver:
-    """Which process runs a run, as it wrote it to driver.json. process_started: unix seconds."""
+    """The process that drives a run, as it describes itself in driver.json. process_started: unix seconds."""
 
     host: str
     pid: int
     process_started: float
     metrics_url: str
 
-    @property
-    def lives(self) -> bool | None:
-        """Whether this very process still runs; None where it is another machine's."""
-        if self.host != platform.node():
-            return None
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.process_started) < 2.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+    def is_alive(self, *, silent: bool) -> bool:
+        """Whether the process runs; on another machine it is taken to run unless the run is silent."""
+        return is_alive(self.pid, self.process_started) if self.host == platform.node() else not silent
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One look at a run. story: how it stands, in words; returns: mean training returns, oldest first."""
+    """A run at one moment. details: more about the state; returns: mean training returns, oldest first."""
 
     headline: Headline
     stop: StopConfig
     state: State
-    description: str
+    details: str
     snapshot: Snapshot | None
     returns: tuple[float, ...] = ()
 
+    @property
+    def description(self) -> str:
+        """State and details in one line."""
+        return f"{self.state}: {self.details}"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run has not ended."""
+        return self.state in ("starting", "running")
+
 
 def announce(run_dir: Path, metrics_url: str) -> None:
-    """Says in the run directory that this process runs it, and where its figures are served."""
-    process = psutil.Process(os.getpid())
+    """Writes driver.json: this process drives the run and serves its metrics at `metrics_url`."""
+    process = psutil.Process()
     driver = Driver(platform.node(), process.pid, process.create_time(), metrics_url)
-    (run_dir / "driver.json").write_text(json.dumps(dataclasses.asdict(driver)), encoding="utf-8")
+    (run_dir / "driver.json").write_bytes(msgspec.json.encode(driver))
 
 
 def status_document(config: ResolvedConfig, run_dir: Path, newest: Callable[[], Snapshot | None]) -> bytes:
-    """What /status serves: JSON with the run's facts and its newest snapshot. Not finite numbers are null."""
+    """The answer of /status: JSON with the run's facts and newest snapshot; NaN and infinity become null."""
     run = {
         "env_id": config.env.id,
         "runtime": config.run.runtime,
@@ -104,38 +105,26 @@ def status_document(config: ResolvedConfig, run_dir: Path, newest: Callable[[], 
 
 
 def snapshot_of(values: Mapping[str, Any]) -> Snapshot:
-    """A snapshot from a line of metrics.jsonl or a /status answer of any version of this program.
+    """A snapshot from a line of metrics.jsonl or an answer of /status, whatever version wrote it.
 
-    What a version did not know yet is None, zero or empty; what only it knew is left out.
+    A metric that is missing or has another type becomes None, zero or empty; an unknown one is left out.
     """
     hints = typing.get_type_hints(Snapshot)
     values = renamed_metrics(values)
     given: dict[str, Any] = {}
     for item in dataclasses.fields(Snapshot):
+        hint = hints[item.name]
         try:
-            given[item.name] = msgspec.convert(values[item.name], hints[item.name], strict=False)
+            given[item.name] = msgspec.convert(values[item.name], hint, strict=False)
         except (KeyError, msgspec.ValidationError):
-            has_default = (
-                item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
-            )
-            if not has_default:
-                given[item.name] = _nothing(hints[item.name])
+            unknown = None if type(None) in typing.get_args(hint) else (typing.get_origin(hint) or hint)()
+            given[item.name] = unknown
     return Snapshot(**given)
 
 
-def _nothing(hint: Any) -> Any:
-    """The value of a type that stands for "not known"."""
-    if type(None) in typing.get_args(hint):
-        return None
-    return (typing.get_origin(hint) or hint)()
-
-
 def newest_run(runs: Path = Path("runs")) -> Path:
-    """The run below `runs` that wrote last. Raises ConfigError where there is none."""
-    found = [
-        (max(_written(path), _written(path.parent / "metrics.jsonl")), path.parent)
-        for path in runs.glob("*/config.yaml")
-    ]
+    """The run below `runs` that wrote last. Raises ConfigError if there is none."""
+    found = [(_written(path.parent), path.parent) for path in runs.glob("*/config.yaml")]
     if not found:
         raise ConfigError(
             f"no run below {runs.absolute()}; give a run directory, or the --address of its coordinator"
@@ -143,63 +132,55 @@ def newest_run(runs: Path = Path("runs")) -> Path:
     return max(found)[1]
 
 
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+def _written(run_dir: Path) -> float:
+    """When the run wrote last, in unix seconds."""
+    files = [run_dir / name for name in ("config.yaml", "metrics.jsonl")]
+    return max(file.stat().st_mtime for file in files if file.exists())
 
 
 def status_of_directory(run_dir: Path, now: float | None = None) -> RunStatus:
-    """How the run in a directory stands. Raises ConfigError if there is none."""
+    """The status of the run in a directory. Raises ConfigError if there is none. now: unix seconds."""
     config = read_config(run_dir)
-    driver = _read_driver(run_dir)
+    try:
+        driver = msgspec.json.decode((run_dir / "driver.json").read_bytes(), type=Driver)
+    except (OSError, msgspec.MsgspecError):
+        driver = None
     lines = read_objects(run_dir / "metrics.jsonl", _READ_BYTES)
-    state, description = _selection(run_dir, config, driver, time.time() if now is None else now, bool(lines))
-    returns = [line["train_return_mean"] for line in lines if line.get("train_return_mean") is not None]
+    age = (time.time() if now is None else now) - _written(run_dir)
+    state, details = _state(run_dir, config, driver, age, has_metrics=bool(lines))
     return RunStatus(
         Headline(config.env.id, config.run.runtime, run_dir, driver.metrics_url if driver else "", ""),
         config.stop,
         state,
-        description,
+        details,
         snapshot_of(lines[-1]) if lines else None,
-        tuple(returns),
+        tuple(line["train_return_mean"] for line in lines if line.get("train_return_mean") is not None),
     )
 
 
-def _selection(
-    run_dir: Path, config: ResolvedConfig, driver: Driver | None, now: float, has_figures: bool
+def _state(
+    run_dir: Path, config: ResolvedConfig, driver: Driver | None, age: float, *, has_metrics: bool
 ) -> tuple[State, str]:
-    lives = driver.lives if driver else False
-    age = now - max(_written(run_dir / "metrics.jsonl"), _written(run_dir / "config.yaml"))
-    where = "" if driver is None else f"process {driver.pid} on {driver.host}"
-    if lives is None and age < max(_SILENT_SECONDS, _SILENT_INTERVALS * config.metrics.every_seconds):
-        lives = True
-    if lives:
-        if not has_figures:
-            return "starting", f"starting: {where}"
-        return "running", f"running: {where}, figures {duration(age)} old"
+    """State and details. age: seconds since the run wrote last."""
+    process = "its process" if driver is None else f"process {driver.pid} on {driver.host}"
+    silent = age >= max(_SILENT_SECONDS, _SILENT_INTERVALS * config.metrics.every_seconds)
+    if driver is not None and driver.is_alive(silent=silent):
+        return (
+            ("running", f"{process}, metrics {duration(age)} old") if has_metrics else ("starting", process)
+        )
     for event in reversed(read_events(run_dir)):
         if event.kind == "ended":
-            return "ended", f"ended: {event.text}"
+            return "ended", event.text
         if event.kind == "failed":
-            return "failed", f"{event.line} (all of it: {events_path(run_dir)})"
-    lost = f"{where} is gone" if where else "its process is gone"
-    return "gone", f"gone: {lost} and said no end; the newest figures are {duration(age)} old"
-
-
-def _read_driver(run_dir: Path) -> Driver | None:
-    try:
-        return msgspec.json.decode((run_dir / "driver.json").read_bytes(), type=Driver)
-    except (OSError, msgspec.MsgspecError):
-        return None
+            return "failed", f"{gist(event.text)} (all of it: {events_path(run_dir)})"
+    return "gone", f"{process} is gone without an end in its log; its newest metrics are {duration(age)} old"
 
 
 def status_of_address(address: str) -> RunStatus:
-    """How the run stands whose coordinator serves its figures at HOST:PORT (or a URL of that server).
+    """The status of the run whose coordinator serves its metrics at HOST:PORT (or a URL of that server).
 
     Raises:
-        ConfigError: nobody answers there, or somebody else does.
+        ConfigError: nothing answers there, or something else than a run does.
     """
     parts = urlsplit(address if "//" in address else f"//{address}")
     try:
@@ -212,7 +193,7 @@ def status_of_address(address: str) -> RunStatus:
         )
     url = f"http://{parts.netloc}/status"
     try:
-        # Not through a proxy: what answers is a process of one's own machine or cluster.
+        # No proxy: the coordinator runs on this machine or on the user's own cluster.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(url, timeout=_ANSWER_SECONDS) as reply:
             document = json.loads(reply.read())
@@ -225,37 +206,33 @@ def status_of_address(address: str) -> RunStatus:
             f"{url}: answers {error.code} {error.reason}; no qfleet run is served there"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):
-        raise ConfigError(f"{url}: what answers is no qfleet run") from None
+        raise ConfigError(f"{url}: the answer is not that of a qfleet run") from None
     except OSError as error:
-        reason = getattr(error, "reason", error)
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise ConfigError(
-            f"{url}: nobody answers ({reason}). Has the run ended, or does it listen on its own machine only "
-            "(metrics.host)? Its address stands in the first lines of its output"
+            f"{url}: nothing answers ({reason}). Has the run ended, or is it reachable from its own machine "
+            "only (metrics.host)? The first lines of its output have its address"
         ) from None
+    details = f"answers at {parts.netloc}"
     if snapshot is None:
-        return RunStatus(headline, stop, "starting", f"starting: answers at {parts.netloc}", None)
+        return RunStatus(headline, stop, "starting", details, None)
     returns = () if snapshot.train_return_mean is None else (snapshot.train_return_mean,)
-    return RunStatus(headline, stop, "running", f"running: answers at {parts.netloc}", snapshot, returns)
+    return RunStatus(headline, stop, "running", details, snapshot, returns)
 
 
 def show(look: Callable[[], RunStatus], *, watch: bool, stream: TextIO | None = None) -> None:
-    """Prints how the run stands; with `watch` again every second, until it ends or Ctrl-C.
+    """Prints the status that `look` returns; with `watch` again every second, until the run ends or Ctrl-C.
 
-    A terminal gets the panel of a live run, anything else lines. Raises what the first look raises.
+    A terminal gets the panel of the live view, any other stream lines. Raises what the first look raises.
     """
     stream = stream or sys.stdout
     status = look()
-    draws = can_draw(stream)
     if not watch:
-        if draws and status.snapshot is not None:
-            from rich.console import Console
-
-            Console(file=stream).print(_screen(status, status.snapshot, status.returns))
-        else:
-            print(_text(status), file=stream)
+        _print(status, stream)
         return
-    view = LiveView(status.headline, status.stop) if draws else LineView(status.headline, status.stop, stream)
-    # Ctrl-C is how a watcher leaves; the run does not notice.
+    headline, stop = status.headline, status.stop
+    view = LiveView(headline, stop) if can_draw(stream) else LineView(headline, stop, stream)
+    # Ctrl-C ends watching only, not the run.
     with contextlib.suppress(KeyboardInterrupt), view:
         for newest in _looks(look, status):
             if newest.snapshot is not None:
@@ -265,35 +242,31 @@ def show(look: Callable[[], RunStatus], *, watch: bool, stream: TextIO | None = 
 
 
 def _looks(look: Callable[[], RunStatus], status: RunStatus) -> Iterator[RunStatus]:
-    """One look after another, until the run does not go on.
-
-    A coordinator that answers no more has ended: that is the last look's story.
-    """
+    """`status`, and then one look after another until the run has ended or nothing answers any more."""
     yield status
-    while status.state in ("starting", "running"):
+    while status.goes_on:
         time.sleep(_WATCH_SECONDS)
         try:
             status = look()
         except ConfigError as error:
-            status = dataclasses.replace(status, state="gone", description=f"gone: {error}")
+            status = dataclasses.replace(status, state="gone", details=str(error))
         yield status
 
 
-def _stop(status: RunStatus) -> StopConfig | None:
-    """What an end may be foretold from: nothing, once it has come."""
-    return status.stop if status.state in ("starting", "running") else None
+def _print(status: RunStatus, stream: TextIO) -> None:
+    headline, snapshot = status.headline, status.snapshot
+    if snapshot is not None and can_draw(stream):
+        from rich.console import Console
 
+        from cluster.show.panel import Screen
 
-def _screen(status: RunStatus, snapshot: Snapshot, returns: Sequence[float]) -> Screen:
-    from cluster.show.panel import Screen
-
-    headline = status.headline
-    return Screen(headline.title, str(headline.run_dir), _stop(status), snapshot, returns, status.description)
-
-
-def _text(status: RunStatus) -> str:
-    lines = [f"{status.headline.title}, {status.headline.run_dir}", status.description]
-    if status.snapshot is not None:
-        lines.append(metrics_line(status.snapshot, _stop(status) or StopConfig()))
-        lines += [f"warning: {warning.text}" for warning in status.snapshot.warnings]
-    return "\n".join(lines)
+        stop = status.stop if status.goes_on else None
+        place = str(headline.run_dir)
+        screen = Screen(headline.title, place, stop, snapshot, status.returns, status.description)
+        Console(file=stream).print(screen)
+        return
+    lines = [f"{headline.title}, {headline.run_dir}", status.description]
+    if snapshot is not None:
+        lines.append(metrics_line(snapshot, status.stop if status.goes_on else StopConfig()))
+        lines += [f"warning: {warning.text}" for warning in snapshot.warnings]
+    print("\n".join(lines), file=stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_other_lines_are_nobodys(line: str) -> None:
 
 def test_a_writer_waits_for_whole_lines() -> None:
     said: list[str] = []
-    writer = LineWriter(SOURCE, "INFO", said.append)
+    writer = LineWriter(SOURCE, "INFO", said.append, io.StringIO())
     print("one", end="", file=writer)
     assert said == []
     print(" two\nthree\r\nfour", end="", file=writer)
@@ -154,7 +155,6 @@ def test_roles_that_share_a_process_are_told_apart(
             print("and serves")
         print("and acts")
     print("the driver")
-    logs.close()
     captured = capsys.readouterr()
     assert captured.out == "the actor acts\nand serves\nand acts\nthe driver\n"
     assert captured.err == "the shard stores\n"

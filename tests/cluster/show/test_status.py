@@ -96,7 +96,7 @@ def test_a_driver_that_died_without_a_word_is_gone(ended: Path, tmp_path: Path) 
     status = status_of_directory(run_dir)
     assert status.state == "gone"
     assert f"process {2**22 - 1} on " in status.description
-    assert "said no end" in status.description
+    assert "without an end" in status.description
 
 
 def test_another_process_of_the_same_number_is_not_the_driver(ended: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_another_process_of_the_same_number_is_not_the_driver(ended: Path, tmp_p
 
 
 @pytest.mark.parametrize(("age_seconds", "state"), [(5.0, "running"), (3_600.0, "gone")])
-def test_a_driver_elsewhere_lives_by_its_figures(
+def test_a_driver_elsewhere_is_alive_while_its_metrics_are_fresh(
     ended: Path, tmp_path: Path, age_seconds: float, state: str
 ) -> None:
     run_dir = copy_of(ended, tmp_path, events="")
@@ -151,7 +151,7 @@ def test_a_run_that_goes_on_is_attached_to_both_ways(
     local_run.send(signal.SIGKILL)
     local_run.finish()
     assert status_of_directory(local_run.run_dir).state == "gone"
-    with pytest.raises(ConfigError, match="nobody answers"):
+    with pytest.raises(ConfigError, match="nothing answers"):
         status_of_address(address)
 
 
@@ -184,7 +184,7 @@ def test_what_cannot_be_looked_at_is_bad_input(
 def test_an_address_that_refuses_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}.*nobody answers.*refused.*metrics\.host"):
+    with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}.*nothing answers.*refused.*metrics\.host"):
         status_of_address(f"127.0.0.1:{port}")
 
 
@@ -217,11 +217,11 @@ def stranger() -> Iterator[Callable[[int, bytes], str]]:
     ("code", "body", "message"),
     [
         (404, b"", "answers 404"),
-        (200, b"<html>", "no qfleet run"),
-        (200, b"null", "no qfleet run"),
-        (200, b"[]", "no qfleet run"),
-        (200, b'{"run": {}, "snapshot": null}', "no qfleet run"),
-        (200, b'{"run": 3, "snapshot": null}', "no qfleet run"),
+        (200, b"<html>", "not that of a qfleet run"),
+        (200, b"null", "not that of a qfleet run"),
+        (200, b"[]", "not that of a qfleet run"),
+        (200, b'{"run": {}, "snapshot": null}', "not that of a qfleet run"),
+        (200, b'{"run": 3, "snapshot": null}', "not that of a qfleet run"),
     ],
 )
 def test_somebody_else_who_answers_is_told_apart(
@@ -254,10 +254,10 @@ def test_the_endpoint_serves_the_newest_snapshot_as_json() -> None:
         server.close()
 
 
-def test_figures_of_other_versions_are_read_as_far_as_they_are_known() -> None:
+def test_metrics_of_other_versions_are_read_as_far_as_they_are_known() -> None:
     assert snapshot_of({}) == EMPTY
     line = json.loads(msgspec.json.encode(known_metrics(replace(SOME, loss=2.5))))
-    assert snapshot_of({**line, "figure_of_the_future": [1]}) == replace(SOME, loss=2.5)
+    assert snapshot_of({**line, "metric_of_the_future": [1]}) == replace(SOME, loss=2.5)
     assert snapshot_of({"updates_total": "nonsense", "loss": 1.5}) == replace(EMPTY, loss=1.5)
 
 

@@ -31,7 +31,7 @@ from cluster.settings.config import StopConfig
 from cluster.show.panel import Screen, sparkline
 from cluster.show.progress import progress
 from cluster.show.view import Headline, LineView, LiveView, Returns, make_view, metrics_line
-from cluster.wording import byte_size, count, figure
+from cluster.wording import byte_size, count, number
 
 SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
 
@@ -78,7 +78,7 @@ def test_nothing_is_foretold_before_anything_moved() -> None:
     assert progress(EMPTY, StopConfig(updates=100)) == (0.0, None)
 
 
-def test_lines_tell_headline_figures_and_events() -> None:
+def test_lines_show_headline_metrics_and_events() -> None:
     stream = io.StringIO()
     with LineView(HEADLINE, StopConfig(updates=8_000), stream) as view:
         view.metrics(EMPTY)
@@ -163,7 +163,7 @@ def drawn(screen: Screen, width: int, **settings: Any) -> list[str]:
 
 @pytest.mark.parametrize("width", [80, 200])
 @pytest.mark.parametrize("snapshot", [EMPTY, MIDDLE, LARGE], ids=["empty", "middle", "large"])
-def test_the_panel_fits_and_cuts_nothing_off(snapshot: Snapshot, width: int) -> None:
+def test_the_panel_fits_and_shows_everything(snapshot: Snapshot, width: int) -> None:
     returns = [float(value) for value in range(1_000)]
     screen = Screen("CartPole-v1 · local", "runs/x", StopConfig(updates=10**9), snapshot, returns)
     lines = drawn(screen, width, color_system=None)
@@ -173,7 +173,7 @@ def test_the_panel_fits_and_cuts_nothing_off(snapshot: Snapshot, width: int) -> 
     for fact in (
         "CartPole-v1 · local",
         "runs/x",
-        figure(snapshot.train_return_mean),
+        number(snapshot.train_return_mean),
         count(snapshot.env_steps_total),
         count(snapshot.updates_total),
         f"{snapshot.samples_per_insert:.2f}",
@@ -182,7 +182,7 @@ def test_the_panel_fits_and_cuts_nothing_off(snapshot: Snapshot, width: int) -> 
         assert fact in text
     # All six groups beside each other where there is room, else three.
     (heads,) = [line for line in lines if "learning" in line and "acting" in line]
-    assert ("fleet" in heads) == (width == 200)
+    assert ("roles" in heads) == (width == 200)
     # The width is used: the sparkline nearly reaches from side to side.
     (spark,) = [line for line in lines if "training return" in line]
     assert sum(char in "▁▂▃▄▅▆▇█" for char in spark) > width - 40
@@ -283,8 +283,8 @@ def test_returns_are_kept_in_bounded_memory() -> None:
         (float("inf"), "inf"),
     ],
 )
-def test_figures_stay_short(value: float | None, text: str) -> None:
-    assert figure(value) == text
+def test_numbers_stay_short(value: float | None, text: str) -> None:
+    assert number(value) == text
 
 
 def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
