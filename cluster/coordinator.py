@@ -154,14 +154,18 @@ class Coordinator:
         self._evaluations.grant(self._weights, due=due)
 
     def _grant_rollout(self, actor: Member[ActorRole]) -> None:
+        # An actor keeps the weights that it has; noisy networks draw new noise each time they are given some.
+        known = self._weights is actor.weights and not self._config.learner.noisy
+        actor.weights = self._weights
         self._fleet.grant(
             actor,
             ActorRole.rollout,
             self._config.actors.steps_per_chunk,
             self._counters.version,
-            None if self._weights is None else passed(self._weights),
+            None if self._weights is None or known else passed(self._weights),
             self._counters.shards.env_steps,
             then=partial(self._take_rollout, actor),
+            lost=partial(self._lose_rollout, actor),
             kind="rollout",
             transitions=self._pacer.chunk_transitions,
         )
@@ -199,11 +203,14 @@ class Coordinator:
             restart = EnvRestart("memory", None, f"its processes hold {report.memory_excess}")
             self._supervisor.replace_actor(actor, "memory", restart)
 
+    def _lose_rollout(self, actor: Member[ActorRole], error: EngineError) -> None:
+        actor.weights = None  # they may not have arrived
+
     def _take_learning(self, granted_updates: int, report: LearnReport, weights: Ref[np.ndarray]) -> None:
         self._counters.take_learning(report, self._config.learner.batch_size)
         self._publish(weights)
         for note in report.notes:
-            self._recorder.info(note)
+            self._recorder.event(note.kind, note.text)
         if report.updates < granted_updates:
             # The chunk ended early because a shard was lost: find out which.
             self._fleet.ask_shards(self._take_status)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,6 +59,13 @@ class UpdateMetrics:
     target_gap: float = math.nan
 
 
+class Note(NamedTuple):
+    """Something that the run's user should read."""
+
+    kind: Literal["info", "warning"]
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearnReport(UpdateMetrics):
     """The report of one chunk of updates.
@@ -87,7 +94,7 @@ class LearnReport(UpdateMetrics):
     priority_staleness_max: int = 0
     prefetched_requests: int | None = None
     process: ProcessUsage | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from learner.batch import Batch
 from learner.config import LearnerConfig, NetworkSpec
-from learner.core import LearnerState, UpdateMetrics
+from learner.core import LearnerState, Note, UpdateMetrics
 from learner.device import prepare_device
 from learner.networks.noisy import redraw_noise
 from learner.networks.passes import compile_passes, flat_network
@@ -122,7 +122,7 @@ class UpdateStep:
         gap = self._gap_at_copy if self._config.target_polyak is None else self._target_gap()
         return replace(self._meter.take(), target_gap=gap.item())
 
-    def take_notes(self) -> tuple[str, ...]:
+    def take_notes(self) -> tuple[Note, ...]:
         """Sentences for the run's user, each given once."""
         notes, self._notes = self._notes, ()
         return notes

@@ -67,9 +67,9 @@ class Member(Generic[AnyRole]):
     """One living role.
 
     process: known once the role is up. unacknowledged_transitions: pushed, and not acknowledged by a shard
-    when the actor last answered. rank: of an actor, its place among how many, as it was last told.
-    machine: see Engine.machine_of. heard_at: on the fleet's clock, when the role last answered, or was given
-    something to do after it had been idle.
+    when the actor last answered. rank: of an actor, its place among how many, as it was last told. weights:
+    those that an actor was given last. machine: see Engine.machine_of. heard_at: on the fleet's clock, when
+    the role last answered, or was given something to do after it had been idle.
     """
 
     kind: RoleKind
@@ -79,6 +79,7 @@ class Member(Generic[AnyRole]):
     process: ProcessInfo | None = None
     unacknowledged_transitions: int = 0
     rank: tuple[int, int] | None = None
+    weights: Ref[np.ndarray] | None = None
     machine: str = ""
     heard_at: float = 0.0
     in_flight: set[Ref[Any]] = field(default_factory=set)

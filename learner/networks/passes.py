@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from learner.batch import Observations
 from learner.config import LearnerConfig, NetworkSpec
+from learner.core import Note
 from learner.networks.build import Mlp, build_network, zero_observations
 from learner.networks.flat import FlatNetwork
 from learner.networks.mlp_gradient import FlatMlp
@@ -40,13 +41,16 @@ class InBfloat16(nn.Module):
         return outputs.float()
 
 
-def compile_passes(online: FlatNetwork, target: FlatNetwork, spec: NetworkSpec, config: LearnerConfig) -> str:
+def compile_passes(
+    online: FlatNetwork, target: FlatNetwork, spec: NetworkSpec, config: LearnerConfig
+) -> Note:
     """Compiles the passes of both networks for learner.batch_size.
 
     Without a compiler, leaves them as they are. Returns a sentence about it for the run's user.
     """
     if isinstance(online, FlatMlp):
-        return "learner.compile changes nothing: the passes of a plain MLP are written by hand"
+        text = "learner.compile changes nothing: the passes of a plain MLP are written by hand"
+        return Note("warning", text)
     began = perf_counter()
     observations = zero_observations(spec, config.batch_size, online.weights.device)
     try:
@@ -58,5 +62,6 @@ def compile_passes(online: FlatNetwork, target: FlatNetwork, spec: NetworkSpec, 
         for network in (online, target):
             network.uncompile()
         reason = str(error).strip().splitlines()[0]
-        return f"warning: learner.compile is true, but torch.compile failed; going on without: {reason}"
-    return f"the learner's passes were compiled in {perf_counter() - began:.1f} s"
+        text = f"learner.compile is true, but torch.compile failed; going on without: {reason}"
+        return Note("warning", text)
+    return Note("info", f"the learner's passes were compiled in {perf_counter() - began:.1f} s")

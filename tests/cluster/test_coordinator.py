@@ -60,6 +60,7 @@ class ScriptedRole:
     calls: list[Call] = field(default_factory=list)
     unacknowledged: list[int] = field(default_factory=list)
     acknowledged_status: tuple[ShardStatus, ...] = ()
+    acts_with: int = 0
 
 
 class ScriptedEngine:
@@ -189,9 +190,11 @@ class ScriptedEngine:
     def rollout(
         self, role: ScriptedRole, steps: int, version: int, weights: Ref[Any] | None, env_steps: int
     ) -> RolloutReport:
-        assert (weights is None) == (version == 0)
         if weights is not None:
             assert self.get(weights)[0] == version
+            role.acts_with = version
+        # It is given weights once, and before its first chunk of that version.
+        assert version in (0, role.acts_with)
         rows = steps * LANES
         limit = self.config.actors.pushes_in_flight
         while len(role.unacknowledged) >= limit:

@@ -73,7 +73,8 @@ def test_without_a_compiler_the_run_says_so_and_goes_on(
     learner = Learner(replace(config, compile=True), spec, sources[0], seed=0, threads=1)
     report, weights = learner.learn(3)
     (note,) = report.notes
-    assert note.startswith("warning: learner.compile is true, but torch.compile failed")
+    assert note.kind == "warning"
+    assert note.text.startswith("learner.compile is true, but torch.compile failed")
     assert learner.learn(1)[0].notes == ()
     np.testing.assert_array_equal(weights, Learner(config, spec, sources[1], seed=0, threads=1).learn(3)[1])
 
@@ -86,7 +87,7 @@ from learner.config import LearnerConfig, NetworkSpec
 from learner.update import UpdateStep
 config = LearnerConfig(hidden_sizes=(8,), batch_size=4, dueling=True, compile=True)
 step = UpdateStep(NetworkSpec((4,), "float32", None, 2, stack=1), config, seed=0)
-print(step.take_notes()[0])
+print(*step.take_notes()[0], sep=": ")
 """
     environment = os.environ | {"CXX": "/nowhere/c++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -96,7 +97,7 @@ print(step.take_notes()[0])
 
 def test_a_plain_mlp_is_not_compiled() -> None:
     step = UpdateStep(VECTOR, LearnerConfig(hidden_sizes=(8,), compile=True), seed=0)
-    assert "changes nothing" in step.take_notes()[0]
+    assert "changes nothing" in step.take_notes()[0].text
 
 
 @pytest.mark.slow
@@ -105,8 +106,8 @@ def test_compiled_passes_learn_the_same(case: str, random_minibatch: Callable[..
     spec, config = CASES[case]
     steps = [UpdateStep(spec, replace(config, compile=compile), seed=0) for compile in (False, True)]
     (note,) = steps[1].take_notes()
-    if note.startswith("warning"):
-        pytest.skip(note)
+    if note.kind == "warning":
+        pytest.skip(note.text)
     for seed in range(3):
         batch = to_batch(random_minibatch(spec, config.batch_size, seed=seed), spec.stack, CPU)
         np.testing.assert_allclose(steps[0](batch), steps[1](batch), rtol=1e-4, atol=1e-5)
