@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.metrics.findings import Stage, Verdict
-from cluster.metrics.snapshot import Snapshot
+from cluster.metrics.snapshot import Snapshot, Stage, Verdict
 from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size
 

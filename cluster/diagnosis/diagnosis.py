@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from cluster.diagnosis.bottleneck import stage_of, verdict_of
 from cluster.diagnosis.detectors import DETECTORS, Detector, Reading
-from cluster.metrics.findings import Finding, Stage, Verdict
-from cluster.metrics.snapshot import Snapshot
+from cluster.metrics.snapshot import Finding, Snapshot, Stage, Verdict
 from cluster.settings.resolved import ResolvedConfig
 
 WINDOW = 64

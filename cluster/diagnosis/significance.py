@@ -6,9 +6,11 @@ Owns Student's t, Welch's comparison and Mann-Kendall's trend; pure, imports not
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 
@@ -38,15 +40,11 @@ def student_tail(t: float, freedom: int) -> float:
 
     Exact for whole numbers (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
     """
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    terms = [term] if freedom > 1 else []
-    for step in range(2 + odd, freedom - 1, 2):
-        term *= cosine * cosine * (step - 1) / step
-        terms.append(term)
-    within = sine * math.fsum(terms)
+    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
+    cosine = math.cos(angle)
+    factors = (cosine * cosine * (step - 1) / step for step in range(2 + odd, freedom - 1, 2))
+    terms = accumulate(factors, operator.mul, initial=cosine if odd else 1.0)
+    within = math.sin(angle) * math.fsum(terms) if freedom > 1 else 0.0
     if odd:
         within = 2.0 / math.pi * (angle + within)
     return (1.0 - within) / 2.0

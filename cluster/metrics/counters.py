@@ -8,13 +8,15 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from statistics import fmean
+from typing import Literal, get_args
 
 from actors.core import EnvRestartCause, EvaluationReport, RolloutReport
 from cluster.control.evaluation import Best
 from cluster.control.pacing import Ledger, Pacing
 from cluster.metrics.role_metrics import (
     ActorMetrics,
+    Episodes,
     EvaluationMetrics,
     LearnerMetrics,
     ProcessMetrics,
@@ -74,7 +76,7 @@ class CheckpointMetrics:
 class Counters:
     """Takes every report of a run once and gives out snapshots.
 
-    The coordinator has other work when a report arrives, so reports are only stored then and summed for the
+    The coordinator has other work when a report arrives, so most of it is only stored then and summed for the
     next snapshot: many at once take a tenth of the time. In the serial runtime one Counters serves all lives
     of a run in this process.
 
@@ -84,7 +86,7 @@ class Counters:
         updates: updates applied, also those lost with a learner: then it is ahead of its successor's version.
         sampled_transitions: transitions consumed by those updates.
         restarts: roles replaced.
-        longest_evaluation_seconds: of this process.
+        longest_evaluation_seconds: the duration of the longest evaluation in this process.
     """
 
     def __init__(self, *, started: float, discount: float, num_actors: int) -> None:
@@ -92,8 +94,10 @@ class Counters:
         self.shards = ShardTotals()
         self.version = self.updates = self.sampled_transitions = self.restarts = 0
         self.longest_evaluation_seconds = 0.0
+        self._skipped_updates = 0
+        self._evaluation_return_mean: float | None = None
+        self._episodes = Episodes()
         self._started = started
-        self._discount = discount
         # When the interval of the next snapshot's rates began, and the updates until then.
         self._interval = (started, 0)
         self._rollouts: list[tuple[RolloutReport, int]] = []
@@ -103,7 +107,6 @@ class Counters:
         self._learner = LearnerMetrics()
         self._evaluation = EvaluationMetrics(discount)
         self._processes = ProcessMetrics()
-        self._coordinator_seconds = {"wait": 0.0, "work": 0.0}
         self._role_restarts: collections.Counter[tuple[str, RestartCause]] = collections.Counter()
         self._env_restarts: collections.Counter[EnvRestartCause] = collections.Counter()
         self._checkpoints = 0
@@ -114,29 +117,27 @@ class Counters:
 
         What a checkpoint does not keep goes on as it was counted in this process.
         """
-        self._sum_up()
         self.shards = ShardTotals()
         self.version, self.updates = state.version, state.updates
         self.sampled_transitions, self.restarts = state.sampled_transitions, state.restarts
+        self._skipped_updates = state.skipped_updates
+        self._evaluation_return_mean = state.evaluation_return_mean
+        self._episodes = Episodes(state.episodes, state.returns, state.lengths, state.first_returns)
         self._env_restarts = collections.Counter(state.env_restarts)
-        self._actors.resume(state.episodes, state.returns, state.lengths, state.first_returns)
-        self._learner.skipped_updates = state.skipped_updates
-        self._evaluation.return_mean = state.evaluation_return_mean
 
     def state(self) -> CountersState:
         """The counters for a checkpoint."""
-        self._sum_up()
         return CountersState(
             version=self.version,
             updates=self.updates,
             sampled_transitions=self.sampled_transitions,
-            skipped_updates=self._learner.skipped_updates,
+            skipped_updates=self._skipped_updates,
             restarts=self.restarts,
-            episodes=self._actors.episodes,
-            returns=tuple(self._actors.returns),
-            lengths=tuple(self._actors.lengths),
-            first_returns=self._actors.first_returns,
-            evaluation_return_mean=self._evaluation.return_mean,
+            episodes=self._episodes.finished,
+            returns=self._episodes.returns,
+            lengths=self._episodes.lengths,
+            first_returns=self._episodes.first_returns,
+            evaluation_return_mean=self._evaluation_return_mean,
             env_restarts=dict(self._env_restarts),
         )
 
@@ -156,6 +157,7 @@ class Counters:
     def take_rollout(self, report: RolloutReport) -> None:
         """Takes a chunk of acting, with its statuses of shards."""
         self.shards.take(report.statuses)
+        self._episodes.add(report, self.version)
         self._rollouts.append((report, self.version))
 
     def take_learning(self, report: LearnReport, batch_size: int) -> None:
@@ -164,11 +166,13 @@ class Counters:
         self.version = report.version
         self.updates += report.updates
         self.sampled_transitions += report.updates * batch_size
+        self._skipped_updates += report.skipped_updates
         self._chunks.append(report)
 
     def take_evaluation(self, report: EvaluationReport) -> None:
         """Takes an evaluation, whether it is a version's first or second."""
         self.longest_evaluation_seconds = max(self.longest_evaluation_seconds, report.seconds)
+        self._evaluation_return_mean = fmean(report.returns)
         self._evaluations.append(report)
 
     def take_restart(self, role: str, cause: RestartCause) -> None:
@@ -187,7 +191,7 @@ class Counters:
 
     def take_wait(self, seconds: float, of_seconds: float) -> None:
         """Counts time of the coordinator, of which it spent `seconds` waiting for completions."""
-        add_to(self._coordinator_seconds, {"wait": seconds, "work": of_seconds - seconds})
+        add_to(self._processes.seconds["coordinator"], {"wait": seconds, "work": of_seconds - seconds})
 
     def snapshot(
         self,
@@ -203,30 +207,25 @@ class Counters:
 
         usage: of the coordinator's process and machine; None: it was not read.
         """
-        self._sum_up()
-        if usage is not None:
-            self._processes.add("coordinator", 0, usage[0])
-            self._processes.add_machine(usage[1])
-        for shard, each in self.shards.living_metrics().items():
-            self._processes.add("shard", shard, each.process)
+        self._sum_processes(usage)
         updates_per_second = (self.updates - self._interval[1]) / max(self.interval_seconds(now), 1e-9)
-        self.begin_interval(now)
-        return Snapshot(
+        saved = self._checkpoint
+        snapshot = Snapshot(
             run_seconds=now - self._started,
             env_steps_total=self.shards.env_steps,
             inserted_transitions_total=ledger.inserted,
             sampled_transitions_total=ledger.sampled,
             updates_total=self.updates,
+            skipped_updates_total=self._skipped_updates,
             restarts_total=self.restarts,
             updates_per_second=updates_per_second,
             samples_per_insert=pacing.achieved(ledger),
             samples_per_insert_target=pacing.samples_per_insert,
+            evaluation_return_mean=self._evaluation_return_mean,
             best_return_mean=best.score if best else None,
+            weights_version=self.version,
             best_version=best.version if best else None,
             best_return_std=best.std if best else None,
-            weights_version=self.version,
-            discount=self._discount,
-            role_seconds_total=self._role_seconds(),
             credits_in_flight=fleet.credits,
             unacknowledged_transitions=fleet.unacknowledged_transitions,
             roles_wanted=fleet.wanted,
@@ -236,44 +235,33 @@ class Counters:
                 for role in _ROLES
             },
             env_restarts_total={cause: self._env_restarts[cause] for cause in get_args(EnvRestartCause)},
+            checkpoints_total=self._checkpoints,
+            checkpoint_age_seconds=now - saved.at if saved else None,
+            checkpoint_duration_seconds=saved.duration_seconds if saved else None,
+            checkpoint_bytes=saved.num_bytes if saved else None,
+            **self._episodes.metrics(),
+            **self._actors.add(self._rollouts, now),
+            **self._learner.add(self._chunks, now),
+            **self._evaluation.add(self._evaluations),
             **self.shards.metrics(),
-            **self._actors.metrics(now),
-            **self._learner.metrics(now),
-            **self._evaluation.metrics(),
             **self._processes.metrics(),
-            **self._checkpoint_metrics(now),
         )
+        self._rollouts, self._chunks, self._evaluations = [], [], []
+        self.begin_interval(now)
+        return snapshot
 
-    def _sum_up(self) -> None:
-        """Adds up the reports kept since the last time."""
-        for rollout, version in self._rollouts:
-            self._actors.add(rollout, version)
-            self._processes.add("actor", rollout.actor, rollout.process)
+    def _sum_processes(self, usage: tuple[ProcessUsage, MachineUsage] | None) -> None:
+        """Adds the time and the readings in reports since the last snapshot, and those of shards."""
+        processes = self._processes
+        for rollout, _ in self._rollouts:
+            processes.add("actor", rollout.actor, rollout.process, rollout.seconds)
         for chunk in self._chunks:
-            self._learner.add(chunk)
-            self._processes.add("learner", 0, chunk.process)
-        for evaluation in self._evaluations:
-            self._evaluation.add(evaluation)
-            self._processes.add("evaluator", 0, evaluation.process)
-        for kept in (self._rollouts, self._chunks, self._evaluations):
-            kept.clear()
-
-    def _role_seconds(self) -> dict[str, dict[str, float]]:
-        """Role -> phase -> seconds, for the roles that have reported any."""
-        seconds = {
-            "actor": self._actors.seconds,
-            "learner": self._learner.seconds,
-            "evaluator": self._evaluation.seconds,
-            "shard": self.shards.seconds(),
-            "coordinator": self._coordinator_seconds,
-        }
-        return {role: dict(phases) for role, phases in seconds.items() if phases}
-
-    def _checkpoint_metrics(self, now: float) -> dict[str, Any]:
-        newest = self._checkpoint
-        return {
-            "checkpoints_total": self._checkpoints,
-            "checkpoint_age_seconds": now - newest.at if newest else None,
-            "checkpoint_duration_seconds": newest.duration_seconds if newest else None,
-            "checkpoint_bytes": newest.num_bytes if newest else None,
-        }
+            processes.add("learner", 0, chunk.process, chunk.seconds)
+        for each in self._evaluations:
+            processes.add("evaluator", 0, each.process, {"play": each.seconds, "idle": each.idle_seconds})
+        for shard, metrics in self.shards.living_metrics().items():
+            processes.add("shard", shard, metrics.process)
+        processes.seconds["shard"] = self.shards.seconds()
+        if usage is not None:
+            processes.add("coordinator", 0, usage[0])
+            processes.machine = usage[1]

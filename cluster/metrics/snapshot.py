@@ -1,6 +1,6 @@
-"""One immutable snapshot of a run's metrics at one moment.
+"""One immutable snapshot of a run's metrics at one moment, with the verdict and findings of diagnosis.
 
-Owns names, units and help texts of the metrics; must not import torch, ray or gymnasium.
+Owns the types of all of them, names, units and help texts; must not import torch, ray or gymnasium.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cluster.metrics.findings import Finding, Verdict
 from replay_service.histogram import Histogram
 
 Kind = Literal["counter", "gauge", "histogram", "text"]
@@ -19,221 +18,271 @@ ByLabel = Mapping[str, float]
 ByLabels = Mapping[str, ByLabel]
 """Value of a first label -> value of a second -> number."""
 
+Stage = Literal["actor", "replay", "learner", "pacing", "network", "memory", "evaluation"]
+FindingName = Literal[
+    "diverging_q",
+    "catastrophic_forgetting",
+    "overestimation",
+    "stale_data",
+    "collapsed_action_choice",
+    "reward_scale",
+    "degenerate_priorities",
+]
 
-def _metric(kind: Kind, text: str) -> Any:
-    """A metric that is known from the beginning."""
-    return field(metadata={"kind": kind, "help": text, "labels": ()})
+
+@dataclass(frozen=True)
+class Verdict:
+    """The stage that limits the speed of a run, and a text with the evidence and the setting to change."""
+
+    stage: Stage
+    text: str
+
+    @property
+    def line(self) -> str:
+        """Stage and text in one line."""
+        return f"{self.stage}-bound: {self.text}"
 
 
-def _later(kind: Kind, text: str, *labels: str, default: Any = None) -> Any:
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with learning, first seen at update since_updates; the texts are of the newest look."""
+
+    name: FindingName
+    since_updates: int
+    evidence: str
+    cause: str
+    cure: str
+
+    @property
+    def title(self) -> str:
+        """The name in words."""
+        return self.name.replace("_", " ").replace(" q", " Q")
+
+    @property
+    def text(self) -> str:
+        """Title, evidence, cause and cure in one line."""
+        return f"{self.title}: {self.evidence}. Cause: {self.cause}. Cure: {self.cure}"
+
+
+def _metric(kind: Kind, text: str, *labels: str, default: Any = None) -> Any:
     """A metric that has its default until it is known; with labels, it maps their values to numbers.
 
-    Prometheus gets no metric of kind "text".
+    Metrics of kind "text" are not for Prometheus.
     """
     return field(default=default, metadata={"kind": kind, "help": text, "labels": labels})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The metrics of a run at one moment. None: not known yet. Field names are the exported names.
+    """The metrics of a run at one moment. None or 0: not known yet. Field names are the exported names.
 
     The number of series does not grow with the number of actors: over actors there are sums, or min, mean and
     max. Each shard adds at most ten. "Newest chunks" are those reported since the last snapshot.
     """
 
-    run_seconds: float = _metric("gauge", "Seconds since the run began")
-    env_steps_total: int = _metric("counter", "Environment steps stored by the shards")
-    episodes_total: int = _metric("counter", "Training episodes finished")
-    inserted_transitions_total: int = _metric("counter", "Transitions inserted into replay")
-    sampled_transitions_total: int = _metric("counter", "Transitions consumed by the learner")
-    updates_total: int = _metric("counter", "Optimizer steps")
-    skipped_updates_total: int = _metric("counter", "Updates skipped because loss or gradient was not finite")
-    restarts_total: int = _metric("counter", "Actors, shards, learners and evaluators replaced")
+    run_seconds: float = _metric("gauge", "Seconds since the run began", default=0.0)
+    env_steps_total: int = _metric("counter", "Environment steps stored by the shards", default=0)
+    episodes_total: int = _metric("counter", "Training episodes finished", default=0)
+    inserted_transitions_total: int = _metric("counter", "Transitions inserted into replay", default=0)
+    sampled_transitions_total: int = _metric("counter", "Transitions consumed by the learner", default=0)
+    updates_total: int = _metric("counter", "Optimizer steps", default=0)
+    skipped_updates_total: int = _metric(
+        "counter", "Updates skipped because loss or gradient was not finite", default=0
+    )
+    restarts_total: int = _metric("counter", "Actors, shards, learners and evaluators replaced", default=0)
     env_steps_per_second: float = _metric(
-        "gauge", "Environment steps per second, over the actors' newest chunks"
+        "gauge", "Environment steps per second, over the actors' newest chunks", default=0.0
     )
-    updates_per_second: float = _metric("gauge", "Optimizer steps per second since the last snapshot")
+    updates_per_second: float = _metric(
+        "gauge", "Optimizer steps per second since the last snapshot", default=0.0
+    )
     samples_per_insert: float = _metric(
-        "gauge", "Transitions sampled per transition inserted, since learning started"
+        "gauge", "Transitions sampled per transition inserted, since learning started", default=0.0
     )
-    samples_per_insert_target: float = _metric("gauge", "Samples per insert that pacing aims at")
-    epsilon: float | None = _later("gauge", "Exploration rate of the newest rollout chunk")
-    train_return_mean: float | None = _later("gauge", "Mean return of the last 100 training episodes")
-    train_length_mean: float | None = _later("gauge", "Mean length of the last 100 training episodes")
-    evaluation_return_mean: float | None = _later("gauge", "Mean greedy return of the newest evaluation")
-    best_return_mean: float | None = _later(
+    samples_per_insert_target: float = _metric("gauge", "Samples per insert that pacing aims at", default=0.0)
+    epsilon: float | None = _metric("gauge", "Exploration rate of the newest rollout chunk")
+    train_return_mean: float | None = _metric("gauge", "Mean return of the last 100 training episodes")
+    train_length_mean: float | None = _metric("gauge", "Mean length of the last 100 training episodes")
+    evaluation_return_mean: float | None = _metric("gauge", "Mean greedy return of the newest evaluation")
+    best_return_mean: float | None = _metric(
         "gauge", "Mean greedy return of the best version in its second evaluation"
     )
-    loss: float | None = _later("gauge", "Mean loss of the newest learning chunk")
-    q_mean: float | None = _later("gauge", "Mean Q-value of the actions taken, newest learning chunk")
-    td_error_mean: float | None = _later("gauge", "Mean absolute TD error, newest learning chunk")
-    grad_norm_mean: float | None = _later(
+    loss: float | None = _metric("gauge", "Mean loss of the newest learning chunk")
+    q_mean: float | None = _metric("gauge", "Mean Q-value of the actions taken, newest learning chunk")
+    td_error_mean: float | None = _metric("gauge", "Mean absolute TD error, newest learning chunk")
+    grad_norm_mean: float | None = _metric(
         "gauge", "Mean gradient norm before clipping, newest learning chunk"
     )
-    grad_norm_clipped_mean: float | None = _later(
+    grad_norm_clipped_mean: float | None = _metric(
         "gauge", "Mean gradient norm after clipping, newest learning chunk"
     )
-    target_gap: float | None = _later(
+    target_gap: float | None = _metric(
         "gauge", "Mean absolute difference of online and target weights, just before the newest copy"
     )
-    learning_rate: float | None = _later("gauge", "Learning rate of the newest update")
-    policy_lag_updates: int | None = _later(
+    learning_rate: float | None = _metric("gauge", "Learning rate of the newest update")
+    policy_lag_updates: int | None = _metric(
         "gauge", "Learner version minus the version that acted in the newest rollout chunk"
     )
     learner_update_share: float = _metric(
-        "gauge", "Share of the learner's time spent on updates without drawing minibatches, newest chunks"
+        "gauge",
+        "Share of the learner's time spent on updates without drawing minibatches, newest chunks",
+        default=0.0,
     )
     learner_wait_share: float = _metric(
-        "gauge", "Share of the learner's time spent waiting for replies of shards, newest chunks"
+        "gauge", "Share of the learner's time spent waiting for replies of shards, newest chunks", default=0.0
     )
     actor_busy_share: float = _metric(
-        "gauge", "Share of time in which actors had a chunk to work on, newest chunks"
+        "gauge", "Share of time in which actors had a chunk to work on, newest chunks", default=0.0
     )
-    replay_transitions: int = _metric("gauge", "Transitions held in replay")
-    replay_bytes: int = _metric("gauge", "Bytes held in replay")
+    replay_transitions: int = _metric("gauge", "Transitions held in replay", default=0)
+    replay_bytes: int = _metric("gauge", "Bytes held in replay", default=0)
 
     # Is it learning?
-    weights_version: int | None = _later("gauge", "Version of the newest weights")
-    loss_max: float | None = _later("gauge", "Largest loss of a minibatch, newest learning chunk")
-    q_min: float | None = _later("gauge", "Smallest Q-value of an action taken, newest learning chunk")
-    q_max: float | None = _later("gauge", "Largest Q-value of an action taken, newest learning chunk")
-    discount: float | None = _later("gauge", "Discount factor gamma")
-    reward_abs_mean: float | None = _later("gauge", "Mean absolute reward of a step since the last snapshot")
-    reward_abs_max: float | None = _later("gauge", "Largest absolute reward of a step since the run began")
-    action_entropy_ratio: float | None = _later(
+    weights_version: int | None = _metric("gauge", "Version of the newest weights")
+    loss_max: float | None = _metric("gauge", "Largest loss of a minibatch, newest learning chunk")
+    q_min: float | None = _metric("gauge", "Smallest Q-value of an action taken, newest learning chunk")
+    q_max: float | None = _metric("gauge", "Largest Q-value of an action taken, newest learning chunk")
+    discount: float | None = _metric("gauge", "Discount factor gamma")
+    reward_abs_mean: float | None = _metric("gauge", "Mean absolute reward of a step since the last snapshot")
+    reward_abs_max: float | None = _metric("gauge", "Largest absolute reward of a step since the run began")
+    action_entropy_ratio: float | None = _metric(
         "gauge", "Entropy of the actions taken since the last snapshot, as a share of its maximum"
     )
-    start_value_mean: float | None = _later(
+    start_value_mean: float | None = _metric(
         "gauge", "Mean max Q in the first observations of the last 100 training episodes"
     )
-    evaluations_total: int | None = _later("counter", "Evaluations played, second ones included")
-    evaluation_version: int | None = _later("gauge", "Version of the weights in the newest evaluation")
-    evaluation_episodes: int | None = _later("gauge", "Number of episodes in the newest evaluation")
-    evaluation_return_std: float | None = _later(
+    evaluations_total: int | None = _metric("counter", "Evaluations played, second ones included")
+    evaluation_version: int | None = _metric("gauge", "Version of the weights in the newest evaluation")
+    evaluation_episodes: int | None = _metric("gauge", "Number of episodes in the newest evaluation")
+    evaluation_return_std: float | None = _metric(
         "gauge", "Standard deviation of returns in the newest evaluation"
     )
-    evaluation_start_value_mean: float | None = _later(
+    evaluation_start_value_mean: float | None = _metric(
         "gauge", "Mean max Q in the first observations of the newest evaluation's episodes"
     )
-    evaluation_discounted_return_mean: float | None = _later(
+    evaluation_discounted_return_mean: float | None = _metric(
         "gauge", "Mean discounted return of the newest evaluation, rewards as the learner gets them"
     )
-    evaluation_start_value_error_std: float | None = _later(
+    evaluation_start_value_error_std: float | None = _metric(
         "gauge", "Standard deviation of initial max Q minus discounted return in the newest evaluation"
     )
-    evaluation_truncation_discount_mean: float | None = _later(
+    evaluation_truncation_discount_mean: float | None = _metric(
         "gauge", "Mean in the newest evaluation of gamma^length for truncated episodes and 0 for others"
     )
-    evaluation_truncated_ratio: float | None = _later(
+    evaluation_truncated_ratio: float | None = _metric(
         "gauge", "Share of the newest evaluation's episodes that were truncated"
     )
-    evaluation_action_entropy_ratio: float | None = _later(
+    evaluation_action_entropy_ratio: float | None = _metric(
         "gauge", "Entropy of the newest evaluation's greedy actions, as a share of its maximum"
     )
-    best_version: int | None = _later("gauge", "Version of the best weights")
-    best_return_std: float | None = _later(
+    best_version: int | None = _metric("gauge", "Version of the best weights")
+    best_return_std: float | None = _metric(
         "gauge", "Standard deviation of returns of the best version in its second evaluation"
     )
-    first_return_mean: float | None = _later(
+    first_return_mean: float | None = _metric(
         "gauge", "Mean return of the first training episodes: 10, or up to 100 from before learning began"
     )
 
     # Where does time go?
-    role_seconds_total: ByLabels | None = _later(
+    role_seconds_total: ByLabels | None = _metric(
         "counter", "Seconds spent in each phase, summed over the processes of a role", "role", "phase"
     )
-    actor_env_steps_per_second: ByLabel | None = _later(
+    actor_env_steps_per_second: ByLabel | None = _metric(
         "gauge", "Environment steps per second of work in an actor's last chunk: min, mean, max", "stat"
     )
-    credits_in_flight: ByLabel | None = _later("gauge", "Chunks granted and not yet reported", "kind")
-    pushes_in_flight: int | None = _later("gauge", "Blocks pushed and not yet acknowledged by a shard")
-    unacknowledged_transitions: int | None = _later(
+    credits_in_flight: ByLabel | None = _metric("gauge", "Chunks granted and not yet reported", "kind")
+    pushes_in_flight: int | None = _metric("gauge", "Blocks pushed and not yet acknowledged by a shard")
+    unacknowledged_transitions: int | None = _metric(
         "gauge", "Transitions in blocks that no shard has acknowledged yet"
     )
-    prefetched_requests: int | None = _later("gauge", "Sample requests that the learner has in flight")
-    pushed_bytes_total: int | None = _later("counter", "Encoded bytes of the blocks that shards inserted")
-    sampled_bytes_total: int | None = _later(
+    prefetched_requests: int | None = _metric("gauge", "Sample requests that the learner has in flight")
+    pushed_bytes_total: int | None = _metric("counter", "Encoded bytes of the blocks that shards inserted")
+    sampled_bytes_total: int | None = _metric(
         "counter", "Bytes of the transitions that shards sampled, frame windows included"
     )
 
     # Is the data fresh?
-    sample_policy_lag_updates: Histogram | None = _later(
+    sample_policy_lag_updates: Histogram | None = _metric(
         "histogram", "Updates between acting and learning, for the transitions of one minibatch in 16"
     )
-    sample_age_transitions: Histogram | None = _later(
+    sample_age_transitions: Histogram | None = _metric(
         "histogram", "Transitions inserted since a sampled transition was, for one sample request in 32"
     )
-    actor_policy_lag_updates: ByLabel | None = _later(
+    actor_policy_lag_updates: ByLabel | None = _metric(
         "gauge", "Learner version minus acting version in an actor's last chunk: min, mean, max", "stat"
     )
-    actor_epsilon: ByLabel | None = _later(
+    actor_epsilon: ByLabel | None = _metric(
         "gauge", "Exploration rate in an actor's last chunk: min, mean, max", "stat"
     )
-    priority_staleness_mean_updates: float | None = _later(
+    priority_staleness_mean_updates: float | None = _metric(
         "gauge", "Mean number of updates between requesting a minibatch and learning from it, newest chunk"
     )
-    priority_staleness_max_updates: int | None = _later(
+    priority_staleness_max_updates: int | None = _metric(
         "gauge", "Largest number of updates between requesting a minibatch and learning from it, newest chunk"
     )
-    drawn_transitions_total: int | None = _later(
+    drawn_transitions_total: int | None = _metric(
         "counter", "Transitions sampled by shards, prefetched ones included"
     )
-    evicted_transitions_total: int | None = _later(
+    evicted_transitions_total: int | None = _metric(
         "counter", "Transitions evicted to make room for newer ones"
     )
-    late_priorities_total: int | None = _later(
+    late_priorities_total: int | None = _metric(
         "counter", "Priorities that arrived after their transition was evicted"
     )
-    repeated_pushes_total: int | None = _later(
+    repeated_pushes_total: int | None = _metric(
         "counter", "Pushes refused because the shard held the block already"
     )
-    reuse_mean: float | None = _later(
+    reuse_mean: float | None = _metric(
         "gauge", "Mean number of times that a transition was sampled, over all inserted"
     )
-    shard_transitions: ByLabel | None = _later("gauge", "Transitions held by a shard", "shard")
-    shard_capacity_transitions: ByLabel | None = _later("gauge", "Transitions that a shard can hold", "shard")
-    shard_bytes: ByLabel | None = _later("gauge", "Bytes held by a shard", "shard")
-    shard_mass: ByLabel | None = _later("gauge", "Sum of a shard's priorities p^alpha", "shard")
-    shard_priority_min: ByLabel | None = _later("gauge", "Smallest priority p^alpha in a shard", "shard")
-    shard_priority_max: ByLabel | None = _later(
+    shard_transitions: ByLabel | None = _metric("gauge", "Transitions held by a shard", "shard")
+    shard_capacity_transitions: ByLabel | None = _metric(
+        "gauge", "Transitions that a shard can hold", "shard"
+    )
+    shard_bytes: ByLabel | None = _metric("gauge", "Bytes held by a shard", "shard")
+    shard_mass: ByLabel | None = _metric("gauge", "Sum of a shard's priorities p^alpha", "shard")
+    shard_priority_min: ByLabel | None = _metric("gauge", "Smallest priority p^alpha in a shard", "shard")
+    shard_priority_max: ByLabel | None = _metric(
         "gauge", "Largest priority p^alpha in a shard, measured every 5 seconds", "shard"
     )
-    shard_priority_effective_ratio: ByLabel | None = _later(
+    shard_priority_effective_ratio: ByLabel | None = _metric(
         "gauge", "Effective sample size of a shard's priorities over its transitions: 1 if all alike", "shard"
     )
 
     # Is anything dying?
-    roles_wanted: ByLabel | None = _later("gauge", "Roles that the run should have", "role")
-    roles_up: ByLabel | None = _later("gauge", "Roles that are up", "role")
-    role_restarts_total: ByLabels | None = _later(
+    roles_wanted: ByLabel | None = _metric("gauge", "Roles that the run should have", "role")
+    roles_up: ByLabel | None = _metric("gauge", "Roles that are up", "role")
+    role_restarts_total: ByLabels | None = _metric(
         "counter", "Roles replaced, by cause: process, object, frozen or memory", "role", "cause"
     )
-    env_restarts_total: ByLabel | None = _later(
+    env_restarts_total: ByLabel | None = _metric(
         "counter", "Environments restarted, by cause: raise, invalid, hang or memory", "cause"
     )
-    process_cpu_seconds_total: ByLabel | None = _later(
+    process_cpu_seconds_total: ByLabel | None = _metric(
         "counter", "CPU seconds, summed over the processes of a role", "role"
     )
-    process_resident_memory_bytes: ByLabel | None = _later(
+    process_resident_memory_bytes: ByLabel | None = _metric(
         "gauge", "Resident memory, shared pages included, summed over the processes of a role", "role"
     )
-    machine_memory_bytes: int | None = _later("gauge", "Memory of the coordinator's machine")
-    machine_memory_available_bytes: int | None = _later(
+    machine_memory_bytes: int | None = _metric("gauge", "Memory of the coordinator's machine")
+    machine_memory_available_bytes: int | None = _metric(
         "gauge", "Memory available to new processes on the coordinator's machine"
     )
-    shared_memory_bytes: int | None = _later("gauge", "Size of /dev/shm on the coordinator's machine")
-    shared_memory_used_bytes: int | None = _later(
+    shared_memory_bytes: int | None = _metric("gauge", "Size of /dev/shm on the coordinator's machine")
+    shared_memory_used_bytes: int | None = _metric(
         "gauge", "Used bytes of /dev/shm on the coordinator's machine"
     )
-    checkpoints_total: int | None = _later("counter", "Checkpoints completed")
-    checkpoint_age_seconds: float | None = _later("gauge", "Seconds since the newest checkpoint was complete")
-    checkpoint_duration_seconds: float | None = _later("gauge", "Duration of the newest checkpoint")
-    checkpoint_bytes: int | None = _later("gauge", "Size of the newest checkpoint on disk")
+    checkpoints_total: int | None = _metric("counter", "Checkpoints completed")
+    checkpoint_age_seconds: float | None = _metric(
+        "gauge", "Seconds since the newest checkpoint was complete"
+    )
+    checkpoint_duration_seconds: float | None = _metric("gauge", "Duration of the newest checkpoint")
+    checkpoint_bytes: int | None = _metric("gauge", "Size of the newest checkpoint on disk")
 
     # What is wrong, and what is slow?
-    diagnosis_active: ByLabel | None = _later("gauge", "1 while a finding of diagnosis holds", "finding")
-    verdict: Verdict | None = _later("text", "The stage that limits the speed")
-    warnings: tuple[Finding, ...] = _later("text", "The findings of diagnosis that hold now", default=())
+    diagnosis_active: ByLabel | None = _metric("gauge", "1 while a finding of diagnosis holds", "finding")
+    verdict: Verdict | None = _metric("text", "The stage that limits the speed")
+    warnings: tuple[Finding, ...] = _metric("text", "The findings of diagnosis that hold now", default=())
 
 
 def known_metrics(snapshot: Snapshot) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class ShardTotals:
         """Shard -> newest metrics of its newest incarnation that has sent any."""
         return {shard: self._metrics[shard, incarnation] for shard, incarnation in sorted(self._metrics)}
 
-    def seconds(self) -> Mapping[str, float]:
+    def seconds(self) -> dict[str, float]:
         """Phase -> seconds over all shards and incarnations."""
         return {
             phase: sum(each.seconds[phase] for each in self._metrics.values())

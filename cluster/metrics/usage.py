@@ -91,10 +91,10 @@ def _held_bytes(process: psutil.Process) -> int:
 
 @dataclass(frozen=True)
 class MachineUsage:
-    """Of the coordinator's machine. shared_memory_*: of /dev/shm, None where there is none."""
+    """Memory of this machine. shared_memory_*: of /dev/shm, None if there is none."""
 
-    memory_bytes: int
-    memory_available_bytes: int
+    machine_memory_bytes: int
+    machine_memory_available_bytes: int
     shared_memory_bytes: int | None
     shared_memory_used_bytes: int | None
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import yaml
 
-from cluster.metrics.findings import Finding, Verdict
+from cluster.metrics.snapshot import Finding, Verdict
 from cluster.record.events import Event, read_events
 from cluster.record.line_file import read_objects
 from cluster.record.run_dir import RESUMES

@@ -112,13 +112,9 @@ def snapshot_of(values: Mapping[str, Any]) -> Snapshot:
     hints = typing.get_type_hints(Snapshot)
     values = renamed_metrics(values)
     given: dict[str, Any] = {}
-    for item in dataclasses.fields(Snapshot):
-        hint = hints[item.name]
-        try:
-            given[item.name] = msgspec.convert(values[item.name], hint, strict=False)
-        except (KeyError, msgspec.ValidationError):
-            unknown = None if type(None) in typing.get_args(hint) else (typing.get_origin(hint) or hint)()
-            given[item.name] = unknown
+    for name, hint in hints.items():
+        with contextlib.suppress(KeyError, msgspec.ValidationError):
+            given[name] = msgspec.convert(values[name], hint, strict=False)
     return Snapshot(**given)
 
 

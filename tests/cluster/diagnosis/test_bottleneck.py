@@ -13,8 +13,7 @@ from qfleet_serial import Recorder
 from cluster.api import train
 from cluster.diagnosis.bottleneck import shares_between, stage_of, verdict_of
 from cluster.diagnosis.diagnosis import LOOKS, Diagnosis
-from cluster.metrics.findings import Stage, Verdict
-from cluster.metrics.snapshot import Snapshot
+from cluster.metrics.snapshot import Snapshot, Stage, Verdict
 from cluster.metrics.usage import MachineUsage
 from cluster.settings.load_config import load_config
 from cluster.show.status import snapshot_of

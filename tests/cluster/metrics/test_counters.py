@@ -95,6 +95,7 @@ def test_sums_by_hand() -> None:
     assert (snapshot.machine_memory_bytes, snapshot.machine_memory_available_bytes) == (1_000, 400)
     assert (snapshot.shared_memory_bytes, snapshot.shared_memory_used_bytes) == (100, 30)
     assert (snapshot.best_version, snapshot.best_return_mean, snapshot.best_return_std) == (64, 3.0, 0.5)
+    assert snapshot.credits_in_flight == {"rollout": 3, "learn": 2, "evaluate": 0}
     assert (snapshot.roles_up, snapshot.unacknowledged_transitions) == (
         {"shard": 1, "learner": 1, "actor": 1, "evaluator": 1},
         77,

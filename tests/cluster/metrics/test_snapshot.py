@@ -16,11 +16,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from qfleet_serial import SMALL
-from qfleet_snapshots import EMPTY
 
 from cluster.cli import EXIT_BAD_INPUT, EXIT_OK, run
-from cluster.metrics.findings import Finding, Verdict
-from cluster.metrics.snapshot import Snapshot, known_metrics
+from cluster.metrics.snapshot import Finding, Snapshot, Verdict, known_metrics
 from cluster.record.prometheus import MetricsServer, SnapshotCollector
 from cluster.record.run_dir import read_config
 from replay_service.histogram import BOUNDS, Histogram
@@ -109,11 +107,11 @@ def test_what_is_no_number_is_null_in_a_line(loss: float) -> None:
 
 
 def test_what_is_not_known_yet_is_left_out() -> None:
-    text = exposition(EMPTY)
+    text = exposition(Snapshot())
     assert "qfleet_updates_total 0.0" in text
     for name in ("loss", "epsilon", "best_return_mean", "policy_lag_updates"):
         assert f"qfleet_{name}" not in text
-        assert name not in known_metrics(EMPTY)
+        assert name not in known_metrics(Snapshot())
 
 
 def test_the_server_shows_the_newest_snapshot_and_nothing_before_the_first() -> None:

@@ -16,4 +16,4 @@ def test_meters_read_this_process_and_not_too_often() -> None:
     assert meter.due() is None
     read = MachineMeter().due()
     assert read is not None
-    assert 0 < read[1].memory_available_bytes < read[1].memory_bytes
+    assert 0 < read[1].machine_memory_available_bytes < read[1].machine_memory_bytes

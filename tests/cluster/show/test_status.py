@@ -18,7 +18,6 @@ import msgspec
 import pytest
 from qfleet_processes import LocalRun
 from qfleet_serial import SMALL, train_serial
-from qfleet_snapshots import EMPTY
 
 from cluster.cli import run
 from cluster.metrics.snapshot import Snapshot, known_metrics
@@ -34,7 +33,7 @@ from cluster.show.status import (
 from replay_service.histogram import BOUNDS, Histogram
 
 SOME = replace(
-    EMPTY,
+    Snapshot(),
     run_seconds=12.5,
     updates_total=321,
     train_return_mean=7.5,
@@ -255,10 +254,10 @@ def test_the_endpoint_serves_the_newest_snapshot_as_json() -> None:
 
 
 def test_metrics_of_other_versions_are_read_as_far_as_they_are_known() -> None:
-    assert snapshot_of({}) == EMPTY
+    assert snapshot_of({}) == Snapshot()
     line = json.loads(msgspec.json.encode(known_metrics(replace(SOME, loss=2.5))))
     assert snapshot_of({**line, "metric_of_the_future": [1]}) == replace(SOME, loss=2.5)
-    assert snapshot_of({"updates_total": "nonsense", "loss": 1.5}) == replace(EMPTY, loss=1.5)
+    assert snapshot_of({"updates_total": "nonsense", "loss": 1.5}) == replace(Snapshot(), loss=1.5)
 
 
 def test_the_newest_run_is_the_one_that_wrote_last(tmp_path: Path) -> None:

@@ -20,12 +20,10 @@ from typing import Any
 
 import pytest
 from qfleet_serial import SMALL
-from qfleet_snapshots import EMPTY
 from rich.cells import cell_len
 from rich.console import Console
 
-from cluster.metrics.findings import Finding, Verdict
-from cluster.metrics.snapshot import Snapshot
+from cluster.metrics.snapshot import Finding, Snapshot, Verdict
 from cluster.record.events import Event
 from cluster.settings.config import StopConfig
 from cluster.show.panel import Screen, sparkline
@@ -36,7 +34,7 @@ from cluster.wording import byte_size, count, number
 SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
 
 MIDDLE = replace(
-    EMPTY,
+    Snapshot(),
     run_seconds=90.0,
     env_steps_total=25_000,
     updates_total=6_000,
@@ -75,13 +73,13 @@ def test_progress_and_time_left(stop: StopConfig, share: float | None, seconds_l
 
 
 def test_nothing_is_foretold_before_anything_moved() -> None:
-    assert progress(EMPTY, StopConfig(updates=100)) == (0.0, None)
+    assert progress(Snapshot(), StopConfig(updates=100)) == (0.0, None)
 
 
 def test_lines_show_headline_metrics_and_events() -> None:
     stream = io.StringIO()
     with LineView(HEADLINE, StopConfig(updates=8_000), stream) as view:
-        view.metrics(EMPTY)
+        view.metrics(Snapshot())
         view.metrics(MIDDLE)
         view.event(Event("info", "actor 3 died", 91.26))
         failure = "Traceback:\n  in x\nValueError: y\n\nactor 3 raised the error above"
@@ -103,7 +101,7 @@ def test_lines_become_rare_and_the_last_is_always_shown() -> None:
     stream = io.StringIO()
     with LineView(HEADLINE, StopConfig(), stream) as view:
         for second in range(2 * 3_600 + 1):
-            view.metrics(replace(EMPTY, run_seconds=float(second)))
+            view.metrics(replace(Snapshot(), run_seconds=float(second)))
         view.event(Event("ended", "enough", 7_200.0))
     shown = [float(line.split()[0]) for line in stream.getvalue().splitlines() if " | steps " in line]
     assert shown[:3] == [0.0, 1.0, 2.0]
@@ -162,7 +160,7 @@ def drawn(screen: Screen, width: int, **settings: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [80, 200])
-@pytest.mark.parametrize("snapshot", [EMPTY, MIDDLE, LARGE], ids=["empty", "middle", "large"])
+@pytest.mark.parametrize("snapshot", [Snapshot(), MIDDLE, LARGE], ids=["empty", "middle", "large"])
 def test_the_panel_fits_and_shows_everything(snapshot: Snapshot, width: int) -> None:
     returns = [float(value) for value in range(1_000)]
     screen = Screen("CartPole-v1 · local", "runs/x", StopConfig(updates=10**9), snapshot, returns)
@@ -258,12 +256,12 @@ def test_sparklines(values: list[float], width: int, bars: str) -> None:
 def test_returns_are_kept_in_bounded_memory() -> None:
     returns = Returns()
     for value in range(20_000):
-        returns.take(replace(EMPTY, train_return_mean=float(value)))
+        returns.take(replace(Snapshot(), train_return_mean=float(value)))
     assert 1_000 <= len(returns.values) < 2_048
     assert returns.values[0] == 0.0
     gaps = {later - earlier for earlier, later in pairwise(returns.values)}
     assert gaps == {16.0}
-    returns.take(EMPTY)
+    returns.take(Snapshot())
     assert None not in returns.values
 
 
