@@ -245,10 +245,10 @@ def _export(options: argparse.Namespace) -> int:
         print(f"qfleet: {error}", file=sys.stderr)
         return EXIT_ERROR
     text = f"{exported.path}: {exported.weights} weights, version {exported.version}"
-    if exported.max_abs_difference is not None:
+    if exported.comparison is not None:
         text += (
-            f"; on {exported.observations} recorded observations its Q-values differ from the policy's "
-            f"by at most {exported.max_abs_difference:.2g}"
+            f"; on {exported.comparison.observations} recorded observations its Q-values differ from the "
+            f"policy's by at most {exported.comparison.max_abs_difference:.2g}"
         )
     print(text)
     return EXIT_OK

@@ -1,4 +1,4 @@
-"""Processes and machines: one interface over direct calls and over Ray, and what a role's process is given.
+"""Processes and machines: one interface to direct calls and to Ray, and the resources of each process.
 
 The only folder that imports ray; must not import the coordinator or roles.
 """

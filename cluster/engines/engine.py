@@ -18,17 +18,17 @@ ArgTs = TypeVarTuple("ArgTs")
 
 
 class Ref(Generic[ValueT]):
-    """Stands for a value that a call will return; hashable. Each engine has objects of its own for it."""
+    """A value that a call will return. Hashable; each engine has its own kind of object for it."""
 
 
 def passed(ref: Ref[ValueT]) -> ValueT:
-    """`ref` as an argument of a call: the role that is called gets the value."""
+    """`ref` as an argument of a call: the called role receives the value."""
     return cast(ValueT, ref)
 
 
 @dataclass(frozen=True)
 class Need:
-    """Resources that a role claims where the runtime schedules by them; memory is reserved, not limited."""
+    """Resources that a role claims from a runtime that schedules by them. Memory is reserved, not limited."""
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -44,7 +44,7 @@ class Handle(Generic[RoleT]):
 
 
 class EngineError(Exception):
-    """A call that gave no value. `role` names the role that it went to."""
+    """A call without a value. role: the name of the role that was called."""
 
     def __init__(self, role: str, message: str) -> None:
         super().__init__(role, message)
@@ -64,15 +64,15 @@ class RoleOutOfMemory(RoleDied):
 
 
 class ObjectLost(EngineError):  # noqa: N818
-    """The value existed and its memory is gone (a node died)."""
+    """The value existed, and its memory is gone (a node died)."""
 
 
 class RoleError(EngineError):
-    """The role's own code raised; message is its traceback. Never retried: it is a bug."""
+    """The role's own code raised; message is the traceback. Never retried, because it is a bug."""
 
 
 class Calls(Protocol):
-    """The half of the engine that roles themselves use, to talk to other roles."""
+    """The part of an engine with which roles call other roles."""
 
     def call(
         self,
@@ -81,20 +81,20 @@ class Calls(Protocol):
         *args: *ArgTs,
         returns: int = 1,
     ) -> tuple[Ref[Any], ...]:
-        """Starts the role's method of this name and returns at once; Refs among args arrive as their values.
+        """Starts the role's method of this name and returns at once. Refs among args arrive as their values.
 
-        Calls of one caller to one role run in the order in which they were made. With returns > 1
-        the method returns a tuple of that length and each part gets a Ref of its own.
+        Calls of one caller to one role run in the order in which they were made. With returns > 1, the method
+        returns a tuple of that length, and each element gets a Ref of its own.
         """
 
     def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
-        """Those of refs that are ready, as soon as there is at least one or the time is over."""
+        """Waits until a ref is ready or the time is over, and returns those that are ready."""
 
     def get(self, ref: Ref[ValueT]) -> ValueT:
-        """The value; waits for it. Raises RoleDied, ObjectLost or RoleError."""
+        """Waits for the value and returns it. Raises RoleDied, ObjectLost or RoleError."""
 
     def put(self, value: ValueT) -> Ref[ValueT]:
-        """A Ref for a value of one's own, sent once however many calls take it."""
+        """A Ref for the caller's own value, which is sent once even if several calls take it."""
 
 
 class Engine(Calls, Protocol):
@@ -110,7 +110,7 @@ class Engine(Calls, Protocol):
 
     @property
     def calls(self) -> Calls:
-        """What is handed to roles that call other roles."""
+        """The calls to hand to roles that call other roles."""
 
     @property
     def gpus(self) -> float:
@@ -124,25 +124,25 @@ class Engine(Calls, Protocol):
         say: Callable[[str], None],
         stopped: Callable[[], object],
     ) -> None:
-        """Makes sure that a run's roles have room; `say` is told of waiting and of places.
+        """Reserves room for a run's roles, waiting for it if necessary; `say` is told of wait and places.
 
         Returns early once stopped() is true. Raises TimeoutError, naming what is missing, after wait_seconds.
         """
 
     def spawn(self, name: str, role: Callable[[*ArgTs], RoleT], *args: *ArgTs, need: Need) -> Handle[RoleT]:
-        """Starts role(*args) and returns at once; a failing constructor shows at the first get."""
+        """Starts role(*args) and returns at once. The first get raises the error of a failing constructor."""
 
     def machine_of(self, handle: Handle[Any]) -> str:
-        """Which machine a role that is up is on; empty for the coordinator's own."""
+        """The machine that a started role is on; empty for the coordinator's own."""
 
     def machines_leaving(self) -> frozenset[str]:
-        """The machines that are about to go: drained, or told that they will be preempted."""
+        """The machines that will soon be gone: they are drained, or were told that they will be preempted."""
 
     def kill(self, handle: Handle[Any]) -> None:
-        """Ends a role: calls in flight raise RoleDied, one made right after may still be answered."""
+        """Ends a role. Calls in flight raise RoleDied; a call made right after may still be answered."""
 
     def end_roles(self) -> None:
-        """Ends every role; the engine goes on, for the next life of the run."""
+        """Ends every role and keeps the engine, for the next start of the run's roles."""
 
     def close(self) -> None:
-        """Ends every role and whatever the engine started; safe to call twice."""
+        """Ends every role and all that the engine started. Safe to call twice."""

@@ -6,8 +6,10 @@ Owns the rules and their wording, all pure; must not import ray or torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle
 
 from cluster.engines.engine import Need
 from cluster.wording import byte_size, quantity
@@ -110,29 +112,25 @@ def place(claims: Claims, nodes: Sequence[Node], settled: Mapping[str, str] | No
     load: Counter[str] = Counter(settled.values())
     placed = {name: free[node_id] for name, node_id in settled.items()}
 
-    def put(name: str, need: Need, node: Node) -> None:
-        free[node.node_id] = node.without(need)
-        load[node.node_id] += 1
-        placed[name] = node
+    def put(name: str, need: Need, cost: Callable[[Node], tuple[float, ...]]) -> None:
+        """Places a role where the cost is lowest, if any machine has room."""
+        if candidates := [node for node in free.values() if node.has_room_for(need)]:
+            placed[name] = node = min(candidates, key=cost)
+            free[node.node_id] = node.without(need)
+            load[node.node_id] += 1
 
     def spread(node: Node) -> tuple[float, ...]:
         return load[node.node_id], node.gpus_declared > 0, -node.cpus
 
+    def packed(shard: str | None, node: Node) -> tuple[float, ...]:
+        return node.node_id != shard, node.gpus_declared > 0, node.cpus
+
     for name, need in sorted(claims.core.items(), key=lambda item: (-item[1].gpus, -item[1].memory_bytes)):
-        candidates = [node for node in free.values() if node.has_room_for(need)]
-        if candidates and name not in settled:
-            put(name, need, min(candidates, key=spread))
-
+        if name not in settled:
+            put(name, need, spread)
     shards = [placed[name].node_id for name in claims.core if name.startswith("shard") and name in placed]
-    for index, (name, need) in enumerate(claims.actors.items()):
-        candidates = [node for node in free.values() if node.has_room_for(need)]
-        beside = shards[index % len(shards)] if shards else None
-
-        def packed(node: Node, beside: str | None = beside) -> tuple[float, ...]:
-            return node.node_id != beside, node.gpus_declared > 0, node.cpus
-
-        if candidates:
-            put(name, need, min(candidates, key=packed))
+    for (name, need), shard in zip(claims.actors.items(), cycle(shards or [None])):
+        put(name, need, partial(packed, shard))
     return Placement(claims, placed, tuple(nodes))
 
 

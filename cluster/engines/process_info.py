@@ -10,6 +10,7 @@ import os
 import platform
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -34,21 +35,13 @@ class ProcessInfo:
 
 def process_info() -> ProcessInfo:
     """This process. Raises ImportError if the four packages come from more than one folder."""
-    import actors
-    import cluster
-    import learner
-    import replay_service
-
-    roots = {
-        str(Path(package.__file__ or "").resolve().parent.parent)
-        for package in (actors, cluster, learner, replay_service)
-    }
-    if len(roots) != 1:
+    files = [Path(import_module(name).__file__ or "") for name in _PACKAGES]
+    root, *others = sorted({str(file.resolve().parent.parent) for file in files})
+    if others:
         raise ImportError(
-            f"actors, cluster, learner and replay_service come from: {', '.join(sorted(roots))}; "
-            "a folder of the same name shadows one of them: rename it or start from another folder"
+            f"{', '.join(_PACKAGES)} come from: {', '.join((root, *others))}; a folder of the same name "
+            "shadows one of them: rename it or start from another folder"
         )
-    root = roots.pop()
     return ProcessInfo(os.getpid(), platform.node(), root, code=code_digest(root))
 
 

@@ -46,7 +46,7 @@ _CONNECT_SECONDS = 5.0
 
 
 class RayCalls:
-    """Calls between roles; travels to every role as an argument."""
+    """Calls between roles. Every role that calls others gets such an object as an argument."""
 
     def __init__(self) -> None:
         self._role_names: dict[str, str] = {}
@@ -67,7 +67,7 @@ class RayCalls:
         """See Calls.wait."""
         pending = list(refs)
         if not pending:
-            time.sleep(timeout_seconds)  # ray.wait would return at once, and the caller spin
+            time.sleep(timeout_seconds)  # ray.wait would return at once, and the caller would spin
             return []
         ready, _ = ray.wait(pending, num_returns=1, timeout=timeout_seconds, fetch_local=False)
         if ready and len(pending) > 1:
@@ -80,7 +80,7 @@ class RayCalls:
             value: ValueT = ray.get(ref)
             return value
         except ray_exceptions.RayTaskError as error:
-            # A role that failed because another role did reports that one, not itself.
+            # A role that failed because another role had failed reports that other role.
             if isinstance(error.cause, EngineError):
                 raise error.cause from None
             raise RoleError(self._name(ref), str(error)) from None

@@ -1,4 +1,4 @@
-"""The serial engine: every role in this process, every call run where it is made.
+"""The serial engine: all roles live in this process, and a call runs where it is made.
 
 Owns ordering and error translation; must not import ray.
 """
@@ -41,31 +41,31 @@ class _Target:
 
 
 class SerialEngine:
-    """Deterministic: nothing overlaps, so the order of calls is the order of effects."""
+    """Runs every call to its end before the next one begins, which makes a run deterministic."""
 
     deterministic = True
     own_processes = False
 
     def __init__(self, output_of: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
-        """output_of: given a role's name, entered while that role's code runs."""
+        """output_of: role name -> a context that is entered while that role's code runs."""
         self._handles: list[Handle[Any]] = []
         self._output_of = output_of
 
     @property
     def calls(self) -> SerialEngine:
-        """Roles share this object: there is only one process."""
+        """This object: there is only one process."""
         return self
 
     @property
     def gpus(self) -> float:
-        """None is claimed: the one process uses what torch finds."""
+        """Zero, so that nothing is claimed: the learner takes the device that torch finds."""
         return 0.0
 
     def reserve(self, claims: Claims, **waiting: object) -> None:
         """There is nothing to reserve in one process."""
 
     def spawn(self, name: str, role: Callable[[*ArgTs], RoleT], *args: *ArgTs, need: Need) -> Handle[RoleT]:
-        """Builds the role now; a constructor's exception is kept for the first call, as Ray does."""
+        """Builds the role now. A constructor's exception waits for the first call, as Ray's does."""
         try:
             with self._output_of(name):
                 target = _Target(role(*args))
@@ -82,35 +82,34 @@ class SerialEngine:
         *args: *ArgTs,
         returns: int = 1,
     ) -> tuple[Ref[Any], ...]:
-        """Runs the method to its end; its exception waits in the Ref."""
+        """Runs the method to its end; its exception waits in the Refs."""
         target: _Target = handle.target
-        if target.failure is not None:
-            return tuple(_Done(error=target.failure) for _ in range(returns))
         try:
-            given = [self._resolve(arg) for arg in args]
+            if target.failure is not None:
+                raise target.failure
+            given = [self.get(arg) if isinstance(arg, _Done) else arg for arg in args]
             with self._output_of(handle.name):
                 value = getattr(target.role, method.__name__)(*given)
+            return tuple(map(_Done, value)) if returns > 1 else (_Done(value),)
         except EngineError as error:
-            return tuple(_Done(error=error) for _ in range(returns))
+            failure = error
         except Exception:  # noqa: BLE001 - carried to the caller as RoleError
             failure = RoleError(handle.name, traceback.format_exc())
-            return tuple(_Done(error=failure) for _ in range(returns))
-        if returns == 1:
-            return (_Done(value),)
-        return tuple(_Done(part) for part in value)
+        return tuple(_Done(error=failure) for _ in range(returns))
 
     def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
-        """Everything is ready; one at a time, so that completions are handled in order of calls."""
+        """Returns one ref at a time, all being ready, so that results are handled in the order of calls."""
         if not refs:
             time.sleep(timeout_seconds)
         return list(refs[:1])
 
     def get(self, ref: Ref[ValueT]) -> ValueT:
-        """The kept value, or the kept error raised."""
-        done = self._done(ref)
-        if done.error is not None:
-            raise done.error
-        value: ValueT = done.value
+        """Returns the value of a call, or raises its error."""
+        if not isinstance(ref, _Done):
+            raise TypeError(f"{ref!r} is no Ref of this engine")
+        if ref.error is not None:
+            raise ref.error
+        value: ValueT = ref.value
         return value
 
     def put(self, value: ValueT) -> Ref[ValueT]:
@@ -118,7 +117,7 @@ class SerialEngine:
         return _Done(value)
 
     def machine_of(self, handle: Handle[Any]) -> str:
-        """See Engine.machine_of: there is only one."""
+        """See Engine.machine_of. There is only one machine."""
         return ""
 
     def machines_leaving(self) -> frozenset[str]:
@@ -126,7 +125,7 @@ class SerialEngine:
         return frozenset()
 
     def kill(self, handle: Handle[Any]) -> None:
-        """Drops the role; later calls raise RoleDied."""
+        """Drops the role. Later calls raise RoleDied."""
         target: _Target = handle.target
         target.role = None
         target.failure = RoleDied(handle.name, "killed")
@@ -139,12 +138,3 @@ class SerialEngine:
     def close(self) -> None:
         """Drops every role."""
         self.end_roles()
-
-    def _resolve(self, arg: Any) -> Any:
-        return self.get(arg) if isinstance(arg, _Done) else arg
-
-    @staticmethod
-    def _done(ref: Ref[Any]) -> _Done:
-        if not isinstance(ref, _Done):
-            raise TypeError(f"{ref!r} is no Ref of this engine")
-        return ref

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cluster.policies.onnx_export import Comparison, write_onnx
 from cluster.policies.saved_policy import SavedPolicy, output_path, read_policy
 from cluster.record.run_dir import WeightsName, read_provenance
 from cluster.settings.resolve import network_spec
@@ -21,13 +22,12 @@ Format = Literal["onnx", "safetensors"]
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written. For a graph: the largest difference of a Q-value, on how many observations."""
+    """A file that was written. comparison: of the graph with the policy, if it is a graph."""
 
     path: Path
     weights: WeightsName
     version: int
-    max_abs_difference: float | None = None
-    observations: int = 0
+    comparison: Comparison | None = None
 
 
 def export_run(
@@ -56,10 +56,7 @@ def export_run(
     if format == "safetensors":
         save_tensors(path, saved.named_weights(), metadata)
         return Exported(path, saved.weights, saved.version)
-    from cluster.policies.onnx_export import write_onnx
-
-    checked = write_onnx(path, saved, metadata)
-    return Exported(path, saved.weights, saved.version, checked.max_abs_difference, checked.observations)
+    return Exported(path, saved.weights, saved.version, write_onnx(path, saved, metadata))
 
 
 def _metadata(saved: SavedPolicy) -> dict[str, str]:

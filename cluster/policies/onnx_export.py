@@ -47,14 +47,14 @@ class ExportError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Checked:
+class Comparison:
     """The largest |difference| of a Q-value between graph and policy, and on how many observations."""
 
     max_abs_difference: float
     observations: int
 
 
-def write_onnx(path: Path, saved: SavedPolicy, metadata: Mapping[str, str]) -> Checked:
+def write_onnx(path: Path, saved: SavedPolicy, metadata: Mapping[str, str]) -> Comparison:
     """Exports beside `path`, compares that file with the policy, and renames it.
 
     Raises:
@@ -95,11 +95,11 @@ def write_onnx(path: Path, saved: SavedPolicy, metadata: Mapping[str, str]) -> C
     try:
         onnx.save_model(model, str(partial))
         session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
-        checked = _require_same_play(session.run, names, recorded)
+        comparison = _require_same_play(session.run, names, recorded)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return checked
+    return comparison
 
 
 class ExportedPolicy(nn.Module):
@@ -239,7 +239,7 @@ def _batch(part: Part, episodes: Sequence[Sequence[TimeStep]], stack: int) -> np
     return np.array(batch)
 
 
-def _require_same_play(run: Any, names: Sequence[str], recorded: _Recorded) -> Checked:
+def _require_same_play(run: Any, names: Sequence[str], recorded: _Recorded) -> Comparison:
     """Compares the exported graph run(outputs, inputs) with the policy.
 
     Raises ExportError where values differ, or an action is not among the policy's best.
@@ -264,4 +264,4 @@ def _require_same_play(run: Any, names: Sequence[str], recorded: _Recorded) -> C
                 f"the exported graph takes action {action} on recorded observation {row}, where the policy "
                 f"takes {own[int(values[row].argmax())]}; nothing was written"
             )
-    return Checked(difference, count)
+    return Comparison(difference, count)

@@ -130,10 +130,10 @@ def test_a_graph_plays_as_the_policy_does(case: str, tmp_path: Path) -> None:
     run_dir = untrained_run(tmp_path / "run", CASES[case])
     exported = export_run(run_dir, "onnx")
     assert exported.path == run_dir / "policy.onnx"
-    assert exported.max_abs_difference is not None
-    assert exported.max_abs_difference < 1e-4
+    assert exported.comparison is not None
+    assert exported.comparison.max_abs_difference < 1e-4
     assert (exported.weights, exported.version) == ("latest", 7)
-    assert exported.observations >= 256
+    assert exported.comparison.observations >= 256
 
     session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["q_values", "action"]

@@ -52,7 +52,7 @@ def test_the_same_seed_makes_the_same_film(frozen_lake: Path, tmp_path: Path) ->
     assert films[0] != films[2]
 
 
-def test_atari_is_filmed_in_colour_beside_what_the_policy_sees(tmp_path: Path) -> None:
+def test_atari_is_filmed_in_color_beside_what_the_policy_sees(tmp_path: Path) -> None:
     pytest.importorskip("ale_py")
     train_serial(
         tmp_path / "run",
@@ -74,7 +74,7 @@ def test_atari_is_filmed_in_colour_beside_what_the_policy_sees(tmp_path: Path) -
     assert video.pictures == 31
 
 
-def test_colours_are_exact_up_to_256(tmp_path: Path) -> None:
+def test_colors_are_exact_up_to_256(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     palette = rng.integers(256, size=(200, 3), dtype=np.uint8)
     pictures = [palette[rng.integers(200, size=(40, 30))] for _ in range(3)]
