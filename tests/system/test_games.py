@@ -1,4 +1,4 @@
-"""Presets of games from the command line to the end of a run, and human-normalized scores."""
+"""Presets of games from the command line to the end of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from cluster.api import prepare, train
 from cluster.cli import run
 from cluster.engines.machine import Machine
-from cluster.policies.scores import Reference, beside_human, reference
 from cluster.settings.load_config import load_config, preset_for_env, preset_paths
 from cluster.settings.plan import make_plan
 from cluster.show.view import make_view
@@ -115,36 +114,3 @@ def test_the_preset_is_taken_and_said_and_overridden(
     assert (played["random_return"], played["human_return"]) == (0.0, 29.6)
     assert run(["eval", str(tmp_path / "run"), "--episodes", "2"]) == 0
     assert "% of human (0 % is random play)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("env_id", "mean_return", "normalized"),
-    [
-        ("ALE/Pong-v5", 14.6, 1.0),
-        ("ALE/Pong-v5", -20.7, 0.0),
-        ("ALE/Breakout-v5", 1.7 + 28.8 / 2, 0.5),
-        # Lower than the human's, yet better: scores of Skiing are negative times.
-        ("ALE/Skiing-v5", -17_098.1 + 2 * 12_761.2, 2.0),
-        ("ALE/MontezumaRevenge-v5", 4753.3, 1.0),
-    ],
-)
-def test_human_normalized_scores(env_id: str, mean_return: float, normalized: float) -> None:
-    found = reference(env_id)
-    assert found is not None
-    assert found.normalized(mean_return) == pytest.approx(normalized)
-
-
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "ALE/Tetris-v5", "MinAtar/Breakout-v1", "mine:Pong-v5"])
-def test_no_score_is_made_up(env_id: str) -> None:
-    assert reference(env_id) is None
-    assert beside_human(env_id, 3.0) == ""
-
-
-def test_every_reference_belongs_to_a_registered_game() -> None:
-    pytest.importorskip("ale_py")
-    import gymnasium as gym
-
-    ids = [env_id for env_id in gym.registry if env_id.startswith("ALE/")]
-    found = [reference(env_id) for env_id in ids]
-    assert sum(one is not None for one in found) == 57
-    assert all(isinstance(one, Reference) and one.human_return > one.random_return for one in found if one)

@@ -1,4 +1,4 @@
-"""Where roles go: the rules by case, what is missing, and that nothing is given away twice."""
+"""The places of roles: each rule, the roles without room, and that no machine gives more than it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""That a run is one program: the same folder on one machine, the same sources on all."""
+"""A run is one program: the same folder on one machine, the same sources on all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cores of a container: CPU quotas of cgroups version 1 and 2, at any depth, against trees made by hand."""
+"""Cores of a container: CPU quotas of cgroups version 1 and 2, at any depth, in trees made by hand."""
 
 from __future__ import annotations
 

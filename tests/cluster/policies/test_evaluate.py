@@ -1,4 +1,4 @@
-"""What a run learned, played again."""
+"""Evaluations of a run by `qfleet eval`, and that they can be repeated episode by episode."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from qfleet_serial import RECALL, SMALL, train_serial
+from qfleet_serial import SMALL, train_serial
 
-from actors.core import EnvSpec
-from actors.envs.adapter import plain_adapter
 from actors.envs.make import lane_seeds
-from cluster.api import load_policy
 from cluster.cli import run
 from cluster.policies.evaluate import evaluate_run
-from cluster.policies.playback import GreedyPolicy
+from cluster.policies.saved_policy import load_policy
 from learner.weights import load_weights, save_weights
 
 
@@ -90,25 +87,6 @@ def test_eval_refuses_a_folder_without_a_run(tmp_path: Path, capsys: pytest.Capt
     assert captured.out == ""
 
 
-def test_a_policy_acts_by_the_largest_value_of_its_weights(cartpole: Path) -> None:
-    policy = load_policy(cartpole)
-    flat = load_weights(cartpole / "weights" / "best.safetensors")[0]
-    first, bias_1, second, bias_2 = np.split(flat, [64, 80, 112])
-    actions = set()
-    for observation in np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32):
-        hidden = np.maximum(first.reshape(16, 4) @ observation + bias_1, 0.0)
-        q = second.reshape(2, 16) @ hidden + bias_2
-        if abs(q[0] - q[1]) > 1e-4:  # else rounding may decide
-            assert policy(observation) == int(q.argmax())
-            actions.add(int(q.argmax()))
-    assert actions == {0, 1}
-
-
-def test_a_policy_refuses_another_shape(cartpole: Path) -> None:
-    with pytest.raises(ValueError, match=r"shape \(3,\); this policy takes \(4,\)"):
-        load_policy(cartpole)(np.zeros(3, np.float32))
-
-
 def test_a_policy_replays_its_evaluation_episode_by_episode(tmp_path: Path) -> None:
     # On this backend every episode has a seed of its own, so it can be played again by itself.
     train_serial(tmp_path / "run", [*SMALL, "env.backend=sync", "run.seed=4"])
@@ -129,42 +107,3 @@ def test_a_policy_replays_its_evaluation_episode_by_episode(tmp_path: Path) -> N
     env.close()
     assert tuple(returns) == played.returns
     assert len(set(returns)) > 1
-
-
-class LooksBack:
-    """Q-values that tell which frames of the stack were seen: action = first frame's number."""
-
-    def q_values(self, observations: np.ndarray) -> np.ndarray:
-        assert observations.shape == (1, 3, 1)
-        self.seen = observations[0, :, 0].tolist()
-        return np.eye(10, dtype=np.float32)[[int(observations[0, 0, 0])]]
-
-
-def test_a_stack_begins_with_the_first_frame_and_is_emptied_by_reset() -> None:
-    inner = LooksBack()
-    spec = EnvSpec((1,), "<f4", None, 10, 3, "sync", "next_step", None, None)
-    policy = GreedyPolicy(inner.q_values, plain_adapter(spec))
-    seen = []
-    for number in (1, 2, 3, 4):
-        action = policy(np.array([number], np.float32))
-        seen.append((inner.seen, action))
-    assert seen == [([1, 1, 1], 1), ([1, 1, 2], 1), ([1, 2, 3], 1), ([2, 3, 4], 2)]
-    policy.reset()
-    policy(np.array([7], np.float32))
-    assert inner.seen == [7, 7, 7]
-
-
-def test_a_stacked_policy_of_a_run_plays_perfectly_once_trained(tmp_path: Path) -> None:
-    from qfleet_test_envs import Recall
-
-    assert train_serial(tmp_path / "run", RECALL).outcome.solved
-    policy = load_policy(str(tmp_path / "run"))
-    for seed in range(10):
-        env = Recall()
-        observation, _ = env.reset(seed=seed)
-        policy.reset()
-        total, ended = 0.0, False
-        while not ended:
-            observation, reward, ended, _, _ = env.step(policy(observation))
-            total += reward
-        assert total == 1.0

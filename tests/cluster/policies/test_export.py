@@ -1,4 +1,7 @@
-"""What a run learned, written for other programs and read there."""
+"""The weights of a run, written for other programs and read there.
+
+Tests cluster/policies/export.py and cluster/policies/onnx_export.py.
+"""
 
 from __future__ import annotations
 

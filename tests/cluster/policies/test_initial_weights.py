@@ -1,4 +1,4 @@
-"""Runs that begin with what an earlier one learned."""
+"""Runs that begin with the weights of an earlier one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greedy episodes as an animated picture."""
+"""Greedy episodes as an animated picture, drawn by the environments of cluster/policies/playback.py."""
 
 from __future__ import annotations
 

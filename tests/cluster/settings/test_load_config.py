@@ -1,4 +1,7 @@
-"""Configurations from files and --set, and what a user is told about a bad one."""
+"""Configurations from files and --set, and the message about a bad one.
+
+Tests cluster/settings/load_config.py and cluster/settings/config.py.
+"""
 
 from __future__ import annotations
 

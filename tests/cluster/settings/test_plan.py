@@ -1,4 +1,4 @@
-"""What a run is said to need, against figures worked out by hand and against what is really stored."""
+"""The memory that a plan names, against numbers worked out by hand and against what is really stored."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def plan_of(spec: EnvSpec, *overrides: str, machine: Machine = LARGE) -> Plan:
 
 def test_cartpole_by_hand() -> None:
     plan = plan_of(CARTPOLE, "replay.capacity=10000", "replay.num_shards=3", "learner.batch_size=64")
-    # Two observations of 16 bytes and a row of 32; each frame once, but twice as many frames as rows.
+    # Two observations of 16 bytes and 32 bytes more; each frame once, but two frames per transition.
     assert plan.raw_bytes == plan.deduplicated_bytes == 2 * 16 + 32
     assert plan.compressed_bytes is None
     assert plan.priority_bytes == 0
     assert plan.replay_bytes == 640_000
     assert plan.shard_bytes == 3_334 * 64
-    # Up to 64 minibatches of 64 windows of two frames, each with its row; four on their way, one being read.
+    # Up to 64 minibatches of 64 windows: two frames and 32 bytes each; four on their way, one being read.
     assert plan.request_bytes == 64 * 64 * (2 * 16 + 32)
     assert plan.requests == 5
-    # 32 steps of 16 lanes: 33 frames and 32 rows of 41 bytes a lane; one actor, two pushes in flight.
+    # 32 steps of 16 lanes: 33 frames and 32 transitions of 41 bytes a lane; one actor, two pushes in flight.
     assert sum(np.dtype(dtype).itemsize for _, dtype in TRANSITION_FIELDS) == 41
     assert plan.push_bytes == 16 * (33 * 16 + 32 * 41)
     assert plan.pushes == 2
@@ -68,7 +68,7 @@ def test_atari_by_hand() -> None:
     assert plan.shard_bytes == plan.replay_bytes // 2
     # As many minibatches as 16 MiB hold.
     assert plan.request_bytes == 4 * 64 * (8 * 7_056 + 32)
-    # 30 x (4 + 3) steps of 16 lanes, and the stack + n_step - 1 frames more that their rows need.
+    # 30 x (4 + 3) steps of 16 lanes, and the stack + n_step - 1 frames more that they need.
     assert plan.push_bytes == 16 * (216 * 7_056 + 210 * 41)
     packed = plan_of(ATARI, *THREE_STEP, "replay.capacity=1000000", "replay.compression=lz4")
     assert packed.replay_bytes == 1_000_000 * (399 + 16)
@@ -88,10 +88,10 @@ def test_a_full_shard_takes_what_was_planned(spec: EnvSpec) -> None:
         seed=np.random.SeedSequence(0),
     )
     num_transitions = 5_000
-    # As many frames for each row as a shard has room for: the ring comes round with the rows.
+    # As many frames per transition as a shard has room for: both rings wrap around together.
     num_frames = math.ceil(num_transitions * (2.0 if spec is CARTPOLE else 1.04)) + 1
-    rows = {name: np.zeros(num_transitions, dtype) for name, dtype in TRANSITION_FIELDS}
-    rows["next_frame"] += 1
+    fields = {name: np.zeros(num_transitions, dtype) for name, dtype in TRANSITION_FIELDS}
+    fields["next_frame"] += 1
     (field,) = schema.frame_fields
     block = TransitionBlock(
         schema=schema,
@@ -100,7 +100,7 @@ def test_a_full_shard_takes_what_was_planned(spec: EnvSpec) -> None:
         sequence=0,
         env_steps=num_transitions,
         frames={field.name: np.zeros((num_frames, *field.shape), field.dtype)},
-        **rows,
+        **fields,
     )
     for sequence in range(7):
         status = shard.insert(encode(replace(block, sequence=sequence))).status
@@ -162,7 +162,7 @@ def test_ray_takes_the_disk_where_shared_memory_is_small() -> None:
     assert plan_of(ATARI, machine=large).object_store_bytes == int(0.95 * 16e9)
 
 
-def test_a_cluster_is_not_judged_by_this_machine() -> None:
+def test_a_cluster_is_not_measured_by_this_machine() -> None:
     plan = plan_of(ATARI, "run.runtime=cluster", "replay.capacity=50000000", "replay.num_shards=8")
     assert plan.problems == ()
     assert "not known" in plan.text

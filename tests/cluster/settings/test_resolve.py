@@ -1,4 +1,4 @@
-"""Automatic settings."""
+"""Automatic settings: the rules of cluster/settings/resolve.py, the types of cluster/settings/resolved.py."""
 
 from __future__ import annotations
 
