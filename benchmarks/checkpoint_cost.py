@@ -15,8 +15,6 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from cluster.metrics.figures import CountersState
-
 from actors.core import EnvSpec
 from benchmarks.replay_data import ATARI, CONFIG
 from benchmarks.replay_through_ray import Writer
@@ -24,6 +22,7 @@ from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheck
 from cluster.control.evaluation import ModelSelectionState
 from cluster.engines.engine import Need, Ref
 from cluster.engines.ray_engine import RayEngine
+from cluster.metrics.counters import CountersState
 from cluster.runtime.role import RoleContext
 from cluster.runtime.roles import LearnerRole
 from cluster.runtime.shard_role import ShardRole
