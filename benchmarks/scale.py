@@ -23,6 +23,7 @@ from gymnasium import spaces
 
 from cluster.api import train
 from cluster.metrics.snapshot import Snapshot
+from cluster.record.events import Event
 from cluster.settings.load_config import load_config
 
 ACTORS = (1, 2, 4, 8, 16)
@@ -72,7 +73,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def event(self, text: str, run_seconds: float) -> None:
+    def event(self, event: Event) -> None:
         pass
 
     def metrics(self, snapshot: Snapshot) -> None:
