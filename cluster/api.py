@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -17,34 +16,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from actors.core import EnvSpec
 from actors.envs.make import probe
-from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
-from cluster.checkpoints.resume import Resumed, changes, go_on, newest_good_checkpoint, saved_config
-from cluster.control.evaluation import ModelSelection
-from cluster.coordinator import Coordinator, Outcome
-from cluster.diagnosis.diagnosis import Diagnosis
+from cluster.checkpoints.resume import Start, reopen
+from cluster.coordinator import Outcome
 from cluster.engines.engine import Engine
 from cluster.engines.machine import this_machine
 from cluster.engines.placement import Claims, Placement, place
 from cluster.engines.signals import StopSignals
 from cluster.engines.threads import available_cores
-from cluster.metrics.counters import Counters
+from cluster.lives import Lives
 from cluster.policies.initial_weights import read_initial_weights
 from cluster.policies.playback import GreedyPolicy
 from cluster.policies.saved_policy import load_policy
-from cluster.record.events import EventKind
 from cluster.record.logs import SerialLogs
 from cluster.record.prometheus import MetricsServer
 from cluster.record.recorder import NewestSnapshot, Recorder
-from cluster.record.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
+from cluster.record.run_dir import RunDir, holds_run, refuse_unusable
 from cluster.record.scrape_targets import advertised, targets_folder
 from cluster.record.tensorboard import require_tensorboard
 from cluster.runtime.failure import RunFailed
-from cluster.runtime.fleet import Fleet
-from cluster.runtime.run_context import RunContext
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.plan import Plan, make_claims, make_plan, refuse_what_cannot_fit
 from cluster.settings.resolve import resolve
@@ -142,165 +133,60 @@ def train(
             f"run directory {run_dir}: lies in the copy of the code that Ray made for this job and will "
             "delete; give an absolute path, on storage that outlives the machine"
         )
-    goes_on = resume != "never" and (resume == "must" or holds_run(run_dir))
+    goes_on = resume == "must" or (resume == "auto" and holds_run(run_dir))
     if not goes_on:
         refuse_unusable(run_dir)
     require_tensorboard(config)
     prepared = prepare(config)
-    config = prepared.config
-    plan = make_plan(config, prepared.spec, this_machine())
+    resolved, spec, folder = prepared.config, prepared.spec, run_dir.absolute()
+    plan = make_plan(resolved, spec, this_machine())
     refuse_what_cannot_fit(plan)
-    newest = NewestSnapshot()
     with ExitStack() as stack:
-        start = _resume(run_dir, prepared, required=resume == "must") if goes_on else None
+        start = reopen(run_dir, resolved, spec, required=resume == "must") if goes_on else None
         if start is not None:
-            stack.enter_context(closing(start.directory))
-        begins = start is None or start.resumed is None
-        initial = read_initial_weights(config, prepared.spec) if begins else None
+            stack.enter_context(closing(start.run_dir))
+        resumed = start.resumed if start else None
+        initial = None if resumed else read_initial_weights(resolved, spec)
         signals = stack.enter_context(StopSignals())
-        run = {"run": run_dir.absolute().name, "env": config.env.id}
-        server = MetricsServer(
-            config.metrics.host,
-            config.metrics.port,
-            newest,
-            {**run, "runtime": config.run.runtime, "run_dir": str(run_dir.absolute())},
-            lambda: status_document(config, run_dir.absolute(), newest),
-        )
-        stack.enter_context(closing(server))
-        # Where the folder cannot be written, Prometheus is told the address by hand.
-        with suppress(OSError):
-            stack.enter_context(advertised(targets_folder(), server.target, run))
-        headline = Headline(config.env.id, config.run.runtime, run_dir, server.url, plan.short)
-        observer = stack.enter_context(view(headline, config.stop))
-        started = began - (start.resumed.manifest.run.seconds if start and start.resumed else 0.0)
-        engine = _start_engine(config, stack, run_dir.absolute(), started)
+        newest = NewestSnapshot()
+        server = _serve_metrics(resolved, folder, newest, stack)
+        headline = Headline(resolved.env.id, resolved.run.runtime, run_dir, server.url, plan.short)
+        shown = stack.enter_context(view(headline, resolved.stop))
+        started = began - (resumed.manifest.run.seconds if resumed else 0.0)
+        engine = _start_engine(resolved, stack, folder, started)
         signals.reinstall()
         stack.callback(signals.ignore)
         if start is None:
-            directory = RunDir.create(
-                run_dir.absolute(), config, prepared.spec, initial.facts if initial else None
-            )
-            stack.enter_context(closing(directory))
-            start = _Start(directory, None, ())
-        recorder = Recorder(start.directory, (observer, newest), started)
-        announce(start.directory.path, server.url)
-        learner_gpus = _learner_gpus(config, engine.gpus)
-        _reserve(engine, config, make_claims(config, prepared.spec, plan, learner_gpus), recorder, signals)
-        for kind, note in start.notes:
-            recorder.event(kind, note)
-        life = _Life(
-            engine,
-            prepared,
-            start.directory,
-            recorder,
-            started,
-            learner_gpus,
-            Counters(started=started, discount=config.actors.discount, num_actors=config.actors.num_actors),
-            Diagnosis(config),
-            signals.request,
-        )
-        outcome = _live(life, start.resumed, initial.flat if initial else None)
+            directory = RunDir.create(folder, resolved, spec, initial.facts if initial else None)
+            start = Start(stack.enter_context(closing(directory)), None, ())
+        recorder = Recorder(start.run_dir, (shown, newest), started)
+        announce(folder, server.url)
+        gpus = _learner_gpus(resolved, engine.gpus)
+        _reserve(engine, resolved, make_claims(resolved, spec, plan, gpus), recorder, signals)
+        for kind, text in start.notes:
+            recorder.event(kind, text)
+        lives = Lives(engine, resolved, spec, start.run_dir, recorder, gpus, started, signals.request)
+        outcome = lives.run(resumed, initial.flat if initial else None)
     return Result(run_dir, outcome, time.monotonic() - began, signals.received)
 
 
-@dataclass(frozen=True, eq=False)
-class _Life:
-    """What all lives of a run in this process share."""
-
-    engine: Engine
-    prepared: Prepared
-    directory: RunDir
-    recorder: Recorder
-    started: float
-    learner_gpus: float
-    counters: Counters
-    diagnosis: Diagnosis
-    stop_requested: Callable[[], str | None]
-
-    def context(self, resumed: Resumed | None) -> RunContext:
-        """The parts of the next life, whose roles are being spawned."""
-        config, directory = self.prepared.config, self.directory
-        before = resumed.manifest.run if resumed else None
-        if before is not None:
-            self.counters.resume(before.counters)
-        self.counters.begin_interval(time.monotonic())
-        fleet = Fleet(
-            self.engine,
-            config,
-            self.prepared.spec,
-            directory.logs,
-            directory.replay,
-            learner_gpus=self.learner_gpus,
-            run_started_at=time.time() - (time.monotonic() - self.started),
-            incarnations=resumed.incarnations if resumed else {},
-        )
-        selection = ModelSelection(
-            config.evaluation, config.stop.target_return, before.selection if before else None
-        )
-        return RunContext(
-            self.engine, config, directory, self.recorder, fleet, self.counters, selection, self.started
-        )
-
-
-def _live(life: _Life, resumed: Resumed | None, initial_weights: np.ndarray | None) -> Outcome:
-    """Runs one life after another: in the serial runtime one ends at each checkpoint, the next goes on there.
-
-    So an uninterrupted run and one that was resumed do the same, bit for bit.
-    """
-    while True:
-        coordinator = Coordinator(
-            life.context(resumed),
-            life.diagnosis,
-            stop_requested=life.stop_requested,
-            resumed=resumed,
-            initial_weights=initial_weights,
-        )
-        ended = coordinator.run()
-        if isinstance(ended, Outcome):
-            return ended
-        life.engine.end_roles()
-        checkpoint = read_checkpoint(life.directory.checkpoints / ended.name)
-        resumed = go_on(life.directory.path, checkpoint, life.prepared.config)
-
-
-@dataclass(frozen=True, eq=False)
-class _Start:
-    """A start of a run's command: what the run goes on from, and what to say of it."""
-
-    directory: RunDir
-    resumed: Resumed | None
-    notes: tuple[tuple[EventKind, str], ...]
-
-
-def _resume(run_dir: Path, prepared: Prepared, *, required: bool) -> _Start:
-    """Prepares a run's folder for going on. Raises ConfigError where it cannot, before anything is changed.
-
-    Where no checkpoint was taken yet the run begins anew, unless one is required.
-    """
-    checkpoints = run_dir / "checkpoints"
-    read_config(run_dir)
-    if not checkpoint_folders(checkpoints) and not required:
-        directory = RunDir.reopen(run_dir.absolute(), prepared.config, None, {})
-        # Rows without a learner's state that belongs to them.
-        shutil.rmtree(run_dir / "replay", ignore_errors=True)
-        note = "resumed before its first checkpoint: begins anew"
-        return _Start(directory, None, (("info", note),))
-    if (spec := read_spec(run_dir)) != prepared.spec:
-        raise ConfigError(
-            f"{run_dir}: the environment was {spec}, it now is {prepared.spec}; a run goes on "
-            "with its own environment only"
-        )
-    cut, problems = newest_good_checkpoint(checkpoints)
-    changed = changes(saved_config(cut.manifest), prepared.config)
-    given = {change.name: change.given for change in changed}
-    directory = RunDir.reopen(run_dir.absolute(), prepared.config, cut.manifest.number, given)
-    notes: list[tuple[EventKind, str]] = [
-        ("warning", f"{problem}; an older checkpoint is taken") for problem in problems
-    ]
-    if changed:
-        notes.append(("info", "changed since: " + ", ".join(map(str, changed))))
-    notes.append(("info", f"resumed from checkpoint {cut.manifest.number}, version {cut.manifest.version:,}"))
-    return _Start(directory, go_on(run_dir, cut, prepared.config), tuple(notes))
+def _serve_metrics(
+    config: ResolvedConfig, run_dir: Path, newest: NewestSnapshot, stack: ExitStack
+) -> MetricsServer:
+    """Serves the run's metrics, and tells Prometheus where, until stack closes."""
+    run = {"run": run_dir.name, "env": config.env.id}
+    server = MetricsServer(
+        config.metrics.host,
+        config.metrics.port,
+        newest,
+        {**run, "runtime": config.run.runtime, "run_dir": str(run_dir)},
+        lambda: status_document(config, run_dir, newest),
+    )
+    stack.enter_context(closing(server))
+    # Where the folder cannot be written, a person tells Prometheus the address.
+    with suppress(OSError):
+        stack.enter_context(advertised(targets_folder(), server.target, run))
+    return server
 
 
 def _start_engine(config: ResolvedConfig, stack: ExitStack, run_dir: Path, started: float) -> Engine:

@@ -1,4 +1,4 @@
-"""One consistent cut of a run: when it is taken, how it lies on disk, and how a run goes on from it.
+"""One consistent checkpoint of a living run: taken, kept, resumed.
 
-Must not import ray.
+Must not import ray or torch.
 """

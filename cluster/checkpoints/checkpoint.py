@@ -1,4 +1,4 @@
-"""Checkpoints on disk: a folder for each cut, under one manifest that names and checksums all of it.
+"""Checkpoints on disk: a folder each, with one manifest that names and checksums every file.
 
 Owns the format, its commit by a rename and its checks; reading executes nothing. No torch, no ray.
 """
@@ -33,7 +33,7 @@ _PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class FileFact:
-    """A file of a cut: its name below the cut's folder, size, and CRC-32 of all its bytes."""
+    """A file of a checkpoint: its name below the folder, size, and CRC-32 of all its bytes."""
 
     name: str
     num_bytes: int
@@ -42,9 +42,9 @@ class FileFact:
 
 @dataclass(frozen=True)
 class RunState:
-    """What the coordinator knows of a run at a cut, beside what learner and shards hold.
+    """The coordinator's part of a checkpoint, beside the learner's and the shards'.
 
-    seconds: how long the run had been going on. incarnations: of each role, by its name. config: the
+    seconds: how long the run had been going on. incarnations: role name -> incarnation. config: the
     resolved configuration as YAML.
     """
 
@@ -57,7 +57,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a cut consists of. version: of the learner's state; written: seconds since 1970."""
+    """All that a checkpoint consists of. version: the learner's; written: seconds since 1970."""
 
     format: int
     number: int
@@ -69,7 +69,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class _Sealed:
-    """The manifest as it lies on disk: with its own checksum, over exactly these bytes."""
+    """The manifest on disk, with a checksum over exactly these bytes."""
 
     crc32: int
     manifest: msgspec.Raw
@@ -77,7 +77,7 @@ class _Sealed:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A cut that was read back and found whole."""
+    """A checkpoint that was read back and found whole."""
 
     folder: Path
     manifest: Manifest
@@ -86,7 +86,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A cut that is on disk. num_bytes is its size, new_bytes what no cut before it held."""
+    """A checkpoint that is on disk. num_bytes: its size; new_bytes: what the one before did not hold."""
 
     number: int
     num_bytes: int
@@ -94,25 +94,25 @@ class SavedCheckpoint:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return _name(self.number)
 
 
 class DamagedCheckpointError(ValueError):
-    """A cut that cannot be used; the message names its folder and what is wrong."""
+    """A checkpoint that cannot be used; the message names its folder and what is wrong."""
 
 
 class CheckpointStore:
-    """The writing side: one cut at a time, kept as `keep` says, the best one beside them."""
+    """Writes one checkpoint at a time; keeps the newest ones, and the best beside them."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """folder is made by the first cut. keep: how many of the newest cuts stay."""
+        """The first checkpoint makes folder. keep: how many of the newest stay."""
         self._folder = folder
         self._keep = keep
         self._next = max((checkpoint_number(path) for path in checkpoint_folders(folder)), default=-1) + 1
 
     def begin(self) -> Path:
-        """Makes the folder in which the next cut is put together. Raises OSError."""
+        """Makes the folder in which the next checkpoint is put together. Raises OSError."""
         for leftover in self._folder.glob(f"*{_PARTIAL}"):
             shutil.rmtree(leftover)
         partial = self._folder / f"{_name(self._next)}{_PARTIAL}"
@@ -121,7 +121,7 @@ class CheckpointStore:
         return partial
 
     def abandon(self, partial: Path) -> None:
-        """Removes a cut that will not be finished."""
+        """Removes a checkpoint that will not be finished."""
         shutil.rmtree(partial, ignore_errors=True)
 
     def commit(
@@ -131,9 +131,9 @@ class CheckpointStore:
         learner: LearnerState,
         segments: Mapping[int, tuple[SegmentFact, ...]],
     ) -> SavedCheckpoint:
-        """Completes the folder that `begin` made and gives it its name in one step; then removes old cuts.
+        """Completes the folder that `begin` made and gives it its name in one step; removes old ones.
 
-        segments: of each shard, those that it has put below its `shard_folder`.
+        segments: shard -> the segments that it has put below its `shard_folder`.
 
         Raises DamagedCheckpointError where a shard's files are missing (another machine's disk), OSError.
         """
@@ -166,19 +166,19 @@ class CheckpointStore:
         best = max(folders, key=_score)
         for folder in folders[: -self._keep]:
             if folder != best:
-                # Without its name first: what is half removed must never look like a cut.
+                # Without its name first: what is half removed must never look like a checkpoint.
                 doomed = folder.with_name(f"{folder.name}{_PARTIAL}")
                 folder.rename(doomed)
                 shutil.rmtree(doomed)
 
 
-def shard_folder(cut: Path, shard: int) -> Path:
-    """Where a shard's segments are in a cut's folder."""
-    return cut / f"shard-{shard}"
+def shard_folder(checkpoint: Path, shard: int) -> Path:
+    """Where a shard's segments are in a checkpoint's folder."""
+    return checkpoint / f"shard-{shard}"
 
 
 def checkpoint_folders(checkpoints: Path) -> list[Path]:
-    """The cuts of a folder, oldest first; those that were never finished are not among them."""
+    """The finished checkpoints of a folder, oldest first."""
     if not checkpoints.is_dir():
         return []
     return sorted(
@@ -187,12 +187,12 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
 
 
 def checkpoint_number(folder: Path) -> int:
-    """The number in a cut's name."""
+    """The number in the name of a checkpoint's folder."""
     return int(folder.name.removesuffix(_PARTIAL).rpartition("-")[2])
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a cut, its checksum compared. Raises DamagedCheckpointError."""
+    """The manifest of a checkpoint, its checksum compared. Raises DamagedCheckpointError."""
     try:
         sealed = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=_Sealed)
         if zlib.crc32(sealed.manifest) != sealed.crc32:
@@ -205,7 +205,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: {_MANIFEST} is of format {manifest.format}, this version reads format {FORMAT}"
         )
     if manifest.number != checkpoint_number(folder):
-        raise DamagedCheckpointError(f"{folder}: holds cut {manifest.number}, not the one of its name")
+        raise DamagedCheckpointError(f"{folder}: holds checkpoint {manifest.number}, not the one of its name")
     return manifest
 
 
@@ -228,8 +228,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             ) from None
         if found != expected:
             raise DamagedCheckpointError(
-                f"{folder}: {expected.name} is not the file of this cut: it has {found.num_bytes} bytes with "
-                f"checksum {found.crc32:08x}, expected {expected.num_bytes} with {expected.crc32:08x}"
+                f"{folder}: {expected.name} is not the file of this checkpoint: it has {found.num_bytes} "
+                f"bytes with checksum {found.crc32:08x}, expected {expected.num_bytes} with "
+                f"{expected.crc32:08x}"
             )
     if _LEARNER not in {file.name for file in manifest.files}:
         raise DamagedCheckpointError(f"{folder}: {_MANIFEST} does not name {_LEARNER}")
@@ -241,7 +242,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def newest_learner_state(checkpoints: Path) -> LearnerState | None:
-    """The learner's state of the newest cut that has a sound one; replay is not looked at."""
+    """The learner's state of the newest checkpoint that has a sound one; replay is not looked at."""
     for folder in reversed(checkpoint_folders(checkpoints)):
         try:
             manifest = read_manifest(folder)

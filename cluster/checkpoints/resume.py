@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which cut is good, whether the configuration fits it, and what is put back.
+"""Resuming from a checkpoint: which one is good, whether the configuration fits, and what is put back.
 
 Owns those rules; must not import torch, ray or gymnasium.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from actors.core import EnvSpec
 from cluster.checkpoints.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
@@ -24,7 +25,8 @@ from cluster.checkpoints.checkpoint import (
     shard_folder,
 )
 from cluster.control.evaluation import Best
-from cluster.record.run_dir import RESUMES
+from cluster.record.events import EventKind
+from cluster.record.run_dir import RESUMES, RunDir, read_config, read_spec
 from cluster.runtime.fleet import role_name
 from cluster.settings import renames
 from cluster.settings.config import ConfigError
@@ -36,8 +38,8 @@ from learner.weights import load_weights
 from replay_service.journal.durable_files import link_or_copy
 from replay_service.journal.segments import segment_paths
 
-# What may differ from the run that is resumed. Everything else decides what the rows in replay, the weights
-# or the streams of random numbers mean.
+# Settings that may differ from the run that is resumed. All others decide what the transitions in replay,
+# the weights or the streams of random numbers mean.
 _FREE = (
     "actors.num_actors",
     "actors.min_actors",
@@ -85,7 +87,7 @@ _FREE = (
 
 @dataclass(frozen=True, eq=False)
 class Resumed:
-    """What a run goes on from. incarnations: with which each role begins, by name."""
+    """Where a run goes on. incarnations: role name -> the incarnation with which it begins."""
 
     manifest: Manifest
     learner: LearnerState
@@ -104,8 +106,48 @@ class Change:
         return f"{self.name}: {self.saved!r} -> {self.given!r}"
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A start of a run's command: its folder, where it goes on (None: from the beginning), what to say."""
+
+    run_dir: RunDir
+    resumed: Resumed | None
+    notes: tuple[tuple[EventKind, str], ...]
+
+
+def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool) -> Start:
+    """Prepares a run's folder for going on. Raises ConfigError where it cannot, before anything is changed.
+
+    A run without a checkpoint begins anew, unless a checkpoint is required.
+    """
+    checkpoints = path / "checkpoints"
+    read_config(path)
+    if not checkpoint_folders(checkpoints) and not required:
+        run_dir = RunDir.reopen(path.absolute(), config, None, {})
+        # Transitions without the learner's state that belongs to them are worth nothing.
+        shutil.rmtree(path / "replay", ignore_errors=True)
+        return Start(run_dir, None, (("info", "resumed before its first checkpoint: begins anew"),))
+    if (saved_spec := read_spec(path)) != spec:
+        raise ConfigError(
+            f"{path}: the environment was {saved_spec}, it now is {spec}; a run goes on "
+            "with its own environment only"
+        )
+    checkpoint, problems = newest_good_checkpoint(checkpoints)
+    manifest = checkpoint.manifest
+    changed = changes(load_resolved(manifest.run.config), config)
+    given = {change.name: change.given for change in changed}
+    run_dir = RunDir.reopen(path.absolute(), config, manifest.number, given)
+    notes: list[tuple[EventKind, str]] = [
+        ("warning", f"{each}; an older checkpoint is taken") for each in problems
+    ]
+    if changed:
+        notes.append(("info", "changed since: " + ", ".join(map(str, changed))))
+    notes.append(("info", f"resumed from checkpoint {manifest.number}, version {manifest.version:,}"))
+    return Start(run_dir, go_on(path, checkpoint, config), tuple(notes))
+
+
 def newest_good_checkpoint(checkpoints: Path) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The newest cut that is whole, and what is wrong with those that are newer.
+    """The newest checkpoint that is whole, and what is wrong with those that are newer.
 
     Raises ConfigError if there is none, with the reason for each.
     """
@@ -140,19 +182,13 @@ def changes(saved: ResolvedConfig, given: ResolvedConfig) -> tuple[Change, ...]:
     return tuple(differing)
 
 
-def saved_config(manifest: Manifest) -> ResolvedConfig:
-    """The resolved config of the run at the cut. Raises ConfigError."""
-    return load_resolved(manifest.run.config)
-
-
 def _next_incarnations(
     manifest: Manifest, config: ResolvedConfig, *, lives_since: int, exact: bool
 ) -> Mapping[str, int]:
-    """With which incarnation each role goes on.
+    """Role name -> the incarnation with which it goes on.
 
-    exact: the life that follows the cut is repeated, stream by stream, whatever came of it before. Otherwise
-    every stream is new: those of the lives that began since the cut, each with all its replacements, are
-    left out.
+    exact: the life after the checkpoint is repeated, stream by stream. Otherwise every stream is new: the
+    streams of lives that began since the checkpoint, each with all its replacements, are skipped.
     """
     step = 1 if exact else (config.run.restarts + 1) * (1 + lives_since)
     newest = manifest.run.incarnations
@@ -162,42 +198,40 @@ def _next_incarnations(
     return {name: incarnation + step for name, incarnation in {**actors, **newest}.items()}
 
 
-def go_on(run_dir: Path, cut: Checkpoint, config: ResolvedConfig) -> Resumed:
-    """Puts a cut's replay back in the run directory and says where everybody goes on.
+def go_on(run_dir: Path, checkpoint: Checkpoint, config: ResolvedConfig) -> Resumed:
+    """Puts a checkpoint's replay back in the run directory and says where each role goes on.
 
-    A continuous journal is newer than any cut and holds it: it stays, except in the serial runtime, which
-    repeats what followed the cut bit for bit. Raises OSError.
+    A continuous journal is newer than any checkpoint and holds its transitions, so it stays; not so in the
+    serial runtime, which repeats what followed the checkpoint bit for bit. Raises OSError.
     """
     exact = config.run.runtime == "serial"
     replay = run_dir / "replay"
     journals = all(segment_paths(replay / f"shard-{shard}") for shard in range(config.replay.num_shards))
     if exact or config.replay.persist != "continuous" or not journals:
-        _restore_replay(cut, replay, config.replay.num_shards)
-    manifest = cut.manifest
+        _restore_replay(checkpoint, replay, config.replay.num_shards)
+    manifest = checkpoint.manifest
     selection = dataclasses.replace(manifest.run.selection, best=_best(run_dir, manifest.run.selection.best))
     run = dataclasses.replace(manifest.run, selection=selection)
     incarnations = _next_incarnations(
         manifest, config, lives_since=_lives_since(run_dir, manifest.number), exact=exact
     )
-    return Resumed(dataclasses.replace(manifest, run=run), cut.learner, incarnations)
+    return Resumed(dataclasses.replace(manifest, run=run), checkpoint.learner, incarnations)
 
 
 def _best(run_dir: Path, at_checkpoint: Best | None) -> Best | None:
-    """The version whose weights the run directory holds as the best: perhaps one found after the cut."""
+    """The version whose weights are in the run directory as the best, perhaps newer than the checkpoint."""
     try:
         _, facts = load_weights(run_dir / "weights" / "best.safetensors")
         version, score = int(facts["version"]), float(facts["return_mean"])
     except (OSError, ValueError, KeyError):
         return None
-    return (
-        at_checkpoint
-        if at_checkpoint is not None and at_checkpoint.version == version
-        else Best(version, score, score)
-    )
+    if at_checkpoint is not None and at_checkpoint.version == version:
+        return at_checkpoint
+    return Best(version, score, score)
 
 
 def _lives_since(run_dir: Path, number: int) -> int:
-    """How many lives of the run began from this cut or a later one."""
+    """How many lives of the run began from this checkpoint or a later one."""
     try:
         lines = (run_dir / RESUMES).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -205,13 +239,13 @@ def _lives_since(run_dir: Path, number: int) -> int:
     return sum(renamed(renames.RESUMES, json.loads(line))["checkpoint"] >= number for line in lines)
 
 
-def _restore_replay(cut: Checkpoint, replay: Path, num_shards: int) -> None:
-    """Puts the journals of a cut where shards look for them, instead of what is there."""
+def _restore_replay(checkpoint: Checkpoint, replay: Path, num_shards: int) -> None:
+    """Puts the journals of a checkpoint where shards look for them, in place of what is there."""
     for shard in range(num_shards):
-        source, target = shard_folder(cut.folder, shard), replay / f"shard-{shard}"
+        source, target = shard_folder(checkpoint.folder, shard), replay / f"shard-{shard}"
         if target.exists():
             shutil.rmtree(target)
-        # A segment of a cut is never written again, so a link is as good as a copy.
+        # A segment of a checkpoint is never written again, so a link is as good as a copy.
         target.mkdir(parents=True)
         for segment in segment_paths(source):
             link_or_copy(segment, target / segment.name)

@@ -1,6 +1,6 @@
-"""How actors and the learner call shards: pushes kept until confirmed, exchanges started and collected.
+"""How actors and the learner call shards: pushes kept until acknowledged, exchanges started and collected.
 
-Owns what is in flight to shards and what a lost one means; must not import ray.
+Owns the calls in flight to shards and the reaction to a lost shard; must not import ray.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from replay_service.sampler import ShardLostError
 
 @dataclass(eq=False)
 class _Push:
-    """A block that no shard has confirmed. ref: its call; None while its shard is lost."""
+    """A block that no shard has acknowledged. ref: its call; None while its shard is lost."""
 
     shard: int
     encoded: np.ndarray
-    rows: int
+    num_transitions: int
     ref: Ref[InsertReply] | None
 
 
@@ -32,8 +32,8 @@ class RoundRobinSink:
     """Pushes an actor's blocks to the shards in turn, a bounded number in flight.
 
     Each (writer, shard) is a stream of its own, so every shard sees sequences 0, 1, 2, … A block is kept
-    until it is confirmed: what a lost shard did not confirm is sent again to the one that replaces it.
-    Meanwhile blocks go to the other shards; with none left they are kept, and push waits for nobody.
+    until a shard acknowledges it: blocks that a lost shard did not acknowledge are sent again to the one that
+    replaces it. Meanwhile blocks go to the other shards; with none left they are kept, and push never waits.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class RoundRobinSink:
 
     @property
     def unacknowledged_transitions(self) -> int:
-        """Rows pushed whose insertion no shard has confirmed yet."""
-        return sum(push.rows for push in self._pushes)
+        """Transitions pushed that no shard has acknowledged yet."""
+        return sum(push.num_transitions for push in self._pushes)
 
     @property
     def pushes_in_flight(self) -> int:
-        """Blocks sent, or to be sent again, whose insertion no shard has confirmed yet."""
+        """Blocks sent, or to be sent again, that no shard has acknowledged yet."""
         return len(self._pushes)
 
     def push(self, block: TransitionBlock) -> None:
@@ -86,7 +86,7 @@ class RoundRobinSink:
         return tuple(self._statuses.values())
 
     def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> None:
-        """Calls another shard under this number from now on; sends it what was not confirmed, in order."""
+        """Calls another shard under this number from now on; sends it the unacknowledged blocks, in order."""
         self.statuses()
         self._shards[shard] = handle
         self._lost.discard(shard)
@@ -96,7 +96,7 @@ class RoundRobinSink:
         return [push for push in self._pushes if push.ref is not None]
 
     def _next_shard(self) -> int:
-        """The next in turn that is not lost; the next at all if all are."""
+        """The next shard in turn that is not lost; if all are lost, simply the next."""
         for _ in self._shards:
             shard = self._turn % len(self._shards)
             self._turn += 1
@@ -113,7 +113,7 @@ class RoundRobinSink:
                 self._send(push)
 
     def _acknowledge(self, push: _Push) -> None:
-        """Waits for the push to be confirmed, or notes that it has to be sent again."""
+        """Waits until the push is acknowledged, or marks it to be sent again."""
         try:
             reply = self._calls.get(_ref(push))
         except RoleDied:
@@ -143,7 +143,7 @@ class EngineTransport:
 
     @property
     def num_shards(self) -> int:
-        """S."""
+        """The number of shards, S."""
         return len(self._shards)
 
     def exchange(self, shard: int, update: PriorityUpdate | None, request: SampleRequest) -> Ref[SampleReply]:
@@ -151,7 +151,7 @@ class EngineTransport:
         return self._calls.call(self._shards[shard], ShardRole.exchange, update, request)[0]
 
     def collect(self, ticket: Ref[SampleReply]) -> SampleReply:
-        """Waits for its reply. Raises ShardLostError where it cannot come any more."""
+        """Waits for the reply. Raises ShardLostError where it cannot come any more."""
         return self._get(ticket)
 
     def status(self, shard: int) -> ShardStatus:

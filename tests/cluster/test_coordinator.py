@@ -195,15 +195,15 @@ class ScriptedEngine:
             role.acts_with = version
         # It is given weights once, and before its first chunk of that version.
         assert version in (0, role.acts_with)
-        rows = steps * LANES
+        transitions = steps * LANES
         limit = self.config.actors.pushes_in_flight
         while len(role.unacknowledged) >= limit:
             role.unacknowledged.pop(0)
             role.acknowledged_status = self.status()
-        self.inserted += rows
+        self.inserted += transitions
         owed = self.ratio * (self.inserted - STARTS) - self.work * BATCH
         assert owed <= self.most_owed, "acting ran beyond its slack"
-        role.unacknowledged.append(rows)
+        role.unacknowledged.append(transitions)
         for _ in range(self.chance.randint(0, len(role.unacknowledged)) * (self.chance.random() < 0.5)):
             role.unacknowledged.pop(0)
             role.acknowledged_status = self.status()
@@ -211,8 +211,8 @@ class ScriptedEngine:
             actor=0,
             incarnation=0,
             version=version,
-            env_steps=rows,
-            transitions_pushed=rows,
+            env_steps=transitions,
+            transitions_pushed=transitions,
             episode_returns=(1.0,),
             episode_lengths=(9,),
             epsilon=0.1,
@@ -230,8 +230,8 @@ class ScriptedEngine:
         """Every actor's credits and unacknowledged pushes, the dead ones' too, and the learner's chunks."""
         actors = self.config.actors
         living, pushes = actors.num_actors or 0, actors.pushes_in_flight
-        rows = ((2 + pushes) * living + pushes * self.deaths) * (actors.steps_per_chunk or 0) * LANES
-        return self.ratio * rows + 2 * (self.config.learner.updates_per_chunk or 0) * BATCH
+        transitions = ((2 + pushes) * living + pushes * self.deaths) * (actors.steps_per_chunk or 0) * LANES
+        return self.ratio * transitions + 2 * (self.config.learner.updates_per_chunk or 0) * BATCH
 
     def status(self) -> tuple[ShardStatus, ...]:
         return (ShardStatus(0, 0, self.inserted, 1.0, 1.0, self.inserted, self.inserted, 0, 0, 0, 9),)

@@ -1,4 +1,4 @@
-"""A serial run in this process, its figures and events kept."""
+"""A serial run in this process, its metrics and events kept."""
 
 from __future__ import annotations
 

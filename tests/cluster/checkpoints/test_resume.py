@@ -25,7 +25,7 @@ from learner.weights import load_weights
 from replay_service.shard import ReplayShard
 from replay_service.sharding import shard_capacities
 
-CUTS = ("checkpoint.every_updates=100", "stop.target_return=1e9")
+CHECKPOINTS = ("checkpoint.every_updates=100", "stop.target_return=1e9")
 FAMILY = {
     "plain": (),
     "prioritized over shards": ("replay.sampling=prioritized", "replay.num_shards=3"),
@@ -66,14 +66,14 @@ FAMILY = {
 }
 
 
-def replay_of(run_dir: Path, cut: Path, scratch: Path) -> list[np.ndarray]:
-    """Every row that a cut holds, with its windows and TD errors, shard after shard."""
+def replay_of(run_dir: Path, checkpoint: Path, scratch: Path) -> list[np.ndarray]:
+    """Every transition that a checkpoint holds, with its windows and TD errors, shard after shard."""
     config, arrays = read_config(run_dir), []
     schema = read_spec(run_dir).block_schema(config.actors.n_step)
     capacities = shard_capacities(config.replay.capacity or 0, config.replay.num_shards)
     for index, capacity in enumerate(capacities):
-        folder = scratch / f"{run_dir.name}-{cut.name}-{index}"
-        shutil.copytree(shard_folder(cut, index), folder)
+        folder = scratch / f"{run_dir.name}-{checkpoint.name}-{index}"
+        shutil.copytree(shard_folder(checkpoint, index), folder)
         shard = ReplayShard(
             config.replay,
             schema,
@@ -84,8 +84,14 @@ def replay_of(run_dir: Path, cut: Path, scratch: Path) -> list[np.ndarray]:
             folder=folder,
         )
         store, selector = shard.store, shard.selector
-        rows = store.gather(np.arange(store.oldest_key, store.next_key))
-        arrays += [rows.action, rows.reward, rows.discount, rows.policy_version, *rows.windows.values()]
+        transitions = store.gather(np.arange(store.oldest_key, store.next_key))
+        arrays += [
+            transitions.action,
+            transitions.reward,
+            transitions.discount,
+            transitions.policy_version,
+            *transitions.windows.values(),
+        ]
         arrays.append(selector.td_errors(store.oldest_key, store.next_key))
         arrays.append(np.array([store.oldest_key % capacity, shard.status().earlier_env_steps_total]))
     return arrays
@@ -95,12 +101,15 @@ def assert_equal_runs(one: Path, other: Path, scratch: Path) -> None:
     """Weights, learner's state and replay of the last checkpoints are equal bit for bit."""
     weights = [load_weights(run / "weights" / "latest.safetensors")[0] for run in (one, other)]
     np.testing.assert_array_equal(*weights)
-    cuts = [read_checkpoint(checkpoint_folders(run / "checkpoints")[-1]) for run in (one, other)]
-    assert cuts[0].manifest.version == cuts[1].manifest.version
-    assert cuts[0].learner.tensors.keys() == cuts[1].learner.tensors.keys()
-    for name, array in cuts[0].learner.tensors.items():
-        np.testing.assert_array_equal(array, cuts[1].learner.tensors[name], err_msg=name)
-    replays = [replay_of(run, cut.folder, scratch) for run, cut in zip((one, other), cuts, strict=True)]
+    checkpoints = [read_checkpoint(checkpoint_folders(run / "checkpoints")[-1]) for run in (one, other)]
+    assert checkpoints[0].manifest.version == checkpoints[1].manifest.version
+    assert checkpoints[0].learner.tensors.keys() == checkpoints[1].learner.tensors.keys()
+    for name, array in checkpoints[0].learner.tensors.items():
+        np.testing.assert_array_equal(array, checkpoints[1].learner.tensors[name], err_msg=name)
+    replays = [
+        replay_of(run, checkpoint.folder, scratch)
+        for run, checkpoint in zip((one, other), checkpoints, strict=True)
+    ]
     for array, twin in zip(*replays, strict=True):
         np.testing.assert_array_equal(array, twin)
 
@@ -114,7 +123,7 @@ def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Recorder:
 
 @pytest.mark.parametrize("member", FAMILY)
 def test_a_run_in_two_lives_equals_one_in_one(tmp_path: Path, member: str) -> None:
-    settings = (*SMALL, *CUTS, *FAMILY[member])
+    settings = (*SMALL, *CHECKPOINTS, *FAMILY[member])
     train_serial(tmp_path / "whole", settings)
     train_serial(tmp_path / "halves", (*settings, "stop.updates=100"))
     recorder = resume(tmp_path / "halves", ["stop.updates=200"])
@@ -123,7 +132,7 @@ def test_a_run_in_two_lives_equals_one_in_one(tmp_path: Path, member: str) -> No
 
 
 def test_killed_after_a_checkpoint_it_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    settings = (*SMALL, *CUTS, "replay.sampling=prioritized", "stop.updates=300")
+    settings = (*SMALL, *CHECKPOINTS, "replay.sampling=prioritized", "stop.updates=300")
     train_serial(tmp_path / "whole", settings)
     run_dir = tmp_path / "killed"
     endless = load_config(None, (*settings, "stop.updates=1000000", "checkpoint.keep=1000"))
@@ -146,7 +155,7 @@ def test_killed_after_a_checkpoint_it_ends_as_if_nothing_had_happened(tmp_path: 
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two checkpoints."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    train_serial(run_dir, (*SMALL, *CUTS, "replay.num_shards=2"))
+    train_serial(run_dir, (*SMALL, *CHECKPOINTS, "replay.num_shards=2"))
     assert [path.name for path in checkpoint_folders(run_dir / "checkpoints")] == [
         "checkpoint-000000",
         "checkpoint-000001",
@@ -160,8 +169,8 @@ def run_dir(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def segment(run_dir: Path, cut: str, shard: int) -> Path:
-    return next((run_dir / "checkpoints" / cut / f"shard-{shard}").iterdir())
+def segment(run_dir: Path, checkpoint: str, shard: int) -> Path:
+    return next((run_dir / "checkpoints" / checkpoint / f"shard-{shard}").iterdir())
 
 
 def flip_a_byte(path: Path) -> None:
@@ -175,16 +184,17 @@ def put_in_the_other_shards(run_dir: Path) -> None:
 
 
 def put_in_an_older_learner(run_dir: Path) -> None:
-    cuts = run_dir / "checkpoints"
+    checkpoints = run_dir / "checkpoints"
     shutil.copyfile(
-        cuts / "checkpoint-000000/learner.safetensors", cuts / "checkpoint-000001/learner.safetensors"
+        checkpoints / "checkpoint-000000/learner.safetensors",
+        checkpoints / "checkpoint-000001/learner.safetensors",
     )
 
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of the learner": (
         lambda run: flip_a_byte(run / "checkpoints/checkpoint-000001/learner.safetensors"),
-        "learner.safetensors is not the file of this cut",
+        "learner.safetensors is not the file of this checkpoint",
     ),
     "a bit of a segment": (
         lambda run: flip_a_byte(segment(run, "checkpoint-000001", 1)),
@@ -198,16 +208,16 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: flip_a_byte(run / "checkpoints/checkpoint-000001/manifest.json"),
         "manifest.json",
     ),
-    "the manifest of another cut": (
+    "the manifest of another checkpoint": (
         lambda run: shutil.copyfile(
             run / "checkpoints/checkpoint-000000/manifest.json",
             run / "checkpoints/checkpoint-000001/manifest.json",
         ),
-        "holds cut 0, not the one of its name",
+        "holds checkpoint 0, not the one of its name",
     ),
-    "a segment of another shard": (put_in_the_other_shards, "is not the file of this cut"),
-    "an older learner": (put_in_an_older_learner, "learner.safetensors is not the file of this cut"),
-    "an unfinished cut": (
+    "a segment of another shard": (put_in_the_other_shards, "is not the file of this checkpoint"),
+    "an older learner": (put_in_an_older_learner, "learner.safetensors is not the file of this checkpoint"),
+    "an unfinished checkpoint": (
         lambda run: (run / "checkpoints/checkpoint-000001").rename(
             run / "checkpoints/checkpoint-000001.partial"
         ),
@@ -231,8 +241,8 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_taken(run_dir: Path, spoil
 
 def test_with_no_good_checkpoint_each_is_named(run_dir: Path) -> None:
     before = sorted(run_dir.rglob("*"))
-    for cut in ("checkpoint-000000", "checkpoint-000001"):
-        flip_a_byte(segment(run_dir, cut, 0))
+    for checkpoint in ("checkpoint-000000", "checkpoint-000001"):
+        flip_a_byte(segment(run_dir, checkpoint, 0))
     with pytest.raises(
         ConfigError, match=r"(?s)no checkpoint can be used.*checkpoint-000001.*checkpoint-000000"
     ):
@@ -285,7 +295,7 @@ def test_totals_go_on_and_files_are_added_to(run_dir: Path) -> None:
 
 
 def test_auto_begins_where_there_is_nothing_and_goes_on_where_there_is(tmp_path: Path) -> None:
-    config = load_config(None, [*SMALL, *CUTS, "stop.updates=100"])
+    config = load_config(None, [*SMALL, *CHECKPOINTS, "stop.updates=100"])
     for expected in (False, True):
         recorder = Recorder()
         train(config, tmp_path / "run", resume="auto", view=lambda *_, r=recorder: r)
@@ -315,7 +325,7 @@ def test_two_processes_never_run_in_one_folder(run_dir: Path) -> None:
 
 def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    train_serial(run_dir, (*SMALL, *CUTS, "checkpoint.keep=1", "checkpoint.every_updates=40"))
+    train_serial(run_dir, (*SMALL, *CHECKPOINTS, "checkpoint.keep=1", "checkpoint.every_updates=40"))
     names = [path.name for path in checkpoint_folders(run_dir / "checkpoints")]
     assert names[-1] == "checkpoint-000004"
     assert 1 <= len(names) <= 2
@@ -332,7 +342,7 @@ def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize("on_disk_full", ["continue", "stop"])
 def test_a_full_disk_under_a_checkpoint(tmp_path: Path, on_disk_full: str) -> None:
     """A limit of the size of files stands for the disk: segments do not fit, weights do."""
-    settings = (*SMALL, *CUTS, f"replay.on_disk_full={on_disk_full}", "stop.updates=300")
+    settings = (*SMALL, *CHECKPOINTS, f"replay.on_disk_full={on_disk_full}", "stop.updates=300")
     (tmp_path / "config.yaml").write_text(dump_config(load_config(None, settings)))
     command = [sys.executable, "-m", "cluster.main", "train", str(tmp_path / "config.yaml")]
     ended = subprocess.run(

@@ -95,19 +95,21 @@ class Shelf:
     def __init__(self, shard: int) -> None:
         self.shard = shard
         self.came: list[tuple[int, int, int]] = []
-        self.rows = 0
+        self.transitions = 0
 
     def insert(self, encoded: np.ndarray) -> InsertReply:
         block = decode(encoded, expected_schema=SPECS["table"].block_schema(1))
         if block.policy_version[0] == 13:
             raise RuntimeError("an unlucky block")
         self.came.append((block.writer, block.incarnation, block.sequence))
-        self.rows += block.num_transitions
-        return InsertReply(True, ShardStatus(self.shard, 0, 1, 1.0, 1.0, self.rows, self.rows, 0, 0, 0, 9))
+        self.transitions += block.num_transitions
+        return InsertReply(
+            True, ShardStatus(self.shard, 0, 1, 1.0, 1.0, self.transitions, self.transitions, 0, 0, 0, 9)
+        )
 
 
-def block_of_two_rows(version: int = 1) -> TransitionBlock:
-    """Rows made by the real builder: two steps of one lane of the table environment."""
+def block_of_two_transitions(version: int = 1) -> TransitionBlock:
+    """Transitions made by the real builder: two steps of one lane of the table environment."""
     from actors.block_builder import BlockBuilder
     from actors.envs.stepper import Step
 
@@ -128,7 +130,7 @@ def block_of_two_rows(version: int = 1) -> TransitionBlock:
     builder = BlockBuilder(SPECS["table"].block_schema(1), 1, 4, 0.9)
     builder.reset(frame)
     builder.begin(3, version)
-    for t in range(3):  # the third step's row waits for the Q-values behind it
+    for t in range(3):  # the third step's transition waits for the Q-values behind it
         builder.add(t, np.zeros(1, np.int64), np.zeros((1, 4), np.float32), step)
     block = builder.build(np.zeros(0, np.float32))
     assert block is not None
@@ -141,7 +143,7 @@ def test_blocks_go_to_the_shards_in_turn_numbered_for_each() -> None:
     shelves = [engine.spawn(f"shard {index}", Shelf, index, need=Need()) for index in range(3)]
     sink = RoundRobinSink(engine.calls, shelves, writer=4, incarnation=2, pushes_in_flight=2)
     for _ in range(7):
-        sink.push(block_of_two_rows())
+        sink.push(block_of_two_transitions())
         assert sink.unacknowledged_transitions <= 4
     statuses = {status.shard: status.inserted_transitions_total for status in sink.statuses()}
     assert sink.unacknowledged_transitions == 0
@@ -157,18 +159,18 @@ def test_what_a_lost_shard_did_not_confirm_goes_to_the_next(num_shards: int) -> 
     shelves = [engine.spawn(f"shard {index}", Shelf, index, need=Need()) for index in range(num_shards)]
     sink = RoundRobinSink(engine.calls, shelves, writer=0, incarnation=0, pushes_in_flight=2)
     for _ in range(2 * num_shards):
-        sink.push(block_of_two_rows())
+        sink.push(block_of_two_transitions())
     sink.statuses()
     engine.kill(shelves[0])
     for _ in range(6):
-        sink.push(block_of_two_rows())
+        sink.push(block_of_two_transitions())
         sink.statuses()
     # With another shard left only the push that found out is kept; without, all are, and nobody waited.
     kept = 1 if num_shards == 2 else 6
     assert sink.unacknowledged_transitions == 2 * kept
     fresh = engine.spawn("shard 0", Shelf, 0, need=Need())
     sink.replace_shard(0, fresh)
-    sink.push(block_of_two_rows())
+    sink.push(block_of_two_transitions())
     sink.statuses()
     assert sink.unacknowledged_transitions == 0
     came = [sequence for _, _, sequence in fresh.target.role.came]
@@ -184,7 +186,7 @@ def test_a_push_that_failed_shows_at_the_next_ones() -> None:
     engine = SerialEngine()
     shelf = engine.spawn("shard 0", Shelf, 0, need=Need())
     sink = RoundRobinSink(engine.calls, [shelf], writer=0, incarnation=0, pushes_in_flight=2)
-    sink.push(block_of_two_rows(version=13))
+    sink.push(block_of_two_transitions(version=13))
     with pytest.raises(RoleError, match="an unlucky block"):
         sink.statuses()
 

@@ -1,0 +1,89 @@
+"""The lives of a run in this process, one after another.
+
+Owns what every life gets anew; must not import ray or torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.core import EnvSpec
+from cluster.checkpoints.checkpoint import read_checkpoint
+from cluster.checkpoints.resume import Resumed, go_on
+from cluster.control.evaluation import ModelSelection
+from cluster.coordinator import Coordinator, Outcome
+from cluster.diagnosis.diagnosis import Diagnosis
+from cluster.engines.engine import Engine
+from cluster.metrics.counters import Counters
+from cluster.record.recorder import Recorder
+from cluster.record.run_dir import RunDir
+from cluster.runtime.fleet import Fleet
+from cluster.runtime.run_context import RunContext
+from cluster.settings.resolved import ResolvedConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Lives:
+    """What all lives of a run share. started: on the monotonic clock, when the run's clock showed 0.
+
+    In the serial runtime a life ends at each checkpoint and the next one begins from it. So an uninterrupted
+    run and one that was resumed do the same, bit for bit.
+    """
+
+    engine: Engine
+    config: ResolvedConfig
+    spec: EnvSpec
+    run_dir: RunDir
+    recorder: Recorder
+    learner_gpus: float
+    started: float
+    stop_requested: Callable[[], str | None]
+
+    def run(self, resumed: Resumed | None, initial_weights: np.ndarray | None) -> Outcome:
+        """Runs lives until one has an outcome. initial_weights: [P] float32, unless the run is resumed."""
+        config = self.config
+        counters = Counters(
+            started=self.started, discount=config.actors.discount, num_actors=config.actors.num_actors
+        )
+        diagnosis = Diagnosis(config)
+        while True:
+            coordinator = Coordinator(
+                self._context(resumed, counters),
+                diagnosis,
+                stop_requested=self.stop_requested,
+                resumed=resumed,
+                initial_weights=initial_weights,
+            )
+            ended = coordinator.run()
+            if isinstance(ended, Outcome):
+                return ended
+            self.engine.end_roles()
+            checkpoint = read_checkpoint(self.run_dir.checkpoints / ended.name)
+            resumed = go_on(self.run_dir.path, checkpoint, config)
+
+    def _context(self, resumed: Resumed | None, counters: Counters) -> RunContext:
+        """The parts of the next life; its roles begin to start."""
+        before = resumed.manifest.run if resumed else None
+        if before is not None:
+            counters.resume(before.counters)
+        counters.begin_interval(time.monotonic())
+        fleet = Fleet(
+            self.engine,
+            self.config,
+            self.spec,
+            self.run_dir.logs,
+            self.run_dir.replay,
+            learner_gpus=self.learner_gpus,
+            run_started_at=time.time() - (time.monotonic() - self.started),
+            incarnations=resumed.incarnations if resumed else {},
+        )
+        selection = ModelSelection(
+            self.config.evaluation, self.config.stop.target_return, before.selection if before else None
+        )
+        return RunContext(
+            self.engine, self.config, self.run_dir, self.recorder, fleet, counters, selection, self.started
+        )
