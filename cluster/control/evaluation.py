@@ -1,4 +1,4 @@
-"""The judge: which version is evaluated next, and which one is the best.
+"""Model selection: which version is evaluated next, and which one is the best.
 
 Owns the two-evaluation rule; pure, imports no engine.
 """
@@ -14,7 +14,10 @@ from cluster.settings.config import EvaluationConfig
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Play `episodes` greedy episodes of `version` with the seeds of seed_domain."""
+    """A request to play `episodes` greedy episodes of `version` with the seeds of seed_domain.
+
+    confirms: whether it is the second evaluation of this version.
+    """
 
     version: int
     seed_domain: int
@@ -24,9 +27,10 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Best:
-    """A version confirmed by a second evaluation: score is the mean of that one, screened of the first.
+    """A version that two evaluations found good.
 
-    std: of the second one's returns; None where it is not known any more.
+    screened is the mean return of the first evaluation, score and std are mean and standard deviation of the
+    second one's returns. std is None if it is not known any more.
     """
 
     version: int
@@ -37,16 +41,20 @@ class Best:
 
 @dataclass(frozen=True)
 class ModelSelectionState:
-    """What a run that is resumed goes on judging from. A version that waited for its confirmation is not."""
+    """The part of a selection that a checkpoint keeps: not a version that waits for its second evaluation."""
 
     last_version: int = -1
     best: Best | None = None
 
 
 class ModelSelection:
-    """A first evaluation screens a version; one above the best so far is played again on fresh seeds.
+    """A first evaluation screens a version; if it is above the best so far, a second one plays new seeds.
 
-    Only the second mean counts as its score: the highest of many first means is biased upwards.
+    Only the second mean is the version's score: the highest of many first means is biased upwards.
+
+    Attributes:
+        best: the best version; None until there is one.
+        solved: whether both evaluations of a version reached the target return.
     """
 
     def __init__(
@@ -61,11 +69,14 @@ class ModelSelection:
         self.solved = False
 
     def state(self) -> ModelSelectionState:
-        """For a cut."""
+        """The state for a checkpoint."""
         return ModelSelectionState(self._last_version, self.best)
 
     def next_request(self, version: int, *, due: bool = False) -> EvaluationRequest | None:
-        """What to evaluate now that `version` is the newest; `due` does not wait for every_updates."""
+        """The next evaluation now that `version` is the newest; None if none is due.
+
+        due: do not wait until every_updates have passed.
+        """
         if self._candidate is not None:
             return self._request(self._candidate[0], confirms=True)
         if version == self._last_version:
@@ -76,24 +87,23 @@ class ModelSelection:
         return None
 
     def lost(self, request: EvaluationRequest) -> None:
-        """The evaluation will not be reported: its evaluator died. It is asked for again."""
+        """The evaluation will not be reported, because its evaluator died: it is requested again."""
         if not request.confirms:
             self._last_version = max(-1, request.version - self._config.every_updates)
 
     def withdraw(self) -> None:
-        """The weights that waited for their confirmation are lost, and with them the candidate."""
+        """The weights of the version that waits for its second evaluation are lost."""
         self._candidate = None
 
     def take(self, request: EvaluationRequest, report: EvaluationReport) -> bool:
-        """Takes a result; True if its version is now the best."""
+        """Takes a result; True if its version is the best now."""
         mean = fmean(report.returns)
         if not request.confirms:
             if self.best is None or mean > self.best.score or self._passes(mean):
                 self._candidate = (request.version, mean)
             return False
         assert self._candidate is not None
-        screened = self._candidate[1]
-        self._candidate = None
+        (_, screened), self._candidate = self._candidate, None
         passed = self._passes(screened) and self._passes(mean)
         if self.best is not None and mean <= self.best.score and not passed:
             return False
@@ -105,5 +115,5 @@ class ModelSelection:
         return self._target_return is not None and mean >= self._target_return
 
     def _request(self, version: int, *, confirms: bool) -> EvaluationRequest:
-        # Every evaluation has seeds of its own, so no two means share their luck.
+        # Every evaluation has its own seeds, so no two means share their luck.
         return EvaluationRequest(version, 2 * version + confirms, self._config.episodes, confirms)

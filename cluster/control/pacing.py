@@ -11,11 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ledger:
-    """Totals of a run and what has been granted on top of them, in transitions.
+    """Totals of a run and the credits granted on top of them, in transitions.
 
-    inserted: rows that the shards hold or held. inserting: rows of rollout chunks granted or pushed and
-    not yet acknowledged. sampled: rows that the learner consumed. sampling: rows of learning chunks granted
-    and not yet reported. Credits of the dead leave inserting and sampling: that is their refund.
+    Attributes:
+        inserted: transitions that the shards have taken in.
+        inserting: transitions of rollout chunks that are granted, or pushed and not yet acknowledged.
+        sampled: transitions that the learner has consumed.
+        sampling: transitions of learning chunks that are granted and not yet reported.
+
+    Credits of a dead role are refunded by leaving them out of inserting and sampling.
     """
 
     inserted: int
@@ -26,14 +30,14 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Pacing:
-    """sampled follows samples_per_insert * (inserted - learning_starts) within fixed bounds.
+    """Keeps sampled near samples_per_insert * (inserted - learning_starts), within fixed bounds.
 
-    Because both bounds are on totals, a stall of one side holds the other, and no burst follows: nothing
-    is saved up beyond the bounds (compare Reverb's rate limiter, arXiv:2102.04736, section 3.3).
+    Both bounds are on totals, so a stall of one side pauses the other, and no burst follows: neither side can
+    save up more than the bounds allow (compare Reverb's rate limiter, arXiv:2102.04736, section 3.3).
 
     Attributes:
         samples_per_insert: the target ratio.
-        learning_starts: rows inserted before the first sample.
+        learning_starts: transitions inserted before the first sample.
         slack_samples: how many samples acting may run ahead of learning.
     """
 
@@ -41,34 +45,35 @@ class Pacing:
     learning_starts: int
     slack_samples: float
 
-    def may_insert(self, ledger: Ledger, rows: int) -> bool:
-        """Whether `rows` more may be granted to actors: acting not too far ahead of learning."""
-        after = ledger.inserted + ledger.inserting + rows
-        owed = self.samples_per_insert * (after - self.learning_starts)
-        return owed - ledger.sampled <= self.slack_samples
+    def may_insert(self, ledger: Ledger, transitions: int) -> bool:
+        """Whether actors may get credit for this many transitions more: acting is not too far ahead."""
+        ahead = self._owed(ledger.inserted + ledger.inserting + transitions) - ledger.sampled
+        return ahead <= self.slack_samples
 
-    def may_sample(self, ledger: Ledger, rows: int) -> bool:
-        """Whether `rows` more may be granted to the learner: it never samples beyond the target ratio."""
+    def may_sample(self, ledger: Ledger, transitions: int) -> bool:
+        """Whether the learner may get credit for this many transitions more, within the target ratio."""
         if ledger.inserted < self.learning_starts:
             return False
-        budget = self.samples_per_insert * (ledger.inserted - self.learning_starts)
-        return ledger.sampled + ledger.sampling + rows <= max(budget, 0.0)
+        return ledger.sampled + ledger.sampling + transitions <= max(self._owed(ledger.inserted), 0.0)
 
     def surplus_samples(self, ledger: Ledger) -> int:
-        """By how much learning lies further behind than acting could have come to run ahead of it."""
-        owed = self.samples_per_insert * (ledger.inserted - self.learning_starts) - ledger.sampled
-        return max(0, math.floor(owed - self.slack_samples))
+        """The samples by which learning is farther behind than the bounds allow; 0 within them."""
+        return max(0, math.floor(self._owed(ledger.inserted) - ledger.sampled - self.slack_samples))
 
     def achieved(self, ledger: Ledger) -> float:
-        """Samples per insert so far, over the rows inserted after learning could start; 0 before."""
+        """Samples per insert so far, over the transitions inserted since learning could start; 0 before."""
         paced = ledger.inserted - self.learning_starts
         return ledger.sampled / paced if paced > 0 else 0.0
+
+    def _owed(self, inserted: int) -> float:
+        """Samples that the target ratio gives for so many inserted transitions."""
+        return self.samples_per_insert * (inserted - self.learning_starts)
 
 
 def slack_samples(samples_per_insert: float, rollout_transitions: int, learn_transitions: int) -> float:
     """The least slack with which neither side can wait for the other for ever.
 
-    Learning waits while less than learn_transitions is owed; acting must then still be allowed all the
+    Learning waits while fewer than learn_transitions are owed. Acting must then still be allowed the whole
     rollout_transitions that may be outstanding at a time.
     """
     return samples_per_insert * rollout_transitions + learn_transitions

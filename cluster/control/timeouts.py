@@ -1,18 +1,19 @@
-"""How long a role may be silent while it has something to do, and the clock by which that is told.
+"""Timeouts: how long a role may work without an answer, and the clock that measures it.
 
 Owns limits and clock, all pure; imports no engine.
 """
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Mapping
 
 from actors.core import EvaluationReport
 
-# A gap between two looks that is longer is the machine's, or the looker's own: as much of it counts.
+# A longer gap between two looks is the fault of the machine or the owner; this much of it counts.
 _MOST_GAP_SECONDS = 1.0
-# Slower than ever by so much is not slow any more.
+# Work that takes this many times longer than it ever did is not just slow.
 _TIMES_THE_LONGEST = 20.0
 _TIMES_FULL_LENGTH = 4.0
 _TIMES_THE_START = 4.0
@@ -20,7 +21,7 @@ _LEAST_CHUNK_SECONDS = 60.0
 
 
 class AwakeClock:
-    """Counts the seconds in which its owner looked at it: none of a time in which the owner stood still."""
+    """Counts the seconds in which its owner was awake: a gap between two looks counts one second at most."""
 
     def __init__(self, now: float) -> None:
         """now: on the monotonic clock."""
@@ -28,19 +29,21 @@ class AwakeClock:
         self.seconds = 0.0
 
     def look(self, now: float) -> None:
-        """Its owner is awake."""
+        """Adds the seconds since the last look."""
         self.seconds += min(now - self._looked_at, _MOST_GAP_SECONDS)
         self._looked_at = now
 
 
 class RoleTimeouts:
-    """The limits of silence, in seconds of work: generous, and wider where work is known to take long.
+    """Timeouts per kind of role, in seconds of work; they grow with the time that work has taken.
 
-    A shard answers between two calls, so frozen_seconds is its limit. A learner has twice that, an evaluator
-    four times, or 20 times the longest that one has taken. An evaluation may get longer as episodes do, so
-    that it also has 4 times what the slowest one would take with episodes of full length; before there was
-    one nobody knows. An actor has chunk_deadline_seconds, or where that is None a minute, 20 times the
-    longest chunk, or 4 times the longest start, in which all of its environments were reset.
+    Shard: frozen_seconds, because it answers between any two calls.
+    Learner: twice that, or 20 times its longest answer if that is more.
+    Evaluator: no timeout until the first evaluation has finished; then the largest of 4 times frozen_seconds,
+        20 times its longest answer, and 4 times the slowest evaluation as it would have been with episodes of
+        full length, which they may reach as the policy gets better.
+    Actor: chunk_deadline_seconds; if that is None, the largest of a minute, 20 times the longest chunk, and 4
+        times the longest start, in which all of its environments were reset.
     """
 
     def __init__(
@@ -52,43 +55,39 @@ class RoleTimeouts:
         self._frozen_seconds = frozen_seconds
         self._max_episode_steps = max_episode_steps
         self._chunk_deadline_seconds = chunk_deadline_seconds
-        self._longest: dict[str, float] = {"learner": 0.0, "evaluator": 0.0, "actor": 0.0}
-        self._longest_start_seconds = 0.0
+        self._longest_answer: dict[str, float] = collections.defaultdict(float)
+        self._longest_start: dict[str, float] = collections.defaultdict(float)
         self._full_length_seconds: float | None = None
 
     def answered(self, kind: str, seconds: float) -> None:
-        """A role of this kind has answered after so long."""
-        if kind in self._longest:
-            self._longest[kind] = max(self._longest[kind], seconds)
+        """A role of this kind has answered after so many seconds."""
+        self._longest_answer[kind] = max(self._longest_answer[kind], seconds)
 
     def came_up(self, kind: str, seconds: float) -> None:
-        """A role of this kind has come up after so long."""
-        if kind == "actor":
-            self._longest_start_seconds = max(self._longest_start_seconds, seconds)
+        """A role of this kind has come up after so many seconds."""
+        self._longest_start[kind] = max(self._longest_start[kind], seconds)
 
     def evaluated(self, report: EvaluationReport) -> None:
-        """What an evaluation took tells what the next ones may take."""
+        """An evaluation has finished: its duration tells how long the next ones may take."""
         steps = max(report.lengths, default=0)
         longer = self._max_episode_steps / steps if self._max_episode_steps and steps else 1.0
         self._full_length_seconds = max(self._full_length_seconds or 0.0, report.seconds * max(1.0, longer))
 
     def limits(self) -> Mapping[str, float]:
-        """By kind of role; infinite where nothing can be said."""
-        evaluator = math.inf
-        if self._full_length_seconds is not None:
-            evaluator = max(
-                4.0 * self._frozen_seconds,
-                _TIMES_THE_LONGEST * self._longest["evaluator"],
-                _TIMES_FULL_LENGTH * self._full_length_seconds,
-            )
+        """Kind of role -> timeout; infinite if nothing is known yet."""
+        full = math.inf if self._full_length_seconds is None else self._full_length_seconds
         return {
             "shard": self._frozen_seconds,
-            "learner": max(2.0 * self._frozen_seconds, _TIMES_THE_LONGEST * self._longest["learner"]),
-            "evaluator": evaluator,
+            "learner": max(2.0 * self._frozen_seconds, _TIMES_THE_LONGEST * self._longest_answer["learner"]),
+            "evaluator": max(
+                4.0 * self._frozen_seconds,
+                _TIMES_THE_LONGEST * self._longest_answer["evaluator"],
+                _TIMES_FULL_LENGTH * full,
+            ),
             "actor": self._chunk_deadline_seconds
             or max(
                 _LEAST_CHUNK_SECONDS,
-                _TIMES_THE_LONGEST * self._longest["actor"],
-                _TIMES_THE_START * self._longest_start_seconds,
+                _TIMES_THE_LONGEST * self._longest_answer["actor"],
+                _TIMES_THE_START * self._longest_start["actor"],
             ),
         }

@@ -93,8 +93,8 @@ def bound_by(shares: Shares, *, serial: bool) -> Stage:
     return "actor" if shares.actor_work >= shares.actor_push else transport
 
 
-def shares_between(before: Snapshot | None, now: Snapshot, *, serial: bool) -> Shares | None:
-    """The shares between two snapshots (None: since counting began); None if no actor has reported."""
+def shares_between(before: Snapshot, now: Snapshot, *, serial: bool) -> Shares | None:
+    """The shares between two snapshots; None if no actor has reported in between."""
     spent = _spent(before, now)
     actor, learner, shard = spent.get("actor", {}), spent.get("learner", {}), spent.get("shard", {})
     acted, learned, seconds = sum(actor.values()), sum(learner.values()), _seconds(before, now)
@@ -138,24 +138,24 @@ def shares_between(before: Snapshot | None, now: Snapshot, *, serial: bool) -> S
     )
 
 
-def _before(window: Sequence[Snapshot]) -> Snapshot | None:
-    """Where the window begins; None (where counting began) if chunks take longer than the window."""
+def _before(window: Sequence[Snapshot]) -> Snapshot:
+    """Where the window begins; an empty snapshot, where counting began, if chunks take longer than it."""
     before, now = window[0], window[-1]
     seconds, spent = _seconds(before, now), _spent(before, now)
     roles = ("actor",) if now.updates_total == 0 else ("actor", "learner")
     # In one process each role waits for the others, and reports its idle time with its next chunk.
     told = all(sum(spent.get(role, {}).values()) >= _MOST * seconds for role in roles)
-    return before if told and seconds > 0.0 else None
+    return before if told and seconds > 0.0 else Snapshot()
 
 
-def _seconds(before: Snapshot | None, now: Snapshot) -> float:
+def _seconds(before: Snapshot, now: Snapshot) -> float:
     """Seconds of the coordinator in between."""
     return sum(_spent(before, now).get("coordinator", {}).values())
 
 
-def _spent(before: Snapshot | None, now: Snapshot) -> Mapping[str, Mapping[str, float]]:
+def _spent(before: Snapshot, now: Snapshot) -> Mapping[str, Mapping[str, float]]:
     """Role -> phase -> seconds in between."""
-    then = (before.role_seconds_total or {}) if before else {}
+    then = before.role_seconds_total or {}
     return {
         role: {phase: _increase(then.get(role, {}).get(phase, 0.0), value) for phase, value in phases.items()}
         for role, phases in (now.role_seconds_total or {}).items()
@@ -184,9 +184,7 @@ def _memory(now: Snapshot) -> str | None:
     return None
 
 
-def _texts(
-    shares: Shares, before: Snapshot | None, now: Snapshot, config: ResolvedConfig
-) -> Mapping[Stage, str]:
+def _texts(shares: Shares, before: Snapshot, now: Snapshot, config: ResolvedConfig) -> Mapping[Stage, str]:
     """Stage -> evidence and the setting to change; until the first update only those that can be."""
     actors, learner, replay, pacing = config.actors, config.learner, config.replay, config.pacing
     serial = _is_serial(config)
@@ -207,7 +205,7 @@ def _texts(
         f"the learner waits for transitions {shares.learner_wait:.0%}, actors wait for pushes "
         f"{shares.actor_push:.0%} of the time, shards work {shares.shard_work:.0%}"
     )
-    moved = _moved(now) - (_moved(before) if before else 0)
+    moved = (_moved(now) - _moved(before)) / _seconds(before, now)
     uncompressed = "" if replay.compression == "none" else ", or set replay.compression=none"
     uniform = ", or set replay.sampling=uniform" if replay.sampling == "prioritized" else ""
     pauses = (
@@ -224,7 +222,7 @@ def _texts(
         f"learner.batch_size (now {learner.batch_size}), or lower pacing.samples_per_insert (now "
         f"{pacing.samples_per_insert:g}){local}",
         "replay": f"{waits}; raise replay.num_shards (now {replay.num_shards}){uncompressed}{uniform}{local}",
-        "network": f"{waits} while {byte_size(round(moved / _seconds(before, now)))}/s move between "
+        "network": f"{waits} while {byte_size(round(moved))}/s move between "
         "processes; place the shards on the learner's machine, or raise replay.minibatches_per_request (now "
         f"{replay.minibatches_per_request})",
         "evaluation": f"evaluations take {shares.evaluation:.0%} of the time; lower evaluation.episodes (now "

@@ -80,7 +80,7 @@ class Diagnosis:
         self._window: deque[Snapshot] = deque(maxlen=WINDOW)
         self._watches = [_Watch(detector) for detector in DETECTORS]
         self._stage: Stage | None = None
-        self._other_stages: list[Stage] = []
+        self._recent_stages: deque[Stage | None] = deque(maxlen=LOOKS)
 
     def take(self, snapshot: Snapshot) -> Diagnosed:
         """Looks at the next snapshot of the run."""
@@ -107,11 +107,7 @@ class Diagnosis:
 
     def _verdict(self) -> Verdict | None:
         stage = stage_of(self._window, self._config)
-        if stage is None or stage == self._stage:
-            self._other_stages.clear()
-        else:
-            self._other_stages.append(stage)
-            if self._stage is None or self._other_stages[-LOOKS:] == [stage] * LOOKS:
-                self._stage = stage
-                self._other_stages.clear()
-        return None if self._stage is None else verdict_of(self._stage, self._window, self._config)
+        self._recent_stages.append(stage)
+        if stage is not None and (self._stage is None or self._recent_stages.count(stage) == LOOKS):
+            self._stage = stage
+        return verdict_of(self._stage, self._window, self._config) if self._stage else None

@@ -208,7 +208,6 @@ class Counters:
         usage: of the coordinator's process and machine; None: it was not read.
         """
         self._sum_processes(usage)
-        updates_per_second = (self.updates - self._interval[1]) / max(self.interval_seconds(now), 1e-9)
         saved = self._checkpoint
         snapshot = Snapshot(
             run_seconds=now - self._started,
@@ -218,7 +217,7 @@ class Counters:
             updates_total=self.updates,
             skipped_updates_total=self._skipped_updates,
             restarts_total=self.restarts,
-            updates_per_second=updates_per_second,
+            updates_per_second=(self.updates - self._interval[1]) / max(self.interval_seconds(now), 1e-9),
             samples_per_insert=pacing.achieved(ledger),
             samples_per_insert_target=pacing.samples_per_insert,
             evaluation_return_mean=self._evaluation_return_mean,

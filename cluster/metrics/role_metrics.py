@@ -122,8 +122,9 @@ class ActorMetrics:
         """
         for report, version in rollouts:
             worked = report.worked_seconds
-            amounts = {"env_steps": report.env_steps, "work": worked}
-            self._rates[report.actor].add(sum(report.seconds.values()), amounts)
+            self._rates[report.actor].add(
+                sum(report.seconds.values()), {"env_steps": report.env_steps, "work": worked}
+            )
             self._newest = self._last[report.actor] = {
                 "actor_env_steps_per_second": report.env_steps / worked if worked > 0.0 else 0.0,
                 "actor_policy_lag_updates": version - report.version,
@@ -194,26 +195,25 @@ class EvaluationMetrics:
         """Adds evaluations, first and second ones of a version alike, and returns the metrics."""
         self._evaluations += len(evaluations)
         if evaluations:
-            self._newest = self._metrics_of(evaluations[-1])
+            newest = evaluations[-1]
+            errors = [v - g for v, g in zip(newest.start_values, newest.discounted_returns, strict=True)]
+            # The return that a truncated episode lacks would have been discounted by this factor.
+            factors = [
+                self._discount**length * truncated
+                for length, truncated in zip(newest.lengths, newest.truncated, strict=False)
+            ]
+            self._newest = {
+                "evaluation_version": newest.version,
+                "evaluation_episodes": len(newest.returns),
+                "evaluation_return_std": float(np.std(newest.returns)),
+                "evaluation_start_value_mean": _mean(newest.start_values),
+                "evaluation_discounted_return_mean": _mean(newest.discounted_returns),
+                "evaluation_start_value_error_std": float(np.std(errors)) if errors else None,
+                "evaluation_truncation_discount_mean": _mean(factors),
+                "evaluation_truncated_ratio": _mean(newest.truncated),
+                "evaluation_action_entropy_ratio": _entropy_ratio([newest.action_counts]),
+            }
         return {"discount": self._discount, "evaluations_total": self._evaluations, **self._newest}
-
-    def _metrics_of(self, report: EvaluationReport) -> Metrics:
-        errors = [v - g for v, g in zip(report.start_values, report.discounted_returns, strict=True)]
-        # The return that a truncated episode lacks would have been discounted by this factor.
-        factors = [
-            self._discount**n * ended for n, ended in zip(report.lengths, report.truncated, strict=False)
-        ]
-        return {
-            "evaluation_version": report.version,
-            "evaluation_episodes": len(report.returns),
-            "evaluation_return_std": float(np.std(report.returns)),
-            "evaluation_start_value_mean": _mean(report.start_values),
-            "evaluation_discounted_return_mean": _mean(report.discounted_returns),
-            "evaluation_start_value_error_std": float(np.std(errors)) if errors else None,
-            "evaluation_truncation_discount_mean": _mean(factors),
-            "evaluation_truncated_ratio": _mean(report.truncated),
-            "evaluation_action_entropy_ratio": _entropy_ratio([report.action_counts]),
-        }
 
 
 class ProcessMetrics:
@@ -225,8 +225,9 @@ class ProcessMetrics:
     """
 
     def __init__(self) -> None:
-        roles = ("actor", "learner", "evaluator", "shard", "coordinator")
-        self.seconds: dict[str, dict[str, float]] = {role: {} for role in roles}
+        self.seconds: dict[str, dict[str, float]] = {
+            role: {} for role in ("actor", "learner", "evaluator", "shard", "coordinator")
+        }
         self.machine: MachineUsage | None = None
         self._newest: dict[tuple[str, int], ProcessUsage] = {}
         self._cpu_seconds: dict[str, float] = {}

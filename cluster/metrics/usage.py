@@ -1,6 +1,6 @@
-"""What processes and this machine use: CPU time, memory, shared memory.
+"""The CPU time and memory that processes and this machine use.
 
-Owns reading the system's figures for metrics; decides nothing, must not import ray or torch.
+Owns reading them from the system; decides nothing, must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from cluster.control.every import Every
 from cluster.engines.machine import Machine, this_machine
 from replay_service.messages import ProcessUsage
 
@@ -23,26 +24,23 @@ _SHARED_MEMORY = "/dev/shm"
 
 
 class UsageMeter:
-    """The usage of this process, read at most once a second: reading costs as much as some updates do."""
+    """The usage of this process, read at most once a second: a reading costs as much as some updates."""
 
     def __init__(self, every_seconds: float = _ROLE_SECONDS) -> None:
         self._process = psutil.Process()
-        self._every_seconds = every_seconds
-        self._read_at = time.monotonic() - every_seconds
+        self._every = Every(every_seconds, time.monotonic() - every_seconds)
 
     def due(self) -> ProcessUsage | None:
-        """The usage, or None within every_seconds of the last."""
-        now = time.monotonic()
-        if now - self._read_at < self._every_seconds:
+        """The usage; None within every_seconds of the last reading."""
+        if not self._every.due(time.monotonic()):
             return None
-        self._read_at = now
         return ProcessUsage(time.process_time(), self._process.memory_info().rss)
 
 
 class MemoryMeter:
-    """Whether this process and those that it started hold too much memory, looked at every 2 seconds.
+    """Whether this process and its children hold too much memory, read at most every 2 seconds.
 
-    Shared pages count in proportion, so that forked processes are not counted as if each were whole.
+    Shared pages count in proportion, so that forked processes do not count as if each were whole.
     """
 
     def __init__(self, limit_bytes: int | None, actors_here: int) -> None:
@@ -50,23 +48,21 @@ class MemoryMeter:
         self._limit_bytes = limit_bytes
         self._actors_here = actors_here
         self._process = psutil.Process()
-        self._read_at = time.monotonic()
+        self._every = Every(_MEMORY_SECONDS, time.monotonic())
 
     def due(self) -> str | None:
-        """The excess in words; None where there is none, or within 2 seconds of the last look."""
-        now = time.monotonic()
-        if now - self._read_at < _MEMORY_SECONDS:
+        """The excess in words; None if there is none, or within 2 seconds of the last reading."""
+        if not self._every.due(time.monotonic()):
             return None
-        self._read_at = now
         held = sum(map(_held_bytes, [self._process, *self._process.children(recursive=True)]))
         return memory_excess(held, self._limit_bytes, this_machine(), self._actors_here)
 
 
 def memory_excess(held_bytes: int, limit_bytes: int | None, machine: Machine, actors_here: int) -> str | None:
-    """What is wrong with an actor that holds so much; None where nothing is.
+    """How an actor that holds so much memory exceeds its limit, in words; None if it does not.
 
-    Without a limit that is an equal share of half the machine, and only while less than a tenth of its memory
-    is left: an actor that is large but harms nobody is left alone.
+    Without limit_bytes the limit is an equal share of half the machine, and it holds only while less than a
+    tenth of the machine's memory is left: a large actor that harms nobody is left alone.
     """
     if limit_bytes is not None:
         if held_bytes <= limit_bytes:
@@ -106,7 +102,7 @@ class MachineMeter:
         self._own = UsageMeter(_MACHINE_SECONDS)
 
     def due(self) -> tuple[ProcessUsage, MachineUsage] | None:
-        """The usage, or None within 5 seconds of the last."""
+        """The usage; None within 5 seconds of the last reading."""
         own = self._own.due()
         return None if own is None else (own, machine_usage())
 

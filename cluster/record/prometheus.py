@@ -38,13 +38,15 @@ class SnapshotCollector(Collector):
     """Turns the newest snapshot into metric families when Prometheus asks; holds no state of its own."""
 
     def __init__(self, newest: Callable[[], Snapshot | None], run: Mapping[str, str]) -> None:
-        """run: the labels of qfleet_run_info, which say what run this is."""
+        """run: the labels of qfleet_run_info, which identify the run."""
         self._newest = newest
         self._run = dict(run)
 
     def collect(self) -> Iterator[Metric]:
-        """qfleet_run_info, and one family for each known figure, prefixed qfleet_."""
-        yield InfoMetricFamily("qfleet_run", "What run this is", value=self._run)
+        """qfleet_run_info, and one family for each known metric, named after it with the prefix qfleet_."""
+        yield InfoMetricFamily(
+            "qfleet_run", "Name, environment, runtime and folder of the run", value=self._run
+        )
         snapshot = self._newest()
         if snapshot is None:
             return
@@ -68,7 +70,7 @@ def _family(name: str, metadata: Mapping[str, Any], value: float | ByLabel | ByL
 
 
 def _samples(value: float | ByLabel | ByLabels) -> Iterator[tuple[tuple[str, ...], float]]:
-    """The label values of each sample, and its number."""
+    """Label values and number of each sample."""
     if not isinstance(value, Mapping):
         yield (), value
         return
@@ -85,7 +87,7 @@ class _SilentHandler(WSGIRequestHandler):
 
 
 def _with_status(others: WSGIApplication, status: Callable[[], bytes]) -> WSGIApplication:
-    """`others`, but for /status."""
+    """An application that answers /status itself and leaves everything else to `others`."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ.get("PATH_INFO") != "/status":
@@ -101,7 +103,7 @@ def _with_status(others: WSGIApplication, status: Callable[[], bytes]) -> WSGIAp
 class MetricsServer:
     """Serves /metrics, and the JSON of status() on /status, from a thread; port 0 takes a free one.
 
-    Raises ConfigError where the address is taken or not this machine's.
+    Raises ConfigError if the address is taken or does not belong to this machine.
     """
 
     def __init__(
@@ -129,9 +131,9 @@ class MetricsServer:
                 "give an address of this machine, and port 0 for a free one"
             ) from error
         self.url = f"http://{host}:{self._server.server_port}/metrics"
-        # Who listens on every address is scraped from this machine all the same.
+        # A server that listens on all addresses is scraped from this machine all the same.
         self.target = f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{self._server.server_port}"
-        # The poll interval is how long close() may wait.
+        # close() may wait for as long as this poll interval.
         self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 

@@ -11,8 +11,6 @@ from qfleet_mishaps import allow
 from qfleet_processes import LocalRun
 from qfleet_serial import SMALL, Recorder, train_serial
 
-from cluster.engines.machine import Machine
-from cluster.metrics.usage import MemoryMeter, memory_excess
 from cluster.runtime.failure import RunFailed
 
 
@@ -52,24 +50,6 @@ def test_the_count_outlives_a_checkpoint(tmp_path: Path) -> None:
     every = "checkpoint.every_updates=40"
     with pytest.raises(RunFailed, match="a passing cloud"):
         train_serial(tmp_path / "run", [*SMALL, *overrides(folder, "raise", "actors.env_restarts=2", every)])
-
-
-def test_who_holds_too_much_memory() -> None:
-    roomy, scarce = (Machine(4, 100, available, None) for available in (10, 9))
-    assert memory_excess(50, 50, scarce, 4) is None
-    assert "above actors.memory_limit_bytes = 50" in (memory_excess(51, 50, roomy, 1) or "")
-    # Of two actors each may have a quarter, where there is not enough for all.
-    assert memory_excess(99, None, roomy, 2) is None
-    assert memory_excess(25, None, scarce, 2) is None
-    assert "more than its share" in (memory_excess(26, None, scarce, 2) or "")
-
-
-def test_the_memory_of_this_process_is_read_now_and_then() -> None:
-    meter = MemoryMeter(1, 1)
-    assert meter.due() is None
-    meter._read_at -= 10.0
-    assert "above actors.memory_limit_bytes = 1" in (meter.due() or "")
-    assert meter.due() is None
 
 
 def small(folder: str, how: str, *more: str) -> list[str]:

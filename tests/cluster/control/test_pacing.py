@@ -16,25 +16,25 @@ PACING = Pacing(samples_per_insert=4.0, learning_starts=100, slack_samples=200.0
 
 
 @pytest.mark.parametrize(
-    ("inserted", "inserting", "sampled", "rows", "allowed"),
+    ("inserted", "inserting", "sampled", "transitions", "allowed"),
     [
         (0, 0, 0, 150, True),  # 4 * (150 - 100) = 200, the whole slack
         (0, 0, 0, 151, False),
         (100, 40, 0, 10, True),
-        (100, 41, 0, 10, False),  # outstanding rows count like inserted ones
+        (100, 41, 0, 10, False),  # outstanding transitions count like inserted ones
         (500, 0, 1_600, 50, True),
         (500, 0, 1_599, 50, False),  # learning stands still, so acting waits
         (0, 0, 10_000, 100, True),
     ],
 )
 def test_acting_waits_at_its_slack(
-    inserted: int, inserting: int, sampled: int, rows: int, allowed: bool
+    inserted: int, inserting: int, sampled: int, transitions: int, allowed: bool
 ) -> None:
-    assert PACING.may_insert(Ledger(inserted, inserting, sampled, sampling=0), rows) is allowed
+    assert PACING.may_insert(Ledger(inserted, inserting, sampled, sampling=0), transitions) is allowed
 
 
 @pytest.mark.parametrize(
-    ("inserted", "sampled", "sampling", "rows", "allowed"),
+    ("inserted", "sampled", "sampling", "transitions", "allowed"),
     [
         (99, 0, 0, 1, False),  # before learning_starts
         (100, 0, 0, 1, False),  # nothing is owed yet
@@ -45,9 +45,9 @@ def test_acting_waits_at_its_slack(
     ],
 )
 def test_learning_never_goes_beyond_the_ratio(
-    inserted: int, sampled: int, sampling: int, rows: int, allowed: bool
+    inserted: int, sampled: int, sampling: int, transitions: int, allowed: bool
 ) -> None:
-    assert PACING.may_sample(Ledger(inserted, 999, sampled, sampling), rows) is allowed
+    assert PACING.may_sample(Ledger(inserted, 999, sampled, sampling), transitions) is allowed
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_no_order_of_events_leads_to_a_deadlock_or_out_of_bounds(run: Run, seed:
         event = chance.choice(["rollout"] * 6 * bool(busy) + ["learn"] * 6 * bool(run.learns) + ["death"])
         if event == "rollout":
             run.rollouts[chance.choice(busy)] -= 1
-            # A chunk may bring fewer rows than granted: steps in which an environment only reset.
+            # A chunk may bring fewer transitions than granted: steps in which an environment only reset.
             run.inserted += chance.randint((run.rollout_transitions + 1) // 2, run.rollout_transitions)
         elif event == "learn":
             run.learns -= 1
             run.sampled += run.learn_transitions
-        else:  # its credits are refunded, and its rows are lost
+        else:  # its credits are refunded, and its transitions are lost
             run.rollouts[chance.randrange(run.actors)] = 0
         run.grant()
     run.check()

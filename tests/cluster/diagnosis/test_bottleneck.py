@@ -16,7 +16,6 @@ from cluster.diagnosis.diagnosis import LOOKS, Diagnosis
 from cluster.metrics.snapshot import Snapshot, Stage, Verdict
 from cluster.metrics.usage import MachineUsage
 from cluster.settings.load_config import load_config
-from cluster.show.status import snapshot_of
 
 LOCAL = resolved_config("run.runtime=local", "actors.num_actors=2", "actors.envs_per_actor=8")
 SERIAL = resolved_config("run.runtime=serial")
@@ -32,7 +31,7 @@ def at(seconds: float, spent: Seconds, **changes: object) -> Snapshot:
     }
     role_seconds.setdefault("coordinator", {"wait": 0.9 * seconds, "work": 0.1 * seconds})
     known = replace(
-        snapshot_of({}),
+        Snapshot(),
         run_seconds=seconds,
         updates_total=100,
         roles_up={"actor": 2.0, "learner": 1.0},
@@ -142,8 +141,8 @@ def test_before_the_first_update_the_transitions_are_counted() -> None:
 
 
 def test_nothing_is_said_before_anybody_worked() -> None:
-    assert stage_of([snapshot_of({})], LOCAL) is None
-    assert shares_between(None, snapshot_of({}), serial=True) is None
+    assert stage_of([Snapshot()], LOCAL) is None
+    assert shares_between(Snapshot(), Snapshot(), serial=True) is None
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from replay_service.histogram import Histogram
 
 READ = {detector.name: detector.read for detector in DETECTORS}
 HEALTHY = replace(
-    snapshot_of({}),
+    Snapshot(),
     run_seconds=10.0,
     env_steps_total=50_000,
     updates_total=10_000,

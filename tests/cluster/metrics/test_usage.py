@@ -1,10 +1,12 @@
-"""Meters of this process and this machine."""
+"""Meters of this process and this machine, and when an actor holds too much memory."""
 
 from __future__ import annotations
 
 import time
+from unittest.mock import patch
 
-from cluster.metrics.usage import MachineMeter, UsageMeter
+from cluster.engines.machine import Machine
+from cluster.metrics.usage import MachineMeter, MemoryMeter, UsageMeter, memory_excess
 
 
 def test_meters_read_this_process_and_not_too_often() -> None:
@@ -17,3 +19,21 @@ def test_meters_read_this_process_and_not_too_often() -> None:
     read = MachineMeter().due()
     assert read is not None
     assert 0 < read[1].machine_memory_available_bytes < read[1].machine_memory_bytes
+
+
+def test_too_much_memory() -> None:
+    roomy, scarce = (Machine(4, 100, available, None) for available in (10, 9))
+    assert memory_excess(50, 50, scarce, 4) is None
+    assert "above actors.memory_limit_bytes = 50" in (memory_excess(51, 50, roomy, 1) or "")
+    # Of two actors each may have a quarter, where there is not enough for all.
+    assert memory_excess(99, None, roomy, 2) is None
+    assert memory_excess(25, None, scarce, 2) is None
+    assert "more than its share" in (memory_excess(26, None, scarce, 2) or "")
+
+
+def test_the_memory_of_this_process_is_read_now_and_then() -> None:
+    meter, later = MemoryMeter(1, 1), time.monotonic() + 10.0
+    assert meter.due() is None
+    with patch("time.monotonic", lambda: later):
+        assert "above actors.memory_limit_bytes = 1" in (meter.due() or "")
+        assert meter.due() is None
