@@ -397,7 +397,7 @@ def ray_nodes(cpus: Sequence[int]) -> Iterator[RayNodes]:
     """A cluster on the loopback interface that notices a dead raylet within seconds."""
     from ray.cluster_utils import Cluster
 
-    from cluster.engines.ray_environment import private_environment
+    from cluster.engines.ray_private import private_environment
 
     health = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "3"}
     names = {f"RAY_health_check_{name}": value for name, value in health.items()}

@@ -32,13 +32,13 @@ from cluster.engines.engine import (
     ValueT,
 )
 from cluster.engines.placement import Claims, Node
-from cluster.engines.ray_environment import private_environment
 from cluster.engines.ray_placement import Reservation, free_nodes
 from cluster.engines.ray_private import (
     actor_id,
     draining_nodes,
     mute_error_messages,
     node_of_actor,
+    private_environment,
     start_on_loopback,
 )
 

@@ -1,4 +1,7 @@
-"""The cluster runtime on a head of its own: what it says of room and places, waits for, and refuses."""
+"""The cluster runtime on a head of its own: room and places, the wait for room, and refusals.
+
+Tests cluster/engines/ray_placement.py through the command.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of deploy/ against the schemas of those who read them, and what they promise of security."""
+"""The files of deploy/ against the schemas of the programs that read them, and their promises of security."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of Prometheus and Grafana by themselves: accepted by promtool, rules tested, the dashboard whole."""
+"""The files of Prometheus and Grafana: promtool accepts them, rules fire, the dashboard is complete."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from learner.weights import load_weights
 
 
 def submit(head: RayHead, *arguments: str, job: str, wait: bool = True) -> tuple[int, str]:
-    """ray job submit as the README has it; exit status and what the job said."""
+    """Submits a job as the README does; returns its exit status and output."""
     options = ["--address", head.jobs, "--submission-id", job, "--runtime-env", "deploy/job-runtime-env.yaml"]
     if not wait:
         options.append("--no-wait")

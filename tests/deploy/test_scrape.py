@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real run, found by its file; everything that panels and rules name is there."""
+"""A real Prometheus finds a real run by its file and scrapes every metric that panels and rules name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_YET = {
     "qfleet_checkpoint_duration_seconds",
     "qfleet_checkpoint_bytes",
 }
-"""Known once a checkpoint was taken only."""
+"""Metrics that exist only after the first checkpoint."""
 ARGUMENTS = (
     "CartPole-v1",
     *("--set", "actors.num_actors=2"),

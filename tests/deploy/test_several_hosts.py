@@ -36,7 +36,7 @@ def hosts() -> Iterator[list[Host]]:
 
 
 def maps_windows(host: Host) -> list[bool]:
-    """Of each shard on the host: whether it writes into the learner's own memory."""
+    """For each shard on the host, whether it writes into the learner's own memory."""
     mapped = [
         {entry.path for entry in process.memory_maps(grouped=False)} for process in host.roles("ShardRole")
     ]

@@ -70,13 +70,13 @@ def test_a_run_survives(failure: Failure, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_role_that_ray_ends_for_lack_of_memory_counts_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster.engines import ray_environment
     from cluster.engines.ray_engine import RayEngine
+    from cluster.engines.ray_private import LEAN
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
     # Every machine has more in use than this, so that Ray ends whatever it finds.
-    monkeypatch.setitem(ray_environment.LEAN, "RAY_memory_monitor_refresh_ms", "100")
-    monkeypatch.setitem(ray_environment.LEAN, "RAY_memory_usage_threshold", "0.001")
+    monkeypatch.setitem(LEAN, "RAY_memory_monitor_refresh_ms", "100")
+    monkeypatch.setitem(LEAN, "RAY_memory_usage_threshold", "0.001")
     engine = RayEngine(private=True)
     try:
         engine.start()

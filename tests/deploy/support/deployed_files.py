@@ -1,4 +1,4 @@
-"""What the files in deploy/ say: expressions of panels and rules, and the metrics that they name."""
+"""Contents of the files in deploy/: expressions of panels and rules, and the metrics that they name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def panel_expressions() -> list[tuple[str, str]]:
 
 
 def filled_in(expression: str) -> str:
-    """As Grafana would ask it, with every run chosen."""
+    """The expression that Grafana sends if every run is chosen."""
     return expression.replace("$__rate_interval", "1m").replace("$run", ".*").replace("$env", ".*")
 
 

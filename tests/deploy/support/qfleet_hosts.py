@@ -22,7 +22,7 @@ _NET = "10.77.0"
 
 
 def what_is_missing() -> str | None:
-    """Why there can be no such hosts here, if so."""
+    """The reason why this machine cannot have such hosts, or None."""
     absent = [name for name in ("ip", "unshare") if shutil.which(name) is None]
     if absent:
         return f"needs {', '.join(absent)} (Debian: iproute2)"
@@ -44,7 +44,7 @@ class Host:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *arguments: str) -> None:
-        """`ray start ARGUMENTS` as everything that runs on this host."""
+        """Runs `ray start ARGUMENTS`; it and its children are all that runs on this host."""
         log = (self._folder / f"{self.namespace}.log").open("w")
         options = [f"--node-ip-address={self.address}", "--object-store-memory=200000000", *arguments]
         ray = f"{RAY} start --block --disable-usage-stats {' '.join(options)}"
@@ -58,7 +58,7 @@ class Host:
         log.close()
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """A command in this host's network, to its end."""
+        """Runs a command in this host's network to its end."""
         return subprocess.run(
             ["ip", "netns", "exec", self.namespace, *command],
             cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=DEADLINE_SECONDS,
@@ -76,11 +76,11 @@ class Host:
         return found
 
     def log(self) -> str:
-        """What ray start said last."""
+        """The newest output of ray start."""
         return (self._folder / f"{self.namespace}.log").read_text()[-2000:]
 
     def die(self) -> None:
-        """Every process of the host is gone at once."""
+        """Ends every process of the host at once."""
         if self._process is None:
             return
         inside = psutil.Process(self._process.pid).children(recursive=True)

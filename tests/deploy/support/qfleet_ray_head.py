@@ -33,7 +33,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(fact: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
-    """Looks again and again until the fact holds."""
+    """Waits until the fact holds."""
     deadline = time.monotonic() + seconds
     while not fact():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
@@ -77,14 +77,14 @@ class RayHead:
         )
 
     def wait_until_up(self, port: int | None = None) -> None:
-        """Until the head answers on its port (default: that for jobs)."""
+        """Waits until the head answers on its port (default: the one for jobs)."""
         host, _, own = self.jobs.removeprefix("http://").partition(":")
         wait_for(lambda: _answers(host, port or int(own)), f"the head: {self.log()}")
 
     def run(
         self, *command: str, cwd: Path = ROOT, seconds: float = DEADLINE_SECONDS, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        """A command on this head's environment, to its end."""
+        """Runs a command in this head's environment to its end."""
         return subprocess.run(
             command,
             cwd=ROOT,
@@ -95,7 +95,7 @@ class RayHead:
         )
 
     def log(self) -> str:
-        """What the head said last."""
+        """The newest output of the head."""
         return (self.folder / "head.log").read_text()[-2000:]
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ def ray_head(*options: str, cpus: int, dashboard: bool = True) -> Iterator[RayHe
 
 
 def listening_elsewhere(head: RayHead) -> list[str]:
-    """What the head and all it started listens on, other than the loopback interface."""
+    """The addresses outside the loopback interface where the head, or a process it started, listens."""
     found = []
     for pid in [head.process.pid, *_children(head.process.pid)]:
         process = psutil.Process(pid)

@@ -20,7 +20,7 @@ _SEARCHED = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def what_is_missing() -> str | None:
-    """Why such a host cannot be had here, if it cannot."""
+    """The reason why this machine cannot have such a host, or None."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=_SEARCHED) is None]
     if absent:
         return f"needs {', '.join(absent)} (Debian: openssh-server, rsync)"
@@ -80,7 +80,7 @@ class SshHost:
         )  # fmt: skip
 
     def log(self) -> str:
-        """What sshd said."""
+        """The output of sshd."""
         return (self.folder / "sshd.log").read_text()
 
     def close(self) -> None:
