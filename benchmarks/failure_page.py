@@ -14,39 +14,49 @@ from benchmarks.recorded_runs import read_runs, write_runs
 
 _HEAD = f"""# Failures
 
-What can be lost, how long until training moves again, and what a run says. Each line was injected for real
-by `python -m benchmarks.chaos --table`, which writes this page: one actor, one shard, so that nothing moves
-before the lost role is back; CartPole, prioritized replay with a journal, a checkpoint every 3 seconds (a
-learner's state is kept every 5).
+What can be lost, how long until training moves again, and what a run says. `python -m benchmarks.chaos
+--table` writes this page. It injects each failure for real into a run with one actor and one shard, so
+that nothing moves before the lost role is back: CartPole, prioritized replay with a journal, a checkpoint
+every 3 seconds. The learner's state is kept every 5 seconds.
 
-*Killed* processes are noticed at once. *Frozen* ones (stopped, or hanging) are noticed because they do not
-answer: a shard within `run.frozen_seconds` (30), a learner within twice that or 20 times its longest chunk,
-an evaluator within four times that or what its evaluations are known to need, an actor within a minute or
-20 times its longest chunk (`actors.chunk_deadline_seconds`). Only time in which the driver itself was awake
-counts. The run then kills them and goes on as if they had died. Here the limit was {FROZEN_SECONDS:g}
-seconds; the table gives what comes on top.
+*Killed* processes are noticed at once. *Frozen* ones (stopped, or hanging) are noticed because they do
+not answer within a limit:
 
-Each replacement counts against `run.restarts` (10), but a machine that takes several roles along costs one.
-Replacements are counted by role and cause (process, object, frozen, memory) in
-`qfleet_role_restarts_total`.
+| role | limit |
+|---|---|
+| shard | `run.frozen_seconds` (30) |
+| learner | twice that, or 20 times its longest chunk |
+| evaluator | four times that, or what its evaluations are known to need |
+| actor | a minute, 20 times its longest chunk, or 4 times its longest start |
+
+Of several limits the largest counts; `actors.chunk_deadline_seconds` replaces those of actors. Only time
+counts in which the coordinator itself was awake (`cluster/control/timeouts.py`). The supervisor
+(`cluster/supervisor.py`) then kills the process and replaces it like one that died. Here
+`run.frozen_seconds` was {FROZEN_SECONDS:g} seconds; the table gives what comes on top of the limit.
+
+Each replacement is paid from `run.restarts` (10); roles that go with one machine cost one together. An
+actor whose environment hangs is paid from `actors.env_restarts`. `qfleet_role_restarts_total` counts
+replacements by role and cause (process, object, frozen, memory).
 
 """
 _TAIL = """
-Soak: `python -m benchmarks.chaos --minutes 30 --every 20 --env CartPole-v1` kills a random role at random
-times and checks that the run still solves its task, loses no acknowledged transition (by the sequences in
-the journals), keeps its samples per insert, counts every kill, and leaks neither processes nor memory.
+*Soak.* `python -m benchmarks.chaos --minutes 30 --every 20 --env CartPole-v1` kills a random role at
+random times. It checks that the run still solves its task, loses no acknowledged transition (by the
+sequences in the journals), keeps its samples per insert, counts every kill, and leaks neither processes
+nor memory.
 
-What a cluster needs for `--resume auto`: a run directory on storage that outlives the machines. With
+*Clusters.* For `--resume auto` the run directory must be on storage that outlives the machines. With
 
 ```
 ray job submit … -- python -m cluster.main train configs/apex.yaml --run-dir /shared/runs/apex --resume auto
 ```
 
-the same command begins a run or goes on with it, so whatever restarts the job (KubeRay's `backoffLimit`, a
-cron job, you) need not know which. Ray notices a killed node after 16 seconds and a hung or unreachable one
-after 66; `RAY_health_check_initial_delay_ms`, `_period_ms`, `_timeout_ms` = 1000 and `_failure_threshold` =
-3 in the head's environment make that 4 and 7, as in this table. A host that was unreachable for longer than
-that is dead to Ray: its roles are replaced elsewhere, and those on it end themselves.
+the same command begins a run or goes on with it, so whatever restarts the job (KubeRay's `backoffLimit`,
+a cron job, you) need not know which. Ray notices a killed node after 16 seconds, and a hung or
+unreachable one after 66. In this table it was 4 and 7 seconds, because the head's environment had
+`RAY_health_check_initial_delay_ms`, `_period_ms` and `_timeout_ms` = 1000 and `_failure_threshold` = 3. A
+host that was unreachable for longer is dead to Ray: its roles are replaced elsewhere, and those on it end
+themselves.
 """
 
 

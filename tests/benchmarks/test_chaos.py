@@ -99,8 +99,11 @@ def test_the_page_says_what_was_measured_and_what_could_not_be() -> None:
     assert f"| {shard.title} | | not injected: needs luck | |" in text
 
 
-def test_the_page_has_a_line_for_every_failure() -> None:
-    assert all(f"| {failure.title} |" in PAGE.read_text(encoding="utf-8") for failure in FAILURES)
+def test_the_page_has_a_line_for_every_failure_and_the_words_of_today() -> None:
+    written, (before, after) = PAGE.read_text(encoding="utf-8"), page([]).split("\n\n*Soak.*")
+    assert all(f"| {failure.title} |" in written for failure in FAILURES)
+    assert written.startswith(before)
+    assert written.endswith(after)
 
 
 def test_a_table_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -1,14 +1,20 @@
-"""Documents name what is there: links lead to files and headings, docs/benchmarks.md knows every script."""
+"""Documents name what is there: links, paths, functions and extras; docs/benchmarks.md knows every script."""
 
 from __future__ import annotations
 
+import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text("utf-8")
+PACKAGES = ("replay_service", "actors", "learner", "cluster")
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+FOLDERS = (*PACKAGES, "benchmarks", "configs", "deploy", "docs", "tests")
 
 
 def anchors(text: str) -> set[str]:
@@ -54,3 +60,54 @@ def test_every_benchmark_is_in_the_list_of_scripts() -> None:
         for name in re.findall(r"`(\w+)`", cell)
     }
     assert named == scripts - {"run"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name != "CHANGELOG.md"],  # it names former paths, too
+    ids=lambda path: path.name,
+)
+def test_paths_are_there(document: Path) -> None:
+    paths = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./*-]*)`", document.read_text("utf-8"))
+    assert [path for path in paths if not list(ROOT.glob(path))] == []
+
+
+def functions(path: Path) -> set[str]:
+    """Functions and methods of a module, methods as Class.method."""
+    found = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+        elif isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+    return found
+
+
+def test_methods_that_the_architecture_names_exist() -> None:
+    code = " ".join(re.findall(r"`[^`]+`", ARCHITECTURE.replace("```", "")))
+    named = set(re.findall(r"\b([A-Z]\w*[a-z]\w*\.[a-z_]\w*)\b", code))
+    assert len(named) >= 30
+    assert named <= set[str]().union(*map(functions, SOURCES))
+
+
+def test_each_hop_of_a_walk_is_in_its_file() -> None:
+    hops = re.findall(r"^\| (\d+) \| `([\w/]+\.py)` \(\d+\) \| (.+?) \|", ARCHITECTURE, re.MULTILINE)
+    assert [int(number) for number, _, _ in hops] == [*range(1, 16), *range(1, 8)]
+    for _, path, names in hops:
+        assert set(re.findall(r"`([\w.]+)`", names)) <= functions(ROOT / path), (path, names)
+
+
+def test_the_architecture_knows_how_long_files_are() -> None:
+    """Within a tenth, so that not every change of a file is a change of the page."""
+    told = re.findall(r"`([\w/]+\.py)` \((\d+)\)", ARCHITECTURE)
+    lines = {path: len((ROOT / path).read_text("utf-8").splitlines()) for path, _ in told}
+    assert len(lines) >= 20
+    assert [each for each in told if abs(lines[each[0]] - int(each[1])) > lines[each[0]] / 10] == []
+
+
+def test_extras_that_are_named_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    files = (*SOURCES, *DOCUMENTS, *(ROOT / "deploy").rglob("*.yaml"), ROOT / "deploy/Dockerfile")
+    named = {name for file in files for name in re.findall(r"'\.\[(\w+)\]'", file.read_text("utf-8"))}
+    assert {"atari", "export", "video"} <= named
+    assert named <= extras.keys()
