@@ -72,7 +72,7 @@ def expected(seed: int, domain: int, episodes: int, stack: int = 2) -> tuple[lis
 
 @pytest.mark.parametrize("max_lanes", [1, 3, 7, 20, 100])
 def test_episode_i_has_the_ith_seed_whatever_the_lanes(env: EnvConfig, max_lanes: int) -> None:
-    """So short episodes are not favoured: every one of the 20 is reported, in order."""
+    """So short episodes are not favored: every one of the 20 is reported, in order."""
     policy = StackSum()
     report = evaluate(env, policy, version=9, seed_domain=4, episodes=20, seed=1, max_lanes=max_lanes)
     returns, lengths = expected(seed=1, domain=4, episodes=20)

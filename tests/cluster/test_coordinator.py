@@ -1,4 +1,4 @@
-"""The coordinator over a scripted engine: any order of completions, late acknowledgements, deaths."""
+"""The coordinator over a scripted engine: any order of completions, late acknowledgments, deaths."""
 
 from __future__ import annotations
 

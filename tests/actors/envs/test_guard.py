@@ -266,11 +266,11 @@ class BadStart(Faulty):
     """Fails in its first reset, whatever its seed."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        raise RuntimeError("no licence")
+        raise RuntimeError("no license")
 
 
 def test_a_reset_that_never_works_ends_with_its_traceback() -> None:
-    with pytest.raises(EnvFailed, match="RuntimeError: no licence"):
+    with pytest.raises(EnvFailed, match="RuntimeError: no license"):
         act(EnvConfig(f"{__name__}:BadStart", action_mask=False))
 
 

@@ -193,9 +193,9 @@ def test_a_factory_gets_a_time_limit(module: ModuleType) -> None:
             EnvConfig("my_envs:make_text"),
             "my_envs:make_text returned a str; a factory returns a gymnasium.Env",
         ),
-        (EnvConfig("my_envs:make", kwargs={"colour": 1}), r"env.kwargs {'colour': 1}.*'colour'"),
-        (EnvConfig("CartPole-v1", kwargs={"colour": 1}), r"env.kwargs {'colour': 1}.*'colour'"),
-        (EnvConfig("Acrobot-v1", kwargs={"colour": 1}), r"env.kwargs {'colour': 1}.*'colour'"),
+        (EnvConfig("my_envs:make", kwargs={"color": 1}), r"env.kwargs {'color': 1}.*'color'"),
+        (EnvConfig("CartPole-v1", kwargs={"color": 1}), r"env.kwargs {'color': 1}.*'color'"),
+        (EnvConfig("Acrobot-v1", kwargs={"color": 1}), r"env.kwargs {'color': 1}.*'color'"),
         (
             EnvConfig("Acrobot-v1", backend="native"),
             "Acrobot-v1 has no native vector environment; set env.backend=sync",
