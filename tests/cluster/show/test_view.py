@@ -226,12 +226,12 @@ def test_an_ended_run_foretells_nothing() -> None:
 
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen("CartPole-v1", "runs/x", StopConfig(updates=8_000), MIDDLE, (1.0, 2.0))
-    # Codes 30 to 37 and 90 to 97 are foreground colours, 38 chooses from palettes.
-    colour = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])[;m]")
+    # Codes 30 to 37 and 90 to 97 are foreground colors, 38 chooses from palettes.
+    color = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])[;m]")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert colour.search("".join(drawn(screen, 80, color_system="truecolor")))
+    assert color.search("".join(drawn(screen, 80, color_system="truecolor")))
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not colour.search("".join(drawn(screen, 80, color_system="truecolor")))
+    assert not color.search("".join(drawn(screen, 80, color_system="truecolor")))
 
 
 @pytest.mark.parametrize(
