@@ -161,7 +161,7 @@ class Snapshot:
         "gauge", "Mean max Q in the first observations of the newest evaluation's episodes"
     )
     evaluation_discounted_return_mean: float | None = _metric(
-        "gauge", "Mean discounted return of the newest evaluation, rewards as the learner gets them"
+        "gauge", "Mean discounted return of the newest evaluation, with the learner's rewards"
     )
     evaluation_start_value_error_std: float | None = _metric(
         "gauge", "Standard deviation of initial max Q minus discounted return in the newest evaluation"

@@ -60,7 +60,7 @@ def spent(
         ((0.95, 0.05, 0.0), (0.1, 0.0, 0.9), 0.1, "actor"),
         ((0.1, 0.0, 0.9), (0.9, 0.1, 0.0), 0.1, "learner"),
         ((0.1, 0.0, 0.9), (0.3, 0.4, 0.0, 0.3), 0.1, "learner"),
-        # The side that is behind spends its time on rows: shards are busy, or they are not.
+        # The side that is behind spends its time on transport: shards are busy, or they are not.
         ((0.1, 0.0, 0.9), (0.3, 0.7, 0.0), 0.8, "replay"),
         ((0.1, 0.0, 0.9), (0.3, 0.7, 0.0), 0.2, "network"),
         ((0.2, 0.8, 0.0), (0.1, 0.0, 0.9), 0.9, "replay"),
@@ -224,7 +224,7 @@ RUNS: dict[Stage, tuple[str, ...]] = {
         "pacing.samples_per_insert=64",
         "stop.updates=120",
     ),
-    # Large rows that shards unpack, and a network that looks at next to nothing of them.
+    # Large transitions that shards unpack, and a network that looks at next to nothing of them.
     "replay": (
         "env.id=qfleet_diagnosis_envs:Wide",
         "learner.network=qfleet_diagnosis_envs:narrow_network",

@@ -159,12 +159,12 @@ def test_all_is_silent_where_all_is_well() -> None:
         ("reward_scale", {"evaluation_discounted_return_mean": 600.0}, 1.0),
         ("reward_scale", {"evaluation_discounted_return_mean": -1_200.0}, 2.0),
         ("reward_scale", {"reward_abs_max": 1e-4 * 128**0.5, "learning_rate": 1e-2}, 1.0),
-        # A minibatch of 64 against 6,400, 64 and 32 effective rows.
+        # A minibatch of 64 against 6,400, 64 and 32 effective transitions.
         ("degenerate_priorities", {"shard_priority_effective_ratio": {"0": 64 / 5_000}}, 1.0),
         ("degenerate_priorities", {"shard_priority_effective_ratio": {"0": 32 / 5_000}}, 2.0),
         # Standard deviation over mean of 1 %.
         ("degenerate_priorities", {"shard_priority_effective_ratio": {"0": 1 / (1 + 1e-4)}}, 1.0),
-        # Two shards of which one has all the mass: half of the rows count.
+        # Two shards of which one has all the mass: half of the transitions count.
         (
             "degenerate_priorities",
             {
@@ -237,7 +237,7 @@ def holds(seen: Sequence[Diagnosed], name: str = "diverging_q") -> list[bool]:
 def test_a_finding_begins_late_holds_through_doubt_and_ends_late() -> None:
     diagnosis = Diagnosis(CONFIG)
     assert not any(holds(looks(diagnosis, *[60.0] * 8, first_update=100)))
-    # On and off at the threshold: never three times in a row.
+    # On and off at the threshold: never three times running.
     assert not any(holds(looks(diagnosis, 230.0, 190.0, 230.0, 230.0, 190.0, first_update=200)))
     began = looks(diagnosis, *[230.0] * LOOKS, first_update=300)
     assert holds(began) == [False] * (LOOKS - 1) + [True]

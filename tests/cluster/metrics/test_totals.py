@@ -49,7 +49,7 @@ def test_equal_inserts_are_ordered_by_what_else_grows() -> None:
 
 histories = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=40
-).map(lambda facts: [status(shard, 10 * rows, incarnation=life) for shard, life, rows in facts])
+).map(lambda facts: [status(shard, 10 * count, incarnation=life) for shard, life, count in facts])
 
 
 @given(history=histories)
@@ -70,7 +70,7 @@ def test_totals_never_go_backwards_and_do_not_depend_on_the_order(history: list[
 def test_what_a_journal_brings_back_is_counted_once() -> None:
     totals = ShardTotals()
     totals.take([status(0, 90)])
-    # The journal knows 10 rows more than the last status said.
+    # The journal knows 10 transitions more than the last status told.
     back = replace(status(0, 0, incarnation=1), earlier_transitions_total=100, earlier_env_steps_total=200)
     totals.take([back])
     assert (totals.inserted_transitions, totals.env_steps) == (100, 200)
