@@ -3,6 +3,7 @@
 The trace is that of a real run of about three seconds.
 """
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -50,6 +51,15 @@ def test_what_begins_or_ends_a_run_or_comes_by_the_clock_is_not_on_the_way(
 
 def test_no_file_on_the_way_is_long(files: dict[str, FileOnTheWay]) -> None:
     assert {path: file.lines for path, file in files.items() if file.lines > MOST_LINES} == {}
+
+
+def test_the_architecture_tells_how_long_the_way_is(files: dict[str, FileOnTheWay]) -> None:
+    """Within a twentieth, so that not every change of a file is a change of the page."""
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    now = re.search(r"^\| now \| (\d+) \| ([\d,]+) \|", page, re.MULTILINE)
+    assert now is not None
+    assert int(now[1]) == pytest.approx(len(files), rel=0.05)
+    assert int(now[2].replace(",", "")) == pytest.approx(sum(file.lines for file in files.values()), rel=0.05)
 
 
 def test_a_function_counts_that_runs_in_more_than_half_of_the_rounds(tmp_path: Path) -> None:
