@@ -100,6 +100,8 @@ class LineWriter(io.TextIOBase):
     beneath: the stream whose place it takes, asked for fileno() and isatty(). echo: text goes there as well.
     """
 
+    encoding = "utf-8"
+
     def __init__(
         self,
         source: LogSource,
@@ -116,15 +118,6 @@ class LineWriter(io.TextIOBase):
         self._echo = echo
         self._partial = ""
         self._lock = threading.RLock()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Asked for by print and others."""
-        return "utf-8"
-
-    def writable(self) -> bool:
-        """True."""
-        return True
 
     def fileno(self) -> int:
         """The descriptor of the stream beneath. Raises OSError if it has none."""

@@ -80,9 +80,8 @@ class RunDir:
             for folder in (path, path / "weights", path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
             (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-            provenance = _provenance(spec)
-            if initial_weights is not None:
-                provenance["initial_weights"] = dict(initial_weights)
+            origin = {} if initial_weights is None else {"initial_weights": dict(initial_weights)}
+            provenance = _provenance(spec) | origin
             (path / "provenance.json").write_text(json.dumps(provenance, indent=2), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
@@ -168,12 +167,12 @@ def refuse_unusable(path: Path) -> None:
     nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"run directory {path}: {nearest} cannot be written; choose another with --run-dir")
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists():
-        problem, remedy = "exists and is not empty", "move this one away"
-        if holds_run(path):
-            problem, remedy = "already holds a run", "resume that run with --resume"
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        problem, remedy = (
+            ("already holds a run", "resume that run with --resume")
+            if holds_run(path)
+            else ("exists and is not empty", "move this one away")
+        )
         raise ConfigError(
             f"run directory {path}: {problem}, and nothing is overwritten; "
             f"choose another with --run-dir, or {remedy}"
@@ -218,17 +217,16 @@ def read_provenance(path: Path) -> Mapping[str, Any]:
     """provenance.json of a run. Raises ConfigError if there is none."""
     file = path / "provenance.json"
     try:
-        facts: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from error
-    return facts
 
 
 def read_spec(path: Path) -> EnvSpec:
     """The properties of a run's environment. Raises ConfigError if the run does not have them recorded."""
     try:
         return msgspec.convert(read_provenance(path)["environment"], EnvSpec)
-    except (KeyError, TypeError, msgspec.ValidationError) as error:
+    except (KeyError, msgspec.ValidationError) as error:
         raise ConfigError(
             f"{path / 'provenance.json'}: does not describe the run's environment: {error!r}"
         ) from error

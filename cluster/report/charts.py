@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -61,7 +61,6 @@ class Bars:
     title: str
     phases: tuple[str, ...]
     runs: tuple[tuple[str, Floats], ...]
-    note: str = ""
 
 
 def iqm(values: Array) -> Array:
@@ -73,11 +72,6 @@ def iqm(values: Array) -> Array:
     seeds = values.shape[-2]
     left_out = seeds // 4
     return np.asarray(np.sort(values, axis=-2)[..., left_out : seeds - left_out, :].mean(axis=-2))
-
-
-def mean(values: Array) -> Array:
-    """The mean over axis -2."""
-    return np.asarray(values.mean(axis=-2))
 
 
 def bootstrap(values: Array, statistic: Callable[[Array], Array]) -> tuple[Array, Array]:
@@ -108,8 +102,7 @@ def curve_over_seeds(group: Group, curves: Sequence[tuple[Array, Array]]) -> Ite
     """A faint line for each seed, and where all seeds have values their IQM with its interval."""
     known = [(xs, ys) for xs, ys in curves if len(xs)]
     for xs, ys in known:
-        style: LineStyle = "faint" if len(known) > 1 else "solid"
-        yield Series(group.label, group.index, *thinned(xs, ys), style=style)
+        yield Series(group.label, group.index, *thinned(xs, ys), style="faint" if len(known) > 1 else "solid")
     low_x = max((xs[0] for xs, _ in known), default=0.0)
     high_x = min((xs[-1] for xs, _ in known), default=0.0)
     if len(known) < 2 or high_x <= low_x:
@@ -128,7 +121,7 @@ def _greedy_return(group: Group) -> Iterator[Series]:
         return
     ((xs, means, episodes),) = curves
     if len(xs):
-        low, high = bootstrap(episodes, mean)
+        low, high = bootstrap(episodes, lambda drawn: drawn.mean(axis=-2))
         yield Series(group.label, group.index, _floats(xs), _floats(means), _floats(low), _floats(high))
 
 
@@ -139,9 +132,9 @@ def _training_return(group: Group) -> Iterator[Series]:
 
 @dataclass(frozen=True)
 class _MetricChart:
-    """A chart of one metric, a line for each run.
+    """A chart of one metric with a line for each run, over env steps if it is about learning, else over time.
 
-    more: metrics that are shown beside it if there is only one run; beside: a metric that always is, dashed.
+    more: metrics that are shown as well if there is one run only; beside: a metric that always is, dashed.
     """
 
     section: str
@@ -149,25 +142,21 @@ class _MetricChart:
     y_label: str
     metric: str
     more: tuple[str, ...] = ()
-    over_steps: bool = False
     beside: str = ""
     note: str = ""
 
 
 _METRIC_CHARTS = (
-    _MetricChart("Learning", "Exploration rate", "epsilon", "epsilon", over_steps=True),
-    _MetricChart("Learning", "Loss", "loss (mean of a chunk)", "loss", over_steps=True),
-    _MetricChart("Learning", "Q-values of actions taken", "Q (return)", "q_mean", ("q_min", "q_max"), True),
-    _MetricChart("Learning", "TD error", "mean |TD error| (return)", "td_error_mean", over_steps=True),
-    _MetricChart(
-        "Learning", "Gradient norm", "L2 norm", "grad_norm_mean", ("grad_norm_clipped_mean",), over_steps=True
-    ),
+    _MetricChart("Learning", "Exploration rate", "epsilon", "epsilon"),
+    _MetricChart("Learning", "Loss", "loss (mean of a chunk)", "loss"),
+    _MetricChart("Learning", "Q-values of actions taken", "Q (return)", "q_mean", ("q_min", "q_max")),
+    _MetricChart("Learning", "TD error", "mean |TD error| (return)", "td_error_mean"),
+    _MetricChart("Learning", "Gradient norm", "L2 norm", "grad_norm_mean", ("grad_norm_clipped_mean",)),
     _MetricChart(
         "Learning",
         "Predicted and actual return",
         "discounted return",
         "evaluation_start_value_mean",
-        over_steps=True,
         beside="evaluation_discounted_return_mean",
         note="Solid: max Q in the first states of an evaluation's episodes; dashed: their discounted "
         "returns. Solid well above dashed means that Q is overestimated.",
@@ -178,7 +167,6 @@ _METRIC_CHARTS = (
         "share of its maximum",
         "action_entropy_ratio",
         ("evaluation_action_entropy_ratio",),
-        over_steps=True,
     ),
     _MetricChart("Speed", "Acting", "environment steps / s", "env_steps_per_second"),
     _MetricChart("Speed", "Learning", "updates / s", "updates_per_second"),
@@ -206,7 +194,7 @@ def charts(groups: Sequence[Group]) -> tuple[Chart | Bars, ...]:
     time = _time_axis([run for _, run in runs])
     found = [
         *_return_charts(groups),
-        *(_metric_chart(wanted, runs, _STEPS if wanted.over_steps else time) for wanted in _METRIC_CHARTS),
+        *(_metric_chart(wanted, runs, time) for wanted in _METRIC_CHARTS),
         _memory(runs, time),
     ]
     lines = [chart for chart in found if any(len(line.xs) > 1 for line in chart.series)]
@@ -232,23 +220,21 @@ def _time_axis(runs: Sequence[Run]) -> _XAxis:
 
 
 def _return_charts(groups: Sequence[Group]) -> Iterator[Chart]:
-    notes = []
-    if any(len(group.runs) > 1 for group in groups):
-        notes.append("Line: IQM over seeds; band: 95 % bootstrap interval; faint: each seed.")
-    training = tuple(line for group in groups for line in _training_return(group))
-    over_seeds = " ".join(notes)
-    if any(len(group.runs) == 1 for group in groups):
-        notes.append("Configurations with one seed: band: 95 % bootstrap interval of the mean over episodes.")
+    several = any(len(group.runs) > 1 for group in groups)
+    over_seeds = "Line: IQM over seeds; band: 95 % bootstrap interval; faint: each seed." if several else ""
+    one = any(len(group.runs) == 1 for group in groups)
+    over_episodes = "Band of one seed: 95 % bootstrap interval of the mean over episodes." if one else ""
+    note = " ".join(filter(None, (over_seeds, over_episodes)))
     greedy = tuple(line for group in groups for line in _greedy_return(group))
-    for title, y_label, series, note in (
-        ("Greedy return", "return, mean of an evaluation", greedy, " ".join(notes)),
-        ("Training return", "return, mean of 100 episodes", training, over_seeds),
-    ):
-        yield Chart("Learning", title, _STEPS.label, y_label, series, note)
+    training = tuple(line for group in groups for line in _training_return(group))
+    yield Chart("Learning", "Greedy return", _STEPS.label, "return, mean of an evaluation", greedy, note)
+    yield Chart(
+        "Learning", "Training return", _STEPS.label, "return, mean of 100 episodes", training, over_seeds
+    )
 
 
-def _metric_chart(wanted: _MetricChart, runs: Sequence[tuple[Group, Run]], x_axis: _XAxis) -> Chart:
-    alone = len(runs) == 1
+def _metric_chart(wanted: _MetricChart, runs: Sequence[tuple[Group, Run]], time: _XAxis) -> Chart:
+    x_axis, alone = _STEPS if wanted.section == "Learning" else time, len(runs) == 1
     names = [wanted.metric, *(wanted.more if alone else ()), *([wanted.beside] if wanted.beside else ())]
     series = []
     for group, run in runs:
@@ -256,8 +242,8 @@ def _metric_chart(wanted: _MetricChart, runs: Sequence[tuple[Group, Run]], x_axi
             xs, ys = columns(run.metrics, x_axis.metric, name)
             label = name.replace("_", " ") if alone and len(names) > 1 else group.label
             color = index if alone else group.index
-            style: LineStyle = "dashed" if name == wanted.beside else "solid"
-            series.append(Series(label, color, *thinned(xs / x_axis.unit, ys), style=style))
+            points = thinned(xs / x_axis.unit, ys)
+            series.append(Series(label, color, *points, style="dashed" if name == wanted.beside else "solid"))
     # A run without a single replacement needs no chart that says so.
     if wanted.metric == "restarts_total" and not any(any(line.ys) for line in series):
         series = []
@@ -266,18 +252,15 @@ def _metric_chart(wanted: _MetricChart, runs: Sequence[tuple[Group, Run]], x_axi
 
 def _memory(runs: Sequence[tuple[Group, Run]], time: _XAxis) -> Chart:
     """Resident memory of each role if there is one run, or of all roles of each run."""
+    metric, alone = "process_resident_memory_bytes", len(runs) == 1
     series = []
     for group, run in runs:
-        lines: list[dict[str, Any]] = []
-        for line in run.metrics:
-            memory = line.get("process_resident_memory_bytes")
-            if isinstance(memory, Mapping):
-                shown = memory if len(runs) == 1 else {group.label: sum(memory.values())}
-                lines.append({**shown, time.metric: line.get(time.metric)})
-        names = dict.fromkeys(name for line in lines for name in line if name != time.metric)
-        for index, name in enumerate(names):
+        known = [line for line in run.metrics if isinstance(line.get(metric), Mapping)]
+        memory = [line[metric] if alone else {group.label: sum(line[metric].values())} for line in known]
+        lines = [{**line, **shown} for line, shown in zip(known, memory, strict=True)]
+        for index, name in enumerate(dict.fromkeys(name for shown in memory for name in shown)):
             xs, ys = columns(lines, time.metric, name)
-            color = index if len(runs) == 1 else group.index
+            color = index if alone else group.index
             series.append(Series(name, color, *thinned(xs / time.unit, ys / 1e6)))
     return Chart("Fleet", "Memory", time.label, "resident memory (MB)", tuple(series))
 

@@ -5,7 +5,7 @@ Owns layout and colors; must not import torch, ray or matplotlib.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,18 +107,17 @@ def _draw_lines(chart: Chart) -> Drawing:
         if line.low:
             paths.append(Path(place(line.xs, line.high) + place(line.xs, line.low)[::-1], "band", color))
         paths.append(Path(place(line.xs, line.ys), line.style, color, line.label))
-    keys = tuple(dict.fromkeys(_keys(chart)))
     text = f"{chart.title}: {chart.y_label} over {chart.x_label}"
-    return Drawing(chart, text, _HEIGHT, tuple(paths), tuple(labels), keys if len(keys) > 1 else ())
+    return Drawing(chart, text, _HEIGHT, tuple(paths), tuple(labels), _legend(chart))
 
 
-def _keys(chart: Chart) -> Iterator[Key]:
+def _legend(chart: Chart) -> tuple[Key, ...]:
     shown = [line for line in chart.series if line.style != "faint"] or chart.series
     solid = {line.label for line in shown if line.style != "dashed"}
-    for line in shown:
-        # The note explains a dashed line that has the label of a solid one.
-        if line.style != "dashed" or line.label not in solid:
-            yield Key(line.label, line.color % len(LIGHT), line.style)
+    # The note explains a dashed line that has the label of a solid one.
+    shown = [line for line in shown if line.style != "dashed" or line.label not in solid]
+    keys = tuple(dict.fromkeys(Key(line.label, line.color % len(LIGHT), line.style) for line in shown))
+    return keys if len(keys) > 1 else ()
 
 
 def _draw_bars(bars: Bars) -> Drawing:

@@ -59,13 +59,12 @@ def _write(drawing: Drawing, folder: Path, number: int) -> Path:
         xs, ys = zip(*path.points, strict=True)
         (box.fill if path.filled else box.plot)(xs, ys, **{"color": LIGHT[path.color], **_STYLES[path.style]})
     for label in drawing.labels:
-        rotation = 90 if label.turned else 0
         box.text(
             label.x,
             label.y,
             label.text,
             ha=label.align,
-            rotation=rotation,
+            rotation=90 if label.turned else 0,
             rotation_mode="anchor",
             color=_GRAY,
             size="small",

@@ -6,7 +6,6 @@ Owns reading, whatever version of this program wrote a run; draws nothing. Must 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import yaml
 from cluster.metrics.snapshot import Finding, Verdict
 from cluster.record.events import Event, read_events
 from cluster.record.line_file import read_objects
-from cluster.record.run_dir import RESUMES
+from cluster.record.run_dir import RESUMES, read_provenance
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.renames import rename_settings, renamed_metrics
 
@@ -55,12 +54,10 @@ class Run:
     @property
     def end(self) -> str:
         """How it ended, as its events say."""
-        for event in reversed(self.events):
-            if event.kind == "ended":
-                return event.text
-            if event.kind == "failed":
-                return event.line
-        return "has not ended"
+        ends = [event for event in self.events if event.kind in ("ended", "failed")]
+        if not ends:
+            return "has not ended"
+        return ends[-1].text if ends[-1].kind == "ended" else ends[-1].line
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def read_run(path: Path) -> Run:
         tuple(metrics),
         tuple(evaluations),
         tuple(read_events(path)),
-        _provenance(path / "provenance.json"),
+        _provenance(path),
         next((path / name for name in _VIDEOS if (path / name).is_file()), None),
     )
 
@@ -128,10 +125,9 @@ def _without_repeats(lines: Iterable[Line], counter: str) -> list[Line]:
 
 def _provenance(path: Path) -> Mapping[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
+        return dict(leaves(read_provenance(path)))
+    except ConfigError:
         return {}
-    return dict(leaves(facts)) if isinstance(facts, dict) else {}
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import http.client
 import json
 import platform
 import sys
 import time
 import typing
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, TextIO
-from urllib.parse import urlsplit
+from urllib.error import HTTPError, URLError
+from urllib.request import ProxyHandler, build_opener
 
 import msgspec
 import psutil
@@ -34,7 +33,7 @@ from cluster.record.run_dir import read_config
 from cluster.settings.config import ConfigError, StopConfig
 from cluster.settings.renames import renamed_metrics
 from cluster.settings.resolved import ResolvedConfig
-from cluster.show.view import Headline, LineView, LiveView, can_draw, metrics_line
+from cluster.show.view import Headline, can_draw, make_view, metrics_line
 from cluster.wording import duration
 
 State = Literal["starting", "running", "ended", "failed", "gone"]
@@ -178,38 +177,31 @@ def status_of_address(address: str) -> RunStatus:
     Raises:
         ConfigError: nothing answers there, or something else than a run does.
     """
-    parts = urlsplit(address if "//" in address else f"//{address}")
-    try:
-        usable = parts.hostname is not None and parts.port is not None
-    except ValueError:
-        usable = False
-    if not usable:
+    place = address.rpartition("//")[2].partition("/")[0]
+    host, _, port = place.rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 2**16):
         raise ConfigError(
             f"--address is {address}: give HOST:PORT, as in the first lines of the run's output"
         )
-    url = f"http://{parts.netloc}/status"
+    url = f"http://{place}/status"
     try:
         # No proxy: the coordinator runs on this machine or on the user's own cluster.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener = build_opener(ProxyHandler({}))
         with opener.open(url, timeout=_ANSWER_SECONDS) as reply:
             document = json.loads(reply.read())
         run = document["run"]
         stop = msgspec.convert(run["stop"], StopConfig)
         headline = Headline(run["env_id"], run["runtime"], Path(run["run_dir"]), url, "")
         snapshot = None if document["snapshot"] is None else snapshot_of(document["snapshot"])
-    except urllib.error.HTTPError as error:
-        raise ConfigError(
-            f"{url}: answers {error.code} {error.reason}; no qfleet run is served there"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):
-        raise ConfigError(f"{url}: the answer is not that of a qfleet run") from None
+    except (HTTPError, HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{url}: the answer is not that of a qfleet run ({error!r})") from None
     except OSError as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        reason = error.reason if isinstance(error, URLError) else error
         raise ConfigError(
             f"{url}: nothing answers ({reason}). Has the run ended, or is it reachable from its own machine "
             "only (metrics.host)? The first lines of its output have its address"
         ) from None
-    details = f"answers at {parts.netloc}"
+    details = f"answers at {place}"
     if snapshot is None:
         return RunStatus(headline, stop, "starting", details, None)
     returns = () if snapshot.train_return_mean is None else (snapshot.train_return_mean,)
@@ -226,8 +218,7 @@ def show(look: Callable[[], RunStatus], *, watch: bool, stream: TextIO | None = 
     if not watch:
         _print(status, stream)
         return
-    headline, stop = status.headline, status.stop
-    view = LiveView(headline, stop) if can_draw(stream) else LineView(headline, stop, stream)
+    view = make_view(status.headline, status.stop, stream)
     # Ctrl-C ends watching only, not the run.
     with contextlib.suppress(KeyboardInterrupt), view:
         for newest in _looks(look, status):

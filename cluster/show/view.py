@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,14 +28,8 @@ _MAX_RETURNS = 2_048
 _STYLES = {"failed": "red", "warning": "yellow"}
 
 
-class View(Observer, Protocol):
+class View(Observer, AbstractContextManager["View"], Protocol):
     """An observer that is entered before the run starts, and left when it has ended."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def stranger() -> Iterator[Callable[[int, bytes], str]]:
 @pytest.mark.parametrize(
     ("code", "body", "message"),
     [
-        (404, b"", "answers 404"),
+        (404, b"", "not that of a qfleet run.*404"),
         (200, b"<html>", "not that of a qfleet run"),
         (200, b"null", "not that of a qfleet run"),
         (200, b"[]", "not that of a qfleet run"),
