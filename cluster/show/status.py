@@ -106,7 +106,7 @@ def status_document(config: ResolvedConfig, run_dir: Path, newest: Callable[[], 
 def snapshot_of(values: Mapping[str, Any]) -> Snapshot:
     """A snapshot from a line of metrics.jsonl or an answer of /status, whatever version wrote it.
 
-    A metric that is missing or has another type becomes None, zero or empty; an unknown one is left out.
+    A metric that is missing or has another type keeps its default; an unknown one is left out.
     """
     hints = typing.get_type_hints(Snapshot)
     values = renamed_metrics(values)

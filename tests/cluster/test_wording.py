@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.wording import byte_size, duration, quantity
+from cluster.wording import byte_size, duration, number, quantity
 
 
 @pytest.mark.parametrize(
-    ("number", "nouns", "text"),
+    ("value", "text"),
     [
-        (0, ["shard"], "0 shards"),
-        (1, ["shard"], "1 shard"),
-        (1.0, ["CPU"], "1 CPU"),
-        (0.5, ["CPU"], "0.5 CPUs"),
-        (27_000, ["step"], "27,000 steps"),
-        (1, ["process", "processes"], "1 process"),
-        (2, ["process", "processes"], "2 processes"),
+        (None, "-"),
+        (0.0, "0.0"),
+        (-12.345, "-12.3"),
+        (9_999.94, "9,999.9"),
+        (12_345.6, "12,346"),
+        (-9_876_543.0, "-9,876,543"),
+        (12_345_678.0, "12.35 M"),
+        (1.5e9, "1.50 G"),
+        (2e13, "20.00 T"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
     ],
 )
-def test_a_noun_agrees_with_its_number(number: float, nouns: list[str], text: str) -> None:
-    assert quantity(number, *nouns) == text
+def test_numbers_stay_short(value: float | None, text: str) -> None:
+    assert number(value) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3_599, "59:59"), (3_661, "1:01:01")]
+    ("seconds", "text"),
+    [(0.0, "0:00"), (59.6, "1:00"), (754.0, "12:34"), (3_600.0, "1:00:00"), (360_005.0, "100:00:05")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -33,12 +38,18 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
     [
+        (0, "0 bytes"),
         (999, "999 bytes"),
-        (1_000, "1.0 kB"),
-        (99_949, "99.9 kB"),
+        (1_500, "1.5 kB"),
         (123_456_789, "123 MB"),
-        (2 * 10**12, "2.0 TB"),
+        (2 * 10**9, "2.0 GB"),
+        (10**13, "10.0 TB"),
     ],
 )
 def test_sizes(num_bytes: int, text: str) -> None:
     assert byte_size(num_bytes) == text
+
+
+def test_nouns_agree_with_their_number() -> None:
+    assert [quantity(count, "process", "processes") for count in (1, 2)] == ["1 process", "2 processes"]
+    assert [quantity(count, "CPU") for count in (0.5, 1, 2_000)] == ["0.5 CPUs", "1 CPU", "2,000 CPUs"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.record import line_file
-from cluster.record.line_file import LineFile
+from cluster.record.line_file import LineFile, read_objects, tail
 
 
 def test_lines_are_there_at_once_and_after_reopening(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_lines_are_there_at_once_and_after_reopening(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("held", ["", "one\n", "one\ntw", "tor", "one\n" + "x" * 50, "a\n" * 40 + "b"])
-def test_what_a_killed_process_left_of_a_line_is_cut_off(
+def test_a_line_that_a_killed_process_left_is_removed(
     held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_file, "_LOOK_BACK_BYTES", 7)
@@ -69,3 +69,18 @@ def test_a_full_disk_loses_the_line_that_it_has_no_room_for_and_no_other(tmp_pat
             expected += line + "\n"
         assert path.read_text() == expected
     assert 50 < refused < 250
+
+
+def test_the_tail_of_a_file_has_whole_lines_only(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    assert tail(path) == []
+    path.write_text("one\ntwo\nthree\n")
+    assert tail(path) == ["one", "two", "three"]
+    assert tail(path, 8) == ["three"]
+
+
+def test_objects_are_read_and_other_lines_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_text('{"a": 1}\n[1]\nno json\n{"a": 2}\n{"a": ')
+    assert read_objects(path) == [{"a": 1}, {"a": 2}]
+    assert read_objects(path, 18) == [{"a": 2}]

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""The view of a run in its own terminal; cluster/show/panel.py and cluster/show/progress.py through it."""
 
 from __future__ import annotations
 
@@ -263,26 +263,6 @@ def test_returns_are_kept_in_bounded_memory() -> None:
     assert gaps == {16.0}
     returns.take(Snapshot())
     assert None not in returns.values
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "-"),
-        (0.0, "0.0"),
-        (-12.345, "-12.3"),
-        (9_999.94, "9,999.9"),
-        (12_345.6, "12,346"),
-        (-9_876_543.0, "-9,876,543"),
-        (12_345_678.0, "12.35 M"),
-        (1.5e9, "1.50 G"),
-        (2e13, "20.00 T"),
-        (float("nan"), "nan"),
-        (float("inf"), "inf"),
-    ],
-)
-def test_numbers_stay_short(value: float | None, text: str) -> None:
-    assert number(value) == text
 
 
 def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
