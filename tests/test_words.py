@@ -104,9 +104,6 @@ SKIPPED = {
 }
 """Files that are not read -> why."""
 
-NOT_YET = ("benchmarks", "cluster", "tests")
-"""Folders that still have such words. Goes when the list is empty."""
-
 _NAME = re.compile(r"[^\W\d_]\w*|_\w+", re.ASCII)
 _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _ESCAPE = re.compile(r"\\[abfnrtv]")
@@ -177,16 +174,12 @@ def findings(files: list[str]) -> list[str]:
 TOPS = sorted({file.split("/")[0] for file in tracked_files()})
 
 
-@pytest.mark.parametrize(
-    "top",
-    [pytest.param(top, marks=pytest.mark.xfail(strict=False) if top in NOT_YET else ()) for top in TOPS],
-)
+@pytest.mark.parametrize("top", TOPS)
 def test_words_are_those_of_the_field(top: str) -> None:
     found = findings([file for file in tracked_files() if file.split("/")[0] == top])
     assert not found, "\n" + "\n".join(found)
 
 
-@pytest.mark.xfail(strict=False, reason="the lists above still change")
 def test_every_exception_is_needed_and_has_a_reason() -> None:
     used = {
         exception(file, found.word)

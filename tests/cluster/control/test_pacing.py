@@ -53,7 +53,7 @@ def test_learning_never_goes_beyond_the_ratio(
 @pytest.mark.parametrize(
     ("inserted", "sampled", "ratio"), [(0, 0, 0.0), (100, 0, 0.0), (150, 100, 2.0), (200, 400, 4.0)]
 )
-def test_achieved_ratio_counts_rows_after_learning_could_start(
+def test_achieved_ratio_counts_transitions_after_learning_could_start(
     inserted: int, sampled: int, ratio: float
 ) -> None:
     assert PACING.achieved(Ledger(inserted, 7, sampled, 7)) == ratio
