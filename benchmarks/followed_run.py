@@ -26,13 +26,13 @@ Line = Mapping[str, Any]
 
 
 class FollowedRun:
-    """Starts `qfleet train ARGUMENTS` on one folder, as often as asked; ends whatever a killed one leaves."""
+    """Starts `qfleet train ARGUMENTS` on one folder, as often as asked; ends the processes that are left."""
 
     def __init__(self, arguments: Sequence[str], run_dir: Path, env: Mapping[str, str] | None = None) -> None:
         self.run_dir = run_dir
         self.arguments = list(arguments)
         self.env = dict(os.environ if env is None else env)
-        # Short: paths of the Unix sockets that Ray makes below it may have 107 bytes.
+        # A short path: Ray makes Unix sockets below it, whose paths may have at most 107 bytes.
         self.temp = Path(tempfile.mkdtemp(prefix="qc-", dir="/tmp"))
         self._strangers = set(psutil.Process().children(recursive=True))
         self._family: set[psutil.Process] = set()
@@ -41,7 +41,7 @@ class FollowedRun:
         self.driver: subprocess.Popen[bytes] | None = None
 
     def start(self, *more: str) -> None:
-        """Starts the command with `more` arguments."""
+        """Starts the command, with `more` arguments added."""
         command = [sys.executable, "-m", "cluster.main", "train", *self.arguments, *more]
         with (self.temp / "output").open("ab") as output:
             self.driver = subprocess.Popen(
@@ -78,7 +78,7 @@ class FollowedRun:
         return (self.temp / "output").read_text()
 
     def roles(self, kind: str) -> list[int]:
-        """The processes of this kind of role that live."""
+        """Pids of the live processes of this kind of role."""
         found = []
         for process in self.family():
             with suppress(psutil.Error):
@@ -88,7 +88,7 @@ class FollowedRun:
         return sorted(found)
 
     def family(self) -> set[psutil.Process]:
-        """Processes of the run, seen at any time, that still live."""
+        """The live processes of the run, including orphans seen earlier."""
         self._family |= set(psutil.Process().children(recursive=True)) - self._strangers
         if self.driver is not None:
             with suppress(psutil.NoSuchProcess):
@@ -97,7 +97,7 @@ class FollowedRun:
         return self._family
 
     def wait_for(self, fact: Callable[[], Any], what: str, seconds: float = TIMEOUT_SECONDS) -> Any:
-        """Polls until `fact` is true, and returns it. Raises RuntimeError if it does not become true."""
+        """Polls until `fact` returns something true, and returns that. Raises RuntimeError at the timeout."""
         deadline = time.monotonic() + seconds
         while True:
             with suppress(LookupError):
@@ -121,7 +121,7 @@ class FollowedRun:
         return self.driver.wait(TIMEOUT_SECONDS)
 
     def kill_all(self) -> None:
-        """kill -9 of the driver and of all that it started, as if the machine were lost."""
+        """Kills the driver and all that it started with SIGKILL, as if the machine were lost."""
         assert self.driver is not None
         family = self.family()
         self.driver.kill()
@@ -132,7 +132,7 @@ class FollowedRun:
         psutil.wait_procs(family, timeout=10)
 
     def left(self, seconds: float = 15.0) -> list[str]:
-        """The processes that live on some time after the driver has ended, by title."""
+        """Titles of the processes that are still alive `seconds` after this call."""
         _, alive = psutil.wait_procs(self.family(), timeout=seconds)
         titles = []
         for process in alive:
@@ -142,7 +142,7 @@ class FollowedRun:
         return titles
 
     def close(self) -> None:
-        """Ends what still lives and removes its temporary folder."""
+        """Ends what is still alive, and removes the temporary folder."""
         if self.driver is not None:
             self.kill_all()
         shutil.rmtree(self.temp, ignore_errors=True)

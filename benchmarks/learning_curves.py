@@ -1,14 +1,14 @@
-"""Long runs on images, and their learning curves: MinAtar against the DQN of its paper, and Pong.
+"""Learning curves of long runs on images: MinAtar beside the DQN of its paper, and Pong.
 
-Run as `python -m benchmarks.learning_curves CASE [--seeds 0 1 2] [--seconds S]`: up to hours on two cores.
-It can be stopped: the next call plays only the seeds that the data file lacks, and an interrupted run goes on
-from its last checkpoint below --runs. Each call draws the plot beside the data anew (needs matplotlib).
+Run as `python -m benchmarks.learning_curves CASE [--seeds 0 1 2] [--seconds S]`; it takes up to hours on two
+cores and can be stopped: the next call plays the seeds that the data file lacks, and resumes an interrupted
+run from its newest checkpoint below --runs. Each call draws the plot anew beside the data (needs matplotlib).
 
-A MinAtar run ends with 5 million frames, or once its greedy return, confirmed on other seeds, is 1.2 times
-the return of the paper. Those returns are from training with epsilon 0.1 at 5 million frames, means of
-30 runs with all six actions (Young and Tian 2019, arXiv:1903.03176; the curves are in the README of
-kenjyoung/MinAtar), read off to about half a unit. So training and greedy returns are both kept. Pong ends
-with --seconds.
+A MinAtar run ends after 5 million frames, or when its greedy return, confirmed on other seeds, is 1.2 times
+the return of the paper. The paper's returns are training returns with epsilon 0.1 at 5 million frames, means
+over 30 runs with all six actions (Young and Tian 2019, arXiv:1903.03176), read off the curves in the README
+of kenjyoung/MinAtar to about half a unit. Therefore both training and greedy returns are kept. A run of Pong
+ends after --seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_POINTS = 200
 
 @dataclass(frozen=True)
 class Case:
-    """A preset with further settings; frames per step; the return of the paper's DQN, if there is one."""
+    """A preset with further settings. paper_dqn: the return of the paper's DQN, if there is one."""
 
     preset: str
     overrides: tuple[str, ...]
@@ -50,7 +50,7 @@ CASES: Mapping[str, Case] = {
     "freeway": _minatar("Freeway", 50.0),
     "seaquest": _minatar("Seaquest", 20.0),  # the paper's return is from before a fix of the game in 1.0.11
     "spaceinvaders": _minatar("SpaceInvaders", 44.0),
-    # The preset is the paper's, for 10 million steps; these settings suit the half million of some hours.
+    # The preset is the paper's, for 10 million steps; these settings suit half a million, a few hours.
     "pong": Case(
         "atari",
         (
@@ -72,9 +72,9 @@ CASES: Mapping[str, Case] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run. curve: (env steps, seconds, mean return while training); evaluations: (version, greedy mean).
+    """One run. curve: (env steps, seconds, training return); evaluations: (version, mean greedy return).
 
-    greedy_return: of the delivered version, confirmed on other seeds; None if no version was confirmed.
+    greedy_return: the return of the delivered version, confirmed on other seeds; None without such a version.
     """
 
     case: str
@@ -89,7 +89,7 @@ class Run:
 
 
 def one_run(name: str, seed: int, run_dir: Path, seconds: float | None) -> Run:
-    """Plays a run to its end, from its last checkpoint if there is one. Raises SystemExit on a signal."""
+    """Plays a run to its end, from its newest checkpoint if it has one. Raises SystemExit on a signal."""
     case = CASES[name]
     overrides = [*case.overrides, f"run.seed={seed}", "metrics.every_seconds=10"]
     if seconds is not None:
@@ -101,7 +101,7 @@ def one_run(name: str, seed: int, run_dir: Path, seconds: float | None) -> Run:
 
 
 def read_run(name: str, seed: int, run_dir: Path) -> Run:
-    """The run so far, from its directory."""
+    """Reads a run, which may go on, from its directory."""
     told = recorded.read_run(run_dir)
     scored = [line for line in told.evaluations if not line["confirms"]]
     curve = [
@@ -134,13 +134,13 @@ def sentence(run: Run) -> str:
     )
     if case.paper_dqn is None:
         return text
-    # The paper's return is from training, so the training return is shown beside the greedy one.
+    # The paper's return is a training return, so both returns must be higher.
     beats = "beats" if min(run.greedy_return or 0.0, run.train_return) > case.paper_dqn else "is below"
     return f"{text}; {beats} the paper's DQN ({case.paper_dqn:g})"
 
 
 def plot(runs: Sequence[Run], path: Path) -> None:
-    """A panel for each case: training return over millions of frames, a line for each seed (matplotlib)."""
+    """Draws a panel for each case: training return over millions of frames, with a line for each seed."""
     try:
         from matplotlib import pyplot, rcParams
     except ImportError:
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_curves", description=__doc__)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--seconds", type=float, help="of each run at most")
+    parser.add_argument("--seconds", type=float, help="the longest time of each run")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--data", type=Path, default=DATA, help="default: docs/learning_curves.json")
     options = parser.parse_args(arguments)

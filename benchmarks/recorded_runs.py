@@ -1,6 +1,6 @@
-"""Runs that a study has done, kept as JSON so that it can be taken up again.
+"""The finished runs of a study, kept as JSON so that an interrupted study can be continued.
 
-Owns the file format, and reading the lines of a run directory.
+Owns the file format, and reading files of JSON lines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Run = TypeVar("Run", bound="DataclassInstance")
 
 
 def read_runs(path: Path, kind: type[Run]) -> list[Run]:
-    """The runs that a file holds; none if there is no file."""
+    """The runs in a file; none if there is no file."""
     if not path.exists():
         return []
     runs: list[Run] = msgspec.convert(json.loads(path.read_text(encoding="utf-8")), list[kind])  # type: ignore[valid-type]
@@ -28,11 +28,11 @@ def read_runs(path: Path, kind: type[Run]) -> list[Run]:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """What a file of JSON lines holds."""
+    """The objects in a file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_runs(path: Path, runs: Sequence[Run]) -> None:
-    """One line a run."""
+    """Writes the runs as a JSON array with a line for each run."""
     lines = ",\n".join(json.dumps(asdict(run)) for run in runs)
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

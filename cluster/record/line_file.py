@@ -1,6 +1,6 @@
-"""Files of lines: each line is there whole, or not at all; and reading them back.
+"""Files of lines: appending to them so that no line stays torn, and reading them back.
 
-Owns what a full disk or a killed process leaves; must not import anything outside the standard library.
+Owns the repair after a full disk or a killed process; must not import anything outside the standard library.
 """
 
 from __future__ import annotations

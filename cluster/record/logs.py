@@ -1,4 +1,4 @@
-"""Logs: one line format for everything, and what each role prints, logs and warns, in a file of its own.
+"""Logs: one line format, and a file for everything that a role prints, logs and warns.
 
 Owns the line format, capturing a process's output, and reading logs back; must not import ray or torch.
 """
@@ -146,7 +146,7 @@ class LineWriter(io.TextIOBase):
         self._beneath.flush()
 
     def finish(self) -> None:
-        """Emits what is left of an incomplete line."""
+        """Emits an incomplete line, if there is one."""
         with self._lock:
             rest, self._partial = self._partial, ""
             if rest:
@@ -169,7 +169,7 @@ class _LogHandler(logging.Handler):
 
 
 class ProcessLog:
-    """Logs everything that this process prints, logs and warns, until it ends; for a process of one role.
+    """Logs everything that this process, which has one role, prints, logs and warns from now until it ends.
 
     If the run's folder is on this machine, the output goes to the role's file: Python's line by line in the
     one format, that of native code as it is, so that the last words of a crash are kept.
@@ -188,7 +188,7 @@ class ProcessLog:
         logging.captureWarnings(True)
 
     def take(self) -> str:
-        """The lines that wait, at most the newest thousand; they wait no longer."""
+        """Removes and returns the waiting lines, at most the newest thousand."""
         return "".join(self._waiting.popleft() for _ in range(len(self._waiting)))
 
     def _keep(self, lines: str) -> None:
@@ -251,7 +251,7 @@ def last_words(logs: Path, role: str, count: int) -> list[str]:
 
 
 def gist(failure: str) -> str:
-    """A failure in one line: of a traceback the error itself, and the last line, which names the role."""
+    """A failure in one line: its error without the traceback, and its last line, which names the role."""
     lines = [line for line in failure.splitlines() if line.strip()]
     # Notes may follow the error; it is the last line that begins as one.
     errors = [line for line in lines[:-1] if _ERROR.match(line)] or lines[-2:-1]
@@ -259,7 +259,7 @@ def gist(failure: str) -> str:
 
 
 def read_messages(lines: Iterable[str]) -> list[LogLine]:
-    """Log lines as messages: the text of a message has newlines where it had them when it was written."""
+    """Joins log lines to the messages that were written; other lines are left out."""
     found: list[LogLine] = []
     for parsed in filter(None, map(parse_line, lines)):
         if found and parsed.text.startswith(_CONTINUES.rstrip()):

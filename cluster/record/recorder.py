@@ -1,4 +1,4 @@
-"""Everything that a run writes to its folder and shows while it goes on.
+"""Recording a run: its events, metrics and weights go to the run directory and to observers.
 
 Owns the rule that a folder that cannot be written never ends a run; must not import ray or torch.
 """

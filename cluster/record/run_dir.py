@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind, and how it is read again.
+"""The run directory: writing the records of a run, and reading them back.
 
 Owns file names and formats; reading it executes nothing. Must not import torch or ray.
 """
@@ -48,7 +48,7 @@ class RunDir:
     """
 
     def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
-        """Raises ConfigError if another process runs in this folder; OSError."""
+        """Raises ConfigError if another process runs in this folder, OSError if a file cannot be opened."""
         self.path = path
         self.logs, self.replay, self.checkpoints = (path / name for name in ("logs", "replay", "checkpoints"))
         # The lock is held until this process ends, however it ends.
@@ -70,7 +70,7 @@ class RunDir:
         spec: EnvSpec,
         initial_weights: Mapping[str, str] | None = None,
     ) -> RunDir:
-        """Makes the folder with its config and provenance. initial_weights: their origin, if they have one.
+        """Makes the folder with its config and provenance. initial_weights: the origin of given weights.
 
         Raises:
             ConfigError: the folder holds a run already, or cannot be written.

@@ -1,4 +1,4 @@
-"""The report: recorded runs read back, grouped, drawn as charts and put into one page.
+"""The report: recorded runs are read, grouped, and shown by charts and tables on one page.
 
 Must not import torch or ray.
 """

@@ -1,4 +1,4 @@
-"""Charts as data: the metrics that a report shows of runs, and what becomes of them over seeds.
+"""Charts as data: which metrics a report shows, and how they are aggregated over seeds.
 
 Owns the choice of charts and the aggregation over seeds; draws nothing. Must not import torch or ray.
 """

@@ -1,4 +1,4 @@
-"""Drawings of charts: paths and labels in their places, from which both the page and PNG files are made.
+"""Drawings of charts: paths and labels with their positions, for the page and the PNG files alike.
 
 Owns layout and colors; must not import torch, ray or matplotlib.
 """
@@ -137,5 +137,4 @@ def _draw_bars(bars: Bars) -> Drawing:
         Key(f"{phase}{share}", color % len(LIGHT))
         for color, (phase, share) in enumerate(zip(bars.phases, shares, strict=True))
     )
-    height = len(bars.runs) * _BAR_DISTANCE
-    return Drawing(bars, bars.title, height, tuple(paths), tuple(labels), legend)
+    return Drawing(bars, bars.title, len(bars.runs) * _BAR_DISTANCE, tuple(paths), tuple(labels), legend)

@@ -58,12 +58,15 @@ def render(runs: Sequence[Run]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(value=_value, number=_number, duration=duration, points=_points)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    ids = " and ".join(dict.fromkeys(str(run.settings.get("env.id", "?")) for run in runs))
-    subtitle = (ids, f"{len(groups)} configurations", f"written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    subtitle = (
+        " and ".join(dict.fromkeys(str(run.settings.get("env.id", "?")) for run in runs)),
+        f"{len(groups)} configurations" if len(groups) > 1 else "",
+        f"written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
     by_section = groupby(map(draw, charts(groups)), key=lambda drawing: drawing.chart.section)
     return template.render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
-        subtitle=", ".join(subtitle if len(groups) > 1 else subtitle[::2]),
+        subtitle=", ".join(filter(None, subtitle)),
         runs=runs,
         colors={"light": LIGHT, "dark": DARK},
         width=WIDTH,

@@ -233,7 +233,7 @@ def periods(run: Run) -> tuple[Period, ...]:
 
 
 def _said(line: Line) -> dict[tuple[str, str], str]:
-    """("verdict", stage) or ("warning", finding) -> text, of all that diagnosis says in a line of metrics."""
+    """("verdict", stage) or ("warning", finding) -> text, for the diagnosis in a line of metrics."""
     try:
         verdict = msgspec.convert(line.get("verdict"), Verdict | None)
         warnings = msgspec.convert(line.get("warnings", []), tuple[Finding, ...])

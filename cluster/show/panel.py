@@ -73,8 +73,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     low, high = min(means), max(means)
     if high == low:
         return _BLOCKS[3] * bars
-    top = len(_BLOCKS) - 1
-    return "".join(_BLOCKS[round((mean - low) / (high - low) * top)] for mean in means)
+    return "".join(_BLOCKS[round((mean - low) / (high - low) * (len(_BLOCKS) - 1))] for mean in means)
 
 
 def _progress_line(snapshot: Snapshot, stop: StopConfig, width: int) -> RenderableType:

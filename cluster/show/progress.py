@@ -10,7 +10,7 @@ from cluster.settings.config import StopConfig
 
 
 def progress(snapshot: Snapshot, stop: StopConfig) -> tuple[float | None, float | None]:
-    """The share that is done of the nearest limit (a target return is none), and the seconds left until it.
+    """Share of the way to the nearest limit, and estimated seconds left; a target return is not a limit.
 
     Both are None without a limit; the seconds are None before the first step.
     """

@@ -129,7 +129,7 @@ def newest_run(runs: Path = Path("runs")) -> Path:
 
 def _written(run_dir: Path) -> float:
     """When the run wrote last, in unix seconds."""
-    files = [run_dir / name for name in ("config.yaml", "metrics.jsonl")]
+    files = (run_dir / name for name in ("config.yaml", "metrics.jsonl"))
     return max(file.stat().st_mtime for file in files if file.exists())
 
 
@@ -247,10 +247,8 @@ def _print(status: RunStatus, stream: TextIO) -> None:
 
         from cluster.show.panel import Screen
 
-        stop = status.stop if status.goes_on else None
-        place = str(headline.run_dir)
-        screen = Screen(headline.title, place, stop, snapshot, status.returns, status.description)
-        Console(file=stream).print(screen)
+        title, place, stop = headline.title, str(headline.run_dir), status.stop if status.goes_on else None
+        Console(file=stream).print(Screen(title, place, stop, snapshot, status.returns, status.description))
         return
     lines = [f"{headline.title}, {headline.run_dir}", status.description]
     if snapshot is not None:
