@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.engines.engine import (
@@ -37,7 +37,7 @@ class _Done(Ref[Any]):
 @dataclass(eq=False)
 class _Target:
     role: Any
-    failure: EngineError | None = field(default=None)
+    failure: EngineError | None = None
 
 
 class SerialEngine:

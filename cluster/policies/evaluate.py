@@ -24,7 +24,6 @@ class Played:
     weights: WeightsName
     version: int
     returns: tuple[float, ...]
-    lengths: tuple[int, ...]
 
 
 def evaluate_run(run_dir: Path, episodes: int, seed: int) -> Played:
@@ -39,4 +38,4 @@ def evaluate_run(run_dir: Path, episodes: int, seed: int) -> Played:
         episodes=episodes,
         seed=saved.config.run.seed,
     )
-    return Played(saved.weights, report.version, report.returns, report.lengths)
+    return Played(saved.weights, report.version, report.returns)

@@ -1,4 +1,7 @@
-"""Windows of large requests come by a slot, whichever engine carries the request."""
+"""Windows of large requests come by a slot, whichever engine carries the request.
+
+Tests cluster/runtime/shard_calls.py over the engines.
+"""
 
 from __future__ import annotations
 
