@@ -1,10 +1,10 @@
-"""The cost of metrics for each role: seconds spent on them over the seconds that the role works.
+"""The cost of metrics for each role: CPU seconds spent on metrics over the CPU seconds that the role works.
 
-Run as `python -m benchmarks.metrics_cost`. Every function that only metrics need is timed in a serial run of
-CartPole, whose network and environments are about the cheapest there are, so that its share is the largest;
-what the timing itself costs is taken off. A local run then tells how often that happens there, and how many
-seconds of CPU each role's process uses from the first updates on; the coordinator is timed in it, with a
-scrape every 15 seconds. All seconds are of the CPU.
+Run as `python -m benchmarks.metrics_cost`. A serial run of CartPole times every function that only metrics
+need. Its network and environments are about the cheapest there are, so metrics have their largest share. The
+cost of the timing itself is subtracted. A local run then tells how often these functions run there, and how
+many CPU seconds each role's process uses from the first updates on. The coordinator is timed in the local
+run, with a scrape every 15 seconds.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ class Quiet(LineView):
 
 @dataclass(frozen=True)
 class Events:
-    """How often a role did what metrics count: env steps, updates, requests, evaluations."""
+    """Env steps, updates, sample requests and evaluations so far, and CPU seconds, by role."""
 
     counts: Mapping[str, float]
     cpu_seconds: Mapping[str, float]
 
     def since(self, earlier: Events) -> Events:
-        """What came after."""
+        """The events since an earlier moment."""
         return Events(
             *(
                 {role: value - before.get(role, 0.0) for role, value in now.items()}
@@ -125,7 +125,7 @@ class Events:
 
 
 def events(snapshot: Snapshot, config: RunConfig) -> Events:
-    """All events until now, by role."""
+    """The events until a snapshot."""
     request_transitions = config.learner.batch_size * (config.replay.minibatches_per_request or 1)
     return Events(
         {
@@ -182,7 +182,7 @@ def serial_costs() -> dict[str, Cost]:
 
 
 class Scraped(Quiet):
-    """Scrapes the run, and keeps the totals of the moment when learning had begun."""
+    """Scrapes the run, and keeps the first snapshot after learning began."""
 
     def __init__(self, headline: Headline, stop: StopConfig) -> None:
         super().__init__(headline, stop)
@@ -207,7 +207,7 @@ class Scraped(Quiet):
 
 
 def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
-    """Role -> metrics' share of the CPU seconds of its process; and of the coordinator's, the scrapes'."""
+    """Role -> metrics' share of its process's CPU seconds; "scrapes": their share of the coordinator's."""
     watch = Stopwatch()
     views: list[Scraped] = []
 

@@ -20,7 +20,6 @@ from cluster.metrics.role_metrics import (
     EvaluationMetrics,
     LearnerMetrics,
     ProcessMetrics,
-    add_to,
 )
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.totals import ShardTotals
@@ -191,7 +190,9 @@ class Counters:
 
     def take_wait(self, seconds: float, of_seconds: float) -> None:
         """Counts time of the coordinator, of which it spent `seconds` waiting for completions."""
-        add_to(self._processes.seconds["coordinator"], {"wait": seconds, "work": of_seconds - seconds})
+        spent = self._processes.seconds["coordinator"]
+        spent["wait"] += seconds
+        spent["work"] += of_seconds - seconds
 
     def snapshot(
         self,

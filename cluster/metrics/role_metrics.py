@@ -226,7 +226,8 @@ class ProcessMetrics:
 
     def __init__(self) -> None:
         self.seconds: dict[str, dict[str, float]] = {
-            role: {} for role in ("actor", "learner", "evaluator", "shard", "coordinator")
+            **{role: {} for role in ("actor", "learner", "evaluator", "shard")},
+            "coordinator": {"wait": 0.0, "work": 0.0},
         }
         self.machine: MachineUsage | None = None
         self._newest: dict[tuple[str, int], ProcessUsage] = {}
