@@ -14,7 +14,9 @@ def test_the_cpu_time_of_a_role_outlives_its_processes() -> None:
     processes.add("actor", 1, None)
     metrics = processes.metrics()
     assert metrics["process_cpu_seconds_total"] == {"actor": 12.0}
-    assert metrics["role_seconds_total"] == {}
+    # A role that has not reported any time has none yet; the coordinator has from the beginning.
+    coordinator = {"wait": 0.0, "work": 0.0}
+    assert metrics["role_seconds_total"] == {"coordinator": coordinator}
     processes.add("actor", 1, None, {"act": 2.0})
-    assert processes.metrics()["role_seconds_total"] == {"actor": {"act": 2.0}}
+    assert processes.metrics()["role_seconds_total"] == {"actor": {"act": 2.0}, "coordinator": coordinator}
     assert metrics["process_resident_memory_bytes"] == {"actor": 150}
