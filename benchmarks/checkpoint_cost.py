@@ -20,8 +20,9 @@ from benchmarks.replay_data import ATARI, CONFIG
 from benchmarks.replay_through_ray import Writer
 from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheckpoint, shard_folder
 from cluster.control.evaluation import ModelSelectionState
-from cluster.engines.engine import Need, Ref
+from cluster.engines.engine import Need
 from cluster.engines.ray_engine import RayEngine
+from cluster.engines.ref import Ref
 from cluster.metrics.counters import CountersState
 from cluster.runtime.role import RoleContext
 from cluster.runtime.roles import LearnerRole

@@ -20,7 +20,8 @@ from cluster.checkpoints.recovery import Recovery
 from cluster.checkpoints.resume import Resumed
 from cluster.control.every import Every
 from cluster.diagnosis.diagnosis import Diagnosis
-from cluster.engines.engine import EngineError, ObjectLost, Ref, RoleDied, passed
+from cluster.engines.engine import EngineError, ObjectLost, RoleDied
+from cluster.engines.ref import Ref, passed
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.usage import MachineMeter
 from cluster.runtime.evaluations import Evaluations
@@ -79,10 +80,11 @@ class Coordinator:
         self._recovery = Recovery(
             context,
             publish=self._publish,
-            restored=self._restored,
+            restored=self._go_on,
             resumed=resumed,
             initial_weights=initial_weights,
         )
+        self._restored = not self._recovery.restoring
         now = time.monotonic()
         self._supervisor = Supervisor(context, self._recovery, now)
         self._evaluations = Evaluations(context, self._supervisor.count_restarts)
@@ -134,7 +136,7 @@ class Coordinator:
 
     def _grant(self) -> None:
         """Hands out chunks of acting and learning, as far as pacing allows, and evaluations."""
-        if self._recovery.restoring:
+        if not self._restored:
             return
         for depth in range(self._pacer.credits_each):
             for actor in self._fleet.actors:
@@ -150,7 +152,7 @@ class Coordinator:
                 transitions=updates * self._config.learner.batch_size,
             )
         # Initial weights that were given are worth an evaluation of their own; random ones are not.
-        due = self._recovery.starts_from_weights and self._counters.version == 0
+        due = self._counters.version == 0 and self._recovery.starts_from_weights
         self._evaluations.grant(self._weights, due=due)
 
     def _grant_rollout(self, actor: Member[ActorRole]) -> None:
@@ -198,7 +200,8 @@ class Coordinator:
     def _take_rollout(self, actor: Member[ActorRole], report: RolloutReport) -> None:
         actor.unacknowledged_transitions = report.unacknowledged_transitions
         self._counters.take_rollout(report)
-        self._supervisor.count_restarts(actor, report.env_restarts)
+        if report.env_restarts:
+            self._supervisor.count_restarts(actor, report.env_restarts)
         if report.memory_excess:
             restart = EnvRestart("memory", None, f"its processes hold {report.memory_excess}")
             self._supervisor.replace_actor(actor, "memory", restart)
@@ -233,7 +236,7 @@ class Coordinator:
             self._fleet.spread_ladder()
         # Before all roles are back their totals are not known.
         due = self._counters.interval_seconds(now) >= self._config.metrics.every_seconds
-        if due and not self._recovery.restoring:
+        if due and self._restored:
             self._snapshot(now)
         if self._save_weights.due(now):
             self._save_latest()
@@ -242,8 +245,9 @@ class Coordinator:
         """Roles act with these weights from now on; None: with those that they have."""
         self._weights = weights
 
-    def _restored(self) -> None:
+    def _go_on(self) -> None:
         """All roles are as they were: the run goes on, at its pace of before."""
+        self._restored = True
         self._counters.begin_interval(time.monotonic())
         # Transitions newer than the learner's state were learned from by a learner that is lost.
         self._counters.sampled_transitions += self._pacer.pacing.surplus_samples(self._pacer.ledger())

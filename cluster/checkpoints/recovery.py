@@ -21,7 +21,8 @@ from cluster.checkpoints.checkpoint import (
 )
 from cluster.checkpoints.checkpointer import Checkpointer
 from cluster.checkpoints.resume import Resumed
-from cluster.engines.engine import EngineError, Ref
+from cluster.engines.engine import EngineError
+from cluster.engines.ref import Ref
 from cluster.metrics.counters import CheckpointMetrics
 from cluster.runtime.fleet import Member
 from cluster.runtime.roles import LearnerRole

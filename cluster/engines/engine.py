@@ -7,23 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, TypeVarTuple
+
+from cluster.engines.ref import Ref, ValueT
 
 if TYPE_CHECKING:
     from cluster.engines.placement import Claims
 
 RoleT = TypeVar("RoleT")
-ValueT = TypeVar("ValueT")
 ArgTs = TypeVarTuple("ArgTs")
-
-
-class Ref(Generic[ValueT]):
-    """A value that a call will return. Hashable; each engine has its own kind of object for it."""
-
-
-def passed(ref: Ref[ValueT]) -> ValueT:
-    """`ref` as an argument of a call: the called role receives the value."""
-    return cast(ValueT, ref)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,10 @@ from cluster.engines.engine import (
     Handle,
     Need,
     ObjectLost,
-    Ref,
     RoleDied,
     RoleError,
     RoleOutOfMemory,
     RoleT,
-    ValueT,
 )
 from cluster.engines.placement import Claims, Node
 from cluster.engines.ray_placement import Reservation, free_nodes
@@ -41,6 +39,7 @@ from cluster.engines.ray_private import (
     private_environment,
     start_on_loopback,
 )
+from cluster.engines.ref import Ref, ValueT
 
 _CONNECT_SECONDS = 5.0
 

@@ -12,18 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.engines.engine import (
-    ArgTs,
-    EngineError,
-    Handle,
-    Need,
-    Ref,
-    RoleDied,
-    RoleError,
-    RoleT,
-    ValueT,
-)
+from cluster.engines.engine import ArgTs, EngineError, Handle, Need, RoleDied, RoleError, RoleT
 from cluster.engines.placement import Claims
+from cluster.engines.ref import Ref, ValueT
 
 
 @dataclass(eq=False)

@@ -13,7 +13,8 @@ import numpy as np
 
 from actors.core import EnvRestart, EvaluationReport
 from cluster.control.evaluation import EvaluationRequest
-from cluster.engines.engine import EngineError, ObjectLost, Ref, passed
+from cluster.engines.engine import EngineError, ObjectLost
+from cluster.engines.ref import Ref, passed
 from cluster.runtime.fleet import Member
 from cluster.runtime.roles import EvaluatorRole
 from cluster.runtime.run_context import RunContext

@@ -17,8 +17,9 @@ import numpy as np
 
 from actors.core import EnvSpec
 from cluster.control.timeouts import AwakeClock, RoleTimeouts
-from cluster.engines.engine import ArgTs, Engine, EngineError, Handle, Need, Ref, ValueT
+from cluster.engines.engine import ArgTs, Engine, EngineError, Handle, Need
 from cluster.engines.process_info import ProcessInfo, require_same_code
+from cluster.engines.ref import Ref, ValueT
 from cluster.engines.threads import available_cores, learner_threads
 from cluster.metrics.counters import FleetMetrics
 from cluster.record.logs import LogSource, append

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from actors.core import EnvSpec
-from cluster.engines.engine import Engine, Need, Ref
+from cluster.engines.engine import Engine, Need
+from cluster.engines.ref import Ref
 from cluster.engines.serial_engine import SerialEngine
 from cluster.runtime.role import RoleContext
 from cluster.runtime.shard_calls import EngineTransport
