@@ -29,7 +29,7 @@ from cluster.lives import Lives
 from cluster.policies.initial_weights import read_initial_weights
 from cluster.policies.playback import GreedyPolicy
 from cluster.policies.saved_policy import load_policy
-from cluster.record.logs import SerialLogs
+from cluster.record.output import SerialLogs
 from cluster.record.prometheus import MetricsServer
 from cluster.record.recorder import NewestSnapshot, Recorder
 from cluster.record.run_dir import RunDir, holds_run, refuse_unusable

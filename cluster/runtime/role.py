@@ -15,7 +15,8 @@ from actors.core import EnvSpec
 from cluster.engines.process_info import ProcessInfo, process_info
 from cluster.engines.stacks import answer_stack_requests
 from cluster.metrics.usage import UsageMeter
-from cluster.record.logs import LogSource, ProcessLog
+from cluster.record.logs import LogSource
+from cluster.record.output import ProcessLog
 from cluster.settings.resolved import ResolvedConfig
 from replay_service.messages import ProcessUsage
 

@@ -1,4 +1,4 @@
-"""Logs: one format, everybody's words in the run directory, and the last ones when a run fails."""
+"""Logs: one format, the output of each role (cluster/record/output.py), and last words when a run fails."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from qfleet_serial import SMALL, train_serial
 
 from cluster.engines.process_info import ProcessInfo
 from cluster.record.logs import (
-    LineWriter,
     LogSource,
-    SerialLogs,
     gist,
     last_words,
     log_path,
     parse_line,
     read_messages,
 )
+from cluster.record.output import LineWriter, SerialLogs
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.roles import ActorRole, Role
 
@@ -90,7 +89,8 @@ def test_a_process_that_a_role_has_to_itself_loses_no_word(tmp_path: Path) -> No
     program = (
         "import sys, os, logging, warnings, time, faulthandler, ctypes\n"
         "from pathlib import Path\n"
-        "from cluster.record.logs import ProcessLog, LogSource\n"
+        "from cluster.record.logs import LogSource\n"
+        "from cluster.record.output import ProcessLog\n"
         "faulthandler.enable(all_threads=False)\n"
         "ProcessLog(LogSource('actor 3', 2, time.time() - 5.0), Path(sys.argv[1]))\n"
         "print('printed')\n"
@@ -128,7 +128,8 @@ def test_without_the_folder_the_newest_lines_wait_to_be_taken(tmp_path: Path) ->
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from cluster.record.logs import ProcessLog, LogSource\n"
+        "from cluster.record.logs import LogSource\n"
+        "from cluster.record.output import ProcessLog\n"
         "log = ProcessLog(LogSource('shard 0', 0, time.time()), Path(sys.argv[1]))\n"
         "assert log.relays\n"
         "for number in range(3000): print('line', number)\n"

@@ -1,0 +1,166 @@
+"""The output of roles as log lines: everything that they print, log and warn.
+
+Owns the capture of a process's output; must not import ray or torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+from cluster.record.logs import BEGAN, Level, LogSource, append, log_path
+
+_RELAYED_LINES = 1_000
+
+
+class LineWriter(io.TextIOBase):
+    """A text stream that turns lines into log lines; it takes the place of sys.stdout or sys.stderr.
+
+    beneath: the stream whose place it takes, asked for fileno() and isatty(). echo: text goes there as well.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(
+        self,
+        source: LogSource,
+        level: Level,
+        emit: Callable[[str], object],
+        beneath: TextIO,
+        *,
+        echo: bool = False,
+    ) -> None:
+        self._source = source
+        self._level = level
+        self._emit = emit
+        self._beneath = beneath
+        self._echo = echo
+        self._partial = ""
+        self._lock = threading.RLock()
+
+    def fileno(self) -> int:
+        """The descriptor of the stream beneath. Raises OSError if it has none."""
+        return self._beneath.fileno()
+
+    def isatty(self) -> bool:
+        """Whether the stream beneath is a terminal."""
+        return self._beneath.isatty()
+
+    def write(self, text: str) -> int:
+        """Emits the lines that are complete now, and keeps the rest."""
+        with self._lock:
+            if self._echo:
+                self._beneath.write(text)
+            # A progress bar redraws its line by \r: each drawing becomes a line.
+            whole, newline, self._partial = (
+                (self._partial + text).replace("\r\n", "\n").replace("\r", "\n").rpartition("\n")
+            )
+            if newline:
+                now = time.time()
+                self._emit("".join(self._source.lines(self._level, line, now) for line in whole.split("\n")))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream beneath; lines are emitted at once."""
+        self._beneath.flush()
+
+    def finish(self) -> None:
+        """Emits an incomplete line, if there is one."""
+        with self._lock:
+            rest, self._partial = self._partial, ""
+            if rest:
+                self._emit(self._source.lines(self._level, rest))
+
+
+class _LogHandler(logging.Handler):
+    """Brings Python's logging, and through it Python's warnings, into the one format."""
+
+    def __init__(self, source: LogSource, emit: Callable[[str], object]) -> None:
+        super().__init__(logging.INFO)
+        self._source = source
+        self._emit = emit
+        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        serious: Level = "ERROR" if record.levelno >= logging.ERROR else "WARNING"
+        level = serious if record.levelno >= logging.WARNING else "INFO"
+        self._emit(self._source.lines(level, self.format(record), record.created))
+
+
+class ProcessLog:
+    """Logs everything that this process, which has one role, prints, logs and warns from now until it ends.
+
+    If the run's folder is on this machine, the output goes to the role's file: Python's line by line in the
+    one format, that of native code as it is, so that the last words of a crash are kept.
+    Otherwise (on a cluster without a shared folder) the newest lines wait in memory until they are taken.
+    """
+
+    def __init__(self, source: LogSource, logs: Path) -> None:
+        self.relays = not logs.is_dir()
+        self._waiting: deque[str] = deque(maxlen=_RELAYED_LINES)
+        emit = self._keep if self.relays else _redirect_output(log_path(logs, source.role))
+        emit(source.lines("INFO", f"{BEGAN} {os.getpid()}"))
+        out, err = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+        sys.stdout = LineWriter(source, "INFO", emit, out)
+        sys.stderr = LineWriter(source, "WARNING", emit, err)
+        logging.getLogger().addHandler(_LogHandler(source, emit))
+        logging.captureWarnings(True)
+
+    def take(self) -> str:
+        """Removes and returns the waiting lines, at most the newest thousand."""
+        return "".join(self._waiting.popleft() for _ in range(len(self._waiting)))
+
+    def _keep(self, lines: str) -> None:
+        self._waiting.extend(lines.splitlines(keepends=True))
+
+
+def _redirect_output(path: Path) -> Callable[[str], object]:
+    """Sends the standard streams of this process to a file; returns a function that appends to it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+    def emit(lines: str) -> None:
+        # A full disk must not end the role: the coordinator meets it as well, and says so.
+        with contextlib.suppress(OSError):
+            os.write(descriptor, lines.encode("utf-8", "replace"))
+
+    return emit
+
+
+class SerialLogs:
+    """Logs what roles that share this process print during their calls; the terminal shows it as well."""
+
+    def __init__(self, logs: Path, run_started_at: float) -> None:
+        self._logs = logs
+        self._run_started_at = run_started_at
+        self._terminal = sys.stdout, sys.stderr
+        self._writers: dict[str, tuple[LineWriter, LineWriter]] = {}
+
+    @contextlib.contextmanager
+    def output_of(self, role: str) -> Iterator[None]:
+        """Takes what is printed within the block as this role's; a block within it may be another role's."""
+        if role not in self._writers:
+            source, emit = LogSource(role, 0, self._run_started_at), partial(append, self._logs, role)
+            self._writers[role] = (
+                LineWriter(source, "INFO", emit, self._terminal[0], echo=True),
+                LineWriter(source, "WARNING", emit, self._terminal[1], echo=True),
+            )
+        before = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = writers = self._writers[role]
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+            for writer in writers:
+                writer.finish()
