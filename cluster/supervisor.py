@@ -19,7 +19,7 @@ from cluster.runtime.failure import RunFailed
 from cluster.runtime.fleet import Member
 from cluster.runtime.run_context import RunContext
 
-_ASK_MACHINES_SECONDS = 3.0
+ASK_MACHINES_SECONDS = 3.0
 _GONE_TOGETHER_SECONDS = 30.0
 
 
@@ -35,7 +35,7 @@ class Supervisor:
         # For each other machine: when it last seemed to go, and which roles went with it.
         self._gone: dict[str, tuple[float, set[str]]] = {}
         self._leaving: frozenset[str] = frozenset()
-        self._ask_machines = Every(_ASK_MACHINES_SECONDS, now)
+        self._ask_machines = Every(ASK_MACHINES_SECONDS, now)
         self._progress = (0, 0)
         self._progress_at = now
 

@@ -1,4 +1,7 @@
-"""Whole runs in one process: what they leave, that they repeat, that they learn, how they fail."""
+"""Whole runs in one process: what they leave, that they repeat, that they learn, how they fail.
+
+Tests cluster/api.py too: every run in a test begins with its `train`.
+"""
 
 from __future__ import annotations
 
