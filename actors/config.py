@@ -1,12 +1,14 @@
 """Settings of environments and actors (the `env` and `actors` sections).
 
-Owns names, defaults and single-value checks; must not import anything outside the standard library.
+Owns names, defaults and single-value checks; must not import anything but `checks`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from replay_service.checks import above_zero, at_least, require, within
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,9 @@ class EnvConfig:
     def __post_init__(self) -> None:
         if not self.id:
             raise ValueError("env.id is empty; give a Gymnasium id or package.module:factory")
-        if self.stack is not None and not 1 <= self.stack <= 64:
-            raise ValueError(f"env.stack is {self.stack}; give 1 to 64 frames")
-        if self.discretize is not None and self.discretize < 2:
-            raise ValueError(f"env.discretize is {self.discretize}; give at least 2 bins a dimension")
-        if self.max_episode_steps is not None and self.max_episode_steps < 1:
-            raise ValueError(f"env.max_episode_steps is {self.max_episode_steps}; give at least 1")
+        within(1, 64, "env", self, "stack", cure="give 1 to 64 frames")
+        at_least(2, "env", self, "discretize", cure="give at least 2 bins a dimension")
+        at_least(1, "env", self, "max_episode_steps")
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,9 @@ class LadderConfig:
     alpha: float = 7.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.base <= 1.0:
-            raise ValueError(f"actors.epsilon_ladder.base is {self.base}; it lies in (0, 1]")
-        if self.alpha < 0.0:
-            raise ValueError(f"actors.epsilon_ladder.alpha is {self.alpha}; give 0 or more")
+        ladder = "actors.epsilon_ladder"
+        require(0.0 < self.base <= 1.0, f"{ladder}.base", self.base, "it lies in (0, 1]")
+        at_least(0, ladder, self, "alpha")
 
 
 @dataclass(frozen=True)
@@ -91,23 +89,12 @@ class ActorsConfig:
 
     def __post_init__(self) -> None:
         counts = ("num_actors", "min_actors", "envs_per_actor", "steps_per_chunk")
-        for name in (*counts, "epsilon_decay_env_steps", "pushes_in_flight"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"actors.{name} is {value}; give at least 1")
-        for name in ("epsilon_start", "epsilon_end"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"actors.{name} is {value}; a probability lies in [0, 1]")
-        if not 1 <= self.n_step <= 64:
-            raise ValueError(f"actors.n_step is {self.n_step}; give 1 to 64")
-        if not 0.0 <= self.discount <= 1.0:
-            raise ValueError(f"actors.discount is {self.discount}; gamma lies in [0, 1]")
-        if self.reward_clip is not None and not self.reward_clip > 0.0:
-            raise ValueError(f"actors.reward_clip is {self.reward_clip}; above 0, or null for raw rewards")
-        if self.env_restarts < 0:
-            raise ValueError(f"actors.env_restarts is {self.env_restarts}; give 0 or more")
-        for name in ("chunk_deadline_seconds", "memory_limit_bytes"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"actors.{name} is {value}; it must be above 0, or null")
+        at_least(1, "actors", self, *counts, "epsilon_decay_env_steps", "pushes_in_flight")
+        at_least(0, "actors", self, "env_restarts")
+        epsilons = ("epsilon_start", "epsilon_end")
+        within(0.0, 1.0, "actors", self, *epsilons, cure="a probability lies in [0, 1]")
+        within(0.0, 1.0, "actors", self, "discount", cure="gamma lies in [0, 1]")
+        within(1, 64, "actors", self, "n_step", cure="give 1 to 64")
+        above_zero("actors", self, "reward_clip", cure="above 0, or null for raw rewards")
+        limits = ("chunk_deadline_seconds", "memory_limit_bytes")
+        above_zero("actors", self, *limits, cure="it must be above 0, or null")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from replay_service.block import OBSERVATION, FrameField
+from replay_service.checks import above_zero, at_least, require, within
 
 NATURE_CNN_SMALLEST_IMAGE = 36
 """Smallest side of an image, in pixels, of which the convolutions of the Nature CNN leave anything."""
@@ -109,49 +110,36 @@ class LearnerConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _refuse_if(
-            self.network not in NETWORKS and not is_import_path(self.network),
-            f"learner.network is {self.network!r}: give one of {', '.join(NETWORKS)}, "
-            "or an import path package.module:factory",
+        require(
+            self.network in NETWORKS or is_import_path(self.network),
+            "learner.network",
+            repr(self.network),
+            f"give one of {', '.join(NETWORKS)}, or an import path package.module:factory",
         )
-        _refuse_if(
-            self.num_atoms < 2, f"learner.num_atoms is {self.num_atoms}; a distribution needs at least 2"
-        )
+        at_least(2, "learner", self, "num_atoms", cure="a distribution needs at least 2")
         low, high = self.value_range
-        _refuse_if(not low < high, f"learner.value_range is [{low:g}, {high:g}]; give the lower value first")
-        _refuse_if(
-            not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device),
-            f"learner.device is {self.device}; give auto, cpu, cuda or cuda:N",
+        require(low < high, "learner.value_range", f"[{low:g}, {high:g}]", "give the lower value first")
+        require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            "learner.device",
+            self.device,
+            "give auto, cpu, cuda or cuda:N",
         )
-        _refuse_if(
-            not self.hidden_sizes or min(self.hidden_sizes) < 1,
-            f"learner.hidden_sizes is {list(self.hidden_sizes)}; give one or more sizes of at least 1",
+        require(
+            min(self.hidden_sizes, default=0) >= 1,
+            "learner.hidden_sizes",
+            list(self.hidden_sizes),
+            "give one or more sizes of at least 1",
         )
-        for name in ("huber_delta", "learning_rate", "adam_epsilon"):
-            value = getattr(self, name)
-            _refuse_if(not value > 0.0, f"learner.{name} is {value}; it must be above 0")
-        _refuse_if(
-            not 0.0 <= self.learning_rate_end <= self.learning_rate,
-            f"learner.learning_rate_end is {self.learning_rate_end}; "
-            f"it lies in [0, learner.learning_rate = {self.learning_rate}]",
-        )
-        _refuse_if(
-            self.max_grad_norm is not None and not self.max_grad_norm > 0.0,
-            f"learner.max_grad_norm is {self.max_grad_norm}; give a norm above 0, or null for no clipping",
-        )
-        _refuse_if(
-            self.target_polyak is not None and not 0.0 < self.target_polyak <= 1.0,
-            f"learner.target_polyak is {self.target_polyak}; give a share in (0, 1], or null",
-        )
-        for name in (
-            "batch_size",
-            "max_skipped_updates",
-            "target_update_updates",
-            "updates_per_chunk",
-            "learning_rate_decay_updates",
-        ):
-            value = getattr(self, name)
-            _refuse_if(value is not None and value < 1, f"learner.{name} is {value}; give at least 1")
+        above_zero("learner", self, "huber_delta", "learning_rate", "adam_epsilon")
+        rates = f"it lies in [0, learner.learning_rate = {self.learning_rate}]"
+        within(0.0, self.learning_rate, "learner", self, "learning_rate_end", cure=rates)
+        above_zero("learner", self, "max_grad_norm", cure="give a norm above 0, or null for no clipping")
+        share = "give a share in (0, 1], or null"
+        above_zero("learner", self, "target_polyak", cure=share)
+        within(0.0, 1.0, "learner", self, "target_polyak", cure=share)
+        periods = ("target_update_updates", "updates_per_chunk", "learning_rate_decay_updates")
+        at_least(1, "learner", self, "batch_size", "max_skipped_updates", *periods)
 
 
 class ImageShape(NamedTuple):

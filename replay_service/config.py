@@ -1,12 +1,14 @@
 """Settings of the replay service (the `replay` section).
 
-Owns names, defaults and single-value checks; must not import anything outside the standard library.
+Owns names, defaults and single-value checks; must not import anything but `checks`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from replay_service.checks import above_zero, at_least, within
 
 Compression = Literal["none", "lz4"]
 
@@ -47,17 +49,14 @@ class ReplayConfig:
     on_disk_full: Literal["continue", "stop"] = "continue"
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "num_shards", "importance_anneal_updates", "minibatches_per_request"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"replay.{name} is {value}; give at least 1")
-        for name in ("priority_exponent", "importance_exponent_start"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"replay.{name} is {getattr(self, name)}; give a number from 0 to 1")
-        if self.priority_epsilon <= 0.0:
-            raise ValueError(
-                f"replay.priority_epsilon is {self.priority_epsilon}; it must be above 0, "
-                "or a transition with TD error 0 could never be drawn again"
-            )
-        if self.prefetch_requests < 0:
-            raise ValueError(f"replay.prefetch_requests is {self.prefetch_requests}; give 0 or more")
+        sizes = ("capacity", "num_shards", "minibatches_per_request")
+        at_least(1, "replay", self, *sizes, "importance_anneal_updates")
+        at_least(0, "replay", self, "prefetch_requests")
+        exponents = ("priority_exponent", "importance_exponent_start")
+        within(0.0, 1.0, "replay", self, *exponents, cure="give a number from 0 to 1")
+        above_zero(
+            "replay",
+            self,
+            "priority_epsilon",
+            cure="it must be above 0, or a transition with TD error 0 could never be drawn again",
+        )

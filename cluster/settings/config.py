@@ -12,6 +12,7 @@ from typing import Literal
 
 from actors.config import ActorsConfig, EnvConfig
 from learner.config import LearnerConfig
+from replay_service.checks import above_zero, at_least, within
 from replay_service.config import ReplayConfig
 
 
@@ -26,8 +27,8 @@ class PacingConfig:
     learning_starts: int = 1_000
 
     def __post_init__(self) -> None:
-        _require_above_zero("pacing", self, "samples_per_insert")
-        _require_at_least(1, "pacing", self, "learning_starts")
+        above_zero("pacing", self, "samples_per_insert")
+        at_least(1, "pacing", self, "learning_starts")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class EvaluationConfig:
     episodes: int = 20
 
     def __post_init__(self) -> None:
-        _require_at_least(1, "evaluation", self, "every_updates", "episodes")
+        at_least(1, "evaluation", self, "every_updates", "episodes")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class StopConfig:
     target_return: float | None = None
 
     def __post_init__(self) -> None:
-        _require_above_zero("stop", self, "env_steps", "updates", "seconds")
+        above_zero("stop", self, "env_steps", "updates", "seconds")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class CheckpointConfig:
     weights_every_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        _require_above_zero("checkpoint", self, "every_seconds", "every_updates", "weights_every_seconds")
-        _require_at_least(1, "checkpoint", self, "keep")
+        above_zero("checkpoint", self, "every_seconds", "every_updates", "weights_every_seconds")
+        at_least(1, "checkpoint", self, "keep")
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ class MetricsConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _require_above_zero("metrics", self, "every_seconds")
-        if not 0 <= self.port <= 65_535:
-            raise ValueError(f"metrics.port is {self.port}; give 0 (a free port) to 65535")
+        above_zero("metrics", self, "every_seconds")
+        within(0, 65_535, "metrics", self, "port", cure="give 0 (a free port) to 65535")
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class RunSection:
     wait_for_cluster_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        _require_at_least(0, "run", self, "wait_for_cluster_seconds", "seed", "restarts")
-        _require_above_zero("run", self, "frozen_seconds", "stall_seconds")
+        at_least(0, "run", self, "wait_for_cluster_seconds", "seed", "restarts")
+        above_zero("run", self, "frozen_seconds", "stall_seconds")
 
 
 @dataclass(frozen=True)
@@ -241,18 +241,3 @@ def _floats(value: object, name: str = "") -> Iterator[tuple[str, float]]:
     elif is_dataclass(value):
         for item in fields(value):
             yield from _floats(getattr(value, item.name), f"{name}.{item.name}".lstrip("."))
-
-
-def _require_above_zero(section: str, config: object, *names: str) -> None:
-    """Raises ValueError for the first of these settings that is not above 0. None is no limit, and passes."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{section}.{name} is {value}; it must be above 0")
-
-
-def _require_at_least(least: int, section: str, config: object, *names: str) -> None:
-    """Raises ValueError for the first of these settings that is below `least`."""
-    for name in names:
-        if not getattr(config, name) >= least:
-            raise ValueError(f"{section}.{name} is {getattr(config, name)}; give {least} or more")
