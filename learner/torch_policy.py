@@ -12,8 +12,8 @@ import torch
 
 from learner.batch import Observations
 from learner.config import LearnerConfig, NetworkSpec
+from learner.networks.flat import flat_network
 from learner.networks.noisy import redraw_noise
-from learner.networks.passes import flat_network
 from learner.normalization import ObservationNormalizer
 from learner.objectives.heads import make_head
 from replay_service.block import OBSERVATION

@@ -16,8 +16,8 @@ from learner.batch import Batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState, Note, UpdateMetrics
 from learner.device import prepare_device
+from learner.networks.flat import compile_passes, flat_network
 from learner.networks.noisy import redraw_noise
-from learner.networks.passes import compile_passes, flat_network
 from learner.normalization import ObservationNormalizer, moments_of, moments_state, restored_moments
 from learner.objectives.heads import Fit, make_head
 from learner.optimizer import FlatOptimizer, clip_

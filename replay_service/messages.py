@@ -120,37 +120,46 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class SampleReply:
-    """M = sum(counts) transitions, minibatch after minibatch.
+class Transitions:
+    """M transitions as they are sampled.
 
     Attributes:
-        windows: field name -> [M, W, *shape] (W = schema.window); empty if they are in the request's slot.
+        windows: field name -> [M, W, *shape] (W = schema.window).
         action [M] int32, reward [M] float32, discount [M] float32, policy_version [M] int64.
+    """
+
+    windows: Mapping[str, np.ndarray]
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    policy_version: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SampleReply(Transitions):
+    """M = sum(counts) transitions, minibatch after minibatch.
+
+    windows is empty where the request's slot holds the windows.
+
+    Attributes:
         keys: [M] int64 item ids within this shard.
         probability: [M] float64, p_i / P_shard, the probability of each draw within this shard.
     """
 
     status: ShardStatus
     counts: tuple[int, ...]
-    windows: Mapping[str, np.ndarray]
-    action: np.ndarray
-    reward: np.ndarray
-    discount: np.ndarray
-    policy_version: np.ndarray
     keys: np.ndarray
     probability: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Minibatch:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Minibatch(Transitions):
     """One minibatch of B transitions, drawn over all shards.
 
     Arrays are views into staging buffers that the sampler reuses; they are valid until the next minibatch is
     requested.
 
     Attributes:
-        windows: field name -> [B, W, *shape].
-        action [B] int32, reward [B] float32, discount [B] float32, policy_version [B] int64.
         weight: [B] float32 importance weights (N * q_i)^-beta, divided by their maximum over the batch.
         index: number of this minibatch, to be given back with its TD errors.
         keys: [B] int64, shard after shard; None if the source has no shards.
@@ -160,11 +169,6 @@ class Minibatch:
         waited_seconds: how long the source waited for replies before it had this minibatch.
     """
 
-    windows: Mapping[str, np.ndarray]
-    action: np.ndarray
-    reward: np.ndarray
-    discount: np.ndarray
-    policy_version: np.ndarray
     weight: np.ndarray
     index: int
     keys: np.ndarray | None = None

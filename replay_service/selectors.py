@@ -7,55 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from replay_service.sum_tree import SumTree
 
 
-class Selector(Protocol):
-    """A distribution over the keys held, which are consecutive."""
-
-    nbytes: int
-    """Bytes of the selector's own arrays."""
-
-    @property
-    def mass(self) -> float:
-        """Sum of p^alpha over the keys held; their count where draws are uniform."""
-
-    @property
-    def min_priority(self) -> float:
-        """Smallest p^alpha held, inf if nothing is held."""
-
-    def concentration(self) -> tuple[float, float]:
-        """Largest p^alpha held, and the sum of their squares; reads all of them."""
-
-    def insert(self, first_key: int, td_errors: np.ndarray, oldest_key: int) -> None:
-        """Adds M keys from first_key on with absolute TD errors [M], and drops all keys below oldest_key.
-
-        At most `capacity` keys may remain.
-        """
-
-    def set_priorities(self, keys: np.ndarray, td_errors: np.ndarray) -> None:
-        """Sets absolute TD errors [M] of keys [M], all held; the last value of a repeated key counts."""
-
-    def td_errors(self, first_key: int, end_key: int) -> np.ndarray:
-        """The absolute TD errors [M] float32 of the held keys [first_key, end_key), for the journal."""
-
-    def draw(self, counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Draws K samples of the sizes `counts`: M keys in all; at least one key must be held.
-
-        Each sample of size c is stratified by itself: its j-th draw falls into the j-th of c equal shares of
-        the mass.
-
-        Returns:
-            keys [M] int64, and the probability [M] float64 of each in a single draw.
-        """
-
-
 class UniformSelector:
-    """All keys alike. It computes in integers, so the probabilities are exactly equal."""
+    """All keys alike: a PrioritizedSelector without priorities.
+
+    It computes in integers, so the probabilities are exactly equal.
+    """
 
     nbytes = 0
 
@@ -74,11 +36,11 @@ class UniformSelector:
         return 1.0 if self._next_key > self._oldest_key else math.inf
 
     def concentration(self) -> tuple[float, float]:
-        """See Selector."""
+        """1, and the number of keys held."""
         return 1.0, self.mass
 
     def insert(self, first_key: int, td_errors: np.ndarray, oldest_key: int) -> None:
-        """See Selector."""
+        """Adds a key for each of td_errors from first_key on, and drops all keys below oldest_key."""
         self._next_key = first_key + len(td_errors)
         self._oldest_key = oldest_key
 
@@ -90,7 +52,7 @@ class UniformSelector:
         return np.zeros(end_key - first_key, np.float32)
 
     def draw(self, counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """See Selector.
+        """Stratified draws, in shape as PrioritizedSelector makes them.
 
         For c draws from n keys, each key has c units of the c n units. Stratum j holds the units
         [j n, (j + 1) n), and unit u belongs to key u // c.
@@ -102,7 +64,10 @@ class UniformSelector:
 
 
 class PrioritizedSelector:
-    """In proportion to p = (|TD| + epsilon)^alpha: Schaul et al. 2016 (arXiv:1511.05952), section 3.3."""
+    """In proportion to p = (|TD| + epsilon)^alpha: Schaul et al. 2016 (arXiv:1511.05952), section 3.3.
+
+    The keys held are consecutive. nbytes: bytes of the selector's own arrays.
+    """
 
     def __init__(self, capacity: int, first_key: int, *, exponent: float, epsilon: float) -> None:
         self._tree = SumTree(capacity)
@@ -114,20 +79,23 @@ class PrioritizedSelector:
 
     @property
     def mass(self) -> float:
-        """See Selector."""
+        """Sum of p^alpha over the keys held."""
         return self._tree.total
 
     @property
     def min_priority(self) -> float:
-        """See Selector."""
+        """Smallest p^alpha held, inf if nothing is held."""
         return self._tree.minimum
 
     def concentration(self) -> tuple[float, float]:
-        """See Selector."""
+        """Largest p^alpha held, and the sum of their squares; reads all of them."""
         return self._tree.concentration()
 
     def insert(self, first_key: int, td_errors: np.ndarray, oldest_key: int) -> None:
-        """See Selector. Raises ValueError as set_priorities does."""
+        """Adds M keys from first_key on with absolute TD errors [M], and drops all keys below oldest_key.
+
+        At most `capacity` keys may remain. Raises ValueError as set_priorities does.
+        """
         priorities = self._priorities(td_errors)
         next_key = first_key + len(td_errors)
         for begin, end in self._runs(first_key, next_key):
@@ -139,11 +107,17 @@ class PrioritizedSelector:
         self._oldest_key = oldest_key
 
     def set_priorities(self, keys: np.ndarray, td_errors: np.ndarray) -> None:
-        """See Selector. Raises ValueError for a TD error that is NaN, infinite or negative."""
+        """Sets absolute TD errors [M] of keys [M], all held; the last value of a repeated key counts.
+
+        Raises ValueError for a TD error that is NaN, infinite or negative.
+        """
         self._tree.set(keys % self._capacity, self._priorities(td_errors))
 
     def td_errors(self, first_key: int, end_key: int) -> np.ndarray:
-        """See Selector. The float32 TD errors as they were set, bit for bit; zeros if the exponent is 0."""
+        """The absolute TD errors [M] float32 of the held keys [first_key, end_key), for the journal.
+
+        They are as they were set, bit for bit; zeros if the exponent is 0.
+        """
         if self._exponent == 0.0:
             return np.zeros(end_key - first_key, np.float32)
         priorities = self._tree.get(np.arange(first_key, end_key) % self._capacity)
@@ -152,7 +126,14 @@ class PrioritizedSelector:
         return td_errors.astype(np.float32)
 
     def draw(self, counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """See Selector."""
+        """Draws K samples of the sizes `counts`: M keys in all; at least one key must be held.
+
+        Each sample of size c is stratified by itself: its j-th draw falls into the j-th of c equal shares of
+        the mass.
+
+        Returns:
+            keys [M] int64, and the probability [M] float64 of each in a single draw.
+        """
         total = self._tree.total
         stratum, size = _strata(counts)
         slots, priorities = self._tree.find((stratum + rng.random(len(size))) * (total / size))
@@ -171,6 +152,10 @@ class PrioritizedSelector:
             turn = (begin_key // self._capacity + 1) * self._capacity
             yield begin_key, min(turn, end_key)
             begin_key = min(turn, end_key)
+
+
+Selector = UniformSelector | PrioritizedSelector
+"""A distribution over the keys that a shard holds."""
 
 
 def _strata(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

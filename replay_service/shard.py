@@ -144,13 +144,9 @@ class ReplayShard:
         self._meter.drawn(keys, self.store.next_key - 1)
         self._meter.timer.enter("idle")
         return SampleReply(
+            **vars(transitions),
             status=self._status(),
             counts=request.counts,
-            windows=transitions.windows,
-            action=transitions.action,
-            reward=transitions.reward,
-            discount=transitions.discount,
-            policy_version=transitions.policy_version,
             keys=keys,
             probability=probability,
         )

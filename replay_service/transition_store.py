@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from replay_service.block import BlockSchema, TransitionBlock
-from replay_service.compressed_frame_store import CompressedFrameStore
 from replay_service.config import Compression
-from replay_service.frame_store import FrameStore
+from replay_service.frame_store import CompressedFrameStore, FrameStore
+from replay_service.messages import Transitions
 
 SMALL_FRAME_BYTES = 1024
 SLACK_FRAMES = 1024
@@ -36,19 +35,12 @@ TRANSITION_DTYPE = np.dtype(
 )
 
 
+_COPIED = ("policy_version", "action", "reward", "discount")
+"""Fields that a record has as they are in a block."""
+
+
 class CapacityError(ValueError):
     """A block is larger than the whole shard."""
-
-
-@dataclass(frozen=True, eq=False)
-class Transitions:
-    """Copies of M transitions; shapes and dtypes as in SampleReply."""
-
-    windows: dict[str, np.ndarray]
-    action: np.ndarray
-    reward: np.ndarray
-    discount: np.ndarray
-    policy_version: np.ndarray
 
 
 def frame_capacity(schema: BlockSchema, capacity: int) -> int:
@@ -84,8 +76,6 @@ class TransitionStore:
         else:
             self._frames = FrameStore(schema.frame_fields, num_frames)
         self._schema = schema
-        self._stack = schema.stack
-        self._one_step = schema.n_step == 1
         # (key after a block's last transition, its first frame), oldest first: bounds eviction's search.
         self._blocks: deque[tuple[int, int]] = deque()
 
@@ -114,14 +104,11 @@ class TransitionStore:
         self._evict_for(block)
         first_frame = self._frames.append(block.frames)
         records = np.empty(block.num_transitions, TRANSITION_DTYPE)
-        records["obs_frame"] = block.obs_frame
-        records["obs_frame"] += first_frame
-        records["policy_version"] = block.policy_version
-        records["action"] = block.action
-        records["reward"] = block.reward
-        records["discount"] = block.discount
+        records["obs_frame"] = block.obs_frame.astype(np.int64) + first_frame
+        for name in _COPIED:
+            records[name] = getattr(block, name)
         records["next_offset"] = block.next_frame - block.obs_frame
-        records["history"] = np.minimum(block.obs_frame - block.first_frame, self._stack - 1)
+        records["history"] = np.minimum(block.obs_frame - block.first_frame, self._schema.stack - 1)
         first_key = self.next_key
         start = first_key % self.capacity
         head = min(block.num_transitions, self.capacity - start)
@@ -143,23 +130,19 @@ class TransitionStore:
         [m, W, *shape], the m add up to M); the result then has no windows.
         """
         records = self._records.take(keys % self.capacity)
-        stack = np.arange(1 - self._stack, 1)
-        if self._one_step:
+        width = self._schema.stack
+        stack = np.arange(1 - width, 1)
+        if self._schema.n_step == 1:
             # The next stack lies one frame further on, so the two overlap in all but one frame.
-            offset = np.broadcast_to(np.append(stack, 1), (len(keys), self._stack + 1))
+            offset = np.broadcast_to(np.append(stack, 1), (len(keys), width + 1))
         else:
             offset = np.concatenate(
-                [np.broadcast_to(stack, (len(keys), self._stack)), stack + records["next_offset"][:, None]],
+                [np.broadcast_to(stack, (len(keys), width)), stack + records["next_offset"][:, None]],
                 axis=1,
             )
         offset = np.maximum(offset, -records["history"].astype(np.int64)[:, None])
-        return Transitions(
-            windows=self._gather_windows(records["obs_frame"], offset, parts),
-            action=records["action"].copy(),
-            reward=records["reward"].copy(),
-            discount=records["discount"].copy(),
-            policy_version=records["policy_version"].copy(),
-        )
+        copies = {name: records[name].copy() for name in _COPIED}
+        return Transitions(self._gather_windows(records["obs_frame"], offset, parts), **copies)
 
     def _gather_windows(
         self, frame: np.ndarray, offset: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]] | None

@@ -19,8 +19,8 @@ from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size, quantity
 from learner.config import acts_in_numpy
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
-from replay_service.compressed_frame_store import is_packed, segment_frames
 from replay_service.config import Compression
+from replay_service.frame_store import is_packed, segment_frames
 from replay_service.transition_store import TRANSITION_DTYPE, frame_capacity
 
 # Two float64 nodes of the sum tree for each transition.

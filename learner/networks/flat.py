@@ -1,18 +1,24 @@
-"""A network whose weights are one vector, and so is their gradient.
+"""A network whose weights are one vector, and so is their gradient, and how its passes are computed.
 
-Owns that layout and the passes through autograd; must not import optimizers, numpy or the replay service.
+Owns that layout and the passes: by autograd, by hand, in bfloat16, compiled; must not import optimizers,
+numpy or the replay service.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from learner.batch import Observations
-from learner.networks.products import Linear
+from learner.config import LearnerConfig, NetworkSpec
+from learner.core import Note
+from learner.networks.build import Mlp, build_network, zero_observations
+from learner.networks.products import Linear, linear_relu, product
+from learner.networks.torsos import features
 
 
 class FlatNetwork:
@@ -81,3 +87,103 @@ class FlatNetwork:
         )
         # One copy of each piece. Accumulating would first fill the vector with zeros, then read it again.
         torch.cat([piece.reshape(-1) for piece in gradients], out=self.gradient)
+
+
+class FlatMlp(FlatNetwork):
+    """A FlatNetwork for an MLP, with passes by hand: the numbers of autograd without its bookkeeping.
+
+    At batch 64 autograd costs more than the matrix products that it records.
+    """
+
+    def __init__(self, network: Mlp, device: torch.device) -> None:
+        super().__init__(network, device)
+        weights, gradients = self.views(self.weights), self.views(self.gradient)
+        self._weights, self._biases = weights[0::2], weights[1::2]
+        self._weight_gradients, self._bias_gradients = gradients[0::2], gradients[1::2]
+
+    def evaluate(self, observations: Observations) -> Tensor:
+        """[B, *shape] -> Q-values [B, A]; keeps nothing for `backward`."""
+        return self._last_layer(self._layer_inputs(observations))
+
+    def forward(self, obs_tm1: Observations) -> Tensor:
+        """[B, *shape] -> Q-values [B, A]; keeps the inputs of each layer for `backward`."""
+        self._inputs = self._layer_inputs(obs_tm1)
+        return self._last_layer(self._inputs)
+
+    def forward_pair(self, obs_tm1: Observations, obs_t: Observations) -> tuple[Tensor, Tensor]:
+        """Two [B, *shape] -> Q-values [B, A] of each, in one pass: fewer calls for the same arithmetic."""
+        assert isinstance(obs_tm1, Tensor)
+        assert isinstance(obs_t, Tensor)
+        q_tm1, q_t = self.forward(torch.cat((obs_tm1, obs_t))).chunk(2)
+        return q_tm1, q_t
+
+    def backward(self, output_gradient: Tensor) -> None:
+        """Fills `gradient`. output_gradient: dL by the first B Q-values of the last forward pass, [B, A]."""
+        for layer in reversed(range(len(self._weights))):
+            inputs = self._inputs[layer][: len(output_gradient)]
+            product(output_gradient.t(), inputs, out=self._weight_gradients[layer])
+            torch.sum(output_gradient, dim=0, out=self._bias_gradients[layer])
+            if layer > 0:
+                # The output gradient of the layer below. Its outputs are relu(z) >= 0, these inputs, whose
+                # sign is the derivative of relu at z.
+                output_gradient = product(output_gradient, self._weights[layer]).mul_(inputs.sign())
+
+    def _layer_inputs(self, observations: Observations) -> list[Tensor]:
+        """The inputs of each layer: the features [B, D], then every hidden activation [B, H]."""
+        assert isinstance(observations, Tensor), "an observation of several parts gets no Mlp"
+        inputs = [features(observations)]
+        for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
+            inputs.append(linear_relu(inputs[-1], weight, bias))
+        return inputs
+
+    def _last_layer(self, inputs: list[Tensor]) -> Tensor:
+        return torch.addmm(self._biases[-1], inputs[-1], self._weights[-1].t())
+
+
+def flat_network(spec: NetworkSpec, config: LearnerConfig, device: torch.device) -> FlatNetwork:
+    """The configured network over one weight vector; a plain MLP gets passes by hand, others use autograd."""
+    network = build_network(spec, config)
+    if config.precision == "bfloat16":
+        return FlatNetwork(InBfloat16(network, device), device)
+    return FlatMlp(network, device) if isinstance(network, Mlp) else FlatNetwork(network, device)
+
+
+class InBfloat16(nn.Module):
+    """A network computed under autocast to bfloat16; its weights and outputs are float32."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self._network = network
+        self._device_type = device.type
+
+    def forward(self, observations: Observations) -> Tensor:
+        """[B, *shape], or a dict of parts -> outputs, float32."""
+        with torch.autocast(self._device_type, torch.bfloat16):
+            outputs: Tensor = self._network(observations)
+        return outputs.float()
+
+
+def compile_passes(
+    online: FlatNetwork, target: FlatNetwork, spec: NetworkSpec, config: LearnerConfig
+) -> Note:
+    """Compiles the passes of both networks for learner.batch_size.
+
+    Without a compiler, leaves them as they are. Returns a sentence about it for the run's user.
+    """
+    if isinstance(online, FlatMlp):
+        text = "learner.compile changes nothing: the passes of a plain MLP are written by hand"
+        return Note("warning", text)
+    began = perf_counter()
+    observations = zero_observations(spec, config.batch_size, online.weights.device)
+    try:
+        for network in (online, target):
+            network.compile()
+            network.evaluate(observations)
+        online.backward(torch.zeros_like(online.forward(observations)))
+    except RuntimeError as error:  # as are all errors of torch.compile
+        for network in (online, target):
+            network.uncompile()
+        reason = str(error).strip().splitlines()[0]
+        text = f"learner.compile is true, but torch.compile failed; going on without: {reason}"
+        return Note("warning", text)
+    return Note("info", f"the learner's passes were compiled in {perf_counter() - began:.1f} s")

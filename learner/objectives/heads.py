@@ -18,9 +18,8 @@ from learner.objectives.categorical import (
     cross_entropy_loss,
     support,
 )
-from learner.objectives.losses import td_loss
+from learner.objectives.q_learning import double_q_target, masked, q_learning_target, td_loss
 from learner.objectives.quantile import quantile_huber_loss, quantile_target
-from learner.objectives.targets import double_q_target, masked, q_learning_target
 
 
 class Fit(NamedTuple):

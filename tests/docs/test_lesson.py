@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cluster.cli import run
-from learner.objectives.targets import tabular_backup
+from learner.objectives.q_learning import tabular_backup
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSON = (ROOT / "docs" / "from-q-learning-to-dqn.md").read_text(encoding="utf-8")

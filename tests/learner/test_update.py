@@ -15,8 +15,7 @@ from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState
 from learner.networks.build import build_network
-from learner.objectives.losses import td_loss
-from learner.objectives.targets import double_q_target, q_learning_target, tabular_backup
+from learner.objectives.q_learning import double_q_target, q_learning_target, tabular_backup, td_loss
 from learner.skipped_updates import SkippedUpdate
 from learner.torch_policy import TorchPolicy
 from learner.update import UpdateStep

@@ -1,19 +1,42 @@
+"""The flat network and its passes: by autograd, by hand, in bfloat16 and compiled."""
+
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
+from learner.loop import Learner
 from learner.networks.build import Mlp, build_network
-from learner.networks.flat import FlatNetwork
-from learner.networks.mlp_gradient import FlatMlp
+from learner.networks.flat import FlatMlp, FlatNetwork
+from learner.skipped_updates import SkippedUpdate
+from learner.torch_policy import TorchPolicy
+from learner.update import UpdateStep
+from replay_service.messages import Minibatch
 
 CPU = torch.device("cpu")
 IMAGES = NetworkSpec((2, 36, 40), "uint8", None, 3, stack=2)
 TABLE = NetworkSpec((), "int64", 5, 3, stack=1)
+VECTOR = NetworkSpec((4,), "float32", None, 2, stack=1)
+STACKS = NetworkSpec((3, 36, 36), "uint8", None, 3, stack=3)
+SMALL = LearnerConfig(hidden_sizes=(16,), batch_size=8)
+CASES = {
+    "mlp": (VECTOR, SMALL),
+    "noisy c51": (VECTOR, replace(SMALL, head="c51", noisy=True, double=True)),
+    "images": (STACKS, LearnerConfig(batch_size=4)),
+}
 
 
 def test_weights_share_memory_with_the_network() -> None:
@@ -53,3 +76,137 @@ def test_evaluating_between_the_passes_changes_no_gradient() -> None:
         flat.evaluate(torch.randn(7, 3))
         flat.backward(output_gradient)
         torch.testing.assert_close(flat.gradient, expected, rtol=0, atol=0)
+
+
+def autograd_gradient(network: nn.Module, observations: Tensor, output_gradient: Tensor) -> Tensor:
+    outputs = network(observations)
+    return parameters_to_vector(torch.autograd.grad(outputs, list(network.parameters()), output_gradient))
+
+
+def relative_difference(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("sizes", [(4, 128, 128, 2), (6, 9, 3), (5, 16, 16, 16, 4)])
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_mlp_passes_by_hand_equal_autograd(sizes: tuple[int, ...], batch_size: int) -> None:
+    torch.manual_seed(batch_size)
+    network = Mlp(sizes)
+    twin, flat = copy.deepcopy(network), FlatMlp(network, CPU)
+    for _ in range(2):
+        obs_tm1, obs_t = torch.randn(2, batch_size, sizes[0])
+        output_gradient = torch.randn(batch_size, sizes[-1])
+        expected = autograd_gradient(twin, obs_tm1, output_gradient)
+        torch.testing.assert_close(flat.evaluate(obs_t), twin(obs_t).detach())
+
+        torch.testing.assert_close(flat.forward(obs_tm1), twin(obs_tm1).detach())
+        flat.backward(output_gradient)
+        assert relative_difference(flat.gradient, expected) < 1e-5
+
+        flat.gradient.fill_(torch.nan)
+        q_tm1, q_t = flat.forward_pair(obs_tm1, obs_t)
+        torch.testing.assert_close(q_tm1, twin(obs_tm1).detach())
+        torch.testing.assert_close(q_t, twin(obs_t).detach())
+        flat.backward(output_gradient)
+        assert relative_difference(flat.gradient, expected) < 1e-5
+
+
+def test_mlp_gradient_is_the_finite_difference_along_random_directions() -> None:
+    torch.manual_seed(0)
+    flat = FlatMlp(Mlp((3, 8, 8, 2)), CPU)
+    observations, output_gradient = torch.randn(16, 3), torch.randn(16, 2)
+
+    def value() -> float:
+        return float((flat.evaluate(observations).double() * output_gradient).sum())
+
+    flat.forward(observations)
+    flat.backward(output_gradient)
+    start = flat.weights.clone()
+    for _ in range(5):
+        direction = torch.randn_like(start)
+        flat.weights.copy_(start + 1e-4 * direction)
+        higher = value()
+        flat.weights.copy_(start - 1e-4 * direction)
+        gradient_along = (higher - value()) / 2e-4
+        assert float(flat.gradient @ direction) == pytest.approx(gradient_along, rel=2e-2)
+
+
+@pytest.mark.parametrize("case", ["mlp", "noisy c51", "images"])
+def test_bfloat16_learns_nearly_the_same_with_float32_weights(
+    case: str, random_minibatch: Callable[..., Minibatch]
+) -> None:
+    spec, config = CASES[case]
+    half = replace(config, precision="bfloat16")
+    steps = [UpdateStep(spec, one, seed=0) for one in (config, half)]
+    minibatch = random_minibatch(spec, config.batch_size)
+    errors = [step(to_batch(minibatch, spec.stack, CPU)) for step in steps]
+    assert not any(isinstance(error, SkippedUpdate) for error in errors)
+    assert errors[1].dtype == np.float32
+    assert not np.array_equal(errors[0], errors[1])
+    np.testing.assert_allclose(errors[0], errors[1], atol=0.05)
+    state = steps[1].state()
+    assert all(array.dtype == np.float32 for name, array in state.tensors.items() if name != "noise")
+    # Actors stay with float32, whatever the learner computes in.
+    values = []
+    for one in (config, half):
+        policy = TorchPolicy(spec, one, threads=1)
+        policy.load(state.tensors["online"])
+        window = minibatch.windows["observation"]
+        values.append(policy.q_values(window[:, 0] if spec.stack == 1 else window[:, : spec.stack]))
+    np.testing.assert_array_equal(*values)
+
+
+def test_without_a_compiler_the_run_says_so_and_goes_on(
+    random_minibatch: Callable[..., Minibatch], list_source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, config = CASES["noisy c51"]
+
+    def no_compiler(*_: object, **__: object) -> Any:
+        def fails(*_: object) -> Any:
+            raise torch._dynamo.exc.BackendCompilerFailed(no_compiler, RuntimeError("no C++ compiler"), None)
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    sources = [list_source([random_minibatch(spec, 8, seed=seed) for seed in range(3)]) for _ in range(2)]
+    learner = Learner(replace(config, compile=True), spec, sources[0], seed=0, threads=1)
+    report, weights = learner.learn(3)
+    (note,) = report.notes
+    assert note.kind == "warning"
+    assert note.text.startswith("learner.compile is true, but torch.compile failed")
+    assert learner.learn(1)[0].notes == ()
+    np.testing.assert_array_equal(weights, Learner(config, spec, sources[1], seed=0, threads=1).learn(3)[1])
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_really_falls_back() -> None:
+    code = """
+import torch
+from learner.config import LearnerConfig, NetworkSpec
+from learner.update import UpdateStep
+config = LearnerConfig(hidden_sizes=(8,), batch_size=4, dueling=True, compile=True)
+step = UpdateStep(NetworkSpec((4,), "float32", None, 2, stack=1), config, seed=0)
+print(*step.take_notes()[0], sep=": ")
+"""
+    environment = os.environ | {"CXX": "/nowhere/c++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("warning: learner.compile is true, but torch.compile failed")
+
+
+def test_a_plain_mlp_is_not_compiled() -> None:
+    step = UpdateStep(VECTOR, LearnerConfig(hidden_sizes=(8,), compile=True), seed=0)
+    assert "changes nothing" in step.take_notes()[0].text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["noisy c51", "images"])
+def test_compiled_passes_learn_the_same(case: str, random_minibatch: Callable[..., Minibatch]) -> None:
+    spec, config = CASES[case]
+    steps = [UpdateStep(spec, replace(config, compile=compile), seed=0) for compile in (False, True)]
+    (note,) = steps[1].take_notes()
+    if note.kind == "warning":
+        pytest.skip(note.text)
+    for seed in range(3):
+        batch = to_batch(random_minibatch(spec, config.batch_size, seed=seed), spec.stack, CPU)
+        np.testing.assert_allclose(steps[0](batch), steps[1](batch), rtol=1e-4, atol=1e-5)
