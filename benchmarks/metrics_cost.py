@@ -43,7 +43,6 @@ from cluster.settings.load_config import load_config, preset_for_env
 from cluster.show.view import Headline, LineView
 from learner.loop import Learner
 from learner.update_metrics import UpdateMeter
-from replay_service.histogram import Tally
 from replay_service.sampler import ReplaySampler
 from replay_service.shard import ReplayShard
 from replay_service.shard_meter import ShardMeter
@@ -149,9 +148,7 @@ class Cost:
 def serial_costs() -> dict[str, Cost]:
     """Role -> cost."""
     watch = Stopwatch()
-    counting = type("LearnersTally", (Tally,), {})
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        stack.enter_context(mock.patch.object(learner.loop, "Tally", counting))
         for label, owner, names in (
             ("actor", EnvActor, ("rollout",)),
             ("actor metrics", EpisodeLedger, ("add", "take_ended")),
@@ -163,7 +160,7 @@ def serial_costs() -> dict[str, Cost]:
             ("learner", ReplaySampler, ("next_minibatch", "give_back")),
             # Not UpdateMeter.add and PhaseTimer.enter: of their 0.3 us, timing would make ten times as much.
             ("learner metrics", UpdateMeter, ("_sum_up", "take")),
-            ("learner metrics", counting, ("add", "read")),
+            ("learner metrics", learner.loop, ("histogram_of",)),
             ("evaluator", Evaluator, ("evaluate",)),
             ("evaluator metrics", Evaluator, ("_sums",)),
         ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from learner.optimizer import learning_rate
 from learner.skipped_updates import SkippedBatch, SkippedUpdate, skipped_batch
 from learner.update import Outcome, QueuedUpdate, UpdateStep
 from learner.upload import make_upload
-from replay_service.histogram import Tally
+from replay_service.histogram import Histogram, histogram_of
 from replay_service.messages import Minibatch
 from replay_service.phase_timer import PhaseTimer
 from replay_service.shard import EmptyShardError
@@ -36,8 +36,8 @@ class _Counts:
     """Counts over one chunk. staleness: updates between requesting a minibatch and learning from it."""
 
     first_version: int
-    policy_lag: Tally
     samples: int = 0
+    policy_lag: Histogram = field(default_factory=Histogram)
     skipped_updates: int = 0
     staleness_sum: int = 0
     staleness_max: int = 0
@@ -94,7 +94,7 @@ class Learner:
         if updates < 1:
             raise ValueError(f"updates is {updates}; a chunk has at least 1")
         self._timer.enter("other")
-        counts = _Counts(self.step.version, Tally())
+        counts = _Counts(self.step.version)
         end = self.step.version + updates
         started: deque[_Started] = deque()
         while started or self.step.version < end:
@@ -132,7 +132,7 @@ class Learner:
             return
         self._source.give_back(minibatch.index, outcome)
         if (version - counts.first_version) % _POLICY_LAG_UPDATES == 0:
-            counts.policy_lag.add(version - minibatch.policy_version)
+            counts.policy_lag += histogram_of(version - minibatch.policy_version)
         if minibatch.asked_at_update is not None:
             staleness = version - minibatch.asked_at_update
             counts.staleness_sum += staleness
@@ -165,7 +165,7 @@ class Learner:
             learning_rate=learning_rate(self._config, max(self.step.version - 1, 0)),
             seconds=self._timer.take(),
             statuses=self._source.statuses(),
-            policy_lag=counts.policy_lag.read(),
+            policy_lag=counts.policy_lag,
             priority_staleness_mean=counts.staleness_sum / updates if updates else math.nan,
             priority_staleness_max=counts.staleness_max,
             notes=self.step.take_notes(),

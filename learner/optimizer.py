@@ -40,12 +40,11 @@ class FlatOptimizer:
 
     def __init__(self, network: FlatNetwork, config: LearnerConfig) -> None:
         self._config = config
-        self._weights = network.weights
-        self._gradient = network.gradient
+        self._network = network
         self._moments: dict[str, Tensor] = {}
-        self._steps = torch.zeros((), device=self._weights.device)
+        self._steps = torch.zeros((), device=network.weights.device)
         if config.optimizer == "adam":
-            self._moments = {name: torch.zeros_like(self._weights) for name in ("exp_avg", "exp_avg_sq")}
+            self._moments = {name: torch.zeros_like(network.weights) for name in ("exp_avg", "exp_avg_sq")}
 
     def step(self, update: int, skip: Tensor | None = None) -> None:
         """Applies the gradient as it is, after `update` others; changes nothing where skip, a scalar, is 1.
@@ -54,12 +53,12 @@ class FlatOptimizer:
         """
         rate = learning_rate(self._config, update)
         if self._config.optimizer == "sgd":
-            sgd_step(self._weights, self._gradient, learning_rate=rate, skip=skip)
+            sgd_step(self._network.weights, self._network.gradient, learning_rate=rate, skip=skip)
             return
         self._steps += 1
         adam_step(
-            self._weights,
-            self._gradient,
+            self._network.weights,
+            self._network.gradient,
             **self._moments,
             steps=self._steps,
             learning_rate=rate,

@@ -12,6 +12,8 @@ import numpy as np
 BOUNDS: tuple[int, ...] = (0, *(2**power for power in range(23)))
 """Upper bounds of all buckets but the last, which is unbounded: 0, 1, 2, 4, ... 2^22."""
 
+_BOUNDS = np.array(BOUNDS)
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -48,19 +50,7 @@ class Histogram:
         return lower
 
 
-class Tally:
-    """A histogram that grows."""
-
-    def __init__(self) -> None:
-        self._bounds = np.array(BOUNDS)
-        self._counts = np.zeros(len(BOUNDS) + 1, np.int64)
-        self._sum = 0.0
-
-    def add(self, values: np.ndarray) -> None:
-        """Counts values [M]; negative values count as 0."""
-        self._counts += np.bincount(self._bounds.searchsorted(values), minlength=len(self._counts))
-        self._sum += float(values.sum())
-
-    def read(self) -> Histogram:
-        """The histogram of all values so far."""
-        return Histogram(tuple(self._counts.tolist()), self._sum)
+def histogram_of(values: np.ndarray) -> Histogram:
+    """The histogram of values [M]; negative values count as 0."""
+    counts = np.bincount(_BOUNDS.searchsorted(values), minlength=len(BOUNDS) + 1)
+    return Histogram(tuple(counts.tolist()), float(values.sum()))

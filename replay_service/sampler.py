@@ -296,10 +296,12 @@ class ReplaySampler(Generic[Ticket]):
 
     def _masses(self) -> np.ndarray:
         """The masses [S] known now; 0 for a lost shard."""
-        masses = np.zeros(self._transport.num_shards)
-        for shard in self._living():
-            masses[shard] = self._statuses[shard].mass
-        return masses
+        return np.array(
+            [
+                0.0 if shard in self._lost else self._statuses[shard].mass
+                for shard in range(self._transport.num_shards)
+            ]
+        )
 
     def _living(self) -> list[int]:
         """The shards that are not lost."""
@@ -324,12 +326,11 @@ class ReplaySampler(Generic[Ticket]):
         replies: dict[int, SampleReply] = {}
         for shard, ticket in tickets.items():
             try:
-                reply = self._transport.collect(ticket)
+                replies[shard] = self._transport.collect(ticket)
             except ShardLostError:
                 self._ask_status(shard)
             else:
-                replies[shard] = reply
-                self._statuses[shard] = reply.status
+                self._statuses[shard] = replies[shard].status
         return replies
 
     def _take_update(self, shard: int) -> PriorityUpdate | None:

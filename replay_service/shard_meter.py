@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from replay_service.histogram import Tally
+from replay_service.histogram import Histogram, histogram_of
 from replay_service.messages import PrioritySummary, ShardMetrics
 from replay_service.phase_timer import PhaseTimer
 from replay_service.selectors import Selector
@@ -38,7 +38,7 @@ class ShardMeter:
         self._num_shards = num_shards
         self._transition_bytes = transition_bytes
         self._draws = 0
-        self._age = Tally()
+        self._age = Histogram()
         self._priorities: PrioritySummary | None = None
         self._summarized_at = -_SUMMARY_SECONDS
 
@@ -46,7 +46,7 @@ class ShardMeter:
         """Counts a draw of keys [M]; newest_key: the newest key held at that time."""
         self.sampled_transitions += len(keys)
         if self._draws % _DRAWS_PER_AGE_SAMPLE == 0:
-            self._age.add((newest_key - keys) * self._num_shards)
+            self._age += histogram_of((newest_key - keys) * self._num_shards)
         self._draws += 1
 
     def read(self, selector: Selector, count: int, capacity: int) -> ShardMetrics:
@@ -64,6 +64,6 @@ class ShardMeter:
             inserted_bytes=self.inserted_bytes,
             sampled_bytes=self.sampled_transitions * self._transition_bytes,
             repeated_pushes=self.repeated_pushes,
-            sample_age=self._age.read(),
+            sample_age=self._age,
             priorities=self._priorities,
         )

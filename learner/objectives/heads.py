@@ -5,7 +5,7 @@ Owns the choice among the pure targets and losses; must not import networks, opt
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,20 +40,6 @@ class Fit(NamedTuple):
     td_error: Tensor
 
 
-class Head(Protocol):
-    """The meaning of outputs [B, A] or [B, A, N]."""
-
-    def values(self, outputs: Tensor) -> Tensor:
-        """Outputs [..., A] or [..., A, N] -> Q-values [..., A], the largest of which acting takes."""
-
-    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
-        """Compares outputs_tm1 (online network) with targets made of outputs_t (target network).
-
-        choosing: the online network's outputs for obs_t, which choose the next action (double Q-learning);
-        None where the target network chooses its own best.
-        """
-
-
 class QHead:
     """One mean return for each action, outputs [B, A]."""
 
@@ -61,11 +47,15 @@ class QHead:
         self._loss = td_loss(config)
 
     def values(self, outputs: Tensor) -> Tensor:
-        """See Head."""
+        """Outputs [..., A] -> Q-values [..., A], the largest of which acting takes."""
         return outputs
 
     def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
-        """See Head."""
+        """Compares outputs_tm1 (online network) with targets made of outputs_t (target network).
+
+        choosing: the online network's outputs for obs_t, which choose the next action (double Q-learning);
+        None where the target network chooses its own best.
+        """
         if choosing is None:
             target = q_learning_target(batch.r_t, batch.discount_t, outputs_t, batch.allowed_t)
         else:
@@ -90,11 +80,11 @@ class CategoricalHead:
         self._atoms = support(config.value_range, config.num_atoms).to(device)
 
     def values(self, outputs: Tensor) -> Tensor:
-        """See Head."""
+        """Outputs [..., A, N] -> their means [..., A]."""
         return categorical_mean(outputs, self._atoms)
 
     def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
-        """See Head."""
+        """Compares distributions; arguments as in QHead."""
         logits_tm1 = of_action(outputs_tm1, batch.a_tm1)
         probability_t = of_action(outputs_t, _best_action(self, batch, outputs_t, choosing)).softmax(dim=1)
         target = categorical_target(batch.r_t, batch.discount_t, probability_t, self._atoms)
@@ -116,11 +106,11 @@ class QuantileHead:
         self._kappa = config.huber_delta
 
     def values(self, outputs: Tensor) -> Tensor:
-        """See Head."""
+        """Outputs [..., A, N] -> their means [..., A]."""
         return outputs.mean(dim=-1)
 
     def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
-        """See Head."""
+        """Compares distributions; arguments as in QHead."""
         quantiles_tm1 = of_action(outputs_tm1, batch.a_tm1)
         quantiles_t = of_action(outputs_t, _best_action(self, batch, outputs_t, choosing))
         target = quantile_target(batch.r_t, batch.discount_t, quantiles_t)
@@ -133,6 +123,10 @@ class QuantileHead:
             target=y,
             td_error=(y - q_tm1).abs(),
         )
+
+
+Head = QHead | CategoricalHead | QuantileHead
+"""The meaning of outputs [B, A] or [B, A, N]."""
 
 
 def make_head(config: LearnerConfig, device: torch.device) -> Head:

@@ -18,7 +18,7 @@ from learner.networks.build import build_network
 from learner.objectives.q_learning import double_q_target, q_learning_target, tabular_backup, td_loss
 from learner.skipped_updates import SkippedUpdate
 from learner.torch_policy import TorchPolicy
-from learner.update import UpdateStep
+from learner.update import UpdateStep, prepare_device
 from replay_service.messages import Minibatch
 
 MinibatchMaker = Callable[..., Minibatch]
@@ -308,3 +308,14 @@ def test_cuda_learns_what_the_cpu_learns(spec: NetworkSpec, random_minibatch: Mi
         np.testing.assert_allclose(
             run(cpu, spec, minibatch), run(cuda, spec, minibatch), rtol=1e-2, atol=1e-3
         )
+
+
+def test_the_cpu_by_name() -> None:
+    assert prepare_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none_is_refused() -> None:
+    assert prepare_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="no CUDA device"):
+        prepare_device("cuda")
