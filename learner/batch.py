@@ -3,8 +3,6 @@
 Owns how frame windows become obs_tm1 and obs_t; must not import networks or the loop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Owns interfaces and plain values; must not import torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

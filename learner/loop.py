@@ -3,8 +3,6 @@
 Owns the chunk and its report; must not import any transport or Ray.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Owns that mapping, and the facts that two networks must share; must not import the loop or any transport.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -3,8 +3,6 @@
 Owns the statistics and the formula; must not import networks, optimizers or the learning loop.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Owns the optimizer's state; must not import architectures of networks, numpy or the replay service.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

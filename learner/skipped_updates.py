@@ -3,8 +3,6 @@
 Owns what distinguishes bad data from diverging values; must not import torch or the learning loop.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

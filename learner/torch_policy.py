@@ -3,8 +3,6 @@
 Owns a policy on the CPU; must not import actors, whose protocol `Policy` it follows.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -4,8 +4,6 @@ Owns every use of torch's private names in `learner`; must not import anything b
 tests/learner/test_torch_private.py checks what we rely on.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

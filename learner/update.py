@@ -3,8 +3,6 @@
 Owns the training state (online, target, optimizer, version); must not import the loop or any transport.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

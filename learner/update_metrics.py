@@ -3,8 +3,6 @@
 Owns the sums and when they are read; must not import the update step or the loop.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 Owns staging buffers, and the stream and events that order copies; must not import networks or the loop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Owns the file format; must not import torch, so that drivers and actors can read weights cheaply.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

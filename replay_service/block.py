@@ -3,8 +3,6 @@
 Owns the in-memory form and its invariants; must not import anything but numpy.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Owns these checks for the configs of all packages; must not import anything outside the standard library.
 """
 
-from __future__ import annotations
-
 import math
 
 

@@ -3,8 +3,6 @@
 Owns the layout and the checks of untrusted bytes; must not import anything but numpy, msgpack and `block`.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 import zlib

@@ -4,8 +4,6 @@ Owns the frame arrays and segments; must not import anything but numpy, `block` 
 compressed store imports.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 

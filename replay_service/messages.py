@@ -3,8 +3,6 @@
 Owns no behavior; must not import anything but numpy, `histogram` and `window_slots`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

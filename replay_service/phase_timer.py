@@ -3,8 +3,6 @@
 Owns the clock of one loop; must not import anything but the standard library.
 """
 
-from __future__ import annotations
-
 from time import perf_counter
 
 

@@ -3,8 +3,6 @@
 Owns the rule, a pure function; must not import anything outside the standard library.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Owns the requests in flight; must not import ray, torch or learner.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Mapping

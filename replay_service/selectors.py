@@ -3,8 +3,6 @@
 Owns the distribution over keys; must not import anything but numpy and `sum_tree`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

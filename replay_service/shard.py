@@ -3,8 +3,6 @@
 Owns the order of operations; must not import ray or anything outside replay_service.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

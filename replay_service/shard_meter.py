@@ -4,8 +4,6 @@ Owns those counters; must not import anything but numpy and replay_service's mes
 selectors.
 """
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

@@ -3,8 +3,6 @@
 Owns pure functions; must not import anything but numpy.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -3,8 +3,6 @@
 Owns the buffers and the shared slots; must not import ray, torch, the shard or the sampler.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -3,8 +3,6 @@
 Owns the arrays of sums; must not import anything but numpy.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -4,8 +4,6 @@ Owns the records and early eviction; must not import anything but numpy, `block`
 stores.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping, Sequence
 

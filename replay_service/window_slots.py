@@ -3,8 +3,6 @@
 Owns the slots, their addresses and their mappings; must not import anything but numpy.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import mmap

@@ -3,8 +3,6 @@
 Owns architectures; must not import the learning loop, nor anything of the replay service but field names.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 from itertools import pairwise

@@ -4,8 +4,6 @@ Owns that layout and the passes: by autograd, by hand, in bfloat16, compiled; mu
 numpy or the replay service.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from time import perf_counter
 

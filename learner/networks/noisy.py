@@ -3,8 +3,6 @@
 Owns the layer and its noise; must not import the replay service or the learning loop.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

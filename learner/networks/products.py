@@ -8,8 +8,6 @@ for products only in what torch.compile makes. The choice does not depend on the
 measured.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 Owns how observations enter a network; must not import the replay service or the learning loop.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise

@@ -3,8 +3,6 @@
 Owns the choice among the pure targets and losses; must not import networks, optimizers or numpy.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -4,8 +4,6 @@ Owns the Bellman targets and the losses of single values, all pure functions; mu
 optimizers or numpy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

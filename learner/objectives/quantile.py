@@ -3,8 +3,6 @@
 Owns pure functions of quantiles; must not import networks, optimizers or numpy.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

@@ -3,8 +3,6 @@
 Owns the shape checks of the pure functions; must not import anything but torch.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

@@ -3,8 +3,6 @@
 Owns the rules of what is written when, and of a full disk; must not import the shard or the sampler.
 """
 
-from __future__ import annotations
-
 import errno
 import time
 from concurrent.futures import Future, wait

@@ -3,8 +3,6 @@
 Owns these operations; must not import anything outside the standard library.
 """
 
-from __future__ import annotations
-
 import errno
 import mmap
 import os

@@ -3,8 +3,6 @@
 Owns what counts as torn, damaged and missing; must not import the shard or the sampler.
 """
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Owns the files; must not import anything but numpy and the journal's format and file operations.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
