@@ -46,7 +46,8 @@ class LadderConfig:
     def __post_init__(self) -> None:
         ladder = "actors.epsilon_ladder"
         require(0.0 < self.base <= 1.0, f"{ladder}.base", self.base, "it lies in (0, 1]")
-        at_least(0, ladder, self, "alpha")
+        # NaN passes: the check of the whole configuration names it together with other problems.
+        require(not self.alpha < 0.0, f"{ladder}.alpha", self.alpha, "give 0 or more")
 
 
 @dataclass(frozen=True)

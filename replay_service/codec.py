@@ -57,9 +57,8 @@ def encode(block: TransitionBlock) -> np.ndarray:
 
     Raises BlockError where a dtype or shape differs from the schema. `decode` checks the values.
     """
-    header: dict[str, Any] = {"schema": _wire_schema(block.schema)}
-    header |= {key: getattr(block, attribute) for key, attribute in _COUNTERS.items()}
-    header_bytes = msgpack.packb(header)
+    counters = {key: getattr(block, attribute) for key, attribute in _COUNTERS.items()}
+    header_bytes = msgpack.packb({"schema": _wire_schema(block.schema), **counters})
     if len(header_bytes) > MAX_HEADER_BYTES:
         raise BlockError(f"header of {len(header_bytes)} bytes; at most {MAX_HEADER_BYTES} are allowed")
     body_start = _aligned(_PREFIX.size + len(header_bytes))

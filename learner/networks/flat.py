@@ -169,8 +169,9 @@ def compile_passes(
     Without a compiler, leaves them as they are. Returns a sentence about it for the run's user.
     """
     if isinstance(online, FlatMlp):
-        text = "learner.compile changes nothing: the passes of a plain MLP are written by hand"
-        return Note("warning", text)
+        return Note(
+            "warning", "learner.compile changes nothing: the passes of a plain MLP are written by hand"
+        )
     began = perf_counter()
     observations = zero_observations(spec, config.batch_size, online.weights.device)
     try:
@@ -182,6 +183,7 @@ def compile_passes(
         for network in (online, target):
             network.uncompile()
         reason = str(error).strip().splitlines()[0]
-        text = f"learner.compile is true, but torch.compile failed; going on without: {reason}"
-        return Note("warning", text)
+        return Note(
+            "warning", f"learner.compile is true, but torch.compile failed; going on without: {reason}"
+        )
     return Note("info", f"the learner's passes were compiled in {perf_counter() - began:.1f} s")

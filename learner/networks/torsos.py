@@ -76,9 +76,8 @@ class NatureTorso(ImageTorso):
             (32, 64, 4, 2),
             (64, 64, 3, 1),
         ):
-            layers.append(nn.Conv2d(channels_in, channels_out, kernel_size=size, stride=stride))
-            layers += image_norm(channels_out, layer_norm)
-            layers.append(nn.ReLU())
+            convolution = nn.Conv2d(channels_in, channels_out, kernel_size=size, stride=stride)
+            layers += [convolution, *image_norm(channels_out, layer_norm), nn.ReLU()]
         height, width = ((((side - 8) // 4 + 1) - 4) // 2 - 1 for side in (image.height, image.width))
         super().__init__(image, layers, (64, height, width))
 
@@ -122,8 +121,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += image_norm(channels, layer_norm)
-            layers += [nn.ReLU(), nn.Conv2d(channels, channels, kernel_size=3, padding=1)]
+            convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+            layers += [*image_norm(channels, layer_norm), nn.ReLU(), convolution]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, inputs: Tensor) -> Tensor:
