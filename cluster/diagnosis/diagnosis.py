@@ -37,7 +37,7 @@ class Diagnosed:
 
 @dataclass
 class _Watch:
-    """One detector over time: its finding, and the consecutive looks that speak for a change."""
+    """One detector over time. looks: how many consecutive ones speak for a change of its finding."""
 
     detector: Detector
     finding: Finding | None = None
@@ -46,7 +46,7 @@ class _Watch:
     looked_at: Hashable = None
 
     def look(self, window: deque[Snapshot], config: ResolvedConfig) -> None:
-        """Reads the detector if there is news for it."""
+        """Reads the detector if there are new data for it."""
         looks_at = self.detector.looks_at(window[-1])
         if not looks_at or looks_at == self.looked_at:
             return
@@ -54,14 +54,12 @@ class _Watch:
         reading = self.detector.read(window, config)
         if reading is None:
             return
-        if reading.strength >= _ENDS_BELOW if self.finding else reading.strength < 1.0:
-            self.looks = 0
-            if self.finding:
-                self.finding = self._finding(reading)
-            return
+        changes = reading.strength < _ENDS_BELOW if self.finding else reading.strength >= 1.0
+        if self.finding and not changes:
+            self.finding = self._finding(reading)
         if not self.finding and self.looks == 0:
             self.since_updates = window[-1].updates_total
-        self.looks += 1
+        self.looks = self.looks + 1 if changes else 0
         if self.looks == LOOKS:
             self.looks = 0
             self.finding = None if self.finding else self._finding(reading)

@@ -48,8 +48,8 @@ _LEARNING_METRICS = {
 class Rates:
     """Amounts per second over the chunks that one role has reported since the last look.
 
-    Chunks may take longer than the time between two looks: a rate holds for twice as long as it was measured
-    over.
+    Chunks may take longer than the time between two looks, so a rate holds for twice the time that it was
+    measured over.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class ActorMetrics:
         if pushed:
             largest = max(report.reward_abs_max for report in pushed)
             self._reward_abs_max = max(self._reward_abs_max or 0.0, largest)
-        steps = sum(report.transitions_pushed for report in pushed)
+        rewards = sum(report.transitions_pushed for report in pushed)
         rates, last = [each.look(now) for each in self._rates.values()], self._last.values()
         return {
             "env_steps_per_second": sum(each.get("env_steps", 0.0) for each in rates),
@@ -145,7 +145,7 @@ class ActorMetrics:
             "epsilon": self._newest.get("actor_epsilon"),
             "policy_lag_updates": self._newest.get("actor_policy_lag_updates"),
             "pushes_in_flight": sum(each["pushes_in_flight"] for each in last),
-            "reward_abs_mean": sum(report.reward_abs_sum for report in pushed) / steps if steps else None,
+            "reward_abs_mean": sum(report.reward_abs_sum for report in pushed) / rewards if rewards else None,
             "reward_abs_max": self._reward_abs_max,
             "action_entropy_ratio": _entropy_ratio([report.action_counts for report in reports]),
             "start_value_mean": _mean(self._start_values),
