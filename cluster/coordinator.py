@@ -265,7 +265,7 @@ class Coordinator:
         for finding in diagnosed.begun:
             self._recorder.warning(finding.text)
         for finding in diagnosed.over:
-            self._recorder.info(f"over: {finding.title}, which began at update {finding.since_updates:,}")
+            self._recorder.info(f"{finding.title} is over; it began at update {finding.since_updates:,}")
         self._recorder.snapshot(diagnosed.snapshot)
         return diagnosed.snapshot
 
