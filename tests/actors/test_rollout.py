@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from qfleet_reports import shard_status
 from qfleet_sinks import ListSink
 
 from actors.config import ActorsConfig, EnvConfig, LadderConfig
@@ -19,9 +20,8 @@ from actors.envs.stepper import VectorStepper
 from actors.policy import MlpPolicy
 from actors.rollout import EnvActor
 from replay_service.block import TRANSITION_FIELDS, TransitionBlock
-from replay_service.messages import ShardStatus
 
-STATUS = ShardStatus(0, 0, 1, 1.0, 1.0, 1, 1, 0, 0, 0, 1)
+STATUS = shard_status()
 
 
 def make_actor(

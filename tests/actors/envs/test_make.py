@@ -1,4 +1,7 @@
-"""Which environments work, with which backend, and what the others' errors say. Tests actors/envs/make.py."""
+"""Which environments work, with which backend, and what the others' errors say. Tests actors/envs/make.py.
+
+Tests actors/envs/errors.py too: EnvError is what a wrong environment raises.
+"""
 
 from __future__ import annotations
 

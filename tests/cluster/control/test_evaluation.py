@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from qfleet_reports import evaluation_report
 
 from actors.core import EvaluationReport
 from cluster.control.evaluation import Best, EvaluationRequest, ModelSelection
@@ -12,7 +13,9 @@ CONFIG = EvaluationConfig(every_updates=100, episodes=4)
 
 
 def report(request: EvaluationRequest, mean: float) -> EvaluationReport:
-    return EvaluationReport(request.version, request.seed_domain, (mean - 1.0, mean + 1.0), (5, 5), 0.1)
+    return evaluation_report(
+        version=request.version, seed_domain=request.seed_domain, returns=(mean - 1.0, mean + 1.0)
+    )
 
 
 def play(selection: ModelSelection, version: int, *means: float) -> list[bool]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+from qfleet_reports import evaluation_report
 
 from actors.core import EvaluationReport
 from cluster.control.timeouts import AwakeClock, RoleTimeouts
 
 
 def report(seconds: float, *lengths: int) -> EvaluationReport:
-    return EvaluationReport(1, 2, (1.0,) * len(lengths), lengths, seconds)
+    return evaluation_report(returns=(1.0,) * len(lengths), lengths=lengths, seconds=seconds)
 
 
 def test_a_clock_counts_only_what_its_owner_was_awake() -> None:

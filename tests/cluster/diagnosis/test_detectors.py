@@ -1,4 +1,7 @@
-"""Diagnosis: thresholds by hand-made snapshots, hysteresis, runs that fail in each way, runs that learn."""
+"""Diagnosis: thresholds by hand-made snapshots, hysteresis, runs that fail in each way, runs that learn.
+
+Tests cluster/diagnosis/diagnosis.py too: it says when a finding begins and ends.
+"""
 
 from __future__ import annotations
 
