@@ -53,7 +53,7 @@ __all__ = ["GreedyPolicy", "Prepared", "Result", "load_policy", "prepare", "trai
 
 @dataclass(frozen=True)
 class Result:
-    """What a run delivered. signal is set if one ended it."""
+    """The result of a run. signal: the signal that ended it, if one did."""
 
     run_dir: Path
     outcome: Outcome
@@ -63,17 +63,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can start: nothing is open in config, and spec is its environment's."""
+    """A configuration in which every setting is chosen, and the properties of its environment."""
 
     config: ResolvedConfig
     spec: EnvSpec
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Checks a config against itself and its environment and fills in what it leaves open.
+    """Checks a config, probes its environment, and chooses the settings that it leaves out (None).
 
     Raises:
-        ConfigError, EnvError: naming value and cure. Both are ValueErrors.
+        ConfigError, EnvError: the message names value and cure. Both are ValueErrors.
     """
     check(config)
     spec = probe(config.env)
@@ -83,18 +83,18 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def default_run_dir(config: RunConfig) -> Path:
-    """runs/ENV-TIME in the current folder; in the home folder where the current one is a copy made by Ray."""
+    """runs/ENV-TIME in the current folder, or in the home folder if the current one is a copy made by Ray."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", config.env.id).strip("-").lower()
-    # To the microsecond: two runs that begin together must not share a folder.
+    # Microseconds keep two runs that begin in the same second apart.
     name = f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     return (Path.home() if is_shipped_copy(Path.cwd()) else Path()) / "runs" / name
 
 
 def ask_for_placement(prepared: Prepared, plan: Plan) -> Placement:
-    """Where the roles of a run would go on the cluster of RAY_ADDRESS now; starts none of them.
+    """Asks the cluster of RAY_ADDRESS where the roles of a run would be placed now; starts no role.
 
     Raises:
-        ConfigError: where there is no such cluster.
+        ConfigError: RAY_ADDRESS is not set, or no cluster answers there.
     """
     with closing(_ray_engine(prepared.config)) as engine:
         gpus = _learner_gpus(prepared.config, engine.gpus)
@@ -102,7 +102,7 @@ def ask_for_placement(prepared: Prepared, plan: Plan) -> Placement:
 
 
 def is_shipped_copy(folder: Path) -> bool:
-    """Whether Ray made this folder for a job, out of --working-dir; it goes when Ray needs the room."""
+    """Whether the folder is in a copy of --working-dir that Ray made for a job and may delete."""
     return "working_dir_files" in folder.absolute().parts
 
 
@@ -116,15 +116,15 @@ def train(
     """Trains until a stop condition, SIGINT or SIGTERM; the run directory then holds everything.
 
     Args:
-        config: may leave fields open (None); the resolved one is saved as config.yaml.
-        run_dir: must not hold a run, unless that is to be resumed; default: see default_run_dir.
-        resume: "must" goes on from the newest good checkpoint in run_dir; "auto" does so if run_dir holds a
-            run, and else begins one, so that a job's command can be the same after a restart.
-        view: builds what shows progress; see cluster.show.view.make_view.
+        config: settings that are None are chosen; the resolved config is saved as config.yaml.
+        run_dir: must not hold a run unless `resume` allows it; default: see default_run_dir.
+        resume: "must" continues from the newest good checkpoint in run_dir; "auto" does so if run_dir holds a
+            run and begins a new one otherwise, so that a job can be restarted by the same command.
+        view: makes the display of the run's progress; see cluster.show.view.make_view.
 
     Raises:
         ConfigError, EnvError: before any process starts.
-        RunFailed: the run could not go on; what was learned is in the run directory.
+        RunFailed: the run could not continue; the run directory holds everything saved until then.
     """
     began = time.monotonic()
     run_dir = run_dir or default_run_dir(config)
@@ -173,7 +173,7 @@ def train(
 def _serve_metrics(
     config: ResolvedConfig, run_dir: Path, newest: NewestSnapshot, stack: ExitStack
 ) -> MetricsServer:
-    """Serves the run's metrics, and tells Prometheus where, until stack closes."""
+    """Serves the run's metrics until stack closes, and adds their address to Prometheus's targets."""
     run = {"run": run_dir.name, "env": config.env.id}
     server = MetricsServer(
         config.metrics.host,
@@ -183,7 +183,7 @@ def _serve_metrics(
         lambda: status_document(config, run_dir, newest),
     )
     stack.enter_context(closing(server))
-    # Where the folder cannot be written, a person tells Prometheus the address.
+    # If the folder cannot be written, users add the address to Prometheus themselves.
     with suppress(OSError):
         stack.enter_context(advertised(targets_folder(), server.target, run))
     return server
@@ -201,13 +201,13 @@ def _start_engine(config: ResolvedConfig, stack: ExitStack, run_dir: Path, start
 
 
 def _ray_engine(config: ResolvedConfig) -> RayEngine:
-    """A Ray of its own, or the cluster of RAY_ADDRESS, started or joined. Raises ConfigError."""
+    """Starts a private Ray (local runtime) or joins the cluster of RAY_ADDRESS. Raises ConfigError."""
     from cluster.engines.ray_engine import RayEngine
 
     if config.run.runtime == "cluster" and "RAY_ADDRESS" not in os.environ:
         raise ConfigError(
             "run.runtime is cluster, but RAY_ADDRESS is not set: set it to the head's host:port, "
-            "or take the local runtime, which starts a Ray of its own"
+            "or use the local runtime, which starts its own Ray"
         )
     private = config.run.runtime == "local"
     with ExitStack() as unless_started:
@@ -229,7 +229,7 @@ def _reserve(
     recorder: Recorder,
     signals: StopSignals,
 ) -> None:
-    """Gets room for the run on the cluster. Raises RunFailed where there is none in time."""
+    """Reserves the run's resources on a cluster. Raises RunFailed if they do not become free in time."""
 
     def say(text: str) -> None:
         for line in text.splitlines():
@@ -245,7 +245,7 @@ def _reserve(
 
 
 def _learner_gpus(config: ResolvedConfig, gpus: float) -> float:
-    """GPUs that the learner claims where there are that many; a cluster may yet add one that is asked for."""
+    """GPUs that the learner claims; on a cluster even if there is none yet: an autoscaler may add one."""
     if config.run.runtime == "cluster" and config.learner.device.startswith("cuda"):
         return 1.0
     return 1.0 if config.learner.device != "cpu" and gpus >= 1.0 else 0.0

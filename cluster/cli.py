@@ -152,7 +152,7 @@ def _train(options: argparse.Namespace) -> int:
         print(f"{failure}", file=sys.stderr)
         return EXIT_ERROR
     outcome = result.outcome
-    best = "no version was evaluated"
+    best = "no version was confirmed by a second evaluation"
     if outcome.best_return_mean is not None:
         best = (
             f"best version {outcome.best_version}: greedy return {outcome.best_return_mean:.1f}, confirmed"
@@ -177,7 +177,7 @@ def _train_config(options: argparse.Namespace) -> RunConfig:
         flags |= {"metrics.host": host, "metrics.port": port}
     overrides = [*options.set, *(f"{name}={value}" for name, value in flags.items() if value is not None)]
     if options.resume != "never" and options.run_dir is None:
-        raise ConfigError("--resume continues a certain run: name its folder with --run-dir")
+        raise ConfigError("--resume needs the folder of the run to continue: give it with --run-dir")
     if options.resume == "must" or (options.resume == "auto" and holds_run(options.run_dir)):
         read_config(options.run_dir)
         if options.source is None:

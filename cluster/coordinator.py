@@ -38,8 +38,8 @@ _WAIT_SECONDS = 0.25
 _ASK_SHARDS_SECONDS = 0.5
 _ASK_LOGS_SECONDS = 5.0
 _LAST_LOGS_SECONDS = 2.0
-# The slices of a checkpoint follow each other closely where nothing else is waited for.
-_CLOSE_WAIT_SECONDS = 0.02
+# Short, because the thread that writes a checkpoint does not end a wait.
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Coordinator:
         resumed: Resumed | None = None,
         initial_weights: np.ndarray | None = None,
     ) -> None:
-        """stop_requested is polled: a signal handler sets it. initial_weights: see Recovery."""
+        """stop_requested: polled for a reason to stop, None to continue. initial_weights: see Recovery."""
         self._context = context
         self._engine, self._config = context.engine, context.config
         self._fleet, self._counters = context.fleet, context.counters
@@ -75,12 +75,12 @@ class Coordinator:
         self._stop_requested = stop_requested
         self._usage = MachineMeter()
         self._weights: Ref[np.ndarray] | None = None
-        """The newest weights, of version counters.version; None before the first, or where they are lost."""
+        """The newest weights, of version counters.version; None before the first, or after they were lost."""
         self._pacer = Pacer(context)
         self._recovery = Recovery(
             context,
             publish=self._publish,
-            restored=self._go_on,
+            restored=self._continue_restored,
             resumed=resumed,
             initial_weights=initial_weights,
         )
@@ -95,11 +95,10 @@ class Coordinator:
     def run(self) -> Outcome | SavedCheckpoint:
         """Trains until a stop condition, a signal or a failure.
 
-        In the serial runtime also until a checkpoint is due: the run then goes on from that checkpoint in
-        another life, so that a run that was interrupted ends as this one does.
+        In the serial runtime it also ends at each checkpoint; another life continues from there (see Lives).
 
         Raises:
-            RunFailed: a role's own code raised, no replacement was left, or nothing moved.
+            RunFailed: a role's own code raised, its restarts were used up, or the run stalled.
         """
         try:
             reason = None
@@ -123,7 +122,7 @@ class Coordinator:
             self._recovery.close()
 
     def _turn(self) -> None:
-        """Grants what may be granted, waits, handles what has completed, and does what is due."""
+        """Grants credits, waits for results, handles them, and does the periodic work that is due."""
         began = time.monotonic()
         self._grant()
         asked = time.monotonic()
@@ -131,7 +130,7 @@ class Coordinator:
         waited_seconds = time.monotonic() - asked
         for ref in ready:
             self._complete(ref)
-        self._do_what_is_due(idle=not ready)
+        self._do_periodic_work(idle=not ready)
         self._counters.take_wait(waited_seconds, time.monotonic() - began)
 
     def _grant(self) -> None:
@@ -156,7 +155,7 @@ class Coordinator:
         self._evaluations.grant(self._weights, due=due)
 
     def _grant_rollout(self, actor: Member[ActorRole]) -> None:
-        # An actor keeps the weights that it has; noisy networks draw new noise each time they are given some.
+        # Weights that the actor has are not sent again, except to noisy networks: loading draws new noise.
         known = self._weights is actor.weights and not self._config.learner.noisy
         actor.weights = self._weights
         self._fleet.grant(
@@ -189,10 +188,10 @@ class Coordinator:
             credit.then(value)
 
     def _lose(self, credit: Credit, error: EngineError) -> None:
-        """No result will come: replaces the role, unless only the weights that it was given are gone."""
+        """Handles a lost result: replaces the role, unless only the weights that it was given are gone."""
         credit.lost(error)
         if isinstance(error, ObjectLost) and credit.kind in ("rollout", "evaluate"):
-            # They were on the learner's machine; the learner's replacement brings others.
+            # The learner's machine held them; the learner's replacement publishes new ones.
             self._publish(None)
         elif credit.kind != "log":
             self._supervisor.bury(credit.member, error, time.monotonic())
@@ -221,7 +220,7 @@ class Coordinator:
     def _take_status(self, status: ShardStatus) -> None:
         self._counters.shards.take([status])
 
-    def _do_what_is_due(self, *, idle: bool) -> None:
+    def _do_periodic_work(self, *, idle: bool) -> None:
         now = time.monotonic()
         self._supervisor.look(now, idle=idle)
         self._recovery.tick(now)
@@ -242,14 +241,14 @@ class Coordinator:
             self._save_latest()
 
     def _publish(self, weights: Ref[np.ndarray] | None) -> None:
-        """Roles act with these weights from now on; None: with those that they have."""
+        """Sets the weights that roles act with from now on; None: they keep those that they have."""
         self._weights = weights
 
-    def _go_on(self) -> None:
-        """All roles are as they were: the run goes on, at its pace of before."""
+    def _continue_restored(self) -> None:
+        """Continues the run once the state of all its roles is restored."""
         self._restored = True
         self._counters.begin_interval(time.monotonic())
-        # Transitions newer than the learner's state were learned from by a learner that is lost.
+        # The lost learner had sampled the newer transitions: counting that prevents a burst of updates.
         self._counters.sampled_transitions += self._pacer.pacing.surplus_samples(self._pacer.ledger())
 
     def _snapshot(self, now: float) -> Snapshot:
@@ -312,19 +311,19 @@ class Coordinator:
         )
 
     def _evaluate_last(self) -> None:
-        """Gives the last version its chance to be the best, once the learner has come to rest."""
+        """Evaluates the last version, which may be the best, after the calls to the learner have finished."""
         seconds = max(self._config.run.stall_seconds, 10 * self._counters.longest_evaluation_seconds)
 
-        def rests(member: Callable[[], Member[Any]]) -> bool:
+        def wait_idle(member: Callable[[], Member[Any]]) -> bool:
             done = self._work_until(
                 lambda: not member().in_flight or self._stop_requested() is not None, seconds
             )
             return done and self._stop_requested() is None
 
-        rested = rests(lambda: self._fleet.learner) and rests(lambda: self._fleet.evaluator)
-        while rested and self._evaluations.grant(self._weights, due=True):
-            rested = rests(lambda: self._fleet.evaluator)
-        if not rested and self._stop_requested() is None:
+        idle = wait_idle(lambda: self._fleet.learner) and wait_idle(lambda: self._fleet.evaluator)
+        while idle and self._evaluations.grant(self._weights, due=True):
+            idle = wait_idle(lambda: self._fleet.evaluator)
+        if not idle and self._stop_requested() is None:
             self._recorder.info(f"the last evaluation did not end within {seconds:g} s and is left out")
 
     def _finish_checkpoint(self) -> SavedCheckpoint | None:
@@ -337,29 +336,29 @@ class Coordinator:
             return not self._recovery.checkpointing
 
         if not self._work_until(ended, self._config.run.stall_seconds):
-            self._recorder.warning("no checkpoint: it was not done in time; the one before stays")
+            self._recorder.warning("no checkpoint: it was not finished in time; the one before stays")
         return saved
 
     def _work_until(self, done: Callable[[], bool], seconds: float, *, watched: bool = True) -> bool:
-        """Handles what completes until done(), for so many seconds at most; whether it was done().
+        """Handles results until done() holds or `seconds` have passed; returns whether done() held.
 
         watched: whether the supervisor looks for roles that hang meanwhile.
         """
         deadline = time.monotonic() + seconds
         while not (is_done := done()) and time.monotonic() < deadline:
-            for ref in self._engine.wait(list(self._fleet.credits), _CLOSE_WAIT_SECONDS):
+            for ref in self._engine.wait(list(self._fleet.credits), _POLL_SECONDS):
                 self._complete(ref)
             if watched:
                 self._supervisor.look(time.monotonic(), idle=False)
         return is_done
 
     def _collect_logs(self) -> None:
-        """The last lines of roles on other machines, as far as they come soon."""
+        """Fetches the last log lines of roles on other machines; waits two seconds at most."""
         self._fleet.ask_logs()
         self._work_until(lambda: not self._fleet.logs_asked(), _LAST_LOGS_SECONDS, watched=False)
 
     def _save_latest(self) -> bool:
-        """Whether the newest weights, if there are any, are in the run directory."""
+        """Saves the newest weights, if there are any; returns False if they are lost or cannot be written."""
         if self._weights is None:
             return True
         try:

@@ -1,6 +1,6 @@
-"""The lives of a run in this process, one after another.
+"""The lives of a run: each begins with new roles, at the start of the run or at a checkpoint.
 
-Owns what every life gets anew; must not import ray or torch.
+Owns the parts that every life creates anew; must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from cluster.settings.resolved import ResolvedConfig
 
 @dataclass(frozen=True, eq=False)
 class Lives:
-    """What all lives of a run share. started: on the monotonic clock, when the run's clock showed 0.
+    """Runs the lives of a run one after another. started: monotonic time at which the run's clock showed 0.
 
-    In the serial runtime a life ends at each checkpoint and the next one begins from it. So an uninterrupted
-    run and one that was resumed do the same, bit for bit.
+    In the serial runtime a life ends at each checkpoint and the next one begins from it, so that a run that
+    was interrupted and resumed equals an uninterrupted one bit for bit.
     """
 
     engine: Engine
@@ -44,7 +44,7 @@ class Lives:
     stop_requested: Callable[[], str | None]
 
     def run(self, resumed: Resumed | None, initial_weights: np.ndarray | None) -> Outcome:
-        """Runs lives until one has an outcome. initial_weights: [P] float32, unless the run is resumed."""
+        """Runs lives until one ends the run. initial_weights: [P] float32 for a run that is not resumed."""
         config = self.config
         counters = Counters(
             started=self.started, discount=config.actors.discount, num_actors=config.actors.num_actors
@@ -66,7 +66,7 @@ class Lives:
             resumed = go_on(self.run_dir.path, checkpoint, config)
 
     def _context(self, resumed: Resumed | None, counters: Counters) -> RunContext:
-        """The parts of the next life; its roles begin to start."""
+        """Creates the parts of the next life and spawns its roles."""
         before = resumed.manifest.run if resumed else None
         if before is not None:
             counters.resume(before.counters)

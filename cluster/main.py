@@ -1,6 +1,6 @@
 """The `qfleet` command, also `python -m cluster.main`.
 
-Owns how the process starts: threads and import path; cluster.cli has the commands.
+Owns the start of the process: thread limits and import path. The commands are in cluster.cli.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cluster.cli import run  # noqa: E402
 
 def main() -> None:
     """Entry point of the `qfleet` command."""
-    # As `python -m` does, so that a factory in the user's folder is found here and in every role.
+    # Like `python -m`: a factory in the current folder can be imported here and in every role.
     if "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     sys.exit(run(sys.argv[1:]))

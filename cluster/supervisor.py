@@ -1,6 +1,6 @@
-"""The supervisor: who is replaced when a role dies, hangs or takes too much memory, and for how long.
+"""The supervisor: replaces roles that die, hang or take too much memory, until the restarts are used up.
 
-Owns the budgets of replacements and the watchdog; must not import ray or torch.
+Owns the budgets of restarts and the watchdog; must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GONE_TOGETHER_SECONDS = 30.0
 
 
 class Supervisor:
-    """Replaces roles within run.restarts, restarts of environments within actors.env_restarts."""
+    """Replaces at most run.restarts roles, and allows at most actors.env_restarts of environments."""
 
     def __init__(self, context: RunContext, recovery: Recovery, now: float) -> None:
         """now: on the monotonic clock."""
@@ -32,7 +32,7 @@ class Supervisor:
         self._fleet = context.fleet
         self._recovery = recovery
         self._deaths = 0
-        # For each other machine: when it last seemed to go, and which roles went with it.
+        # Other machine -> when the first of its roles died, and the roles that died within 30 s of that.
         self._gone: dict[str, tuple[float, set[str]]] = {}
         self._leaving: frozenset[str] = frozenset()
         self._ask_machines = Every(ASK_MACHINES_SECONDS, now)
@@ -40,9 +40,9 @@ class Supervisor:
         self._progress_at = now
 
     def look(self, now: float, *, idle: bool) -> None:
-        """Looks for roles that hang, machines that leave and a run that stands still. now: monotonic.
+        """Checks for hung roles, machines about to leave and a stalled run. now: monotonic.
 
-        idle: whether nothing has completed since the last look. Raises RunFailed.
+        idle: whether no call has completed since the last look. Raises RunFailed.
         """
         self._fleet.clock.look(now)
         if not self._context.engine.deterministic:
@@ -57,14 +57,14 @@ class Supervisor:
             self._fail_stalled()
 
     def bury(self, dead: Member[Any], error: EngineError, now: float) -> None:
-        """Replaces a role that died. Raises RunFailed where no replacement is left."""
+        """Replaces a role that died. Raises RunFailed if run.restarts are used up."""
         cause: RestartCause = "process"
         how = "died"
         if isinstance(error, RoleOutOfMemory):
             cause, how = "memory", "was ended because its machine ran out of memory"
         elif isinstance(error, ObjectLost):
             cause = "object"
-        self._spend(dead, error, cause, how, now)
+        self._replace_within_budget(dead, error, cause, how, now)
 
     def replace_actor(self, actor: Member[Any], cause: RestartCause, restart: EnvRestart) -> None:
         """Ends and replaces an actor because of its environments. Raises RunFailed as count_restarts does."""
@@ -73,16 +73,17 @@ class Supervisor:
         self._replace(actor, RoleDied(actor.name, restart.description), cause, "was ended")
 
     def count_restarts(self, member: Member[Any], restarts: Iterable[EnvRestart]) -> None:
-        """Counts environments that were restarted. Raises RunFailed where that happened too often."""
+        """Counts restarted environments. Raises RunFailed above actors.env_restarts."""
         counters, budget = self._context.counters, self._context.config.actors.env_restarts
         for restart in restarts:
             counters.take_env_restart(restart.cause)
             left = budget - counters.env_restarts
             if left < 0:
-                ends = "raised the error above" if restart.cause == "raise" else "is where that happened"
+                raised = restart.cause == "raise"
+                where = f"{member.name} {'raised the error above' if raised else 'had this problem'}"
                 raise RunFailed(
-                    f"{restart.description}\n{member.name} {ends}; actors.env_restarts = {budget} were used "
-                    "up, and the run has ended.",
+                    f"{restart.description}\n{where}; actors.env_restarts = {budget} were used up, "
+                    "and the run has ended.",
                     member.name,
                 )
             which = "its environments" if restart.lane is None else f"environment {restart.lane}"
@@ -93,7 +94,7 @@ class Supervisor:
             )
 
     def _end_frozen(self, now: float) -> None:
-        """Ends and replaces a role that gives no sign of life any more."""
+        """Kills and replaces a role that has not answered within its timeout."""
         frozen = self._fleet.frozen()
         if frozen is None:
             return
@@ -103,15 +104,16 @@ class Supervisor:
             description = f"{stacks}it did not return from a chunk for {seconds:.0f} s"
             self.replace_actor(member, "frozen", EnvRestart("hang", None, description))
             return
-        # The engine would first ask a process that is stopped, and wait for its answer.
+        # Not through the engine, which would wait for an answer that a stopped process cannot give.
         end_process(member.process)
         error = RoleDied(member.name, f"it did not answer for {seconds:.0f} s")
-        self._spend(member, error, "frozen", f"did not answer for {seconds:.0f} s and was killed", now)
+        how = f"did not answer for {seconds:.0f} s and was killed"
+        self._replace_within_budget(member, error, "frozen", how, now)
 
-    def _spend(
+    def _replace_within_budget(
         self, dead: Member[Any], error: EngineError, cause: RestartCause, how: str, now: float
     ) -> None:
-        """Replaces a role at the cost of one restart; roles of a machine that goes cost one together."""
+        """Replaces a role and counts one restart; roles that die with their machine count as one together."""
         restarts = self._context.config.run.restarts
         self._deaths += not self._went_with_its_machine(dead, now)
         left = restarts - self._deaths
@@ -126,7 +128,7 @@ class Supervisor:
     def _replace(
         self, dead: Member[Any], error: EngineError, cause: RestartCause, how: str, left: str = ""
     ) -> Member[Any]:
-        """Puts the next incarnation in the place of a role that is gone, and says so."""
+        """Replaces a role by its next incarnation, and logs that."""
         self._context.counters.take_restart(dead.kind, cause)
         held = self._recovery.loses(dead)
         fresh = self._fleet.replace(dead, error)
@@ -138,7 +140,7 @@ class Supervisor:
         return fresh
 
     def _notice_leaving(self) -> None:
-        """Saves what there is before machines go that say so."""
+        """Requests a checkpoint if machines that run roles are about to leave."""
         leaving = self._context.engine.machines_leaving()
         news, self._leaving = leaving - self._leaving, leaving
         roles = [member.name for member in self._fleet.members if member.machine in news]
@@ -146,9 +148,9 @@ class Supervisor:
             self._recovery.checkpoint_soon(f"a machine is about to go, with {', '.join(roles)}")
 
     def _went_with_its_machine(self, dead: Member[Any], now: float) -> bool:
-        """Whether another role of the same other machine has just gone, and this one had not yet."""
+        """Whether another role on the same other machine has just died, and this one had not."""
         since, roles = self._gone.get(dead.machine, (-math.inf, set()))
-        # One that never came up may have been sent to that machine before the engine knew that it is gone.
+        # One that never came up may have been placed there before the engine knew that the machine is gone.
         new = not dead.is_up or dead.name not in roles
         together = new and now - since < _GONE_TOGETHER_SECONDS
         if not dead.machine or not together:
@@ -158,11 +160,11 @@ class Supervisor:
         return True
 
     def _fail_stalled(self) -> None:
-        """Has every role on this machine write its stack, and ends the run."""
+        """Makes every role on this machine write its stack, and ends the run by RunFailed."""
         waiting = [
             f"  {member.name} (process {member.process.pid}): {len(member.in_flight)} calls in flight"
             if member.process
-            else f"  {member.name}: has not come up; are there free CPUs for it?"
+            else f"  {member.name}: has not started; are CPUs free for it?"
             for member in self._fleet.members
         ]
         # A signal handler writes the stack, so that it works while the role hangs.

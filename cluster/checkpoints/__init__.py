@@ -1,4 +1,4 @@
-"""One consistent checkpoint of a living run: taken, kept, resumed.
+"""Checkpoints: taken while a run goes on, kept on disk, and resumed from.
 
 Must not import ray or torch.
 """

@@ -1,6 +1,6 @@
-"""Checkpoints on disk: a folder each, with one manifest that names and checksums every file.
+"""Checkpoints on disk: one folder each, with a manifest that lists every file and its checksum.
 
-Owns the format, its commit by a rename and its checks; reading executes nothing. No torch, no ray.
+Owns the format, its atomic commit and its checks; reading executes nothing. Must not import torch or ray.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FileFact:
 class RunState:
     """The coordinator's part of a checkpoint, beside the learner's and the shards'.
 
-    seconds: how long the run had been going on. incarnations: role name -> incarnation. config: the
+    seconds: on the run's clock. incarnations: role name -> incarnation. config: the
     resolved configuration as YAML.
     """
 
@@ -57,7 +57,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a checkpoint consists of. version: the learner's; written: seconds since 1970."""
+    """The contents of a checkpoint. version: the learner's; written: seconds since 1970."""
 
     format: int
     number: int
@@ -77,7 +77,7 @@ class _Sealed:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint that was read back and found whole."""
+    """A checkpoint whose files have all been read and checked."""
 
     folder: Path
     manifest: Manifest
@@ -86,7 +86,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint that is on disk. num_bytes: its size; new_bytes: what the one before did not hold."""
+    """A checkpoint that is on disk. new_bytes: of files that the previous one did not hold."""
 
     number: int
     num_bytes: int
@@ -103,16 +103,16 @@ class DamagedCheckpointError(ValueError):
 
 
 class CheckpointStore:
-    """Writes one checkpoint at a time; keeps the newest ones, and the best beside them."""
+    """Writes one checkpoint at a time; keeps the newest ones and the best one."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """The first checkpoint makes folder. keep: how many of the newest stay."""
+        """folder: created by the first checkpoint. keep: number of newest checkpoints to keep."""
         self._folder = folder
         self._keep = keep
         self._next = max((checkpoint_number(path) for path in checkpoint_folders(folder)), default=-1) + 1
 
     def begin(self) -> Path:
-        """Makes the folder in which the next checkpoint is put together. Raises OSError."""
+        """Removes unfinished checkpoints and creates the folder for the next one. Raises OSError."""
         for leftover in self._folder.glob(f"*{_PARTIAL}"):
             shutil.rmtree(leftover)
         partial = self._folder / f"{_name(self._next)}{_PARTIAL}"
@@ -121,7 +121,7 @@ class CheckpointStore:
         return partial
 
     def abandon(self, partial: Path) -> None:
-        """Removes a checkpoint that will not be finished."""
+        """Removes a checkpoint that failed."""
         shutil.rmtree(partial, ignore_errors=True)
 
     def commit(
@@ -131,11 +131,11 @@ class CheckpointStore:
         learner: LearnerState,
         segments: Mapping[int, tuple[SegmentFact, ...]],
     ) -> SavedCheckpoint:
-        """Completes the folder that `begin` made and gives it its name in one step; removes old ones.
+        """Completes the folder that `begin` made, renames it to its final name, and removes old checkpoints.
 
         segments: shard -> the segments that it has put below its `shard_folder`.
 
-        Raises DamagedCheckpointError where a shard's files are missing (another machine's disk), OSError.
+        Raises DamagedCheckpointError if a shard's files are missing (on another machine's disk), OSError.
         """
         before = _files_of_newest(checkpoint_folders(self._folder))
         save_tensors(partial / _LEARNER, learner.tensors, {"version": str(learner.version)})
@@ -161,12 +161,12 @@ class CheckpointStore:
         return SavedCheckpoint(number, sum(file.num_bytes for file in files), new)
 
     def _remove_old(self) -> None:
-        """Keeps the newest and the one whose newest evaluation was the best of all."""
+        """Removes all but the newest ones and the one with the highest mean return in its last evaluation."""
         folders = checkpoint_folders(self._folder)
         best = max(folders, key=_score)
         for folder in folders[: -self._keep]:
             if folder != best:
-                # Without its name first: what is half removed must never look like a checkpoint.
+                # Renamed first: a folder that is half removed must never look like a checkpoint.
                 doomed = folder.with_name(f"{folder.name}{_PARTIAL}")
                 folder.rename(doomed)
                 shutil.rmtree(doomed)
@@ -192,7 +192,7 @@ def checkpoint_number(folder: Path) -> int:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint, its checksum compared. Raises DamagedCheckpointError."""
+    """Reads the manifest of a checkpoint and checks it. Raises DamagedCheckpointError."""
     try:
         sealed = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=_Sealed)
         if zlib.crc32(sealed.manifest) != sealed.crc32:
@@ -242,7 +242,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def newest_learner_state(checkpoints: Path) -> LearnerState | None:
-    """The learner's state of the newest checkpoint that has a sound one; replay is not looked at."""
+    """The newest learner state whose checksum is right, if any; the files of replay are not checked."""
     for folder in reversed(checkpoint_folders(checkpoints)):
         try:
             manifest = read_manifest(folder)
@@ -273,7 +273,7 @@ def _score(folder: Path) -> float:
 
 
 def _fact(path: Path, name: str) -> FileFact:
-    """Raises OSError."""
+    """Size and CRC-32 of a file. Raises OSError."""
     with path.open("rb") as file:
         return FileFact(name, os.fstat(file.fileno()).st_size, crc32_of(file))
 

@@ -1,7 +1,7 @@
-"""Takes one consistent checkpoint over the living fleet, without a barrier.
+"""Takes a consistent checkpoint while the run goes on, without a barrier.
 
-Every push falls before or after its shard's seal, the learner's state is of one version, and nobody waits.
-Owns what a checkpoint in progress still needs, and the thread that writes it; must not import ray or torch.
+Every push falls before or after its shard's seal, the learner's state is of one version, and no role waits.
+Owns the checkpoint in progress and the thread that writes it; must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from replay_service.journal.writer import SegmentFact
 
 @dataclass(frozen=True)
 class CheckpointResult:
-    """How a checkpoint ended after so many seconds: saved, or the problem that prevented it."""
+    """A checkpoint that was saved, or the problem that prevented it. seconds: its duration."""
 
     saved: SavedCheckpoint | None
     problem: str | None
@@ -53,7 +53,7 @@ class _Pending:
 
 
 class Checkpointer:
-    """One checkpoint at a time. `run_state` gives the coordinator's part once the learner's has come."""
+    """Takes one checkpoint at a time. run_state: makes the coordinator's part for a learner state."""
 
     def __init__(
         self, fleet: Fleet, store: CheckpointStore, run_state: Callable[[LearnerState], RunState]
@@ -85,7 +85,7 @@ class Checkpointer:
             self._seal(pending, shard)
 
     def result(self) -> CheckpointResult | None:
-        """How the checkpoint ended, once; None while it is in progress or none is."""
+        """The result of a checkpoint that has ended, returned once; None if none has ended since."""
         pending = self._pending
         if pending is None:
             return None

@@ -37,10 +37,10 @@ KEEP_STATE_SECONDS = 5.0
 
 
 class Recovery:
-    """Keeps one run going over the deaths of its roles and over its own end.
+    """Restores a role after its death, and all roles of a run that is resumed.
 
-    publish is told which weights roles act with from now on: a restored learner's, or None where none are
-    left. restored is called once all roles of a resumed run are as they were.
+    publish: called with the weights that roles act with from now on: a restored learner's, or None if none
+    are left. restored: called once the state of all roles of a resumed run is restored.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Recovery:
         resumed: Resumed | None,
         initial_weights: np.ndarray | None,
     ) -> None:
-        """initial_weights: [P] float32, with which a run begins that is not resumed."""
+        """initial_weights: [P] float32 to begin with; ignored if the run is resumed."""
         self._context = context
         self._publish = publish
         self._restored = restored
@@ -60,14 +60,14 @@ class Recovery:
         self._checkpointer = Checkpointer(context.fleet, store, self._run_state)
         now = time.monotonic()
         self._checkpointed = (now, context.counters.version, -1)
-        """When the newest checkpoint began, at which version, after how many inserted transitions."""
+        """When the newest checkpoint began (monotonic), its version, and the transitions inserted until then."""
         self._checkpoint_soon = False
         self._kept_state: LearnerState | None = None
         self._state_asked_at = now
         self._asking_state = False
         self._lost_transitions: dict[int, tuple[int, float]] = {}
         self._initial_weights = initial_weights if resumed is None else None
-        # Roles that the run waits for: nothing is granted before all is as it was.
+        # Roles whose state is not restored yet. Until all are, nothing is granted.
         self._restoring: set[str] = set()
         fleet = context.fleet
         if resumed is not None:
@@ -81,12 +81,12 @@ class Recovery:
 
     @property
     def restoring(self) -> bool:
-        """Whether the run waits for roles to take up where they were."""
+        """Whether the state of some role is not restored yet."""
         return bool(self._restoring)
 
     @property
     def starts_from_weights(self) -> bool:
-        """Whether the first version is worth an evaluation: its weights were given."""
+        """Whether the learner began with given weights (learner.initial_weights)."""
         return self._initial_weights is not None
 
     @property
@@ -95,7 +95,7 @@ class Recovery:
         return self._checkpointer.busy
 
     def loses(self, dead: Member[Any]) -> str:
-        """A role is gone and about to be replaced; returns what is gone with it, in words."""
+        """Notes what a dead role held, before it is replaced; returns that as text, empty if nothing."""
         if dead.kind != "shard":
             return ""
         last = [status for status in self._context.counters.shards.living() if status.shard == dead.index]
@@ -104,14 +104,14 @@ class Recovery:
         return f" with {count:,} transitions (mass {mass:.4g})"
 
     def replaced(self, fresh: Member[Any]) -> None:
-        """A role was replaced: a shard recovers its journal, a learner goes on from a state."""
+        """Restores a replacement: a shard recovers its journal, a learner gets the newest state."""
         if fresh.kind == "shard":
             self._ask_recovery(fresh)
         elif fresh.kind == "learner":
             self._give_state(fresh)
 
     def tick(self, now: float) -> None:
-        """Keeps the learner's state every few seconds, and takes checkpoints that are due. now: monotonic."""
+        """Fetches the learner's state every few seconds and takes due checkpoints. now: monotonic."""
         context = self._context
         if context.engine.deterministic:
             return
@@ -126,13 +126,17 @@ class Recovery:
         self.poll()
 
     def checkpoint_soon(self, why: str) -> None:
-        """Takes a checkpoint as soon as one can begin, whatever the clock says. why: what will happen."""
+        """Makes a checkpoint due now, unless replay is not persisted. why: the reason, for the warning."""
         self._checkpoint_soon = self._context.config.replay.persist != "none"
-        what = "a checkpoint is taken now" if self._checkpoint_soon else "replay.persist = none takes none"
+        what = (
+            "a checkpoint is taken now"
+            if self._checkpoint_soon
+            else "no checkpoint is taken: replay.persist is none"
+        )
         self._context.recorder.warning(f"{why}; {what}")
 
     def checkpoint_is_due(self) -> bool:
-        """Whether it is time for a checkpoint; where all is deterministic only the updates count."""
+        """Whether a checkpoint is due; with a deterministic engine by the number of updates only."""
         config, counters = self._context.config, self._context.counters
         deterministic, persist = self._context.engine.deterministic, config.replay.persist
         began, before, _ = self._checkpointed
@@ -144,7 +148,7 @@ class Recovery:
         if version == before:
             return False
         if persist == "continuous" and before == 0 and not deterministic:
-            return True  # a journal is worth little without a learner that goes on with it
+            return True  # a journal is of little use without a learner state
         every = config.checkpoint.every_updates
         if every is not None and version // every > before // every:
             return True
@@ -171,7 +175,7 @@ class Recovery:
             context.recorder.warning(f"no checkpoint: {folder} cannot be written ({error})")
 
     def poll(self) -> SavedCheckpoint | None:
-        """The checkpoint that has just been saved, if any. Says how one ended."""
+        """Returns the checkpoint that has just been saved, if any; logs the result of one that has ended."""
         result = self._checkpointer.result()
         if result is None:
             return None
@@ -204,12 +208,12 @@ class Recovery:
     def _take_recovery(
         self, shard: Member[ShardRole], answer: tuple[RecoveryReport | None, ShardStatus]
     ) -> None:
-        """A shard is up with what its journal held; if it replaces another everybody calls it from now on."""
+        """Takes the recovery report of a started shard; its callers are told of a replacement."""
         report, status = answer
         recorder = self._context.recorder
         self._context.counters.shards.take([status])
         if shard.name in self._restoring:
-            self._is_restored(shard)
+            self._mark_restored(shard)
         else:
             self._context.fleet.introduce(shard)
             count, mass = self._lost_transitions.pop(shard.index, (0, 0.0))
@@ -230,12 +234,12 @@ class Recovery:
             )
 
     def _give_state(self, learner: Member[LearnerRole]) -> None:
-        """A new learner goes on from the state kept last, else from the newest checkpoint, else anew."""
+        """Restores a new learner from the kept state, else from the newest checkpoint; else it begins anew."""
         state = self._kept_state or newest_learner_state(self._context.run_dir.checkpoints)
         if state is not None:
             self._restore(learner, state)
             return
-        self._context.recorder.info(f"{learner.name} begins anew: no state of it was kept yet")
+        self._context.recorder.info(f"{learner.name} begins anew: no state was kept yet")
         self._context.counters.version = 0
         self._publish(None)
         if self._initial_weights is not None:
@@ -250,19 +254,19 @@ class Recovery:
         self._context.fleet.grant_pair(learner, LearnerRole.start_from, weights, then=then)
 
     def _take_restored(self, learner: Member[LearnerRole], version: int, weights: Ref[np.ndarray]) -> None:
-        """The learner goes on from an older version and its weights."""
+        """The learner has loaded a state: its version is the newest now, and its weights are published."""
         counters = self._context.counters
         lost, counters.version = counters.version - version, version
         if learner.name in self._restoring:
-            self._is_restored(learner)
+            self._mark_restored(learner)
         else:
             self._context.recorder.info(
                 f"{learner.name} goes on from version {version}; {lost:,} updates are lost"
             )
         self._publish(weights)
 
-    def _is_restored(self, member: Member[Any]) -> None:
-        """One role less to wait for."""
+    def _mark_restored(self, member: Member[Any]) -> None:
+        """Stops waiting for this role; after the last one, the run continues."""
         self._restoring.discard(member.name)
         if not self._restoring:
             self._restored()

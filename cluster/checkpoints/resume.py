@@ -1,6 +1,6 @@
-"""Resuming from a checkpoint: which one is good, whether the configuration fits, and what is put back.
+"""Resuming from a checkpoint: choosing it, comparing configurations, and restoring replay.
 
-Owns those rules; must not import torch, ray or gymnasium.
+Owns the rules for these; must not import torch, ray or gymnasium.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ _FREE = (
 
 @dataclass(frozen=True, eq=False)
 class Resumed:
-    """Where a run goes on. incarnations: role name -> the incarnation with which it begins."""
+    """The state from which a run continues. incarnations: role name -> the incarnation to start."""
 
     manifest: Manifest
     learner: LearnerState
@@ -108,7 +108,7 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A start of a run's command: its folder, where it goes on (None: from the beginning), what to say."""
+    """An opened run directory. resumed: the state to continue from; None: begin. notes: events to record."""
 
     run_dir: RunDir
     resumed: Resumed | None
@@ -116,9 +116,9 @@ class Start:
 
 
 def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool) -> Start:
-    """Prepares a run's folder for going on. Raises ConfigError where it cannot, before anything is changed.
+    """Opens a run directory to resume its run. Raises ConfigError before anything is changed.
 
-    A run without a checkpoint begins anew, unless a checkpoint is required.
+    A run without a checkpoint begins anew, unless `required` asks for one.
     """
     checkpoints = path / "checkpoints"
     read_config(path)
@@ -129,8 +129,8 @@ def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool)
         return Start(run_dir, None, (("info", "resumed before its first checkpoint: begins anew"),))
     if (saved_spec := read_spec(path)) != spec:
         raise ConfigError(
-            f"{path}: the environment was {saved_spec}, it now is {spec}; a run goes on "
-            "with its own environment only"
+            f"{path}: the environment was {saved_spec}, it now is {spec}; a run can be "
+            "resumed with its own environment only"
         )
     checkpoint, problems = newest_good_checkpoint(checkpoints)
     manifest = checkpoint.manifest
@@ -147,9 +147,9 @@ def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool)
 
 
 def newest_good_checkpoint(checkpoints: Path) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The newest checkpoint that is whole, and what is wrong with those that are newer.
+    """The newest checkpoint without damage, and a description of the damage in newer ones.
 
-    Raises ConfigError if there is none, with the reason for each.
+    Raises ConfigError if there is none, with the damage in each.
     """
     problems: list[str] = []
     for folder in reversed(checkpoint_folders(checkpoints)):
@@ -165,7 +165,7 @@ def newest_good_checkpoint(checkpoints: Path) -> tuple[Checkpoint, tuple[str, ..
 def changes(saved: ResolvedConfig, given: ResolvedConfig) -> tuple[Change, ...]:
     """The settings that differ from those of the run to be resumed.
 
-    Raises ConfigError with the whole list of those that must not.
+    Raises ConfigError with a list of all those that must not differ.
     """
     before, after = dict(_leaves(saved)), dict(_leaves(given))
     differing = [
@@ -185,24 +185,24 @@ def changes(saved: ResolvedConfig, given: ResolvedConfig) -> tuple[Change, ...]:
 def _next_incarnations(
     manifest: Manifest, config: ResolvedConfig, *, lives_since: int, exact: bool
 ) -> Mapping[str, int]:
-    """Role name -> the incarnation with which it goes on.
+    """Role name -> the incarnation to start, which selects the role's stream of random numbers.
 
-    exact: the life after the checkpoint is repeated, stream by stream. Otherwise every stream is new: the
-    streams of lives that began since the checkpoint, each with all its replacements, are skipped.
+    exact: the streams that followed the checkpoint are repeated. Otherwise every stream is new: those of
+    lives that began since the checkpoint, each with all its replacements, are skipped.
     """
     step = 1 if exact else (config.run.restarts + 1) * (1 + lives_since)
     newest = manifest.run.incarnations
-    # An actor that joins later must not take an incarnation that one before it had.
+    # An added actor must not reuse an incarnation that an earlier one of its number had.
     latest_actor = max((newest[name] for name in newest if name.startswith("actor")), default=-1)
     actors = {role_name("actor", index): latest_actor for index in range(config.actors.num_actors)}
     return {name: incarnation + step for name, incarnation in {**actors, **newest}.items()}
 
 
 def go_on(run_dir: Path, checkpoint: Checkpoint, config: ResolvedConfig) -> Resumed:
-    """Puts a checkpoint's replay back in the run directory and says where each role goes on.
+    """Restores a checkpoint's replay in the run directory and returns the state to continue from.
 
-    A continuous journal is newer than any checkpoint and holds its transitions, so it stays; not so in the
-    serial runtime, which repeats what followed the checkpoint bit for bit. Raises OSError.
+    A continuous journal stays, because it is newer than any checkpoint and holds its transitions; except in
+    the serial runtime, which repeats what followed the checkpoint bit for bit. Raises OSError.
     """
     exact = config.run.runtime == "serial"
     replay = run_dir / "replay"
@@ -219,7 +219,7 @@ def go_on(run_dir: Path, checkpoint: Checkpoint, config: ResolvedConfig) -> Resu
 
 
 def _best(run_dir: Path, at_checkpoint: Best | None) -> Best | None:
-    """The version whose weights are in the run directory as the best, perhaps newer than the checkpoint."""
+    """The best version, as weights/best.safetensors has it; it may be newer than the checkpoint."""
     try:
         _, facts = load_weights(run_dir / "weights" / "best.safetensors")
         version, score = int(facts["version"]), float(facts["return_mean"])

@@ -67,7 +67,9 @@ def test_a_machine_that_is_about_to_go_is_told_of_once() -> None:
     with patch.object(supervisor, "ASK_MACHINES_SECONDS", 0.0):
         run(engine, Notes(), recorder)
     said = [text for text in recorder.events if "about to go" in text]
-    assert said == ["warning: a machine is about to go, with learner; replay.persist = none takes none"]
+    assert said == [
+        "warning: a machine is about to go, with learner; no checkpoint is taken: replay.persist is none"
+    ]
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3])
@@ -112,7 +114,7 @@ def test_a_role_that_never_comes_up_is_named_as_well() -> None:
 
     engine = NoRoom(config_of("run.stall_seconds=0.2", "pacing.learning_starts=100000"), random.Random(1), 0)
     engine.frozen = {"shard 0", "actor 0", "actor 1", "evaluator"}
-    with pytest.raises(RunFailed, match=r"  learner: has not come up; are there free CPUs for it\?"):
+    with pytest.raises(RunFailed, match=r"  learner: has not started; are CPUs free for it\?"):
         run(engine, Notes(), Recorder())
 
 

@@ -256,7 +256,7 @@ def test_no_replacement_left_ends_the_run(local_run: LocalRun) -> None:
             "nan",
             "it returned an observation that holds nan",
             "",
-            "actor 0 is where that happened; actors.env_restarts = 10 were used up",
+            "actor 0 had this problem; actors.env_restarts = 10 were used up",
             marks=pytest.mark.slow,
         ),
     ],

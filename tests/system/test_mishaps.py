@@ -82,7 +82,7 @@ def test_an_environment_that_always_hangs_ends_the_run_with_its_stack(
     local_run.start(*small(folder, "hang", "actors.chunk_deadline_seconds=2", "actors.env_restarts=1"))
     assert local_run.finish() == 1
     assert "wait_for_ever" in local_run.errors
-    assert local_run.errors.splitlines()[-1].startswith("actor 0 is where that happened; actors.env_restarts")
+    assert local_run.errors.splitlines()[-1].startswith("actor 0 had this problem; actors.env_restarts")
     local_run.assert_nothing_left()
 
 

@@ -106,7 +106,7 @@ def test_without_either_it_begins_anew_and_the_weights_are_withdrawn(tmp_path: P
     assert not here.run.is_asked("learner", "restore")
     assert here.counters.version == 0
     assert here.published == [None]
-    assert here.said == ["learner begins anew: no state of it was kept yet"]
+    assert here.said == ["learner begins anew: no state was kept yet"]
 
 
 def test_it_begins_anew_with_the_weights_that_were_given(tmp_path: Path) -> None:
