@@ -85,10 +85,8 @@ def test_every_order_of_events_comes_to_the_end(
     ],
 )
 def test_a_run_ends_at_the_first_of_its_stop_conditions(overrides: list[str], reason: str) -> None:
-    engine, recorder = (
-        ScriptedEngine(config_of("stop.updates=1000", *overrides), random.Random(3), 0),
-        Recorder(),
-    )
+    config, recorder = config_of("stop.updates=1000", *overrides), Recorder()
+    engine = ScriptedEngine(config, random.Random(3), 0)
     outcome = run(engine, Notes(), recorder)
     assert outcome.reason == reason
     assert outcome.solved == ("target" in reason)

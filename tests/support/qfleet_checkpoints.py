@@ -42,3 +42,10 @@ def commit(
         for shard in range(shards)
     }
     return store.commit(partial, run_state(evaluation=evaluation), learner_state(version), segments)
+
+
+def flip_a_bit(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from qfleet_checkpoints import commit, learner_state, run_state, write_segment
+from qfleet_checkpoints import commit, flip_a_bit, learner_state, run_state, write_segment
 
 from cluster.checkpoints.checkpoint import (
     CheckpointStore,
@@ -68,12 +68,6 @@ def segment(checkpoint: Path, shard: int) -> Path:
     return checkpoint / f"shard-{shard}" / "00000000-0.qfj"
 
 
-def flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 def rewrite_manifest(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Changes the manifest and gives it a checksum that fits."""
     body = json.loads((checkpoint / "manifest.json").read_bytes())["manifest"]
@@ -87,11 +81,11 @@ def rewrite_manifest(checkpoint: Path, change: Callable[[dict[str, Any]], object
 # What happens to the newest checkpoint -> what is said about it.
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of the learner": (
-        lambda it: flip_a_byte(it / "learner.safetensors"),
+        lambda it: flip_a_bit(it / "learner.safetensors"),
         "learner.safetensors is not the file of this checkpoint",
     ),
     "a bit of a segment": (
-        lambda it: flip_a_byte(segment(it, 1)),
+        lambda it: flip_a_bit(segment(it, 1)),
         "shard-1/00000000-0.qfj is not the file of this checkpoint: it has 19 bytes with checksum",
     ),
     "a longer segment": (
@@ -106,7 +100,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda it: (it / "learner.safetensors").unlink(),
         "learner.safetensors cannot be read: No such file",
     ),
-    "a bit of the manifest": (lambda it: flip_a_byte(it / "manifest.json"), "manifest.json"),
+    "a bit of the manifest": (lambda it: flip_a_bit(it / "manifest.json"), "manifest.json"),
     "half of the manifest": (
         lambda it: (it / "manifest.json").write_bytes((it / "manifest.json").read_bytes()[:200]),
         "manifest.json cannot be read",
@@ -194,7 +188,7 @@ def test_a_bad_checkpoint_is_never_the_best(tmp_path: Path) -> None:
     commit(store, 100, evaluation=9.0)
     commit(store, 200, evaluation=1.0)
     best, second = checkpoint_folders(tmp_path)
-    flip_a_byte(best / "manifest.json")
+    flip_a_bit(best / "manifest.json")
     commit(store, 300, evaluation=0.5)
     assert [path.name for path in checkpoint_folders(tmp_path)] == [second.name, "checkpoint-000002"]
 
@@ -209,13 +203,13 @@ def test_files_that_a_shard_wrote_elsewhere_are_missed(tmp_path: Path) -> None:
 
 def test_a_learner_goes_on_from_the_newest_sound_state_whatever_its_replay_is_like(folder: Path) -> None:
     first, newest = checkpoint_folders(folder)
-    flip_a_byte(segment(newest, 0))
+    flip_a_bit(segment(newest, 0))
     state = newest_learner_state(folder)
     assert state is not None
     assert (state.version, state.tensors["online"].tolist()) == (200, [200.0] * 3)
-    flip_a_byte(newest / "learner.safetensors")
+    flip_a_bit(newest / "learner.safetensors")
     state = newest_learner_state(folder)
     assert state is not None
     assert state.version == 100
-    flip_a_byte(first / "manifest.json")
+    flip_a_bit(first / "manifest.json")
     assert newest_learner_state(folder) is None

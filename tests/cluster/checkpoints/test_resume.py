@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from qfleet_checkpoints import flip_a_bit
 from qfleet_serial import RECALL, SMALL, Recorder, train_serial
 
 from cluster.api import train
@@ -176,18 +177,12 @@ def segment(run_dir: Path, checkpoint: str, shard: int) -> Path:
     return next((run_dir / "checkpoints" / checkpoint / f"shard-{shard}").iterdir())
 
 
-def flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("spoil", ["a bit of a segment", "an unfinished checkpoint"])
 def test_a_bad_checkpoint_is_named_and_the_one_before_taken(run_dir: Path, spoil: str) -> None:
     """tests/cluster/checkpoints/test_checkpoint.py has the other ways in which one is bad."""
     newest = run_dir / "checkpoints" / "checkpoint-000001"
     if spoil == "a bit of a segment":
-        flip_a_byte(segment(run_dir, newest.name, 1))
+        flip_a_bit(segment(run_dir, newest.name, 1))
     else:
         newest.rename(newest.with_name(f"{newest.name}.partial"))
     recorder = resume(run_dir, ["stop.updates=210"])
@@ -205,7 +200,7 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_taken(run_dir: Path, spoil
 def test_with_no_good_checkpoint_each_is_named(run_dir: Path) -> None:
     before = sorted(run_dir.rglob("*"))
     for checkpoint in ("checkpoint-000000", "checkpoint-000001"):
-        flip_a_byte(segment(run_dir, checkpoint, 0))
+        flip_a_bit(segment(run_dir, checkpoint, 0))
     with pytest.raises(
         ConfigError, match=r"(?s)no checkpoint can be used.*checkpoint-000001.*checkpoint-000000"
     ):
