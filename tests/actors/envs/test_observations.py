@@ -1,4 +1,7 @@
-"""Records of several arrays and action masks: what is made of observations and infos."""
+"""Records of several arrays and action masks: what is made of observations and infos.
+
+Tests actors/envs/observations.py, and the frame fields of actors/core.py.
+"""
 
 from __future__ import annotations
 

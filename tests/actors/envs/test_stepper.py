@@ -1,4 +1,4 @@
-"""The three autoreset modes as one stream of steps."""
+"""The three autoreset modes as one stream of steps. Tests actors/envs/stepper.py."""
 
 from __future__ import annotations
 
