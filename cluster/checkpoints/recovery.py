@@ -60,7 +60,7 @@ class Recovery:
         self._checkpointer = Checkpointer(context.fleet, store, self._run_state)
         now = time.monotonic()
         self._checkpointed = (now, context.counters.version, -1)
-        """When the newest checkpoint began (monotonic), its version, and the transitions inserted until then."""
+        """Of the newest checkpoint: its begin (monotonic), version and number of inserted transitions."""
         self._checkpoint_soon = False
         self._kept_state: LearnerState | None = None
         self._state_asked_at = now
@@ -234,7 +234,7 @@ class Recovery:
             )
 
     def _give_state(self, learner: Member[LearnerRole]) -> None:
-        """Restores a new learner from the kept state, else from the newest checkpoint; else it begins anew."""
+        """Restores a new learner from the kept state, else the newest checkpoint; else it begins anew."""
         state = self._kept_state or newest_learner_state(self._context.run_dir.checkpoints)
         if state is not None:
             self._restore(learner, state)
