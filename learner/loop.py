@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import DivergedError, LearnReport, MinibatchSource
 from learner.optimizer import learning_rate
 from learner.skipped_updates import SkippedBatch, SkippedUpdate, skipped_batch
 from learner.update import Outcome, QueuedUpdate, UpdateStep
-from learner.upload import make_upload
+from learner.upload import StagedUpload
 from replay_service.histogram import Histogram, histogram_of
 from replay_service.messages import Minibatch
 from replay_service.phase_timer import PhaseTimer
@@ -71,7 +72,8 @@ class Learner:
         self._config = config
         self._source = source
         self.step = UpdateStep(spec, config, seed=seed, queues=queues)
-        self._upload = make_upload(spec.stack, self.step.device, staged=self.step.queues)
+        self._stack = spec.stack
+        self._staged = StagedUpload(spec.stack, self.step.device) if self.step.queues else None
         # A device with a queue works on one update while the next minibatch is drawn, uploaded and queued.
         # TD errors then come back one update late, and nobody waits for the device.
         self._max_started = 2 if self.step.queues else 1
@@ -114,7 +116,9 @@ class Learner:
         drawn = self._source.next_minibatch(version)
         self._timer.enter("update")
         self._timer.shift(drawn.waited_seconds, "draw", "wait")
-        batch, minibatch = self._upload(drawn)
+        if self._staged is None:
+            return drawn, version, self.step.start(to_batch(drawn, self._stack, self.step.device))
+        batch, minibatch = self._staged(drawn)
         return minibatch, version, self.step.start(batch)
 
     def _finish(self, started: _Started, counts: _Counts) -> None:

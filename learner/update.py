@@ -16,7 +16,8 @@ from learner.core import LearnerState, Note, UpdateMetrics
 from learner.networks.flat import compile_passes, flat_network
 from learner.networks.noisy import redraw_noise
 from learner.normalization import ObservationNormalizer, moments_of, moments_state, restored_moments
-from learner.objectives.heads import Fit, make_head
+from learner.objectives.fit import Fit
+from learner.objectives.heads import make_head
 from learner.optimizer import FlatOptimizer, clip_
 from learner.skipped_updates import SkippedUpdate
 from learner.update_metrics import UpdateMeter

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learner.core import UpdateMetrics
-from learner.objectives.heads import Fit
+from learner.objectives.fit import Fit
 
 HELD_UPDATES = 64
 """Updates whose tensors are summed together: summing those of each update would take longer."""

@@ -3,7 +3,6 @@
 Owns staging buffers, and the stream and events that order copies; must not import networks or the loop.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -11,19 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.batch import Batch, batch_of, to_batch
+from learner.batch import Batch, batch_of
 from learner.core import minibatch_arrays
 from replay_service.messages import Minibatch
-
-Upload = Callable[[Minibatch], tuple[Batch, Minibatch]]
-"""Returns the batch on the device, and the minibatch, which is valid until its update has finished."""
-
-
-def make_upload(stack: int, device: torch.device, *, staged: bool) -> Upload:
-    """Uploads through staging buffers where updates are queued, else directly."""
-    if staged:
-        return StagedUpload(stack, device)
-    return lambda minibatch: (to_batch(minibatch, stack, device), minibatch)
 
 
 @dataclass(eq=False)

@@ -244,8 +244,9 @@ class ReplaySampler(Generic[Ticket]):
 
     def _retire_staged(self) -> None:
         """Frees what is staged: all its shards have replied, and nobody reads its minibatches any more."""
-        if self._staging is not None and self._staged is not None and self._staged.slot is not None:
-            self._staging.slots.give_back(self._staged.slot)
+        slots = None if self._staging is None else self._staging.slots
+        if slots is not None and self._staged is not None and self._staged.slot is not None:
+            slots.give_back(self._staged.slot)
         self._staged = None
 
     def _change_prefetch(self) -> None:
@@ -284,7 +285,8 @@ class ReplaySampler(Generic[Ticket]):
             raise EmptyShardError("a minibatch was requested, but no shard is known to hold transitions")
         counts = allocate(masses, self._batch_size, self._prefetch.minibatches, self._rng.random())
         starts = shard_starts(counts)
-        slot = None if self._staging is None else self._staging.slots.take()
+        slots = None if self._staging is None else self._staging.slots
+        slot = None if slots is None else slots.take()
         tickets: dict[int, Ticket] = {}
         for shard in self._living():
             place = None if slot is None else SlotPlace(slot.address, tuple(starts[:, shard].tolist()))

@@ -11,9 +11,9 @@ import numpy as np
 from replay_service.block import BlockSchema, TransitionBlock
 from replay_service.codec import decode
 from replay_service.config import ReplayConfig
+from replay_service.journal.delivered import Delivered
 from replay_service.journal.durability import Durability, SealReply
 from replay_service.journal.recovery import FoundJournal, RecoveryReport
-from replay_service.journal.segments import Delivered
 from replay_service.messages import InsertReply, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
 from replay_service.selectors import PrioritizedSelector, Selector, UniformSelector
 from replay_service.shard_meter import ShardMeter

@@ -9,7 +9,7 @@ import numpy as np
 
 from replay_service.messages import SampleReply
 from replay_service.sharding import shard_starts
-from replay_service.window_slots import SlotPool, WindowArray, WindowSlot
+from replay_service.window_slots import WindowArray, WindowSlot, slot_pool
 
 _FIELDS = ("action", "reward", "discount", "policy_version", "keys", "probability")
 
@@ -23,7 +23,7 @@ class Staging:
     Attributes:
         transitions: field name -> [K, B], for action, reward, discount, policy_version, keys and probability.
         windows: field name -> [K, B, W, *shape], writable and contiguous.
-        slots: memory for the windows of the requests in flight.
+        slots: memory for the windows of the requests in flight; None where windows are small.
     """
 
     def __init__(self, reply: SampleReply, num_minibatches: int, batch_size: int) -> None:
@@ -36,7 +36,7 @@ class Staging:
         )
         self.windows: Mapping[str, np.ndarray] = {}
         self._own_windows: Mapping[str, np.ndarray] = {}
-        self.slots = SlotPool(self._window_arrays)
+        self.slots = slot_pool(self._window_arrays)
 
     def stage(self, replies: Mapping[int, SampleReply], counts: np.ndarray, slot: WindowSlot | None) -> None:
         """Replaces the minibatches by those of `replies` (shard -> reply).

@@ -90,13 +90,10 @@ class SlotPool:
     def __init__(self, arrays: tuple[WindowArray, ...]) -> None:
         self._arrays = arrays
         self._free: list[WindowSlot] = []
-        self._possible = _num_bytes(arrays) >= MIN_SLOT_BYTES
+        self._possible = True
 
     def take(self) -> WindowSlot | None:
-        """A slot that no shard writes to; None if replies shall carry the windows.
-
-        That is so for windows below MIN_SLOT_BYTES and, after one warning, without shared memory.
-        """
+        """A slot that no shard writes to; None, after one warning, where there is no shared memory."""
         if self._free:
             return self._free.pop()
         if self._possible:
@@ -110,6 +107,11 @@ class SlotPool:
     def give_back(self, slot: WindowSlot) -> None:
         """Takes back a slot whose windows were read and to which no shard writes any more."""
         self._free.append(slot)
+
+
+def slot_pool(arrays: tuple[WindowArray, ...]) -> SlotPool | None:
+    """A pool for windows of MIN_SLOT_BYTES and more; replies carry smaller ones."""
+    return SlotPool(arrays) if _num_bytes(arrays) >= MIN_SLOT_BYTES else None
 
 
 class SlotMapper:

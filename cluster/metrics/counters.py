@@ -14,9 +14,9 @@ from typing import Literal, get_args
 from actors.core import EnvRestartCause, EvaluationReport, RolloutReport
 from cluster.control.evaluation import Best
 from cluster.control.pacing import Ledger, Pacing
+from cluster.metrics.episodes import Episodes
 from cluster.metrics.role_metrics import (
     ActorMetrics,
-    Episodes,
     EvaluationMetrics,
     LearnerMetrics,
     ProcessMetrics,

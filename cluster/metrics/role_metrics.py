@@ -8,13 +8,13 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from actors.core import EvaluationReport, RolloutReport
+from cluster.metrics.episodes import mean_of
 from cluster.metrics.snapshot import ByLabel
 from cluster.metrics.usage import MachineUsage
 from learner.core import LearnReport
@@ -24,8 +24,8 @@ from replay_service.messages import ProcessUsage
 Metrics = dict[str, Any]
 """Name of a Snapshot's metric -> its value; one that is not known yet is None or missing."""
 
-_RECENT_EPISODES = 100
-_FEWEST_FIRST_EPISODES = 10
+
+_RECENT_STARTS = 100
 
 _LEARNING_METRICS = {
     "loss": "loss_mean",
@@ -74,36 +74,6 @@ class Rates:
         return self._rates
 
 
-@dataclass
-class Episodes:
-    """Training episodes: how many have finished, returns and lengths of the last 100, and the first returns.
-
-    first_returns are from before learning began, up to 100; if those are fewer than 10, later ones join them.
-    """
-
-    finished: int = 0
-    returns: tuple[float, ...] = ()
-    lengths: tuple[int, ...] = ()
-    first_returns: tuple[float, ...] = ()
-
-    def add(self, report: RolloutReport, version: int) -> None:
-        """Adds the episodes of a chunk. version: the learner's newest when it was reported."""
-        self.finished += len(report.episode_returns)
-        self.returns = (*self.returns, *report.episode_returns)[-_RECENT_EPISODES:]
-        self.lengths = (*self.lengths, *report.episode_lengths)[-_RECENT_EPISODES:]
-        if len(self.first_returns) < (_RECENT_EPISODES if version == 0 else _FEWEST_FIRST_EPISODES):
-            self.first_returns = (*self.first_returns, *report.episode_returns)[:_RECENT_EPISODES]
-
-    def metrics(self) -> Metrics:
-        """Their number and means."""
-        return {
-            "episodes_total": self.finished,
-            "train_return_mean": _mean(self.returns),
-            "train_length_mean": _mean(self.lengths),
-            "first_return_mean": _mean(self.first_returns),
-        }
-
-
 class ActorMetrics:
     """Metrics of acting: rates over all actors, and spreads over the last chunk of each."""
 
@@ -112,7 +82,7 @@ class ActorMetrics:
         self._rates: collections.defaultdict[int, Rates] = collections.defaultdict(Rates)
         self._last: dict[int, Metrics] = {}
         self._newest: Metrics = {}
-        self._start_values: collections.deque[float] = collections.deque(maxlen=_RECENT_EPISODES)
+        self._start_values: collections.deque[float] = collections.deque(maxlen=_RECENT_STARTS)
         self._reward_abs_max: float | None = None
 
     def add(self, rollouts: Sequence[tuple[RolloutReport, int]], now: float) -> Metrics:
@@ -148,7 +118,7 @@ class ActorMetrics:
             "reward_abs_mean": sum(report.reward_abs_sum for report in pushed) / rewards if rewards else None,
             "reward_abs_max": self._reward_abs_max,
             "action_entropy_ratio": _entropy_ratio([report.action_counts for report in reports]),
-            "start_value_mean": _mean(self._start_values),
+            "start_value_mean": mean_of(self._start_values),
             **{
                 name: _spread(each[name] for each in last)
                 for name in ("actor_env_steps_per_second", "actor_policy_lag_updates", "actor_epsilon")
@@ -206,11 +176,11 @@ class EvaluationMetrics:
                 "evaluation_version": newest.version,
                 "evaluation_episodes": len(newest.returns),
                 "evaluation_return_std": float(np.std(newest.returns)),
-                "evaluation_start_value_mean": _mean(newest.start_values),
-                "evaluation_discounted_return_mean": _mean(newest.discounted_returns),
+                "evaluation_start_value_mean": mean_of(newest.start_values),
+                "evaluation_discounted_return_mean": mean_of(newest.discounted_returns),
                 "evaluation_start_value_error_std": float(np.std(errors)) if errors else None,
-                "evaluation_truncation_discount_mean": _mean(factors),
-                "evaluation_truncated_ratio": _mean(newest.truncated),
+                "evaluation_truncation_discount_mean": mean_of(factors),
+                "evaluation_truncated_ratio": mean_of(newest.truncated),
                 "evaluation_action_entropy_ratio": _entropy_ratio([newest.action_counts]),
             }
         return {"discount": self._discount, "evaluations_total": self._evaluations, **self._newest}
@@ -271,10 +241,6 @@ def add_to(sums: dict[str, float], amounts: Mapping[str, float]) -> None:
 def _known(value: float | None) -> float | None:
     """None for NaN, the mean of nothing."""
     return None if value is None or math.isnan(value) else value
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
 
 
 def _spread(values: Iterable[float]) -> ByLabel | None:

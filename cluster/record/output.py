@@ -27,6 +27,7 @@ class LineWriter(io.TextIOBase):
     """A text stream that turns lines into log lines; it takes the place of sys.stdout or sys.stderr.
 
     beneath: the stream whose place it takes, asked for fileno() and isatty(). echo: text goes there as well.
+    partial: the text of a line that is not complete yet.
     """
 
     encoding = "utf-8"
@@ -45,7 +46,7 @@ class LineWriter(io.TextIOBase):
         self._emit = emit
         self._beneath = beneath
         self._echo = echo
-        self._partial = ""
+        self.partial = ""
         self._lock = threading.RLock()
 
     def fileno(self) -> int:
@@ -62,8 +63,8 @@ class LineWriter(io.TextIOBase):
             if self._echo:
                 self._beneath.write(text)
             # A progress bar redraws its line by \r: each drawing becomes a line.
-            whole, newline, self._partial = (
-                (self._partial + text).replace("\r\n", "\n").replace("\r", "\n").rpartition("\n")
+            whole, newline, self.partial = (
+                (self.partial + text).replace("\r\n", "\n").replace("\r", "\n").rpartition("\n")
             )
             if newline:
                 now = time.time()
@@ -77,7 +78,7 @@ class LineWriter(io.TextIOBase):
     def finish(self) -> None:
         """Emits an incomplete line, if there is one."""
         with self._lock:
-            rest, self._partial = self._partial, ""
+            rest, self.partial = self.partial, ""
             if rest:
                 self._emit(self._source.lines(self._level, rest))
 
@@ -163,4 +164,5 @@ class SerialLogs:
         finally:
             sys.stdout, sys.stderr = before
             for writer in writers:
-                writer.finish()
+                if writer.partial:
+                    writer.finish()

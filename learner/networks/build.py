@@ -23,6 +23,7 @@ from learner.config import (
     output_shape,
     resolve_network,
 )
+from learner.networks.inputs import features
 from learner.networks.noisy import NoisyLinear
 from learner.networks.products import Linear
 from learner.networks.torsos import (
@@ -33,7 +34,6 @@ from learner.networks.torsos import (
     MinatarTorso,
     NatureTorso,
     dense,
-    features,
 )
 from replay_service.block import OBSERVATION
 

@@ -15,8 +15,8 @@ from learner.batch import Observations
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import Note
 from learner.networks.build import Mlp, build_network, zero_observations
+from learner.networks.inputs import features
 from learner.networks.products import Linear, linear_relu, product
-from learner.networks.torsos import features
 
 
 class FlatNetwork:

@@ -6,6 +6,10 @@ Owns pure functions of logits and probabilities; must not import networks, optim
 import torch
 from torch import Tensor
 
+from learner.batch import Batch
+from learner.config import LearnerConfig
+from learner.objectives.fit import Fit, at_action, of_action
+from learner.objectives.q_learning import best_action
 from learner.objectives.shapes import require_matrix, require_rewards, require_shape, require_vector
 
 
@@ -87,3 +91,31 @@ def cross_entropy_loss(logits_tm1: Tensor, target: Tensor, weight: Tensor) -> tu
     require_shape("target", target, tuple(logits_tm1.shape))
     loss = -(weight * (target * logits_tm1.log_softmax(dim=1)).sum(dim=1)).mean()
     return loss, weight.unsqueeze(1) * (logits_tm1.softmax(dim=1) - target) / len(weight)
+
+
+class CategoricalHead:
+    """Logits of N fixed returns for each action, outputs [B, A, N]."""
+
+    def __init__(self, config: LearnerConfig, device: torch.device) -> None:
+        self._atoms = support(config.value_range, config.num_atoms).to(device)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Outputs [..., A, N] -> their means [..., A]."""
+        return categorical_mean(outputs, self._atoms)
+
+    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
+        """Compares distributions; arguments as in QHead."""
+        values_t = self.values(outputs_t if choosing is None else choosing)
+        chosen = best_action(values_t, batch.allowed_t)
+        logits_tm1 = of_action(outputs_tm1, batch.a_tm1)
+        probability_t = of_action(outputs_t, chosen).softmax(dim=1)
+        target = categorical_target(batch.r_t, batch.discount_t, probability_t, self._atoms)
+        q_tm1, y = self.values(logits_tm1), target @ self._atoms
+        loss, gradient = cross_entropy_loss(logits_tm1, target, batch.weight)
+        return Fit(
+            loss=loss,
+            output_gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
+            q_tm1=q_tm1,
+            target=y,
+            td_error=(y - q_tm1).abs(),
+        )

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from learner.batch import Batch
 from learner.config import LearnerConfig
+from learner.objectives.fit import Fit
 from learner.objectives.shapes import require_matrix, require_rewards, require_shape, require_vector
 
 TdLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -140,3 +142,41 @@ def td_loss(config: LearnerConfig) -> TdLoss:
 def _require_shapes(td: Tensor, weight: Tensor) -> None:
     require_vector("td", td)
     require_shape("weight", weight, tuple(td.shape))
+
+
+def best_action(q_t: Tensor, allowed_t: Tensor | None) -> Tensor:
+    """The allowed action of the highest Q-value, [B] int64, of q_t [B, A]."""
+    return masked(q_t, allowed_t).argmax(dim=1)
+
+
+class QHead:
+    """One mean return for each action, outputs [B, A]."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self._loss = td_loss(config)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Outputs [..., A] -> Q-values [..., A], the largest of which acting takes."""
+        return outputs
+
+    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
+        """Compares outputs_tm1 (online network) with targets made of outputs_t (target network).
+
+        choosing: the online network's outputs for obs_t, which choose the next action (double Q-learning);
+        None where the target network chooses its own best.
+        """
+        if choosing is None:
+            target = q_learning_target(batch.r_t, batch.discount_t, outputs_t, batch.allowed_t)
+        else:
+            target = double_q_target(batch.r_t, batch.discount_t, choosing, outputs_t, batch.allowed_t)
+        taken = batch.a_tm1.unsqueeze(1)
+        q_tm1 = outputs_tm1.gather(1, taken).squeeze(1)
+        td = target - q_tm1
+        loss, gradient = self._loss(td, batch.weight)
+        return Fit(
+            loss=loss,
+            output_gradient=torch.zeros_like(outputs_tm1).scatter_(1, taken, gradient.unsqueeze(1)),
+            q_tm1=q_tm1,
+            target=target,
+            td_error=td.abs(),
+        )

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from learner.batch import Batch
+from learner.config import LearnerConfig
+from learner.objectives.fit import Fit, at_action, of_action
+from learner.objectives.q_learning import best_action
 from learner.objectives.shapes import require_matrix, require_rewards, require_vector
 
 
@@ -61,3 +65,31 @@ def quantile_huber_loss(
     loss = (weight * (asymmetry * huber).mean(dim=2).sum(dim=1)).mean()
     mean_error = (asymmetry * error.clamp(-kappa, kappa)).mean(dim=2)
     return loss, weight.unsqueeze(1) * mean_error * (-1.0 / (kappa * len(weight)))
+
+
+class QuantileHead:
+    """N quantiles of the return for each action, outputs [B, A, N]."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self._kappa = config.huber_delta
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Outputs [..., A, N] -> their means [..., A]."""
+        return outputs.mean(dim=-1)
+
+    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
+        """Compares distributions; arguments as in QHead."""
+        values_t = self.values(outputs_t if choosing is None else choosing)
+        chosen = best_action(values_t, batch.allowed_t)
+        quantiles_tm1 = of_action(outputs_tm1, batch.a_tm1)
+        quantiles_t = of_action(outputs_t, chosen)
+        target = quantile_target(batch.r_t, batch.discount_t, quantiles_t)
+        q_tm1, y = self.values(quantiles_tm1), self.values(target)
+        loss, gradient = quantile_huber_loss(quantiles_tm1, target, batch.weight, self._kappa)
+        return Fit(
+            loss=loss,
+            output_gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
+            q_tm1=q_tm1,
+            target=y,
+            td_error=(y - q_tm1).abs(),
+        )

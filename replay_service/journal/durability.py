@@ -13,14 +13,8 @@ import numpy as np
 
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
-from replay_service.journal.segments import (
-    BLOCK,
-    DELIVERY,
-    PRIORITIES,
-    TRANSITIONS,
-    Delivered,
-    pack_delivery,
-)
+from replay_service.journal.delivered import Delivered
+from replay_service.journal.segments import BLOCK, DELIVERY, PRIORITIES, TRANSITIONS, pack_delivery
 from replay_service.journal.writer import JournalWriter, SegmentFact
 from replay_service.selectors import Selector
 from replay_service.transition_store import TransitionStore

@@ -13,13 +13,13 @@ import numpy as np
 
 from replay_service.block import BlockSchema
 from replay_service.codec import BlockError, decode
+from replay_service.journal.delivered import Delivered
 from replay_service.journal.segments import (
     BLOCK,
     DELIVERY,
     KEYS,
     PRIORITIES,
     TRANSITIONS,
-    Delivered,
     JournalError,
     KeyRun,
     Record,

@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from replay_service.block import TransitionBlock
+from replay_service.journal.delivered import Delivered
 
 BLOCK = b"BLCK"  # a push, as it came on the wire
 TRANSITIONS = b"ROWS"  # transitions written from memory, as a block without a sender
@@ -39,26 +39,6 @@ _NAME = re.compile(r"(\d{8})-(\d+)\.qfj")
 
 class JournalError(ValueError):
     """A journal's bytes break the format."""
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """All that a shard has taken in over its incarnations.
-
-    writers: writer -> its incarnation and the sequence number due next. Totals as in ShardStatus.
-    """
-
-    writers: Mapping[int, tuple[int, int]]
-    inserted_transitions_total: int
-    env_steps_total: int
-
-    def after(self, block: TransitionBlock) -> Delivered:
-        """The state after one more block."""
-        return Delivered(
-            {**self.writers, block.writer: (block.incarnation, block.sequence + 1)},
-            self.inserted_transitions_total + block.num_transitions,
-            self.env_steps_total + block.env_steps,
-        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from replay_service.journal.delivered import Delivered
 from replay_service.journal.durable_files import crc32_of, link_or_copy, sync_folder
 from replay_service.journal.segments import (
     BLOCK,
@@ -18,7 +19,6 @@ from replay_service.journal.segments import (
     FILE_PREFIX,
     KEYS,
     TRANSITIONS,
-    Delivered,
     KeyRun,
     pack_delivery,
     pack_key_runs,

@@ -19,7 +19,8 @@ from benchmarks.failures import FAILURES, Failure, Outcome, restarts  # noqa: E4
 from benchmarks.replay_data import CARTPOLE, random_block  # noqa: E402
 from replay_service.codec import encode  # noqa: E402
 from replay_service.journal import writer as journal_writer  # noqa: E402
-from replay_service.journal.segments import BLOCK, Delivered, segment_paths  # noqa: E402
+from replay_service.journal.delivered import Delivered  # noqa: E402
+from replay_service.journal.segments import BLOCK, segment_paths  # noqa: E402
 
 TRANSITIONS = 8
 

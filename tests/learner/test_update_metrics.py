@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.objectives.heads import Fit
+from learner.objectives.fit import Fit
 from learner.update_metrics import HELD_UPDATES, UpdateMeter
 
 

@@ -12,7 +12,7 @@ import torch
 
 from learner.batch import Batch, to_batch
 from learner.config import NetworkSpec
-from learner.upload import StagedUpload, make_upload
+from learner.upload import StagedUpload
 from replay_service.messages import Minibatch
 
 CPU = torch.device("cpu")
@@ -63,7 +63,6 @@ def test_a_staged_batch_outlives_its_minibatch(
 
 def test_what_is_not_staged_is_not_copied(random_minibatch: Callable[..., Minibatch]) -> None:
     minibatch = random_minibatch(VECTOR, 8)
-    batch, held = make_upload(1, CPU, staged=False)(minibatch)
+    batch = to_batch(minibatch, 1, CPU)
     minibatch.reward[0] = 77.0
     assert batch.r_t[0] == 77.0
-    assert held is minibatch

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from qfleet_journal import BlockMaker, insert, make_shard
 
+from replay_service.journal.delivered import Delivered
 from replay_service.journal.segments import (
-    Delivered,
     JournalError,
     KeyRun,
     pack_delivery,
