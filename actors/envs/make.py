@@ -27,7 +27,8 @@ from actors.core import EnvSpec
 from actors.envs import atari, minatar
 from actors.envs.discretize import DiscretizedActions
 from actors.envs.errors import EnvError
-from actors.envs.guard import AnyVectorEnv, GuardedLane, GuardedVector
+from actors.envs.guard import AnyVectorEnv, GuardedLane
+from actors.envs.guarded_vector import GuardedVector
 from actors.envs.native import NoNativeError, make_native
 from actors.envs.observations import masks_of, parts_of
 from actors.envs.stepper import VectorStepper

@@ -15,7 +15,8 @@ from gymnasium.vector import AutoresetMode
 
 from actors.core import EnvRestart, EnvSpec
 from actors.envs.errors import EnvError
-from actors.envs.guard import Failure, GuardedVector, VectorStep
+from actors.envs.guard import Failure
+from actors.envs.guarded_vector import GuardedVector, VectorStep
 from actors.envs.observations import FrameMaker, masks_of, parts_of
 from actors.envs.validation import is_finite
 

@@ -15,7 +15,7 @@ from gymnasium.envs.registration import EnvSpec as Registration
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from actors.core import EnvSpec
-from actors.envs.guard import GuardedVector
+from actors.envs.guarded_vector import GuardedVector
 from actors.envs.stepper import VectorStepper
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))

@@ -1,7 +1,8 @@
 """Environments that misbehave: one lane is restarted, nothing crosses the gap, and bugs end the run.
 
-Tests actors/envs/guard.py through EnvActor and make_vector, and the parts of other modules that follow a
-restart: shapes and dtypes in actors/envs/validation.py, dropped transitions, repeated episodes of evaluation.
+Tests actors/envs/guard.py and actors/envs/guarded_vector.py through EnvActor and make_vector, and the parts
+of other modules that follow a restart: shapes and dtypes in actors/envs/validation.py, dropped transitions,
+repeated episodes of evaluation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from qfleet_sinks import ListSink
 from actors.config import ActorsConfig, EnvConfig
 from actors.core import RolloutReport
 from actors.envs.errors import EnvFailed
-from actors.envs.guard import GuardedVector, restart_seed
+from actors.envs.guard import restart_seed
+from actors.envs.guarded_vector import GuardedVector
 from actors.envs.make import lane_seeds, make_vector
 from actors.evaluation import Evaluator
 from actors.policy import MlpPolicy

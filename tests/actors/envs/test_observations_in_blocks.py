@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from actors.config import ActorsConfig, EnvConfig
 from actors.core import EnvSpec
 from actors.envs.errors import EnvError
-from actors.envs.guard import GuardedVector
+from actors.envs.guarded_vector import GuardedVector
 from actors.envs.make import make_vector, probe
 from actors.envs.observations import parts_of
 from actors.envs.stepper import VectorStepper

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.core import EnvSpec
-from actors.envs.guard import GuardedVector, SeedForm
+from actors.envs.guarded_vector import GuardedVector, SeedForm
 from actors.envs.stepper import VectorStepper
 
 # Lane 0 terminates after 2 steps; lane 1 truncates after 1 and terminates after 3 more.
