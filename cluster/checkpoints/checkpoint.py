@@ -163,7 +163,7 @@ class CheckpointStore:
     def _remove_old(self) -> None:
         """Removes all but the newest ones and the one with the highest mean return in its last evaluation."""
         folders = checkpoint_folders(self._folder)
-        best = max(folders, key=_score)
+        best = max(reversed(folders), key=_score)  # of equals the newest, which stays anyway
         for folder in folders[: -self._keep]:
             if folder != best:
                 # Renamed first: a folder that is half removed must never look like a checkpoint.

@@ -102,11 +102,11 @@ def last_words(logs: Path, role: str, count: int) -> list[str]:
 
 
 def gist(failure: str) -> str:
-    """A failure in one line: its error without the traceback, and its last line, which names the role."""
-    lines = [line for line in failure.splitlines() if line.strip()]
+    """A failure in one line: the error of its traceback, else its first line; and its last line."""
+    *lines, last = [line for line in failure.splitlines() if line.strip()] or [failure]
     # Notes may follow the error; it is the last line that begins as one.
-    errors = [line for line in lines[:-1] if _ERROR.match(line)] or lines[-2:-1]
-    return "; ".join([*errors[-1:], *lines[-1:]])
+    errors = [line for line in lines if _ERROR.match(line)] or lines[:1]
+    return "; ".join([*(error.removesuffix(":") for error in errors[-1:]), last])
 
 
 def read_messages(lines: Iterable[str]) -> list[LogLine]:

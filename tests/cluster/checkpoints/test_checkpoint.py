@@ -183,6 +183,13 @@ def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
     assert stay == [[0], [0, 1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [5, 6], [6, 7]]
 
 
+def test_without_evaluations_none_is_the_best(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    for version in range(3):
+        commit(store, version, evaluation=None)
+    assert [read_manifest(path).version for path in checkpoint_folders(tmp_path)] == [2]
+
+
 def test_a_bad_checkpoint_is_never_the_best(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     commit(store, 100, evaluation=9.0)

@@ -209,7 +209,7 @@ TRACEBACK = "Traceback (most recent call last):\n  File x\npkg.SomeError: why\n"
         ("learner died: of hunger", "learner died: of hunger"),
         (f"{TRACEBACK}\nactor 0 raised it", "pkg.SomeError: why; actor 0 raised it"),
         (f"{TRACEBACK}A note on it.\n\nactor 0 raised it", "pkg.SomeError: why; actor 0 raised it"),
-        ("nothing moved:\n  actor 0: waits\nSee logs.", "  actor 0: waits; See logs."),
+        ("nothing moved:\n  actor 0: waits\nSee logs.", "nothing moved; See logs."),
     ],
 )
 def test_the_gist_of_a_failure(event: str, text: str) -> None:
