@@ -27,7 +27,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Best:
-    """A version that two evaluations found good.
+    """The best version: two evaluations found it better than those before.
 
     screened is the mean return of the first evaluation, score and std are mean and standard deviation of the
     second one's returns. std is None if it is not known any more.
@@ -96,7 +96,7 @@ class ModelSelection:
         self._candidate = None
 
     def take(self, request: EvaluationRequest, report: EvaluationReport) -> bool:
-        """Takes a result; True if its version is the best now."""
+        """Takes a result; returns whether its version is now the best."""
         mean = fmean(report.returns)
         if not request.confirms:
             if self.best is None or mean > self.best.score or self._passes(mean):

@@ -1,21 +1,21 @@
-"""A clock for what is done every so many seconds.
+"""A timer for periodic work.
 
-Owns when it is due; pure, imports nothing.
+Owns when the work is due; pure, imports nothing.
 """
 
 from __future__ import annotations
 
 
 class Every:
-    """Says now and then that something is due."""
+    """A timer that is due every `seconds`."""
 
     def __init__(self, seconds: float, now: float) -> None:
-        """The first time is `seconds` after now, which is on the monotonic clock."""
+        """now: on the monotonic clock; first due `seconds` later."""
         self._seconds = seconds
         self._last = now
 
     def due(self, now: float) -> bool:
-        """Whether that many seconds have passed since it was last due."""
+        """Whether `seconds` have passed since it was last due; if so, the next period begins now."""
         if now - self._last < self._seconds:
             return False
         self._last = now

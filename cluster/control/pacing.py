@@ -32,8 +32,8 @@ class Ledger:
 class Pacing:
     """Keeps sampled near samples_per_insert * (inserted - learning_starts), within fixed bounds.
 
-    Both bounds are on totals, so a stall of one side pauses the other, and no burst follows: neither side can
-    save up more than the bounds allow (compare Reverb's rate limiter, arXiv:2102.04736, section 3.3).
+    Both bounds are on totals. So a stall of one side pauses the other, and no burst follows, because neither
+    can get ahead by more than its bound (compare Reverb's rate limiter, arXiv:2102.04736, section 3.3).
 
     Attributes:
         samples_per_insert: the target ratio.
@@ -46,12 +46,12 @@ class Pacing:
     slack_samples: float
 
     def may_insert(self, ledger: Ledger, transitions: int) -> bool:
-        """Whether actors may get credit for this many transitions more: acting is not too far ahead."""
+        """Whether acting stays within its bound if it inserts this many transitions more."""
         ahead = self._owed(ledger.inserted + ledger.inserting + transitions) - ledger.sampled
         return ahead <= self.slack_samples
 
     def may_sample(self, ledger: Ledger, transitions: int) -> bool:
-        """Whether the learner may get credit for this many transitions more, within the target ratio."""
+        """Whether learning stays within the target ratio if it samples this many transitions more."""
         if ledger.inserted < self.learning_starts:
             return False
         return ledger.sampled + ledger.sampling + transitions <= max(self._owed(ledger.inserted), 0.0)
@@ -71,9 +71,9 @@ class Pacing:
 
 
 def slack_samples(samples_per_insert: float, rollout_transitions: int, learn_transitions: int) -> float:
-    """The least slack with which neither side can wait for the other for ever.
+    """The smallest slack without deadlock, in which each side waits for the other.
 
-    Learning waits while fewer than learn_transitions are owed. Acting must then still be allowed the whole
+    Learning waits while it is allowed fewer than learn_transitions. Even then, acting must be allowed all
     rollout_transitions that may be outstanding at a time.
     """
     return samples_per_insert * rollout_transitions + learn_transitions

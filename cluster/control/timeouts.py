@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 from actors.core import EvaluationReport
 
-# A longer gap between two looks is the fault of the machine or the owner; this much of it counts.
+# A longer gap between two looks means that the machine or the owner was suspended, so it counts no more.
 _MOST_GAP_SECONDS = 1.0
-# Work that takes this many times longer than it ever did is not just slow.
+# Work is taken to hang when it exceeds its longest duration so far by these factors.
 _TIMES_THE_LONGEST = 20.0
 _TIMES_FULL_LENGTH = 4.0
 _TIMES_THE_START = 4.0

@@ -1,4 +1,4 @@
-"""Processes and machines: one interface to direct calls and to Ray, and the resources of each process.
+"""Engines: one interface to run roles in this process or by Ray, and the resources of processes.
 
 The only folder that imports ray; must not import the coordinator or roles.
 """

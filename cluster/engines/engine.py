@@ -1,4 +1,4 @@
-"""The engine: the interface behind which one process and a Ray cluster look alike.
+"""The engine: one interface to roles in a single process and on a Ray cluster.
 
 Owns the interface and its errors; must not import ray.
 """
@@ -36,7 +36,7 @@ class Handle(Generic[RoleT]):
 
 
 class EngineError(Exception):
-    """A call without a value. role: the name of the role that was called."""
+    """A call that returned no value. role: the name of the role that was called."""
 
     def __init__(self, role: str, message: str) -> None:
         super().__init__(role, message)
@@ -73,28 +73,28 @@ class Calls(Protocol):
         *args: *ArgTs,
         returns: int = 1,
     ) -> tuple[Ref[Any], ...]:
-        """Starts the role's method of this name and returns at once. Refs among args arrive as their values.
+        """Starts a method of the role and returns at once. Refs among args arrive as their values.
 
         Calls of one caller to one role run in the order in which they were made. With returns > 1, the method
         returns a tuple of that length, and each element gets a Ref of its own.
         """
 
     def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
-        """Waits until a ref is ready or the time is over, and returns those that are ready."""
+        """Waits until a ref is ready or the timeout is over, and returns the refs that are ready."""
 
     def get(self, ref: Ref[ValueT]) -> ValueT:
         """Waits for the value and returns it. Raises RoleDied, ObjectLost or RoleError."""
 
     def put(self, value: ValueT) -> Ref[ValueT]:
-        """A Ref for the caller's own value, which is sent once even if several calls take it."""
+        """Stores a value, so that it is sent once even if several calls take its Ref."""
 
 
 class Engine(Calls, Protocol):
     """Spawns roles and ends them.
 
     Attributes:
-        deterministic: nothing overlaps, so that equal runs are equal bit for bit.
-        own_processes: each role has a process to itself.
+        deterministic: whether calls never overlap, so that runs of equal configuration are equal bit for bit.
+        own_processes: whether each role has its own process.
     """
 
     deterministic: bool
@@ -116,7 +116,7 @@ class Engine(Calls, Protocol):
         say: Callable[[str], None],
         stopped: Callable[[], object],
     ) -> None:
-        """Reserves room for a run's roles, waiting for it if necessary; `say` is told of wait and places.
+        """Reserves resources for a run's roles, waiting if necessary; say: called with texts about it.
 
         Returns early once stopped() is true. Raises TimeoutError, naming what is missing, after wait_seconds.
         """
@@ -128,7 +128,7 @@ class Engine(Calls, Protocol):
         """The machine that a started role is on; empty for the coordinator's own."""
 
     def machines_leaving(self) -> frozenset[str]:
-        """The machines that will soon be gone: they are drained, or were told that they will be preempted."""
+        """The machines that will leave soon, because they are drained or about to be preempted."""
 
     def kill(self, handle: Handle[Any]) -> None:
         """Ends a role. Calls in flight raise RoleDied; a call made right after may still be answered."""

@@ -1,6 +1,6 @@
 """The cores, memory and shared memory of this machine, or of the container around this process.
 
-Owns reading them from the system and decides nothing; must not import ray or torch.
+Owns reading them from the system; must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def this_machine(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
 
 
 def _cgroup_memory(cgroup: Path) -> tuple[int, int] | None:
-    """Memory limit of the cgroup and what is left of it, in bytes; None without a limit."""
+    """Limit and free memory of the cgroup, in bytes; None without a limit."""
     for limit_file, usage_file, statistics_file in _CGROUP_FILES:
         try:
             limit = int((cgroup / limit_file).read_text())

@@ -1,4 +1,4 @@
-"""Where the roles of a run go on a cluster, by their claims and the room on its machines.
+"""The placement of a run's roles on a cluster, by their claims and the free resources.
 
 Owns the rules and their wording, all pure; must not import ray or torch.
 """
@@ -48,8 +48,8 @@ class Node:
 class Claims:
     """Role name -> the resources that it claims.
 
-    core: shards, learner and evaluator, without which there is no run. actors: in the order in which they
-    start; the first min_actors must have room before the run begins.
+    core: shards, learner and evaluator, which every run needs. actors: in the order in which they start; the
+    first min_actors must have room before the run begins.
     """
 
     core: Mapping[str, Need]
@@ -64,7 +64,7 @@ class Claims:
 
 @dataclass(frozen=True)
 class Placement:
-    """nodes: role -> its machine, without roles that have no room. machines: all, as they were before."""
+    """nodes: role -> machine, of the roles that have room. machines: all, with what was free before."""
 
     claims: Claims
     nodes: Mapping[str, Node]
@@ -105,7 +105,7 @@ def place(claims: Claims, nodes: Sequence[Node], settled: Mapping[str, str] | No
     then to the one with the fewest free CPUs.
 
     Args:
-        settled: role -> node_id, of roles already in their place; their claims are no longer free in `nodes`.
+        settled: role -> node_id of roles that are already placed; `nodes` are without their claims.
     """
     free = {node.node_id: node for node in nodes}
     settled = {name: node_id for name, node_id in (settled or {}).items() if node_id in free}

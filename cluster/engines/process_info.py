@@ -20,10 +20,10 @@ _PACKAGES = ("actors", "cluster", "learner", "replay_service")
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """A role reports this once it is up.
+    """The process of a role, which it reports once it is up.
 
-    root: the folder that its packages came from. code: a digest of their sources; empty where unknown.
-    relays_log: its machine does not see the run directory, so the coordinator fetches its log lines.
+    root: the folder that its packages come from. code: a digest of their sources; empty if unknown.
+    relays_log: whether the coordinator fetches its log lines, because its machine lacks the run directory.
     """
 
     pid: int
@@ -34,7 +34,7 @@ class ProcessInfo:
 
 
 def process_info() -> ProcessInfo:
-    """This process. Raises ImportError if the four packages come from more than one folder."""
+    """Describes this process. Raises ImportError if the four packages come from more than one folder."""
     files = [Path(import_module(name).__file__ or "") for name in _PACKAGES]
     root, *others = sorted({str(file.resolve().parent.parent) for file in files})
     if others:
@@ -75,7 +75,7 @@ def is_alive(pid: int, started: float) -> bool:
 
 @lru_cache(maxsize=1)
 def code_digest(root: str) -> str:
-    """A digest of the names and contents of the packages' sources, as they are at the first call."""
+    """A digest of names and contents of the packages' sources. Cached: later changes do not count."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
         for path in sorted((Path(root) / package).rglob("*.py")):

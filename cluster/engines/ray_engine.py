@@ -1,4 +1,4 @@
-"""The Ray engine: every role an actor process, on this machine or on a cluster.
+"""The Ray engine: runs every role as a Ray actor, on this machine or on a cluster.
 
 Owns starting and ending Ray and translating its errors; must not import torch or gymnasium.
 """
@@ -45,7 +45,7 @@ _CONNECT_SECONDS = 5.0
 
 
 class RayCalls:
-    """Calls between roles. Every role that calls others gets such an object as an argument."""
+    """Calls through Ray. Every role that calls others gets such an object as an argument."""
 
     def __init__(self) -> None:
         self._role_names: dict[str, str] = {}
@@ -79,7 +79,7 @@ class RayCalls:
             value: ValueT = ray.get(ref)
             return value
         except ray_exceptions.RayTaskError as error:
-            # A role that failed because another role had failed reports that other role.
+            # A role that failed because another one had failed raises the error of the other one.
             if isinstance(error.cause, EngineError):
                 raise error.cause from None
             raise RoleError(self._name(ref), str(error)) from None
@@ -104,7 +104,7 @@ class RayCalls:
 
 
 class RayEngine(RayCalls):
-    """Owns this driver's connection to Ray: a private one on this machine, or the cluster of RAY_ADDRESS."""
+    """An engine over a private Ray on this machine, or over the cluster of RAY_ADDRESS."""
 
     deterministic = False
     own_processes = True
@@ -115,17 +115,17 @@ class RayEngine(RayCalls):
         self._handles: list[Handle[Any]] = []
         self._reservation = Reservation()
         self._closing = ExitStack()
-        # Paths of Unix sockets may have 107 bytes, and Ray needs most of them: too few for a run directory.
+        # Not in the run directory: a Unix socket's path is limited to 107 bytes, and Ray needs most of them.
         self._temp_dir = Path(tempfile.mkdtemp(prefix="qf-")) if private else None
 
     def start(self) -> None:
         """Starts or joins Ray.
 
-        A private Ray listens on the loopback interface only, and takes only calls that carry its token, which
-        is made anew each time and which other users of the machine cannot read.
+        A private Ray listens on the loopback interface only. It accepts only calls that carry its token,
+        which is new each time and unreadable for other users of the machine.
 
         Raises:
-            OSError: (ConnectionError) where RAY_ADDRESS leads nowhere, or the cluster refuses this user.
+            OSError: RAY_ADDRESS cannot be reached, or (ConnectionError) the cluster refuses this user.
         """
         mute_error_messages()
         if self._temp_dir is not None:
@@ -160,14 +160,14 @@ class RayEngine(RayCalls):
         say: Callable[[str], None],
         stopped: Callable[[], object],
     ) -> None:
-        """Reserves room on a cluster for the core of a run, and waits until the required actors fit, too.
+        """Reserves resources for the core of a run on a cluster, and waits until the required actors fit.
 
-        The core keeps its room when one of its roles dies, so that no waiting actor takes it. An autoscaler
-        sees what the run waits for.
+        The core keeps its resources when one of its roles dies, so that no waiting actor takes them.
+        An autoscaler sees the claims that the run waits for.
 
         Args:
-            say: is told of the wait, and at the end of the places.
-            stopped: once it returns true, this returns without having reserved everything.
+            say: called with a text about the wait, and at the end with the placement.
+            stopped: once it returns true, reserve returns early.
 
         Raises:
             TimeoutError: naming what is missing, after wait_seconds.
@@ -179,12 +179,12 @@ class RayEngine(RayCalls):
     def spawn(self, name: str, role: Callable[[*ArgTs], RoleT], *args: *ArgTs, need: Need) -> Handle[RoleT]:
         """See Engine.spawn. A role with reserved room claims that instead of `need`.
 
-        A private Ray runs all roles at once on however few cores, so it schedules without CPUs.
+        On a private Ray roles claim no CPUs, so that all of them start on any number of cores.
         """
         options = self._reservation.options(name, need)
         if self._private:
             options["num_cpus"] = 0
-        # Restarts and retries are the supervisor's, so Ray's own stay off.
+        # The supervisor restarts roles, so Ray's own restarts and retries are off.
         remote = ray.remote(role).options(max_restarts=0, max_task_retries=0, **options)
         handle: Handle[RoleT] = Handle(name, remote.remote(*args))
         self._handles.append(handle)
@@ -195,7 +195,7 @@ class RayEngine(RayCalls):
         return "" if self._private else _machine(node_of_actor(handle.target))
 
     def machines_leaving(self) -> frozenset[str]:
-        """See Engine.machines_leaving. Each call asks Ray, which does not tell by itself."""
+        """See Engine.machines_leaving. Each call polls Ray, which sends no notices."""
         return frozenset() if self._private else frozenset(map(_machine, draining_nodes()))
 
     def kill(self, handle: Handle[Any]) -> None:
@@ -227,7 +227,7 @@ def _machine(node_id: str) -> str:
 
 
 def _require_listener(address: str) -> None:
-    """Raises OSError if nobody listens at host:port: Ray itself would retry for minutes."""
+    """Raises OSError if nothing listens at host:port, for which Ray itself would retry for minutes."""
     if address.startswith(("http://", "https://")):
         raise OSError(
             "jobs are submitted at this address: use ray job submit, or give the head's host:port, "

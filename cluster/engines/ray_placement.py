@@ -1,4 +1,4 @@
-"""Room on a Ray cluster: what is free, what a run reserves, and where Ray is told to put each role.
+"""Resources on a Ray cluster: what is free, what a run reserves, and the node for each role.
 
 Owns placement groups and the wait for room; cluster.engines.placement owns the rules. Must not import torch
 or gymnasium.
@@ -46,7 +46,7 @@ def free_nodes() -> tuple[Node, ...]:
 
 
 class Reservation:
-    """What a run has reserved: a bundle of a placement group per core role, a preferred node per actor."""
+    """The reservation of a run: a placement group's bundle per core role, a preferred node per actor."""
 
     def __init__(self) -> None:
         self._needs: dict[str, Need] = {}
@@ -75,7 +75,7 @@ class Reservation:
         self._needs = {**claims.core, **claims.actors}
         placement = self._place(claims)
         if placement.missing:
-            # Held for a moment only: actors come and go, and must not hold room that they do not use.
+            # Released at once: actors must not reserve resources that they do not use.
             required = [name for name in placement.claims.required if name in claims.actors]
             actors = _group({name: claims.actors[name] for name in required}, "PACK")
             if not wait.until(partial(actors.wait, 1)):
@@ -105,7 +105,7 @@ class Reservation:
         self._preferred.pop(name, None)
 
     def release(self) -> None:
-        """Gives the room of the core back."""
+        """Releases the resources of the core."""
         for group in {group.id: group for group, _ in self._bundles.values()}.values():
             remove_placement_group(group)
         self._bundles.clear()
@@ -158,7 +158,7 @@ def _bundle(need: Need) -> dict[str, float]:
 
 
 def _wait_for_view(group: PlacementGroup, *, reserved: bool) -> None:
-    """Waits until the nodes report the group as reserved, or as gone: they do so a moment later."""
+    """Waits until the nodes report the group as reserved, or as removed, which takes a moment."""
     name = f"bundle_group_{group.id.hex()}"
     deadline = time.monotonic() + _VIEW_SECONDS
     while time.monotonic() < deadline:

@@ -1,7 +1,7 @@
-"""Every use of a private name of Ray, each behind a function that says what it does.
+"""Every use of Ray's private names, each in a function of its own.
 
-Owns what no release of Ray promises to keep: pyproject.toml therefore admits only the series that
-tests/cluster/engines/test_ray_private.py was run against. Must not import torch or gymnasium.
+Owns the dependence on names that any release of Ray may change: pyproject.toml therefore admits only the
+series that tests/cluster/engines/test_ray_private.py was run against. Must not import torch or gymnasium.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ LEAN = {
 
 @contextmanager
 def private_environment() -> Iterator[None]:
-    """Within the block, a Ray that this process starts is lean, listens on the loopback interface only, and
-    has a token of its own. Afterwards the environment is as before.
+    """Within the block, a Ray that this process starts has few processes, listens on the loopback interface
+    only, and has its own token. Afterwards the environment is as before.
 
-    A Ray that believes it cannot span machines binds to the loopback interface, any other to all interfaces.
-    Child processes read that, and the token, from the environment. This process read them on importing Ray,
-    so its own copies change here, too.
+    Ray binds to the loopback interface if it is told that it cannot span machines, else to all interfaces.
+    Child processes read that setting and the token from the environment. This process read them when it
+    imported Ray, so its own copies are changed here too.
     """
     values = {
         **LEAN,
@@ -70,7 +70,7 @@ def _read_environment_again() -> None:
 
 
 def mute_error_messages() -> None:
-    """Keeps Ray from printing a paragraph for each dead actor: the coordinator reports it in one line.
+    """Keeps Ray from printing a paragraph for each dead actor, which the coordinator reports in one line.
 
     `ray.init(log_to_driver=False)` mutes what actors print, not these messages. The flag is read whenever
     Ray's driver prints.

@@ -11,9 +11,9 @@ ValueT = TypeVar("ValueT")
 
 
 class Ref(Generic[ValueT]):
-    """Stands for a value that a call will return; hashable. Each engine has objects of its own for it."""
+    """A reference to a value that a call will return; hashable. Each engine has its own kind."""
 
 
 def passed(ref: Ref[ValueT]) -> ValueT:
-    """`ref` as an argument of a call: the role that is called gets the value."""
+    """Types `ref` as its value, to pass it to a call: the called role gets the value."""
     return cast(ValueT, ref)

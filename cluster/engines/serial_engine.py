@@ -1,4 +1,4 @@
-"""The serial engine: all roles live in this process, and a call runs where it is made.
+"""The serial engine: all roles are in this process, and each call runs at once.
 
 Owns ordering and error translation; must not import ray.
 """
@@ -49,11 +49,11 @@ class SerialEngine:
 
     @property
     def gpus(self) -> float:
-        """Zero, so that nothing is claimed: the learner takes the device that torch finds."""
+        """Zero: nothing is claimed, and the learner uses the device that torch finds."""
         return 0.0
 
     def reserve(self, claims: Claims, **waiting: object) -> None:
-        """There is nothing to reserve in one process."""
+        """Does nothing: one process needs no reservation."""
 
     def spawn(self, name: str, role: Callable[[*ArgTs], RoleT], *args: *ArgTs, need: Need) -> Handle[RoleT]:
         """Builds the role now. A constructor's exception waits for the first call, as Ray's does."""

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM become a request that the coordinator polls, so that it can save before it stops.
+"""Turns SIGINT and SIGTERM into a request that the coordinator polls, so that it saves before it stops.
 
 Owns the handlers during a run; imports nothing of the project.
 """

@@ -1,4 +1,4 @@
-"""Processes that hang or are frozen: their stacks are written on SIGUSR1, and they are ended by SIGKILL.
+"""Makes processes that hang write their stacks (SIGUSR1), and kills them (SIGKILL).
 
 Owns both signals and the names of the stack files; must not import ray.
 """
@@ -24,20 +24,20 @@ _SETTLED_SECONDS = 0.1
 def answer_stack_requests(logs: Path, name: str) -> None:
     """Makes this process write the stack of every thread to `logs` when another one calls request_stack.
 
-    Where the folder does not exist (a role on another machine) requests are ignored.
+    If the folder does not exist (a role on another machine), requests are ignored.
     """
     if not logs.is_dir():
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     else:
-        # Left open on purpose: the handler writes to this very file while the process hangs.
+        # Left open, because the handler writes to it while the process hangs.
         file = _stack_path(logs, name).open("a", encoding="utf-8")
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 
 def request_stack(process_info: ProcessInfo | None) -> None:
-    """Makes a role, and the processes that it forked, write their stacks. A role elsewhere is passed over."""
+    """Makes a role and the processes that it forked write their stacks; ignores a role on another machine."""
     role = _with_descendants(process_info)
-    # The signal would end a process that has no handler. The role itself has one.
+    # The signal would end a child without a handler. The role itself always has one.
     for process in (*role[:1], *filter(_answers, role[1:])):
         with suppress(psutil.Error):
             process.send_signal(signal.SIGUSR1)
@@ -65,14 +65,14 @@ def stack_of(process_info: ProcessInfo | None, logs: Path, name: str) -> str:
 
 
 def end_process(process_info: ProcessInfo | None) -> None:
-    """Kills a role's process, stopped or not, and all that it started. A role elsewhere is passed over."""
+    """Kills a role's process, even a stopped one, and its descendants; ignores a role on another machine."""
     for process in _with_descendants(process_info):
         with suppress(psutil.Error):
             process.kill()
 
 
 def _with_descendants(process_info: ProcessInfo | None) -> list[psutil.Process]:
-    """A role's process and all below it. Empty if it is gone, on another machine, or this very process."""
+    """A role's process and its descendants; empty if it is gone, on another machine, or this process."""
     if process_info is None or process_info.host != platform.node() or process_info.pid == os.getpid():
         return []
     try:

@@ -1,6 +1,6 @@
-"""The number of threads with which each role computes.
+"""The number of threads of each role.
 
-Owns all decisions about thread counts; must not import numpy or torch, which read them as they load.
+Owns all decisions about thread counts; must not import numpy or torch, which read them at import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 def available_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: those of its affinity mask, at most its CPU quota, at least 1.
 
-    A quota of 2.5 CPUs counts as 2: a third busy process would be halted in every period.
+    A quota of 2.5 CPUs counts as 2, because a third busy process would be throttled in every period.
 
     Args:
         proc: the file that lists the cgroups of this process.

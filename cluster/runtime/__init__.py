@@ -1,4 +1,4 @@
-"""The run itself: roles, the fleet of them, and the coordinator that grants work and takes reports.
+"""Roles and the fleet: what engines spawn, the calls in flight to it, and pacing and evaluations over it.
 
-Owns pacing and the judging of evaluations; must not import ray.
+Must not import ray.
 """

@@ -1,6 +1,6 @@
-"""Evaluations beside training: which weights are played next, and which become the best.
+"""Evaluations during training: grants them one by one and records the best version.
 
-Owns the weights of the version that waits for its confirmation; must not import ray or torch.
+Owns the weights of the version that waits for its second evaluation; must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Evaluations:
     def __init__(
         self, context: RunContext, count_restarts: Callable[[Member[Any], Iterable[EnvRestart]], None]
     ) -> None:
-        """count_restarts is told which environments the evaluator restarted."""
+        """count_restarts: called with the environments that the evaluator restarted."""
         self._context = context
         self._count_restarts = count_restarts
         self._candidate: Ref[np.ndarray] | None = None
 
     def grant(self, weights: Ref[np.ndarray] | None, *, due: bool) -> bool:
-        """Grants the next evaluation if the evaluator is free; whether one was granted.
+        """Grants the next evaluation if the evaluator is free; returns whether it did.
 
         weights: the newest, of version counters.version. due: do not wait for evaluation.every_updates.
         """
@@ -64,7 +64,7 @@ class Evaluations:
         context.fleet.timeouts.evaluated(report)
         context.recorder.evaluation(request, report)
         try:
-            # Before the version becomes the best: the machine that holds the weights may be gone.
+            # Fetched before the version becomes the best: the machine that holds them may be gone.
             flat = context.engine.get(weights) if request.confirms else None
         except ObjectLost:
             selection.withdraw()

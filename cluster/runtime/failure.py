@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class RunFailed(Exception):  # noqa: N818 - the outcome of a run
-    """The run cannot go on; the message begins with the traceback or fact that ended it.
+    """The run cannot continue; the message begins with the traceback or the reason.
 
     role: the role that failed ("actor 3"), if it was one; logs: the folder of the run's logs.
     """

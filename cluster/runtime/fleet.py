@@ -1,6 +1,6 @@
-"""The fleet: which roles live, what each has been granted, and the next incarnation of the dead.
+"""The fleet: spawns roles, grants calls to them, and replaces those that died.
 
-Owns spawning and credits in flight; talks to the engine only, must not import ray or torch.
+Owns the living roles and their credits in flight; calls the engine only. Must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ AnyRole = TypeVar("AnyRole", bound=Role)
 RoleKind = Literal["shard", "learner", "actor", "evaluator"]
 
 CreditKind = Literal["rollout", "learn", "evaluate", "start", "log", "other"]
-"""What is counted of credits: chunks of work; how long a role took to come up. Logs are nobody's work."""
+"""Kinds of calls. Chunks of work are counted, starts are timed, and calls for logs are neither."""
 
 
 def role_name(kind: RoleKind, index: int) -> str:
-    """What messages, logs and checkpoints call a role."""
+    """The name of a role in messages, logs and checkpoints: "actor 3", "learner"."""
     return kind if kind in ("learner", "evaluator") else f"{kind} {index}"
 
 
@@ -52,7 +52,8 @@ def _nothing(_: object) -> None:
 class Credit:
     """A call in flight, and what happens with its result: either `then` or `lost` is called, once.
 
-    then takes the value. lost is told why there will be none: the role died, or the value's memory is gone.
+    then: called with the value. lost: called with the reason why there is none: the role died, or the value's
+    memory is gone.
     transitions: how many the call inserts or samples; pacing counts them while the call is in flight.
     """
 
@@ -67,10 +68,11 @@ class Credit:
 class Member(Generic[AnyRole]):
     """One living role.
 
-    process: known once the role is up. unacknowledged_transitions: pushed, and not acknowledged by a shard
-    when the actor last answered. rank: of an actor, its place among how many, as it was last told. weights:
-    those that an actor was given last. machine: see Engine.machine_of. heard_at: on the fleet's clock, when
-    the role last answered, or was given something to do after it had been idle.
+    process: known once the role is up. machine: see Engine.machine_of. heard_at: time on the fleet's clock
+    when the role last answered, or was called after it had been idle.
+
+    For actors only: unacknowledged_transitions: pushed but not acknowledged by a shard, at the last answer.
+    rank: (place, number of actors) on the ladder of epsilons, as last sent. weights: those last sent.
     """
 
     kind: RoleKind
@@ -87,7 +89,7 @@ class Member(Generic[AnyRole]):
 
     @property
     def name(self) -> str:
-        """What messages call the role."""
+        """See role_name."""
         return self.handle.name
 
     @property
@@ -97,7 +99,7 @@ class Member(Generic[AnyRole]):
 
 
 class Fleet:
-    """Spawns every role of a run at once; a role's constructor runs while the others' do."""
+    """Spawns every role of a run at once, so that their constructors run concurrently."""
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class Fleet:
         run_started_at: float,
         incarnations: Mapping[str, int],
     ) -> None:
-        """run_started_at: unix seconds. incarnations: with which roles begin, by name; the others with 0."""
+        """run_started_at: unix seconds. incarnations: role name -> first incarnation, if it is not 0."""
         self._engine = engine
         self._config = config
         self._spec = spec
@@ -152,7 +154,7 @@ class Fleet:
         kind: CreditKind = "other",
         transitions: int = 0,
     ) -> None:
-        """Calls the member; `then` gets the value once it is there, or `lost` why it never will be."""
+        """Calls a method of the member; see Credit for `then`, `lost` and `transitions`."""
         (ref,) = self._engine.call(member.handle, method, *args)
         self._keep(ref, Credit(member, kind, then, lost, transitions))
 
@@ -165,12 +167,12 @@ class Fleet:
         kind: CreditKind = "other",
         transitions: int = 0,
     ) -> None:
-        """As grant, for a method that also returns weights: `then` gets the value and a Ref for them."""
+        """Like grant, for a method that also returns weights: `then` takes the value and their Ref."""
         ref, weights = self._engine.call(member.handle, method, *args, returns=2)
         self._keep(ref, Credit(member, kind, lambda value: then(value, weights), _nothing, transitions))
 
     def settle(self, ref: Ref[Any]) -> Credit | None:
-        """Takes a credit back; None if its member died before: it was refunded then."""
+        """Removes and returns the credit of a finished call; None if it was refunded when its member died."""
         credit = self.credits.pop(ref, None)
         if credit is not None and credit.kind != "log":
             member = credit.member
@@ -184,9 +186,9 @@ class Fleet:
         return credit
 
     def frozen(self) -> tuple[Member[Any], float] | None:
-        """A role that is up but silent for longer than its work ever takes, and for how many seconds.
+        """A role whose call in flight has exceeded its timeout, and its seconds without an answer.
 
-        Shards come first: the others may only be waiting for one.
+        Shards come first, because other roles may only be waiting for one.
         """
         limits = self.timeouts.limits()
         for member in self.members:
@@ -198,15 +200,15 @@ class Fleet:
     def replace(self, dead: Member[Any], error: EngineError) -> Member[Any]:
         """Refunds the dead role's credits and spawns its next incarnation.
 
-        A new shard is to be introduced to the others once it is up, a new learner to be given a state.
+        The caller introduces a new shard once it is up, and gives a new learner its state.
         """
-        # The old one may only have been out of reach: two of them must never write one journal.
+        # It may only be unreachable: two incarnations must never write one journal.
         self._engine.kill(dead.handle)
         for credit in [self.credits.pop(ref) for ref in dead.in_flight]:
             credit.lost(error)
         incarnation = dead.incarnation + 1
         if dead.kind == "shard":
-            # Whoever waited for it can only answer from now on.
+            # Roles that waited for this shard could not answer meanwhile.
             for member in self.members:
                 member.heard_at = self.clock.seconds
             self.shards[dead.index] = self._spawn_shard(dead.index, incarnation)
@@ -221,14 +223,14 @@ class Fleet:
         return self.evaluator
 
     def introduce(self, shard: Member[ShardRole]) -> None:
-        """Has everybody who calls shards call this one under its number from now on."""
+        """Tells the learner and every actor to call this shard instead of the one that it replaces."""
         self.grant(self.learner, LearnerRole.replace_shard, shard.index, shard.handle)
         for actor in self.actors:
             then = partial(setattr, actor, "unacknowledged_transitions")
             self.grant(actor, ActorRole.replace_shard, shard.index, shard.handle, then=then)
 
     def spread_ladder(self) -> None:
-        """Tells actors their rank among those that are up, where there is a ladder of epsilons to spread."""
+        """Spreads the ladder of epsilons, if there is one, over the actors that are up."""
         if self._config.actors.epsilon_ladder is None:
             return
         living = [actor for actor in self.actors if actor.is_up]
@@ -239,7 +241,7 @@ class Fleet:
                 self.grant(actor, ActorRole.take_place, *rank)
 
     def ask_shards(self, then: Callable[[ShardStatus], None]) -> None:
-        """Asks every idle shard for its status: one that is dead shows by that."""
+        """Asks every idle shard for its status, which also reveals a dead one."""
         for shard in self.shards:
             if shard.is_up and not shard.in_flight:
                 self.grant(shard, ShardRole.status, then=then)
@@ -247,7 +249,7 @@ class Fleet:
     def ask_idle_actors(self, then: Callable[[tuple[ShardStatus, ...]], None]) -> None:
         """Asks idle actors with unacknowledged transitions how many are left.
 
-        Only an actor knows, and pacing may not grant it another chunk before it has told.
+        Pacing may grant an actor no further chunk before it has reported them.
         """
 
         def take(actor: Member[ActorRole], answer: tuple[int, tuple[ShardStatus, ...]]) -> None:
@@ -259,9 +261,9 @@ class Fleet:
                 self.grant(actor, ActorRole.unacknowledged, then=partial(take, actor))
 
     def ask_logs(self) -> None:
-        """Asks roles on machines without the run's folder for what they have logged since.
+        """Asks roles on machines without the run's folder for their new log lines.
 
-        These calls are nobody's work: they count neither as in flight nor as a sign of life.
+        These calls count neither as work in flight nor as answers within a timeout.
         """
         asked = self.logs_asked()
         for member in self.members:
@@ -358,7 +360,7 @@ class Fleet:
         return member
 
     def _started(self, member: Member[Any], process: ProcessInfo) -> None:
-        """The role is up. Raises RunFailed where its process runs other code than this one."""
+        """Marks a role as up. Raises RunFailed if its process runs different code than this one."""
         try:
             require_same_code(process)
         except ImportError as error:

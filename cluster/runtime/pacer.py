@@ -1,6 +1,6 @@
-"""How much acting and learning may be granted now: pacing over the living fleet.
+"""The pacer: how much acting and learning may be granted now.
 
-Owns the sizes of chunks and the number of credits; grants nothing itself. Must not import ray or torch.
+Owns the sizes of chunks and the credits of each role; grants nothing itself. Must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 from cluster.control.pacing import Ledger, Pacing, slack_samples
 from cluster.runtime.run_context import RunContext
 
-# Two chunks each: one in work, one waiting, so that nobody idles while the coordinator thinks.
+# One chunk in work and one waiting, so that no role idles until the coordinator grants the next.
 _CREDITS_EACH = 2
 
 
 class Pacer:
-    """Looks at what was inserted, sampled and granted, and says what may come on top."""
+    """Applies Pacing to the run's counters and to the credits in flight."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
         config, deterministic = context.config, context.engine.deterministic
         actors, learner = config.actors, config.learner
-        # Where each call runs when it is made, a second credit would only add policy lag.
+        # A deterministic engine runs each call at once, so a second credit would only add policy lag.
         self.credits_each = 1 if deterministic else _CREDITS_EACH
-        # A chunk stays outstanding until a shard acknowledges it, which its actor tells with its next chunk.
+        # A chunk counts until a shard has acknowledged it, which its actor reports with a later chunk.
         unacknowledged = 0 if deterministic else actors.pushes_in_flight
         self.chunk_transitions = actors.steps_per_chunk * actors.envs_per_actor
-        """Transitions that one rollout chunk of one actor makes."""
+        """Transitions in one rollout chunk of one actor."""
         inserting = (self.credits_each + unacknowledged) * actors.num_actors * self.chunk_transitions
         sampling = self.credits_each * learner.updates_per_chunk * learner.batch_size
         self.pacing = Pacing(
@@ -32,11 +32,11 @@ class Pacer:
             config.pacing.learning_starts,
             slack_samples(config.pacing.samples_per_insert, inserting, sampling),
         )
-        # A batch that repeats no transition; half of a shard so small that transitions leave it early.
+        # Enough for a batch without repeats; half the capacity if replay is smaller than two batches.
         self._fewest_transitions = min(learner.batch_size, config.replay.capacity // 2)
 
     def ledger(self) -> Ledger:
-        """Totals, and what has been granted on top of them."""
+        """The totals of the run and the credits in flight."""
         context = self._context
         return Ledger(
             inserted=context.counters.shards.inserted_transitions,
@@ -46,13 +46,13 @@ class Pacer:
         )
 
     def may_act(self) -> bool:
-        """Whether pacing allows another rollout, or a lost shard has left too few transitions to sample."""
+        """Whether pacing allows another rollout, or replay holds too few transitions after losing a shard."""
         if self._held_transitions() + self._context.fleet.inserting() < self._fewest_transitions:
             return True
         return self.pacing.may_insert(self.ledger(), self.chunk_transitions)
 
     def next_updates(self) -> int:
-        """The updates of the learning chunk that may be granted now; 0 where none may be."""
+        """Number of updates in the learning chunk to grant now; 0 if none may be granted."""
         context = self._context
         if context.fleet.granted(context.fleet.learner, "learn") >= self.credits_each:
             return 0
@@ -62,7 +62,7 @@ class Pacer:
         return updates if allowed and self._held_transitions() >= self._fewest_transitions else 0
 
     def _next_chunk(self) -> int:
-        """A whole chunk, or what is left until stop.updates or a checkpoint that is due at an update."""
+        """Updates in the next chunk, which ends at stop.updates and at a checkpoint that is due there."""
         config = self._context.config
         granted = self._context.counters.version + self._context.fleet.sampling() // config.learner.batch_size
         updates = config.learner.updates_per_chunk
@@ -74,7 +74,7 @@ class Pacer:
         return max(0, updates)
 
     def _held_transitions(self) -> int:
-        """Transitions that can be sampled now: a shard that was lost counts again once it is back."""
+        """Transitions that can be sampled now; a lost shard counts again once its replacement reports."""
         shards = self._context.fleet.shards
         return sum(
             status.count

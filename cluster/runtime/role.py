@@ -1,6 +1,6 @@
-"""A role: what an engine spawns as a process of its own, and what all roles share.
+"""The base class of roles, which an engine spawns, and their common context.
 
-Owns the context of roles, their logs and their streams of random numbers; must not import torch or ray.
+Owns the logs of roles and their streams of random numbers; must not import torch or ray.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from replay_service.messages import ProcessUsage
 
 @dataclass(frozen=True)
 class RoleContext:
-    """What every role of a run is told: its name, the resolved config, its environment, and folders.
+    """The arguments that every role of a run takes: its name, the config, the environment and folders.
 
     replay: the folder below which shards keep their journals. source: set where the role has a process to
     itself; its output then goes to the role's log.
@@ -38,14 +38,14 @@ class RoleContext:
 
 
 class Role:
-    """A role's log, its process, and its answers to requests for its stack."""
+    """Sets up the log of a role and its handler for stack requests, and reports its process."""
 
     def __init__(self, context: RoleContext) -> None:
         self._log = ProcessLog(context.source, context.logs) if context.source else None
         relays_log = self._log is not None and self._log.relays
         self._process_info = dataclasses.replace(process_info(), relays_log=relays_log)
         answer_stack_requests(context.logs, context.name)
-        # In the serial runtime all roles share the coordinator's process, which measures itself.
+        # In the serial runtime all roles share the coordinator's process, which is measured there.
         self._meter = UsageMeter() if context.source else None
 
     def process_info(self) -> ProcessInfo:
@@ -53,7 +53,7 @@ class Role:
         return self._process_info
 
     def take_log(self) -> str:
-        """Log lines that could not be written where they arose, each once."""
+        """Log lines that wait because the run's folder is not on this machine; each is returned once."""
         return self._log.take() if self._log else ""
 
     def _usage(self) -> ProcessUsage | None:
@@ -63,7 +63,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Streams of random numbers of a run, one for each (role, index, incarnation)."""
+    """The streams of random numbers of a run: one for each (role, index, incarnation)."""
 
     run_seed: int
 

@@ -1,4 +1,4 @@
-"""The roles of actors, the learner and the evaluator: each a package's loop, wired to the shards.
+"""The roles of actors, learner and evaluator, which connect the packages' loops to the shards.
 
 Owns wiring only; imports each package inside the role that needs it, so that actors never load torch.
 """
@@ -45,10 +45,10 @@ class ActorRole(Role):
         # EnvActor spawns the children 0 and 1 of its seed.
         noise = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 2))
         num_actors = config.actors.num_actors
-        # Elsewhere an actor has the one core that it asked for.
+        # On a cluster an actor uses the one core that it claims.
         cores = 1 if config.run.runtime == "cluster" else available_cores()
         actors_here = min(num_actors, available_cores()) if config.run.runtime == "cluster" else num_actors
-        # In the serial runtime nobody can say whose memory it is.
+        # In the serial runtime the roles' memory cannot be told apart.
         self._memory = MemoryMeter(config.actors.memory_limit_bytes, actors_here) if context.source else None
         threads = env_threads(cores, num_actors)
         self._actor = EnvActor(
@@ -61,8 +61,8 @@ class ActorRole(Role):
             num_actors=num_actors,
             seed=seed,
             env_threads=threads,
-            # A numpy policy answers before environments could have begun, and without a second core nobody
-            # wins. In a shared process nothing overlaps, so that a serial run is the same on any cores.
+            # Overlap does not pay with a numpy policy, which answers at once, nor on a single core. A serial
+            # run never overlaps, so that it is the same on any number of cores.
             overlap=threads > 1
             and context.source is not None
             and not acts_in_numpy(network_spec(context.spec), config.learner),
@@ -86,7 +86,7 @@ class ActorRole(Role):
         self._actor.take_place(rank, num_actors)
 
     def unacknowledged(self) -> tuple[int, tuple[ShardStatus, ...]]:
-        """The transitions that no shard has acknowledged yet, and the statuses that came with the others."""
+        """Number of transitions that no shard has acknowledged yet, and the newest status of each shard."""
         statuses = self._sink.statuses()
         return self._sink.unacknowledged_transitions, statuses
 
@@ -150,23 +150,23 @@ class LearnerRole(Role):
         return self._learner.step.state()
 
     def start_from(self, weights: np.ndarray) -> tuple[int, np.ndarray]:
-        """Begins with weights; returns the version, 0, and them."""
+        """Loads weights to begin with; returns version 0 and the flat weights [P] float32."""
         self._learner.step.start_from(weights)
         return 0, self._learner.step.weights()
 
     def restore(self, state: LearnerState) -> tuple[int, np.ndarray]:
-        """Goes on from a state; returns its version and flat weights."""
+        """Loads a state; returns its version and flat weights [P] float32."""
         self._learner.step.restore(state)
         return state.version, self._learner.step.weights()
 
     def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> None:
-        """Samples from another shard under this number from now on."""
+        """Makes the sampler call the replacement of a shard."""
         self._transport.replace_shard(shard, handle)
         self._sampler.shard_replaced(shard)
 
 
 class EvaluatorRole(Role):
-    """Plays greedy episodes of a version, beside training."""
+    """Plays greedy episodes of a version during training."""
 
     def __init__(self, context: RoleContext) -> None:
         from actors.evaluation import Evaluator
@@ -193,9 +193,9 @@ class EvaluatorRole(Role):
 
 
 def make_policy(config: ResolvedConfig, spec: EnvSpec, noise: np.random.SeedSequence | None = None) -> Policy:
-    """The acting policy: numpy where the network is small, torch (imported here) for everything else.
+    """The acting policy: in numpy for small networks, else in torch, which is imported here.
 
-    noise: what noisy networks explore with; None acts by their mean weights.
+    noise: the seed of noisy networks' noise; None: act by their mean weights.
     """
     from actors.policy import MlpPolicy, TablePolicy
 

@@ -1,4 +1,4 @@
-"""The parts of one life of a run, which coordinator, supervisor and recovery share.
+"""The objects that coordinator, supervisor and recovery share in one life of a run.
 
 Owns no behavior; must not import torch or ray.
 """
@@ -18,10 +18,7 @@ from cluster.settings.resolved import ResolvedConfig
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """One life of a run: its engine and settings, its roles, what it counts and what it writes.
-
-    started: on the monotonic clock, when the run's clock showed 0.
-    """
+    """The parts of one life of a run. started: monotonic time at which the run's clock showed 0."""
 
     engine: Engine
     config: ResolvedConfig

@@ -1,4 +1,4 @@
-"""How actors and the learner call shards: pushes kept until acknowledged, exchanges started and collected.
+"""Calls from actors and the learner to shards: pushes, which are kept until acknowledged, and exchanges.
 
 Owns the calls in flight to shards and the reaction to a lost shard; must not import ray.
 """
@@ -33,8 +33,8 @@ class RoundRobinSink:
     """Pushes an actor's blocks to the shards in turn, a bounded number in flight.
 
     Each (writer, shard) is a stream of its own, so every shard sees sequences 0, 1, 2, … A block is kept
-    until a shard acknowledges it: blocks that a lost shard did not acknowledge are sent again to the one that
-    replaces it. Meanwhile blocks go to the other shards; with none left they are kept, and push never waits.
+    until a shard acknowledges it: blocks that a lost shard did not acknowledge are sent again to its
+    replacement. Until then new blocks go to the other shards; if all are lost, push keeps them and returns.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RoundRobinSink:
 
     @property
     def pushes_in_flight(self) -> int:
-        """Blocks sent, or to be sent again, that no shard has acknowledged yet."""
+        """Number of blocks that no shard has acknowledged yet."""
         return len(self._pushes)
 
     def push(self, block: TransitionBlock) -> None:
@@ -87,7 +87,7 @@ class RoundRobinSink:
         return tuple(self._statuses.values())
 
     def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> None:
-        """Calls another shard under this number from now on; sends it the unacknowledged blocks, in order."""
+        """Replaces a lost shard, and sends its unacknowledged blocks to the replacement, in order."""
         self.statuses()
         self._shards[shard] = handle
         self._lost.discard(shard)
@@ -97,7 +97,7 @@ class RoundRobinSink:
         return [push for push in self._pushes if push.ref is not None]
 
     def _next_shard(self) -> int:
-        """The next shard in turn that is not lost; if all are lost, simply the next."""
+        """The next shard in turn that is not lost; the next one at all if all are."""
         for _ in self._shards:
             shard = self._turn % len(self._shards)
             self._turn += 1
@@ -152,7 +152,7 @@ class EngineTransport:
         return self._calls.call(self._shards[shard], ShardRole.exchange, update, request)[0]
 
     def collect(self, ticket: Ref[SampleReply]) -> SampleReply:
-        """Waits for the reply. Raises ShardLostError where it cannot come any more."""
+        """Waits for the reply. Raises ShardLostError if it is lost."""
         return self._get(ticket)
 
     def status(self, shard: int) -> ShardStatus:
@@ -161,7 +161,7 @@ class EngineTransport:
         return status
 
     def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> None:
-        """Calls another shard under this number from now on."""
+        """Replaces a lost shard by another one, which is called from now on."""
         self._shards[shard] = handle
 
     def _get(self, ref: Ref[ValueT]) -> ValueT:

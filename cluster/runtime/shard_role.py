@@ -50,7 +50,7 @@ class ShardRole(Role):
         return dataclasses.replace(status, metrics=metrics)
 
     def recovery(self) -> tuple[RecoveryReport | None, ShardStatus]:
-        """What this shard found in its journal when it began, if it keeps one; and how it stands."""
+        """The report on the journal that this shard read at its start (None without one), and its status."""
         return self._shard.recovery, self._shard.status()
 
     def seal_slice(self, into: Path) -> SealReply:

@@ -63,10 +63,10 @@ class StopConfig:
 class CheckpointConfig:
     """A checkpoint is taken every every_seconds, every every_updates, on a signal and at the end.
 
-    A checkpoint holds everything that a run needs to go on, replay included, so there are none with
-    replay.persist=none. The newest `keep` stay, and so does the best one. The serial runtime heeds only
-    every_updates: it goes on from each checkpoint as if resumed, so that an interrupted run ends bit for bit
-    the same.
+    A checkpoint holds everything that a run needs to continue, replay included, so there are none with
+    replay.persist=none. The newest `keep` stay, and so does the best one. The serial runtime uses only
+    every_updates: it continues from each checkpoint as if resumed, so that a run that was interrupted and
+    resumed equals an uninterrupted one bit for bit.
 
     weights_every_seconds: period at which the newest weights alone are written to the run directory.
     """
@@ -83,9 +83,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """metrics.jsonl gets a line every every_seconds; http://host:port/metrics serves (port 0: a free one).
+    """A line is added to metrics.jsonl every every_seconds, and http://host:port/metrics is served.
 
-    tensorboard: whether TensorBoard's event files are written too (needs the extra of that name).
+    port: 0 takes a free one.
+    tensorboard: whether TensorBoard's event files are written too (needs the extra "tensorboard").
     """
 
     every_seconds: float = 1.0
@@ -100,14 +101,14 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class RunSection:
-    """Where the run happens, and how much trouble it survives.
+    """The runtime of the run, and its tolerance of failures.
 
     runtime: "auto" is "cluster" where RAY_ADDRESS is set, as in every Ray job, else "local".
-    restarts: how many dead actors, shards and evaluators are replaced before the run gives up.
+    restarts: how many roles that died are replaced before the run fails.
     stall_seconds: the watchdog ends the run after this long without inserts and updates.
-    frozen_seconds: a shard without an answer for this long is killed and replaced like a dead one. Learner
-    and evaluator have longer, by the known length of their work (see cluster.control.timeouts).
-    wait_for_cluster_seconds: how long the run waits for room on a cluster that is full.
+    frozen_seconds: a shard that has not answered for this long is killed and replaced like a dead one. The
+    timeouts of learner and evaluator are longer (see cluster.control.timeouts).
+    wait_for_cluster_seconds: how long the run waits for free resources on a cluster that is full.
     """
 
     runtime: Literal["auto", "local", "cluster", "serial"] = "auto"
@@ -124,7 +125,7 @@ class RunSection:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run. Settings that are None are chosen to suit environment and machine."""
+    """All settings of a run. Automatic ones that are None are chosen to suit environment and machine."""
 
     env: EnvConfig = field(default_factory=EnvConfig)
     actors: ActorsConfig = field(default_factory=ActorsConfig)
@@ -143,7 +144,7 @@ class ConfigError(ValueError):
 
 
 def check(config: RunConfig) -> None:
-    """Refuses combinations that cannot work. Settings that are still None pass: they are chosen later.
+    """Refuses combinations that cannot work. Settings that are None pass, because they are chosen later.
 
     Raises:
         ConfigError: with every problem found, one a line.

@@ -1,6 +1,6 @@
-"""From YAML files and --set overrides to a RunConfig, and back to YAML.
+"""Reads a RunConfig from YAML files and --set overrides, and writes it as YAML.
 
-Owns parsing and what users are told about a bad file or value; must not import torch, ray or gymnasium.
+Owns parsing and the messages about bad files and values; must not import torch, ray or gymnasium.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parse_config(tree: Mapping[str, Any], kind: type[_Config]) -> _Config:
 
 def dump_config(config: RunConfig) -> str:
     """YAML that load_config turns into an equal RunConfig."""
-    # Through asdict, because msgspec leaves out the defaults of a dataclass that it has converted.
+    # asdict keeps the settings that equal their defaults, which msgspec may leave out.
     return yaml.safe_dump(msgspec.to_builtins(dataclasses.asdict(config)), sort_keys=False)
 
 
@@ -69,7 +69,7 @@ def preset_paths() -> dict[str, Path]:
 
 
 def preset_for_env(env_id: str) -> Path | None:
-    """The preset with this env.id (the shortest name of several), else the one that its family shares."""
+    """The preset with this env.id (of several, the one with the shortest name), else its family's."""
     presets = preset_paths()
     families = (presets[name] for prefix, name in _FAMILIES.items() if env_id.startswith(prefix))
     exact = [path for path in presets.values() if _env_id(path) == env_id]
@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _tree(text: str, name: str) -> dict[str, Any]:
-    """The sections in a YAML text, under today's names. `name` says in errors where the text is from."""
+    """The sections in a YAML text, under today's names. name: the source of the text, for errors."""
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -124,7 +124,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _check_keys(tree: Mapping[str, Any], kind: type, prefix: str = "") -> None:
-    """Refuses keys that kind does not have and names the nearest: msgspec ignores them for dataclasses."""
+    """Refuses keys that `kind` does not have, which msgspec would ignore, and names the nearest one."""
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')} is {tree!r}; expected a section with names")
     hints = typing.get_type_hints(kind)

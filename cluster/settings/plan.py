@@ -1,4 +1,4 @@
-"""The memory that a run needs, and whether a machine has it: what `qfleet plan` and every start print.
+"""The memory plan of a run, which `qfleet plan` and every start print.
 
 Owns the arithmetic and its wording, all pure; must not import ray or torch.
 """
@@ -25,10 +25,10 @@ from replay_service.transition_store import TRANSITION_DTYPE, frame_capacity
 
 # Two float64 nodes of the sum tree for each transition.
 _PRIORITY_BYTES = 16
-# The share that lz4 leaves of a frame: measured on Atari games played at random (docs/architecture.md).
+# Compressed size over size of a frame: measured on Atari games played at random (docs/architecture.md).
 _LZ4_SHRINKS_TO = 1 / 50
-# Memory of a run's processes without what they hold of frames: measured, with shared pages counted once, and
-# rounded up by a sixth.
+# Memory of a run's processes without frames: measured, with shared pages counted once, and rounded up by a
+# sixth.
 _RAY_BYTES = 420 << 20
 _PROCESS_BYTES = 100 << 20
 _TORCH_BYTES = 250 << 20
@@ -42,7 +42,7 @@ _LABEL_WIDTH = len("a transition, raw")
 
 @dataclass(frozen=True)
 class Plan:
-    """The memory that a run needs, in bytes, and the machine that is to provide it.
+    """The memory that a run needs, in bytes, and the machine that runs it.
 
     Attributes:
         capacity, num_shards, compression: of the replay.
@@ -50,13 +50,13 @@ class Plan:
         deduplicated_bytes: one transition with each frame held once, as stored without compression.
         compressed_bytes: one transition with lz4, expected; None where no frame field is compressed.
         priority_bytes: one transition's share of the priority structure.
-        request_bytes: the windows of one request of K minibatches. requests: most requests at a time.
+        request_bytes: the reply to one request for K minibatches. requests: most requests at a time.
         push_bytes: one block of one actor. pushes: most blocks in flight, of all actors.
-        process_bytes: all processes of the run, beside the above.
+        process_bytes: all processes of the run, without the above.
         object_store_bytes: the size that Ray will give its object store; 0 where the run starts no Ray.
         machine: the machine that starts the run.
         on_one_machine: False where the nodes of a cluster, not `machine`, hold the run.
-        placement: where the roles would go on that cluster; None unless it was asked.
+        placement: where the roles would go on that cluster; None if no cluster was asked.
     """
 
     capacity: int
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def messages_bytes(self) -> int:
-        """The most that requests and blocks in flight take, all in the object store."""
+        """The largest size of all requests and blocks in flight, which the object store holds."""
         return self.requests * self.request_bytes + self.pushes * self.push_bytes
 
     @property
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why the run cannot fit, with numbers and settings to change; empty if it fits or nobody knows."""
+        """Why the run does not fit, with numbers and settings to change; empty if it fits or on a cluster."""
         if not self.on_one_machine:
             return ()
         found = []
@@ -224,11 +224,11 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
         compressed_bytes=compressed,
         priority_bytes=_PRIORITY_BYTES if replay.sampling == "prioritized" else 0,
         request_bytes=replay.minibatches_per_request * config.learner.batch_size * window_bytes,
-        # The learner reads one while the others are on their way.
+        # The learner reads one reply while the others are in flight.
         requests=replay.prefetch_requests + 1,
         push_bytes=push_bytes,
         pushes=0 if serial else actors.num_actors * actors.pushes_in_flight,
-        # An actor also holds a chunk while it collects, builds and encodes it.
+        # An actor holds up to three copies of a chunk: collected, built and encoded.
         process_bytes=_process_bytes(config, spec) + 3 * actors.num_actors * push_bytes,
         object_store_bytes=_object_store_bytes(machine) if config.run.runtime == "local" else 0,
         machine=machine,
@@ -241,7 +241,7 @@ def make_claims(config: ResolvedConfig, spec: EnvSpec, plan: Plan, learner_gpus:
     acting = _PROCESS_BYTES + _torch_to_act(config, spec)
     shard = Need(memory_bytes=_PROCESS_BYTES + plan.shard_bytes)
     learner = Need(gpus=learner_gpus, memory_bytes=_PROCESS_BYTES + _TORCH_BYTES + plan.request_bytes)
-    # Blocks in flight belong to the object store, whose memory Ray keeps apart.
+    # Without blocks in flight: they are in the object store, whose memory Ray counts separately.
     actor = Need(memory_bytes=acting + 3 * plan.push_bytes)
     num_actors = config.actors.num_actors
     return Claims(
@@ -275,7 +275,7 @@ def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
 
 
 def _process_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
-    """Ray, driver, shards, learner, actors and evaluator, without what they hold of frames."""
+    """Memory of Ray, driver, shards, learner, actors and evaluator, without the frames that they hold."""
     if config.run.runtime == "serial":
         return _PROCESS_BYTES + _TORCH_BYTES
     driver, learner, acting = 1, 1, config.actors.num_actors + 1
@@ -292,6 +292,6 @@ def _torch_to_act(config: ResolvedConfig, spec: EnvSpec) -> int:
 def _object_store_bytes(machine: Machine) -> int:
     limit = _OBJECT_STORE_MOST_BYTES
     if machine.shm_bytes is not None:
-        # Below 10 GB of shared memory Ray takes the disk rather than a small store.
+        # With less than 10 GB of shared memory, Ray puts the store on disk instead of making it smaller.
         limit = min(limit, max(_OBJECT_STORE_LEAST_CAP_BYTES, int(0.95 * machine.shm_bytes)))
     return min(int(_OBJECT_STORE_SHARE * machine.available_bytes), limit)

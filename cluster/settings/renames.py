@@ -1,6 +1,6 @@
-"""Names that runs up to commit 6afb764 wrote to disk, and today's names for the same.
+"""Names that runs up to commit 6afb764 wrote to disk, and their names today.
 
-Owns the only such table and its use; must not import anything of the project.
+Owns these tables and their use; must not import anything of the project.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Automatic settings: those that a configuration leaves out are chosen to suit environment and machine.
+"""Automatic settings: chooses those that a configuration leaves out, to suit environment and machine.
 
 Owns the rules and their reasons; must not import torch or ray.
 """
@@ -29,9 +29,9 @@ _REPLAY_BYTES_AUTO = 2 << 30
 
 
 def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = False) -> ResolvedConfig:
-    """The config with every setting chosen. Equal input gives equal output: a saved config repeats its run.
+    """The config with every setting chosen. Pure: equal input gives equal output.
 
-    cores: of the machine that the actors run on. on_cluster: whether the runtime "auto" is the cluster.
+    cores: of the machine that runs the actors. on_cluster: whether the runtime "auto" means "cluster".
 
     Raises:
         ConfigError: if the configured network does not fit the environment's observations.
@@ -53,8 +53,8 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
         actors=narrowed(
             ResolvedActors,
             actors,
-            # The learner keeps one core for itself. One actor is enough for cheap native environments; not
-            # for images, whose network takes an actor's core as long as the steps do.
+            # The learner keeps one core for itself. One actor is enough for cheap native environments, but
+            # not for images, whose network takes an actor as long as the steps do.
             num_actors=actors.num_actors or (1 if serial or (native and not image) else max(1, cores - 1)),
             envs_per_actor=actors.envs_per_actor or (16 if native else 8),
             # A lane repeats stack + n_step - 1 frames in each block. Chunks of images are so long that this
@@ -65,8 +65,8 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
             ResolvedReplay,
             replay,
             capacity=replay.capacity or max(learner.batch_size, min(100_000, room)),
-            # Both are limits, within which the learner chooses by measured times. The serial runtime draws
-            # each minibatch when it needs it, so that the order is fixed.
+            # Both are upper limits, within which the sampler adapts to measured times. The serial runtime
+            # draws each minibatch only when it needs it, so that the order is fixed.
             minibatches_per_request=replay.minibatches_per_request
             or (1 if serial else _most_minibatches(config, spec)),
             prefetch_requests=0 if serial else replay.prefetch_requests,
@@ -88,7 +88,7 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
 
 
 def _most_minibatches(config: RunConfig, spec: EnvSpec) -> int:
-    """As many minibatches as a message has room for, but no more than the learner soon learns from."""
+    """Largest number of minibatches per request: at most 64, and at most 16 MiB of frames."""
     window = spec.block_schema(config.actors.n_step).window
     room = _REQUEST_BYTES // (config.learner.batch_size * window * max(1, _frame_bytes(spec)))
     return max(1, min(_MOST_MINIBATCHES, room))
