@@ -3,8 +3,6 @@
 Owns names, defaults and single-value checks; must not import anything but `checks`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Literal
 

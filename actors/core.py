@@ -3,8 +3,6 @@
 Owns protocols, the description of an environment and the reports of loops; must not import gymnasium.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol

@@ -3,8 +3,6 @@
 Owns that bookkeeping; must not know of policies, transitions or blocks.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -3,8 +3,6 @@
 Owns epsilon; must not import anything but numpy and actors.config.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from actors.config import ActorsConfig, LadderConfig

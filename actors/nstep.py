@@ -3,8 +3,6 @@
 Owns the arithmetic of transitions; must not import anything but numpy and the end bits of blocks.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 Owns their forward passes; must not import anything but numpy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -3,8 +3,6 @@
 Owns one actor's environments, exploration and counters; must not know where blocks go or who asks for them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 

@@ -3,8 +3,6 @@
 Owns the wording and the measurement of speed; starts no process. Must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import math
 import time
 

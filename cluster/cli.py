@@ -3,8 +3,6 @@
 Owns parsing, exit statuses and the answers on the terminal. Heavy imports wait until a command needs them.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

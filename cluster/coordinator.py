@@ -3,8 +3,6 @@
 Owns pacing, the newest weights, evaluation and the end of a run; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Owns the parts that every life creates anew; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

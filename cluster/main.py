@@ -3,8 +3,6 @@
 Owns the start of the process: thread limits and import path. The commands are in cluster.cli.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -3,8 +3,6 @@
 Owns the budgets of restarts and the watchdog; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any

@@ -3,8 +3,6 @@
 Owns wording only; pure, must not import anything but the standard library.
 """
 
-from __future__ import annotations
-
 import math
 
 

@@ -3,8 +3,6 @@
 Owns the two conversions for one environment; must not know of vector environments, transitions or blocks.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

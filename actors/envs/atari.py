@@ -3,8 +3,6 @@
 Owns its arguments and its limits; must not know of policies, transitions or blocks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 

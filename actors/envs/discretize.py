@@ -3,8 +3,6 @@
 Owns the table and the wrapper; must not import anything of actors but EnvError.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import gymnasium as gym

@@ -3,8 +3,6 @@
 Owns the rolling stack that rollout and evaluation share; must not import anything but numpy.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -3,8 +3,6 @@
 Owns the guard of a single lane and seeds of restarts; must not know of policies, transitions or blocks.
 """
 
-from __future__ import annotations
-
 import contextlib
 import traceback
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Owns these restarts and their limit; must not import anything of actors but config, core and envs.
 """
 
-from __future__ import annotations
-
 import logging
 import traceback
 from collections.abc import Callable, Mapping

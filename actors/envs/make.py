@@ -3,8 +3,6 @@
 Owns the choice of backend and the messages of EnvError; must not know of policies, transitions or blocks.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import traceback

@@ -3,8 +3,6 @@
 Owns their registration and a fix of their resets; must not know of policies, transitions or blocks.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -3,8 +3,6 @@
 Owns these rules; must not know of single lanes, policies or blocks.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

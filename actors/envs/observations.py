@@ -3,8 +3,6 @@
 Owns which observation spaces work and how frames are laid out; must not know of policies or blocks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -3,8 +3,6 @@
 Owns resets and the three autoreset modes; must not know of policies, transitions or blocks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

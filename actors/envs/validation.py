@@ -3,8 +3,6 @@
 Owns these checks; must not know of restarts, policies or blocks.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 Owns the format, its atomic commit and its checks; reading executes nothing. Must not import torch or ray.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

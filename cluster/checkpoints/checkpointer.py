@@ -4,8 +4,6 @@ Every push falls before or after its shard's seal, the learner's state is of one
 Owns the checkpoint in progress and the thread that writes it; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

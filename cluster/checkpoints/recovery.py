@@ -3,8 +3,6 @@
 Owns when state is kept, and what a run waits for before it goes on; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Owns the rules for these; must not import torch, ray or gymnasium.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

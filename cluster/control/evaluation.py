@@ -3,8 +3,6 @@
 Owns the two-evaluation rule; pure, imports no engine.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 

@@ -3,8 +3,6 @@
 Owns when the work is due; pure, imports nothing.
 """
 
-from __future__ import annotations
-
 
 class Every:
     """A timer that is due every `seconds`."""

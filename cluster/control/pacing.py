@@ -3,8 +3,6 @@
 Owns the two inequalities; pure arithmetic over totals and outstanding credits.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

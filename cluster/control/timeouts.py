@@ -3,8 +3,6 @@
 Owns limits and clock, all pure; imports no engine.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Owns the rule and its texts (docs/diagnosis.md derives them); pure, imports no engine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

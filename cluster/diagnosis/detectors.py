@@ -3,8 +3,6 @@
 Owns measurements, thresholds and texts (docs/diagnosis.md derives them); pure, imports no engine.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass

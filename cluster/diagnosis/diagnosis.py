@@ -3,8 +3,6 @@
 Owns the window of recent snapshots and when a finding begins and ends; pure, imports no engine.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Owns Student's t, Welch's comparison and Mann-Kendall's trend; pure, imports nothing of the project.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Sequence

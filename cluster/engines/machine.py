@@ -3,8 +3,6 @@
 Owns reading them from the system; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

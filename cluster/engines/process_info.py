@@ -3,8 +3,6 @@
 Owns the check that all processes of a run use the same code; must not import ray.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

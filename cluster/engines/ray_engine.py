@@ -3,8 +3,6 @@
 Owns starting and ending Ray and translating its errors; must not import torch or gymnasium.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

@@ -4,8 +4,6 @@ Owns placement groups and the wait for room; cluster.engines.placement owns the 
 or gymnasium.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

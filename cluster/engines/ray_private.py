@@ -4,8 +4,6 @@ Owns the dependence on names that any release of Ray may change: pyproject.toml 
 series that tests/cluster/engines/test_ray_private.py was run against. Must not import torch or gymnasium.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Owns the type that stands for such a value; must not import anything but the standard library.
 """
 
-from __future__ import annotations
-
 from typing import Generic, TypeVar, cast
 
 ValueT = TypeVar("ValueT")

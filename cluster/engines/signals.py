@@ -3,8 +3,6 @@
 Owns the handlers during a run; imports nothing of the project.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from types import FrameType, TracebackType

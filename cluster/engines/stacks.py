@@ -3,8 +3,6 @@
 Owns both signals and the names of the stack files; must not import ray.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import platform

@@ -3,8 +3,6 @@
 Owns all decisions about thread counts; must not import numpy or torch, which read them at import.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath

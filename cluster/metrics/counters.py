@@ -3,8 +3,6 @@
 Owns what a run counts, what of it a checkpoint keeps, and the snapshot of it. Imports no engine.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Mapping
 from dataclasses import dataclass, field

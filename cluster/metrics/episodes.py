@@ -3,8 +3,6 @@
 Owns these sums; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean

@@ -3,8 +3,6 @@
 Owns what is summed over them; nothing that it gives out grows with the number of actors. Imports no engine.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 from collections.abc import Iterable, Mapping, Sequence

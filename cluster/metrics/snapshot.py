@@ -3,8 +3,6 @@
 Owns the types of all of them, names, units and help texts; must not import torch, ray or gymnasium.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal

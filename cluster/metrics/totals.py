@@ -3,8 +3,6 @@
 Owns only the sums; imports no engine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Owns reading them from the system; decides nothing, must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from dataclasses import dataclass

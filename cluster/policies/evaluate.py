@@ -3,8 +3,6 @@
 Owns the domain of these seeds; actors.evaluation plays the episodes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Owns the command and the metadata in both files; onnx is imported only when a graph is made.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Owns finding them and refusing those that do not fit; torch is imported only when a run asks for this.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

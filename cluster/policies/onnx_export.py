@@ -4,8 +4,6 @@ Owns the graph from an environment's own observations to its own actions, the re
 comparison; onnx and onnxruntime are imported when they are used.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Mapping, Sequence

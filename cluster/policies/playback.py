@@ -3,8 +3,6 @@
 Owns opening the environment, the policy as its user calls it, and the loop; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Owns reading them together. Reading executes nothing from the directory; acting 
 configuration names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Owns the table of Atari scores and human normalization; pure, imports nothing of the project.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 _NAMESPACE = "ALE/"

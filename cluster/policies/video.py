@@ -3,8 +3,6 @@
 Owns the file; Pillow is imported only to write it. Must not import torch or ray.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Owns their kinds, and reading them back from the log; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -3,8 +3,6 @@
 Owns the repair after a full disk or a killed process; must not import anything outside the standard library.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 Owns the format and the names of log files; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re

@@ -3,8 +3,6 @@
 Owns the capture of a process's output; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -3,8 +3,6 @@
 Owns the export and the server; must not import torch, ray or gymnasium.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping

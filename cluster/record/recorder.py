@@ -3,8 +3,6 @@
 Owns the rule that a folder that cannot be written never ends a run; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVarTuple

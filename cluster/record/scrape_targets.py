@@ -3,8 +3,6 @@
 Owns that folder; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -3,8 +3,6 @@
 Owns the tags and the use of an optional package (extra "tensorboard"); must not import torch or ray.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import time
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 Owns that arithmetic; pure, must not import anything but the standard library.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

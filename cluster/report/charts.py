@@ -3,8 +3,6 @@
 Owns the choice of charts and the aggregation over seeds; draws nothing. Must not import torch or ray.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -3,8 +3,6 @@
 Owns layout and colors; must not import torch, ray or matplotlib.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -3,8 +3,6 @@
 Owns the files and their size; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping

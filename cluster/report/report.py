@@ -3,8 +3,6 @@
 Owns what stands where on the page; it refers to nothing outside itself. Must not import torch or ray.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime

@@ -3,8 +3,6 @@
 Owns reading, whatever version of this program wrote a run; draws nothing. Must not import torch or ray.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 Owns the weights of the version that waits for its second evaluation; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any

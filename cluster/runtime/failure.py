@@ -3,8 +3,6 @@
 Owns that exception only; must not import anything but the standard library.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

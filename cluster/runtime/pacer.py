@@ -3,8 +3,6 @@
 Owns the sizes of chunks and the credits of each role; grants nothing itself. Must not import ray or torch.
 """
 
-from __future__ import annotations
-
 from cluster.control.pacing import Ledger, Pacing, slack_samples
 from cluster.runtime.run_context import RunContext
 

@@ -3,8 +3,6 @@
 Owns the logs of roles and their streams of random numbers; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Owns wiring only; imports each package inside the role that needs it, so that actors never load torch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from functools import partial

@@ -3,8 +3,6 @@
 Owns no behavior; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from cluster.control.evaluation import ModelSelection

@@ -3,8 +3,6 @@
 Owns the calls in flight to shards and the reaction to a lost shard; must not import ray.
 """
 
-from __future__ import annotations
-
 import collections
 from dataclasses import dataclass, replace
 

@@ -3,8 +3,6 @@
 Owns wiring only; must not import torch, gymnasium or ray.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

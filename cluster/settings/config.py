@@ -3,8 +3,6 @@
 Owns the sections that belong to no package and the checks that span sections; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import isfinite

@@ -3,8 +3,6 @@
 Owns parsing and the messages about bad files and values; must not import torch, ray or gymnasium.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import typing

@@ -3,8 +3,6 @@
 Owns the arithmetic and its wording, all pure; must not import ray or torch.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 Owns these tables and their use; must not import anything of the project.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

@@ -3,8 +3,6 @@
 Owns the rules and their reasons; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from actors.core import EnvSpec

@@ -3,8 +3,6 @@
 Owns which settings are no longer None; must not import torch or ray.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 

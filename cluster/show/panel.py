@@ -3,8 +3,6 @@
 Owns layout and colors; pure, must not import ray or torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

@@ -3,8 +3,6 @@
 Owns this estimate; pure, must not import any engine.
 """
 
-from __future__ import annotations
-
 from cluster.metrics.snapshot import Snapshot
 from cluster.settings.config import StopConfig
 

@@ -4,8 +4,6 @@ Owns driver.json, the /status document and the output of `qfleet status`; readin
 not import ray.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
