@@ -1,4 +1,7 @@
-"""Counters: sums by hand-made reports, what a checkpoint keeps, series that do not grow with the actors."""
+"""Counters: sums by hand-made reports, what a checkpoint keeps, series that do not grow with the actors.
+
+Tests cluster/metrics/episodes.py, too, whose sums are in every snapshot.
+"""
 
 from __future__ import annotations
 

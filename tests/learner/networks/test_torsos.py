@@ -1,4 +1,7 @@
-"""Torsos against the papers' sizes and against the same layers written out."""
+"""Torsos against the papers' sizes and against the same layers written out.
+
+Tests learner/networks/inputs.py, too, through which torsos read observations.
+"""
 
 from __future__ import annotations
 

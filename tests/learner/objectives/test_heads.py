@@ -1,4 +1,7 @@
-"""Heads inside the update step, against the same thing written out with autograd and loops."""
+"""Heads inside the update step, against the same thing written out with autograd and loops.
+
+Tests learner/objectives/fit.py, too, the result of every head.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The format of segments, read by a shard that recovers: torn ends, altered bits, any bytes."""
+"""The format of segments, read by a shard that recovers: torn ends, altered bits, any bytes.
+
+Tests replay_service/journal/delivered.py, too: its state is packed into records.
+"""
 
 from __future__ import annotations
 
