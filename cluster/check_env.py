@@ -24,7 +24,7 @@ _MEASURED_SECONDS = 1.0
 
 
 def describe(config: RunConfig) -> str:
-    """Spaces, backend, speed with random actions and automatic settings, one a line."""
+    """Spaces, backend, speed with random actions, and automatic settings, a line for each."""
     prepared = prepare(config)
     spec, resolved = prepared.spec, prepared.config
     num_actors, lanes = resolved.actors.num_actors, resolved.actors.envs_per_actor
@@ -47,7 +47,7 @@ def describe(config: RunConfig) -> str:
 
 
 def observation_text(spec: EnvSpec) -> str:
-    """An observation in words: "84 x 84 image, 4 stacked (uint8)"; of several arrays, each by its name."""
+    """Describes an observation: "84 x 84 image, 4 stacked (uint8)"; several arrays with their names."""
     if spec.num_states is not None:
         return f"a state number, {quantity(spec.num_states, 'state')}"
     if not spec.parts:

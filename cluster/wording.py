@@ -1,4 +1,4 @@
-"""Numbers, durations and sizes as people read them.
+"""Texts of numbers, durations and sizes.
 
 Owns wording only; pure, must not import anything but the standard library.
 """
@@ -24,7 +24,7 @@ def count(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """m:ss or h:mm:ss."""
+    """A duration as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -40,5 +40,5 @@ def byte_size(num_bytes: int) -> str:
 
 
 def quantity(number: float, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: "1 shard", "0.5 CPUs", "2,000 steps". plural: where an s is not enough."""
+    """A number with its noun: "1 shard", "0.5 CPUs", "2,000 steps". plural: default: noun with an s."""
     return f"{number:,.10g} {noun if number == 1 else plural or f'{noun}s'}"

@@ -1,4 +1,4 @@
-"""Uses of learned weights: evaluation, export, video, and the start of another run.
+"""Uses of learned weights: evaluation, export, video, and initial weights of another run.
 
 Must not import ray.
 """

@@ -1,4 +1,4 @@
-"""Evaluations of a finished or running run: greedy episodes with seeds that training never used.
+"""Evaluates the weights of a run in greedy episodes with seeds that training never used.
 
 Owns the domain of these seeds; actors.evaluation plays the episodes.
 """
@@ -17,7 +17,7 @@ _FIRST_SEED_DOMAIN = 1 << 40
 
 @dataclass(frozen=True)
 class Played:
-    """Greedy episodes of a run's weights."""
+    """The returns of greedy episodes with a run's weights."""
 
     weights: WeightsName
     version: int

@@ -1,4 +1,4 @@
-"""The weights of a run as a file for other programs: an ONNX graph, or parameters by name.
+"""Exports the weights of a run for other programs: as an ONNX graph, or as parameters by name.
 
 Owns the command and the metadata in both files; onnx is imported only when a graph is made.
 """
@@ -20,7 +20,7 @@ Format = Literal["onnx", "safetensors"]
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written. comparison: of the graph with the policy, if it is a graph."""
+    """A file that was written. comparison: of an ONNX graph with the policy."""
 
     path: Path
     weights: WeightsName
@@ -37,7 +37,7 @@ def export_run(
     inputs are `observation`, or `observation.NAME` for each part ([batch, *shape], with a stack
     [batch, stack, *shape], oldest first), and `action_mask` [batch, A] bool where the environment has masks.
     Its outputs are `q_values` [batch, A] float32 and `action` [batch, ...], the best one as the environment
-    takes it. Metadata in both files say where the weights come from.
+    takes it. Metadata in both files name the origin of the weights.
 
     Args:
         out: default RUN_DIR/policy.onnx or RUN_DIR/policy.safetensors; at any time the path holds the old
@@ -58,7 +58,7 @@ def export_run(
 
 
 def _metadata(saved: SavedPolicy) -> dict[str, str]:
-    """Where weights come from and what they mean; lists and numbers as JSON."""
+    """The origin of the weights and the network that they fit; lists and numbers as JSON."""
     provenance = read_provenance(saved.run_dir)
     return {
         "environment": saved.config.env.id,

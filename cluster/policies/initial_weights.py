@@ -1,6 +1,6 @@
-"""`learner.initial_weights`: the weights of an earlier run, for another one to begin with.
+"""`learner.initial_weights`: starts a run with the weights of an earlier one.
 
-Owns finding them and refusing those that do not fit; torch is imported only when a run asks for this.
+Owns reading them and refusing those that do not fit; torch is imported only if the setting is given.
 """
 
 import hashlib
@@ -21,18 +21,20 @@ from learner.weights import load_tensors
 
 @dataclass(frozen=True, eq=False)
 class InitialWeights:
-    """flat: [P] float32 for this run's network. facts: where they come from, for provenance.json."""
+    """Weights to begin with. flat: [P] float32. facts: their origin, for provenance.json."""
 
     flat: np.ndarray
     facts: Mapping[str, str]
 
 
 def read_initial_weights(config: ResolvedConfig, spec: EnvSpec) -> InitialWeights | None:
-    """The weights that `learner.initial_weights` names: of a run directory (its best, else latest), or of a
-    file that `qfleet export --format safetensors` wrote. None where it names nothing.
+    """Reads the weights that `learner.initial_weights` names; None if it is not set.
 
-    Raises ConfigError where there is nothing to read, or where network, observations or actions are not this
-    run's, with both values.
+    They come from a run directory (its best, else latest weights), or from a file that
+    `qfleet export --format safetensors` wrote.
+
+    Raises ConfigError if there is nothing to read, or if network, observations or actions differ from this
+    run's; it names both values.
     """
     source = config.learner.initial_weights
     if source is None:
@@ -58,7 +60,7 @@ def read_initial_weights(config: ResolvedConfig, spec: EnvSpec) -> InitialWeight
 
 
 _Read = tuple[dict[str, np.ndarray], dict[str, object], dict[str, str]]
-"""Weights by name, the facts that give them their meaning, and where they come from."""
+"""Weights by name, the description of their network, and their origin."""
 
 
 def _of_run(path: Path) -> _Read:

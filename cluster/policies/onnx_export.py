@@ -1,7 +1,7 @@
-"""A policy as an ONNX file, put in place only if onnxruntime plays it as the policy plays.
+"""Exports a policy as an ONNX file, if onnxruntime computes the same Q-values and actions from it.
 
-Owns the graph from an environment's own observations to its own actions, the recorded observations and the
-comparison; onnx and onnxruntime are imported when they are used.
+Owns the graph, which maps an environment's own observations to its own actions, and the comparison on
+recorded observations; onnx and onnxruntime are imported when they are used.
 """
 
 import logging
@@ -31,8 +31,8 @@ from learner.objectives.heads import make_head
 from replay_service.block import ACTION_MASK, OBSERVATION
 
 TOLERANCE = 1e-4
-"""Largest allowed difference of a Q-value, relative to the largest recorded |Q| (at least 1): sums of float32
-in another order differ by some 1e-6."""
+"""Largest allowed difference of a Q-value, relative to the largest recorded |Q| (at least 1). Another order
+of float32 sums makes a difference of about 1e-6."""
 
 _RECORDED = 256
 _EPISODE_STEPS = 64
@@ -41,7 +41,7 @@ _SEED_DOMAIN = 1 << 42
 
 
 class ExportError(RuntimeError):
-    """The exported graph does not play as the policy does; no file was put in place."""
+    """The exported graph computes other values or actions than the policy; no file was written."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Comparison:
 
 
 def write_onnx(path: Path, saved: SavedPolicy, metadata: Mapping[str, str]) -> Comparison:
-    """Exports beside `path`, compares that file with the policy, and renames it.
+    """Writes a file beside `path`, compares it with the policy, and renames it to `path`.
 
     Raises:
         ConfigError: a package is missing.
@@ -101,7 +101,7 @@ def write_onnx(path: Path, saved: SavedPolicy, metadata: Mapping[str, str]) -> C
 
 
 class ExportedPolicy(nn.Module):
-    """From observations as the environment gives them to Q-values, and to actions as it takes them."""
+    """Maps observations in the environment's own form to Q-values and to actions in its own form."""
 
     def __init__(self, saved: SavedPolicy, parts: tuple[Part, ...], adapter: Adapter) -> None:
         """parts: the arrays of the environment's observation space, in the order of the graph's inputs."""
@@ -127,7 +127,7 @@ class ExportedPolicy(nn.Module):
 
     @property
     def input_names(self) -> list[str]:
-        """In the order of forward's arguments."""
+        """Names of the graph's inputs, in the order of forward's arguments."""
         return [*map(input_name, self._parts), *([ACTION_MASK] if self._masked else [])]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ class ExportedPolicy(nn.Module):
 
 
 def input_name(part: Part) -> str:
-    """The graph's input that takes this part of an observation."""
+    """Name of the graph's input for this part of an observation."""
     return f"{OBSERVATION}.{part.field.name}" if part.path else OBSERVATION
 
 
@@ -169,7 +169,7 @@ def converted(part: Part, values: Tensor, leading: int) -> Tensor:
 
 
 def without_noise(network: nn.Module) -> nn.Module:
-    """The network with every noisy layer replaced by the mean that evaluation plays, sharing its weights."""
+    """The network with each noisy layer replaced by a linear one of its mean weights, which are shared."""
     if isinstance(network, NoisyLinear):
         mean = nn.Linear(network.in_features, network.out_features)
         mean.weight, mean.bias = network.weight, network.bias
@@ -194,7 +194,7 @@ class _Recorded:
 
 
 def _record(saved: SavedPolicy) -> _Recorded:
-    """Plays episodes with a quarter of the Q-values random, so that more than one path is seen."""
+    """Plays episodes in which a quarter of the actions are random, so that observations vary."""
     adapter = make_adapter(saved.config.env, saved.spec)
     policy = saved.acting()
     seeds = np.random.SeedSequence(saved.config.run.seed, spawn_key=(_SEED_DOMAIN,))

@@ -1,6 +1,6 @@
-"""Playing one environment episode by episode with a greedy policy, with pictures where they are wanted.
+"""Plays one environment episode by episode with a greedy policy, and draws pictures on request.
 
-Owns opening the environment, the policy as its user calls it, and the loop; must not import torch or ray.
+Owns opening the environment, the policy that users call, and the loop; must not import torch or ray.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,14 +27,14 @@ _ATARI_FRAMES_PER_SECOND = 60
 
 
 class GreedyPolicy:
-    """A callable from one environment's observation to its action, both as the environment has them.
+    """A callable that maps an environment's observation to its action, both in the environment's own form.
 
     Call reset() when an episode begins: it empties the stack of frames. Where the environment gives
     info["action_mask"], pass it beside each observation.
     """
 
     def __init__(self, q_values: Callable[[np.ndarray], np.ndarray], adapter: Adapter) -> None:
-        """q_values: [1, *obs] -> [1, A], as of actors.core.Policy."""
+        """q_values: [1, *obs] -> [1, A]; see actors.core.Policy."""
         self._q_values = q_values
         self._adapter = adapter
         self._stack: FrameStack | None = None
@@ -42,7 +42,7 @@ class GreedyPolicy:
     def __call__(self, observation: Any, action_mask: Any = None) -> Any:
         """The greedy action among those that action_mask [A] allows.
 
-        Raises ValueError on a wrong observation shape, and on a mask that is missing or not wanted.
+        Raises ValueError if the observation has a wrong shape, or a mask is missing or not expected.
         """
         frame = self._adapter.frame(observation, action_mask)
         if self._stack is None:
@@ -71,7 +71,7 @@ class TimeStep:
 
 
 class UserEnv:
-    """A gymnasium.Env, with observations and actions as it has them."""
+    """A gymnasium.Env with its own observations and actions."""
 
     def __init__(self, env: gym.Env[Any, Any], *, masked: bool) -> None:
         """masked: whether the policy wants the action masks of env."""
@@ -103,9 +103,9 @@ class UserEnv:
 
 
 class AtariEnv:
-    """An Atari game with the frames that the policy sees and, for pictures, a twin in color and full size.
+    """An Atari game with the policy's frames and, for pictures, a twin in color and full size.
 
-    Both get the same seed and actions, so they play the same episode; a step that tells them apart raises.
+    Both get the same seed and actions, so they play the same episode; step raises if they differ.
     """
 
     observation_space: spaces.Space[Any]

@@ -1,7 +1,7 @@
-"""The policy that a run directory holds: its configuration, its environment and its weights.
+"""The policy in a run directory: its configuration, environment and weights.
 
-Owns reading them together. Reading executes nothing from the directory; acting runs the factories that the
-configuration names.
+Owns reading them together. Reading executes nothing from the directory, but acting calls the factories that
+the configuration names.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from cluster.settings.resolved import ResolvedConfig
 
 @dataclass(frozen=True, eq=False)
 class SavedPolicy:
-    """flat: the weights [P] float32. facts: the metadata in their file, `version` among it."""
+    """A policy that was read. flat: weights [P] float32. facts: metadata of their file, with `version`."""
 
     run_dir: Path
     config: ResolvedConfig
@@ -37,7 +37,7 @@ class SavedPolicy:
         return int(self.facts["version"])
 
     def acting(self) -> Policy:
-        """The policy as actors use it, from frames to Q-values."""
+        """The policy as actors use it, which maps frames to Q-values."""
         policy = make_policy(self.config, self.spec)
         policy.load(self.flat)
         return policy
@@ -53,7 +53,7 @@ class SavedPolicy:
 
 
 def read_policy(run_dir: Path, which: WeightsName | None = None) -> SavedPolicy:
-    """A run's best policy (else its latest), or the one that `which` names. ConfigError without one."""
+    """A run's best policy (else its latest), or the one that `which` names. Raises ConfigError."""
     config, spec = read_config(run_dir), read_spec(run_dir)
     return SavedPolicy(run_dir, config, spec, *read_weights(run_dir, which))
 

@@ -84,7 +84,7 @@ class Reference:
 
 
 def reference(env_id: str) -> Reference | None:
-    """The reference scores of an environment, or None without any."""
+    """The reference scores of an environment; None if there are none."""
     if not env_id.startswith(_NAMESPACE):
         return None
     game = env_id.removeprefix(_NAMESPACE).partition("-")[0]
@@ -92,6 +92,6 @@ def reference(env_id: str) -> Reference | None:
 
 
 def beside_human(env_id: str, mean_return: float) -> str:
-    """The words to add to a return: ", 43.0 % of human …", or nothing without reference scores."""
+    """A return relative to a human's as text to append, ", 43.0% of human …"; empty without references."""
     found = reference(env_id)
     return "" if found is None else f", {found.normalized(mean_return):.1%} of human (0 % is random play)"

@@ -1,6 +1,6 @@
-"""Greedy episodes of a run as an animated picture.
+"""Films greedy episodes of a run as an animated GIF.
 
-Owns the file; Pillow is imported only to write it. Must not import torch or ray.
+Owns writing the file; Pillow is imported only for that. Must not import torch or ray.
 """
 
 import os
@@ -19,7 +19,7 @@ from cluster.record.run_dir import read_config, read_spec
 from cluster.settings.config import ConfigError
 
 MAX_STEPS = 10_000
-"""Most steps of one episode that are shown: without a limit of its own an environment may never end."""
+"""Most steps of one episode that are shown, because an episode without a time limit may never end."""
 
 _INSTALL = "install the extra with pip install -e '.[video]' in the checkout"
 _SEED_DOMAIN = 1 << 41
@@ -27,7 +27,7 @@ _SEED_DOMAIN = 1 << 41
 
 @dataclass(frozen=True)
 class Video:
-    """A film that was written, with a picture per observation: an episode has one more than steps."""
+    """A GIF that was written. pictures: one per observation, so an episode has one more than steps."""
 
     path: Path
     returns: tuple[float, ...]
@@ -81,7 +81,7 @@ def _film(
 def save_gif(path: Path, pictures: Iterator[np.ndarray], frame_milliseconds: int) -> None:
     """Writes pictures [H, W, 3] uint8 as a GIF that repeats for ever.
 
-    A picture with at most 256 colors, as Atari's, keeps them exactly; in any other, each color becomes the
+    A picture with at most 256 colors, like Atari's, keeps them exactly. In others, each color becomes the
     nearest of 256 that are chosen for that picture.
 
     Raises:

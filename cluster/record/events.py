@@ -1,6 +1,6 @@
 """Events of a run: restarts, new best versions, checkpoints, warnings, the end.
 
-Owns their kinds, and reading them back from the log; must not import torch or ray.
+Owns the kinds of events and reads them back from the log; must not import torch or ray.
 """
 
 from dataclasses import dataclass
@@ -39,12 +39,12 @@ def events_path(run_dir: Path) -> Path:
 
 
 def read_events(run_dir: Path) -> list[Event]:
-    """The newest events of a run (4 MiB of log), oldest first; none if it has no log of them."""
+    """The newest events of a run (those in 4 MiB of log), oldest first; empty without a log."""
     return [_event(line) for line in read_messages(tail(events_path(run_dir), _READ_BYTES))]
 
 
 def _event(line: LogLine) -> Event:
-    # In runs of 6afb764 the text begins with the kind.
+    # Up to commit 6afb764, the text began with the kind.
     for prefix, kind in EVENT_PREFIXES.items():
         if line.text.startswith(prefix):
             return Event(kind, line.text.removeprefix(prefix), line.run_seconds)

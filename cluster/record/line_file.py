@@ -1,4 +1,4 @@
-"""Files of lines: appending to them so that no line stays torn, and reading them back.
+"""Files of lines: appending whole lines, and reading them back.
 
 Owns the repair after a full disk or a killed process; must not import anything outside the standard library.
 """
@@ -28,9 +28,9 @@ class LineFile:
         end = self._end + len(rest)
         try:
             while rest:
-                rest = rest[self._file.write(rest) :]  # a disk that gets full takes a part
+                rest = rest[self._file.write(rest) :]  # a disk that fills up takes only a part
         except OSError:
-            # Otherwise the next line would continue the torn one, and be lost, too.
+            # Otherwise the next line would be joined to the torn one and lost too.
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
             raise
@@ -42,7 +42,7 @@ class LineFile:
 
 
 def _end_of_lines(descriptor: int) -> int:
-    """The offset behind the last newline; 0 if there is none."""
+    """The offset after the last newline; 0 if there is none."""
     begin = end = os.fstat(descriptor).st_size
     while begin > 0:
         begin = max(0, begin - _LOOK_BACK_BYTES)
@@ -54,7 +54,7 @@ def _end_of_lines(descriptor: int) -> int:
 
 
 def tail(path: Path, num_bytes: int = sys.maxsize) -> list[str]:
-    """The whole lines within the last bytes of a file; none if it cannot be read."""
+    """The whole lines in the last num_bytes of a file; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -66,7 +66,7 @@ def tail(path: Path, num_bytes: int = sys.maxsize) -> list[str]:
 
 
 def read_objects(path: Path, num_bytes: int = sys.maxsize) -> list[dict[str, Any]]:
-    """The JSON objects in the last bytes of a file of lines, without torn and other lines."""
+    """The JSON objects in the last num_bytes of a file, one a line; other lines are left out."""
     found = []
     for line in tail(path, num_bytes):
         with contextlib.suppress(ValueError):

@@ -24,24 +24,24 @@ _LINE = re.compile(
 _TAIL_BYTES = 64 * 1024
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 BEGAN = "began as process"
-"""How the first line of a process begins."""
+"""The beginning of a process's first line."""
 
 _CONTINUES = "| "
 
 
 @dataclass(frozen=True)
 class LogSource:
-    """Who writes. role: "actor 3"; run_started_at: unix seconds at which the run's clock showed 0."""
+    """The writer of log lines. role: "actor 3". run_started_at: unix seconds when the run's clock was 0."""
 
     role: str
     incarnation: int
     run_started_at: float
 
     def lines(self, level: Level, message: str, now: float | None = None) -> str:
-        """`message` as log lines that end with a newline; each can be understood without the others.
+        """`message` as log lines, each with its newline and complete by itself.
 
         A line has the time (UTC), run seconds, role/incarnation, level and text; from the second line of a
-        message on, the text begins with "| ". now: unix seconds, default the clock's.
+        message on, the text begins with "| ". now: unix seconds; default: the current time.
         """
         now = time.time() if now is None else now
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -54,7 +54,7 @@ class LogSource:
 
 @dataclass(frozen=True)
 class LogLine:
-    """A line that was read back. role as in file names: "actor-3"."""
+    """A parsed line. role: as in file names, "actor-3"."""
 
     run_seconds: float
     role: str
@@ -87,13 +87,13 @@ def _token(role: str) -> str:
 
 
 def append(logs: Path, role: str, lines: str) -> None:
-    """Adds lines to a role's file; an error, such as of a full disk, is ignored."""
+    """Appends lines to a role's file; ignores errors, for instance of a full disk."""
     with contextlib.suppress(OSError), log_path(logs, role).open("a", encoding="utf-8") as file:
         file.write(lines)
 
 
 def last_words(logs: Path, role: str, count: int) -> list[str]:
-    """The texts of the newest `count` lines of a role; empty if it only reported that it began."""
+    """The texts of the last `count` lines of a role, without the one that reports its start."""
     lines = tail(log_path(logs, role), _TAIL_BYTES)
     texts = [parsed.text if (parsed := parse_line(line)) else line for line in lines]
     return [text for text in texts if not text.startswith(BEGAN)][-count:]
@@ -102,7 +102,7 @@ def last_words(logs: Path, role: str, count: int) -> list[str]:
 def gist(failure: str) -> str:
     """A failure in one line: the error of its traceback, else its first line; and its last line."""
     *lines, last = [line for line in failure.splitlines() if line.strip()] or [failure]
-    # Notes may follow the error; it is the last line that begins as one.
+    # Notes may follow the error, so it is the last line that has the form of one.
     errors = [line for line in lines if _ERROR.match(line)] or lines[:1]
     return "; ".join([*(error.removesuffix(":") for error in errors[-1:]), last])
 

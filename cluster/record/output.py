@@ -22,9 +22,9 @@ _RELAYED_LINES = 1_000
 
 
 class LineWriter(io.TextIOBase):
-    """A text stream that turns lines into log lines; it takes the place of sys.stdout or sys.stderr.
+    """A text stream that emits log lines, for use as sys.stdout or sys.stderr.
 
-    beneath: the stream whose place it takes, asked for fileno() and isatty(). echo: text goes there as well.
+    beneath: the stream that it replaces, used for fileno() and isatty(). echo: also write the text there.
     partial: the text of a line that is not complete yet.
     """
 
@@ -60,7 +60,7 @@ class LineWriter(io.TextIOBase):
         with self._lock:
             if self._echo:
                 self._beneath.write(text)
-            # A progress bar redraws its line by \r: each drawing becomes a line.
+            # A progress bar redraws its line after \r: each redrawing becomes a line.
             whole, newline, self.partial = (
                 (self.partial + text).replace("\r\n", "\n").replace("\r", "\n").rpartition("\n")
             )
@@ -82,7 +82,7 @@ class LineWriter(io.TextIOBase):
 
 
 class _LogHandler(logging.Handler):
-    """Brings Python's logging, and through it Python's warnings, into the one format."""
+    """Writes records of Python's logging, and through it warnings, as log lines."""
 
     def __init__(self, source: LogSource, emit: Callable[[str], object]) -> None:
         super().__init__(logging.INFO)
@@ -99,9 +99,9 @@ class _LogHandler(logging.Handler):
 class ProcessLog:
     """Logs everything that this process, which has one role, prints, logs and warns from now until it ends.
 
-    If the run's folder is on this machine, the output goes to the role's file: Python's line by line in the
-    one format, that of native code as it is, so that the last words of a crash are kept.
-    Otherwise (on a cluster without a shared folder) the newest lines wait in memory until they are taken.
+    If the run's folder is on this machine, the output goes to the role's file: Python's as log lines, that of
+    native code unchanged, so that the last output before a crash is kept.
+    Otherwise (on a cluster without a shared folder) the newest lines wait in memory until take() is called.
     """
 
     def __init__(self, source: LogSource, logs: Path) -> None:
@@ -130,7 +130,7 @@ def _redirect_output(path: Path) -> Callable[[str], object]:
     os.dup2(descriptor, 2)
 
     def emit(lines: str) -> None:
-        # A full disk must not end the role: the coordinator meets it as well, and says so.
+        # A full disk must not end the role; the coordinator notices and reports it.
         with contextlib.suppress(OSError):
             os.write(descriptor, lines.encode("utf-8", "replace"))
 
@@ -138,7 +138,7 @@ def _redirect_output(path: Path) -> Callable[[str], object]:
 
 
 class SerialLogs:
-    """Logs what roles that share this process print during their calls; the terminal shows it as well."""
+    """Logs the output of roles that share this process, separated by role; the terminal shows it too."""
 
     def __init__(self, logs: Path, run_started_at: float) -> None:
         self._logs = logs
@@ -148,7 +148,7 @@ class SerialLogs:
 
     @contextlib.contextmanager
     def output_of(self, role: str) -> Iterator[None]:
-        """Takes what is printed within the block as this role's; a block within it may be another role's."""
+        """Logs output within the block as this role's; blocks of other roles may be nested in it."""
         if role not in self._writers:
             source, emit = LogSource(role, 0, self._run_started_at), partial(append, self._logs, role)
             self._writers[role] = (

@@ -33,7 +33,7 @@ _FIELDS = {item.name: item.metadata for item in dataclasses.fields(Snapshot)}
 
 
 class SnapshotCollector(Collector):
-    """Turns the newest snapshot into metric families when Prometheus asks; holds no state of its own."""
+    """Converts the newest snapshot to metric families when Prometheus scrapes; holds no other state."""
 
     def __init__(self, newest: Callable[[], Snapshot | None], run: Mapping[str, str]) -> None:
         """run: the labels of qfleet_run_info, which identify the run."""
@@ -78,7 +78,7 @@ def _samples(value: float | ByLabel | ByLabels) -> Iterator[tuple[tuple[str, ...
 
 
 class _SilentHandler(WSGIRequestHandler):
-    """Writes no access log: the terminal belongs to the run."""
+    """Writes no access log, which would disturb the output of the run."""
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -129,7 +129,7 @@ class MetricsServer:
                 "give an address of this machine, and port 0 for a free one"
             ) from error
         self.url = f"http://{host}:{self._server.server_port}/metrics"
-        # A server that listens on all addresses is scraped from this machine all the same.
+        # A server that listens on all addresses is scraped through the loopback interface.
         self.target = f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{self._server.server_port}"
         # close() may wait for as long as this poll interval.
         self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)

@@ -1,6 +1,6 @@
-"""Recording a run: its events, metrics and weights go to the run directory and to observers.
+"""The recorder: passes events, metrics and weights of a run to its directory and to observers.
 
-Owns the rule that a folder that cannot be written never ends a run; must not import ray or torch.
+Owns the rule that a run continues if its directory cannot be written; must not import ray or torch.
 """
 
 import time
@@ -20,13 +20,13 @@ _Args = TypeVarTuple("_Args")
 
 
 class Observer(Protocol):
-    """Shows the metrics and events of a run while it goes on."""
+    """Receives the metrics and events of a run, for instance to display them."""
 
     def metrics(self, snapshot: Snapshot) -> None:
         """Called every metrics.every_seconds, and once at the end."""
 
     def event(self, event: Event) -> None:
-        """Called when something happened that is worth a line: a restart, a new best version, the end."""
+        """Called for each event: a restart, a new best version, a warning, the end."""
 
 
 class NewestSnapshot:
@@ -48,7 +48,7 @@ class NewestSnapshot:
 
 
 class Recorder:
-    """Passes everything that a run reports on, to the run directory and to the observers."""
+    """Writes the reports of a run to its directory and passes snapshots and events to observers."""
 
     def __init__(self, run_dir: RunDir, observers: Sequence[Observer], started: float) -> None:
         """started: when the run began, on the monotonic clock."""
@@ -59,21 +59,21 @@ class Recorder:
         self._is_complete = True
 
     def event(self, kind: EventKind, text: str) -> None:
-        """Records and shows an event of now."""
+        """Records an event with the current time, and passes it to observers."""
         event = Event(kind, text, time.monotonic() - self._started)
         self._record(self._run_dir.write_event, event)
         self._show(event)
 
     def info(self, text: str) -> None:
-        """Records and shows something that went as it should."""
+        """Records an event of kind "info"."""
         self.event("info", text)
 
     def warning(self, text: str) -> None:
-        """Records and shows something that a person should look at."""
+        """Records an event of kind "warning"."""
         self.event("warning", text)
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        """Records and shows the metrics of a moment."""
+        """Records a snapshot of the metrics, and passes it to observers."""
         self._record(self._run_dir.write_snapshot, snapshot)
         for observer in self._observers:
             observer.metrics(snapshot)
@@ -107,7 +107,7 @@ class Recorder:
             observer.event(event)
 
     def _record(self, write: Callable[[*_Args], None], *args: *_Args) -> bool:
-        """Writes to the run directory; the first failure, such as a full disk, is shown; the run goes on."""
+        """Writes to the run directory and returns whether that worked; only the first failure is shown."""
         try:
             write(*args)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The run directory: writing the records of a run, and reading them back.
+"""The run directory: writes the records of a run, and reads them back.
 
 Owns file names and formats; reading it executes nothing. Must not import torch or ray.
 """
@@ -48,7 +48,7 @@ class RunDir:
     """
 
     def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
-        """Raises ConfigError if another process runs in this folder, OSError if a file cannot be opened."""
+        """Raises ConfigError if another process uses this folder, OSError if a file cannot be opened."""
         self.path = path
         self.logs, self.replay, self.checkpoints = (path / name for name in ("logs", "replay", "checkpoints"))
         # The lock is held until this process ends, however it ends.
@@ -70,10 +70,10 @@ class RunDir:
         spec: EnvSpec,
         initial_weights: Mapping[str, str] | None = None,
     ) -> RunDir:
-        """Makes the folder with its config and provenance. initial_weights: the origin of given weights.
+        """Creates the folder, config.yaml and provenance.json. initial_weights: the origin of given weights.
 
         Raises:
-            ConfigError: the folder holds a run already, or cannot be written.
+            ConfigError: the folder is not empty, or cannot be written.
         """
         refuse_unusable(path)
         try:
@@ -91,14 +91,14 @@ class RunDir:
     def reopen(
         cls, path: Path, config: ResolvedConfig, checkpoint: int | None, changed: Mapping[str, Any]
     ) -> RunDir:
-        """Opens the folder of a run that is resumed, and notes this in resumes.jsonl.
+        """Opens the folder of a run that is resumed, and adds a line to resumes.jsonl.
 
         Args:
-            checkpoint: the number of the checkpoint from which it is resumed; None for the beginning.
+            checkpoint: number of the checkpoint that the run continues from; None: from the beginning.
             changed: the settings that were changed, with their values.
 
         Raises:
-            ConfigError: another process runs in the folder, or it cannot be written.
+            ConfigError: another process uses the folder, or it cannot be written.
         """
         note = {
             "checkpoint": -1 if checkpoint is None else checkpoint,
@@ -153,12 +153,12 @@ class RunDir:
         """Closes the files and lets another process run here."""
         events = (self._event_file,) if self._event_file else ()
         for file in (self._metrics, self._evaluations, *events, self._lock):
-            with contextlib.suppress(OSError):  # a full disk, which the run met when it wrote
+            with contextlib.suppress(OSError):  # a full disk, which the recorder has reported
                 file.close()
 
 
 def holds_run(path: Path) -> bool:
-    """Whether this is the folder of a run."""
+    """Whether the folder holds a run (a config.yaml)."""
     return (path / "config.yaml").is_file()
 
 
@@ -223,7 +223,7 @@ def read_provenance(path: Path) -> Mapping[str, Any]:
 
 
 def read_spec(path: Path) -> EnvSpec:
-    """The properties of a run's environment. Raises ConfigError if the run does not have them recorded."""
+    """The properties of a run's environment. Raises ConfigError if provenance.json lacks them."""
     try:
         return msgspec.convert(read_provenance(path)["environment"], EnvSpec)
     except (KeyError, msgspec.ValidationError) as error:

@@ -1,4 +1,4 @@
-"""Service discovery for Prometheus: a folder with one file for each run of this user.
+"""Service discovery for Prometheus: a folder with one file per run of this user.
 
 Owns that folder; must not import torch or ray.
 """
@@ -16,7 +16,7 @@ from cluster.engines.process_info import is_alive
 
 
 def targets_folder() -> Path:
-    """$XDG_STATE_HOME/qfleet/targets; without the variable ~/.local/state/qfleet/targets."""
+    """$XDG_STATE_HOME/qfleet/targets, or ~/.local/state/qfleet/targets if the variable is not set."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "qfleet" / "targets"
 
@@ -25,14 +25,14 @@ def targets_folder() -> Path:
 def advertised(folder: Path, address: str, labels: Mapping[str, str]) -> Iterator[None]:
     """Within the block, Prometheus's file_sd finds the target host:port with its labels in `folder`.
 
-    Before, files of this machine whose process has ended are removed. Raises OSError if the folder cannot be
-    written.
+    First removes the files of processes on this machine that have ended. Raises OSError if the folder cannot
+    be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _prune(folder)
     own, port = psutil.Process(), address.rpartition(":")[2]
     file = folder / f"{platform.node()}-{own.pid}-{int(own.create_time())}-{port}.json"
-    written = file.with_suffix(".new")  # Prometheus reads *.json, and must not see half of one
+    written = file.with_suffix(".new")  # Prometheus reads *.json and must not see an incomplete file
     written.write_text(json.dumps([{"targets": [address], "labels": dict(labels)}]), encoding="utf-8")
     written.replace(file)
     try:
@@ -42,7 +42,7 @@ def advertised(folder: Path, address: str, labels: Mapping[str, str]) -> Iterato
 
 
 def _prune(folder: Path) -> None:
-    """Removes the files that killed runs of this machine left."""
+    """Removes files left by runs on this machine that were killed."""
     for file in folder.iterdir():
         host, *owner = file.stem.rsplit("-", 3)
         if host == platform.node() and len(owner) == 3 and not is_alive(int(owner[0]), int(owner[1])):

@@ -26,7 +26,7 @@ def require_tensorboard(config: RunConfig) -> None:
 
 
 class EventFile:
-    """One event file in `folder`, with a scalar for each known metric; its step is the run's env steps."""
+    """An event file in `folder`, with a scalar for each known metric; the step is the number of env steps."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboardX.event_file_writer import EventsWriter

@@ -1,4 +1,4 @@
-"""The report: recorded runs are read, grouped, and shown by charts and tables on one page.
+"""The report: a page with charts and tables of recorded runs, and its charts as PNG files.
 
 Must not import torch or ray.
 """

@@ -1,4 +1,4 @@
-"""Axes of a chart: range, round ticks and their texts.
+"""Axes of charts: their range, round ticks, and the text of a tick.
 
 Owns that arithmetic; pure, must not import anything but the standard library.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from low to high; ticks lie within. log: positions follow the logarithm."""
+    """An axis from low to high, with ticks between. log: whether it is logarithmic."""
 
     low: float
     high: float
@@ -17,7 +17,7 @@ class Axis:
     log: bool = False
 
     def position(self, value: float) -> float:
-        """Where a value lies: 0 at low, 1 at high; a value outside is moved to the nearer end."""
+        """The position of a value: 0 at low, 1 at high; values outside are clipped."""
         value = min(max(value, self.low), self.high)
         if self.log:
             return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
@@ -50,7 +50,7 @@ def linear(low: float, high: float, pad: float) -> Axis:
 
 
 def tick(value: float) -> str:
-    """A tick's number in few characters: 250k, 1.5M, 0.02."""
+    """The text of a tick: 250k, 1.5M, 0.02."""
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= max(scale, 10_000):
             return f"{value / scale:.4g}{unit}"

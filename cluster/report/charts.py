@@ -1,4 +1,4 @@
-"""Charts as data: which metrics a report shows, and how they are aggregated over seeds.
+"""The charts of a report as data: their metrics, aggregated over seeds.
 
 Owns the choice of charts and the aggregation over seeds; draws nothing. Must not import torch or ray.
 """
@@ -73,7 +73,7 @@ def iqm(values: Array) -> Array:
 
 
 def bootstrap(values: Array, statistic: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """Percentile interval (95 %) of a statistic over rows drawn with replacement.
+    """Bootstrap interval (95 %, percentile method) of a statistic over the rows of `values`.
 
     values: [S, X]; returns the lower and upper bounds [X] over 2,000 resamples, drawn with a fixed seed.
     """
@@ -87,7 +87,7 @@ def bootstrap(values: Array, statistic: Callable[[Array], Array]) -> tuple[Array
 
 
 def thinned(xs: Array, ys: Array) -> tuple[Floats, Floats]:
-    """At most 300 points, each the mean of those that it stands for."""
+    """At most 300 points, each the mean of neighboring points."""
     parts = np.array_split(np.arange(len(xs)), min(_POINTS, len(xs))) if len(xs) else []
     return _floats(xs[part].mean() for part in parts), _floats(ys[part].mean() for part in parts)
 
@@ -97,7 +97,7 @@ def _floats(values: Iterable[float]) -> Floats:
 
 
 def curve_over_seeds(group: Group, curves: Sequence[tuple[Array, Array]]) -> Iterator[Series]:
-    """A faint line for each seed, and where all seeds have values their IQM with its interval."""
+    """A line for each seed, and their IQM with its interval over the range that all seeds cover."""
     known = [(xs, ys) for xs, ys in curves if len(xs)]
     for xs, ys in known:
         yield Series(group.label, group.index, *thinned(xs, ys), style="faint" if len(known) > 1 else "solid")
@@ -130,9 +130,9 @@ def _training_return(group: Group) -> Iterator[Series]:
 
 @dataclass(frozen=True)
 class _MetricChart:
-    """A chart of one metric with a line for each run, over env steps if it is about learning, else over time.
+    """A chart of one metric with a line for each run, over env steps in "Learning", else over time.
 
-    more: metrics that are shown as well if there is one run only; beside: a metric that always is, dashed.
+    more: metrics to add if there is only one run. beside: a metric that is always added, dashed.
     """
 
     section: str
@@ -187,7 +187,7 @@ _METRIC_CHARTS = (
 
 
 def charts(groups: Sequence[Group]) -> tuple[Chart | Bars, ...]:
-    """Every chart for which there is data, by section."""
+    """Every chart that has data, ordered by section."""
     runs = [(group, run) for group in groups for run in group.runs]
     time = _time_axis([run for _, run in runs])
     found = [
@@ -201,7 +201,7 @@ def charts(groups: Sequence[Group]) -> tuple[Chart | Bars, ...]:
 
 @dataclass(frozen=True)
 class _XAxis:
-    """A metric that other metrics are shown over, divided by `unit`."""
+    """The metric of a horizontal axis, in units of `unit`."""
 
     metric: str
     label: str
@@ -242,7 +242,7 @@ def _metric_chart(wanted: _MetricChart, runs: Sequence[tuple[Group, Run]], time:
             color = index if alone else group.index
             points = thinned(xs / x_axis.unit, ys)
             series.append(Series(label, color, *points, style="dashed" if name == wanted.beside else "solid"))
-    # A run without a single replacement needs no chart that says so.
+    # A chart of zeros only is left out.
     if wanted.metric == "restarts_total" and not any(any(line.ys) for line in series):
         series = []
     return Chart(wanted.section, wanted.title, x_axis.label, wanted.y_label, tuple(series), wanted.note)
@@ -264,7 +264,7 @@ def _memory(runs: Sequence[tuple[Group, Run]], time: _XAxis) -> Chart:
 
 
 def _phases(runs: Sequence[tuple[Group, Run]]) -> Iterator[Bars]:
-    """How the processes of each role spent their time, a bar for each run."""
+    """The time of each kind of role by phase, with a bar for each run."""
     totals = [(run.name, run.last.get("role_seconds_total")) for _, run in runs]
     known = [(name, by_role) for name, by_role in totals if isinstance(by_role, Mapping)]
     for role in dict.fromkeys(role for _, by_role in known for role in by_role):

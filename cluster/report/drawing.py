@@ -1,4 +1,4 @@
-"""Drawings of charts: paths and labels with their positions, for the page and the PNG files alike.
+"""Drawings of charts: positioned paths and labels, from which both the page and PNG files are made.
 
 Owns layout and colors; must not import torch, ray or matplotlib.
 """
@@ -42,7 +42,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Label:
-    """A text. x, y: the left end, center or right end of its baseline. turned: reads from bottom to top."""
+    """A text. x, y: left end, center or right end of its baseline, by `align`. turned: reads upwards."""
 
     x: float
     y: float
@@ -62,9 +62,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart in a box of WIDTH by height units, y downwards; a path may cover those before it.
+    """A chart in a box of WIDTH by height units, y downwards; later paths cover earlier ones.
 
-    legend: empty if the chart has a single line. text: a description for readers who do not see it.
+    legend: empty if the chart has a single line. text: a description for screen readers.
     """
 
     chart: Chart | Bars
@@ -99,7 +99,7 @@ def _draw_lines(chart: Chart) -> Drawing:
         labels.append(Label(x - 6, y + 4, tick(value), "right"))
     labels.append(Label((_LEFT + _RIGHT) / 2, _HEIGHT - 6, chart.x_label, "center"))
     labels.append(Label(12, (_TOP + _BOTTOM) / 2, chart.y_label, "center", turned=True))
-    # The line that sums up the faint ones covers them.
+    # Faint lines come first, so that their aggregate covers them.
     for line in sorted(chart.series, key=lambda line: line.style != "faint"):
         color = line.color % len(LIGHT)
         if line.low:

@@ -1,4 +1,4 @@
-"""Drawings of charts as PNG files, by matplotlib (extra "report").
+"""Writes drawings of charts as PNG files by matplotlib (extra "report").
 
 Owns the files and their size; must not import torch or ray.
 """

@@ -1,6 +1,6 @@
 """`qfleet report`: one self-contained HTML page about one run or several, and its charts as PNG files.
 
-Owns what stands where on the page; it refers to nothing outside itself. Must not import torch or ray.
+Owns the contents of the page, which refers to no other file or site. Must not import torch or ray.
 """
 
 import base64
@@ -29,7 +29,7 @@ _MEDIA = {".mp4": "video/mp4", ".gif": "image/gif"}
 def write_report(
     run_dirs: Sequence[Path], out: Path | None = None, png: Path | None = None
 ) -> tuple[Path, ...]:
-    """Writes the page, and its charts into the folder `png`; returns every file written.
+    """Writes the page, and its charts as PNG files into the folder `png`; returns the files written.
 
     Args:
         out: default report.html in the first run directory.
@@ -51,7 +51,7 @@ def write_report(
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page. Names and values of runs are text in it, never markup."""
+    """The HTML page. Names and values of runs are escaped."""
     groups = groups_of(runs)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(value=_value, number=_number, duration=duration, points=_points)
@@ -82,7 +82,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _settings(runs: Sequence[Run]) -> list[tuple[str, Sequence[Any]]]:
-    """Value and default of each setting that one run changed, or the settings that differ between runs."""
+    """For one run: value and default of each changed setting. For several: the values that differ."""
     if len(runs) == 1:
         return [(name, values) for name, *values in not_default(runs[0])]
     return [(name, [run.settings.get(name) for run in runs]) for name in differing(runs)]
@@ -105,7 +105,7 @@ def _video(run: Run, file: Path) -> Mapping[str, Any]:
         "name": run.name,
         "moving": media.startswith("video/"),
         "data": f"data:{media};base64,{base64.b64encode(file.read_bytes()).decode()}" if fits else None,
-        "note": f"{file.name} has {byte_size(size)}, too much for a page",
+        "note": f"{file.name} has {byte_size(size)}, too large for the page",
     }
 
 

@@ -1,6 +1,6 @@
-"""Recorded runs: their files read back, grouped by configuration, and the curves and periods within them.
+"""Recorded runs: reads their files, groups them by configuration, and extracts curves and periods.
 
-Owns reading, whatever version of this program wrote a run; draws nothing. Must not import torch or ray.
+Owns reading runs of every version of this program; draws nothing. Must not import torch or ray.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Run:
-    """One run, read from its directory. settings: "learner.double" -> value, of the resolved config."""
+    """A run read from its directory. settings: full name ("learner.double") -> value."""
 
     path: Path
     settings: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def end(self) -> str:
-        """How it ended, as its events say."""
+        """The end of the run, from its events."""
         ends = [event for event in self.events if event.kind in ("ended", "failed")]
         if not ends:
             return "has not ended"
@@ -60,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in run.seed only. index: chooses the color; label: the settings that set it apart."""
+    """Runs that differ in run.seed only. index: of its color. label: its settings that other groups lack."""
 
     index: int
     label: str
@@ -69,7 +69,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Period:
-    """A verdict or warning, and from when to when it held, in run seconds. text: its newest wording."""
+    """A verdict or warning, with begin and end in run seconds. text: its newest text."""
 
     kind: str
     began: float
@@ -90,7 +90,7 @@ def read_run(path: Path) -> Run:
     metrics: list[Line] = [*map(renamed_metrics, read_objects(path / "metrics.jsonl"))]
     evaluations: list[Line] = [*read_objects(path / "evaluations.jsonl")]
     if (path / RESUMES).exists():
-        # Only then: in any other run, a lost learner that was replaced goes back by some versions, too.
+        # Only resumed runs repeat lines: in others, versions go back where a lost learner was replaced.
         metrics = _without_repeats(metrics, "env_steps_total")
         evaluations = _without_repeats(evaluations, "version")
     return Run(
@@ -105,9 +105,9 @@ def read_run(path: Path) -> Run:
 
 
 def _without_repeats(lines: Iterable[Line], counter: str) -> list[Line]:
-    """Leaves out what a run wrote after the checkpoint from which it was resumed: the run repeated that part.
+    """Removes lines that a resumed run wrote again after it went back to a checkpoint; the later ones stay.
 
-    counter: a number that grows from line to line, and goes back where the run did. A run that went back less
+    counter: a number that grows from line to line, except where the run went back. A run that went back less
     than one line keeps that line.
     """
     kept: list[tuple[float, Line]] = []
@@ -152,7 +152,7 @@ def groups_of(runs: Sequence[Run]) -> tuple[Group, ...]:
 
 
 def differing(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Names of the settings that are not the same in all runs."""
+    """Names of the settings that differ between runs."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     return tuple(
         name for name in names if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)
@@ -182,7 +182,7 @@ def columns(lines: Iterable[Line], x: str, y: str) -> tuple[Array, Array]:
 
 
 def evaluation_steps(run: Run) -> Array:
-    """The env steps at which each of a run's evaluated versions was the newest, [E]."""
+    """Env steps at which each evaluated version of a run became the newest, [E]."""
     updates, steps = columns(run.metrics, "weights_version", "env_steps_total")
     if not len(updates):
         updates, steps = columns(run.metrics, "updates_total", "env_steps_total")
@@ -200,7 +200,7 @@ def evaluation_steps(run: Run) -> Array:
 def greedy_curve(run: Run) -> tuple[Array, Array, Array]:
     """Env steps [E], mean return [E] and the episodes' returns [episodes, E] of a run's first evaluations.
 
-    Confirmations are left out: only versions that did well get one.
+    Second evaluations are left out, because only versions that scored well get one.
     """
     first = [
         (step, line["returns"])
@@ -214,9 +214,9 @@ def greedy_curve(run: Run) -> tuple[Array, Array, Array]:
 
 
 def periods(run: Run) -> tuple[Period, ...]:
-    """When each verdict and each warning held, by the order in which they began.
+    """The periods of verdicts and warnings, ordered by their begin.
 
-    A stage or finding has one period as long as every line of metrics names it, whatever its texts.
+    A period lasts while every line of metrics has that stage or finding, even if its text changes.
     """
     held: dict[tuple[str, str], Period] = {}
     done: list[Period] = []

@@ -1,4 +1,4 @@
-"""The panel: a run's newest metrics laid out for a terminal of any width.
+"""The panel: the newest metrics of a run, laid out for a terminal of any width.
 
 Owns layout and colors; pure, must not import ray or torch.
 """
@@ -27,10 +27,10 @@ _MAX_WIDTH = 220
 
 @dataclass(frozen=True)
 class Screen:
-    """What the panel shows at one moment.
+    """The contents of the panel at one moment.
 
-    stop: None for a run that has ended. returns: mean training returns, oldest first. note: a line on the
-    state of the run, if any.
+    stop: None for a run that has ended. returns: mean training returns, oldest first. note: a line about
+    the state of the run, if any.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""How far a run has come, and how long it will take.
+"""The progress of a run, and its estimated time left.
 
 Owns this estimate; pure, must not import any engine.
 """
@@ -8,7 +8,7 @@ from cluster.settings.config import StopConfig
 
 
 def progress(snapshot: Snapshot, stop: StopConfig) -> tuple[float | None, float | None]:
-    """Share of the way to the nearest limit, and estimated seconds left; a target return is not a limit.
+    """Progress to the nearest limit (0 to 1), and estimated seconds left; a target return is no limit.
 
     Both are None without a limit; the seconds are None before the first step.
     """

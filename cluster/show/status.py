@@ -37,7 +37,7 @@ from cluster.wording import duration
 State = Literal["starting", "running", "ended", "failed", "gone"]
 
 _ANSWER_SECONDS = 5.0
-# A driver on another machine is taken to be alive until the run has written nothing for that long.
+# A driver on another machine counts as alive until the run has written nothing for this long.
 _SILENT_INTERVALS = 20.0
 _SILENT_SECONDS = 30.0
 _WATCH_SECONDS = 1.0
@@ -54,13 +54,13 @@ class Driver:
     metrics_url: str
 
     def is_alive(self, *, silent: bool) -> bool:
-        """Whether the process runs; on another machine it is taken to run unless the run is silent."""
+        """Whether the process is alive; on another machine it counts as alive unless the run is silent."""
         return is_alive(self.pid, self.process_started) if self.host == platform.node() else not silent
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run at one moment. details: more about the state; returns: mean training returns, oldest first."""
+    """The status of a run. details: explains the state. returns: mean training returns, oldest first."""
 
     headline: Headline
     stop: StopConfig
@@ -102,9 +102,9 @@ def status_document(config: ResolvedConfig, run_dir: Path, newest: Callable[[], 
 
 
 def snapshot_of(values: Mapping[str, Any]) -> Snapshot:
-    """A snapshot from a line of metrics.jsonl or an answer of /status, whatever version wrote it.
+    """A snapshot from a line of metrics.jsonl or an answer of /status, of any version of this program.
 
-    A metric that is missing or has another type keeps its default; an unknown one is left out.
+    Metrics that are missing or of another type keep their defaults; unknown ones are ignored.
     """
     hints = typing.get_type_hints(Snapshot)
     values = renamed_metrics(values)
@@ -116,7 +116,7 @@ def snapshot_of(values: Mapping[str, Any]) -> Snapshot:
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:
-    """The run below `runs` that wrote last. Raises ConfigError if there is none."""
+    """The run in `runs` that was written to last. Raises ConfigError if there is none."""
     found = [(_written(path.parent), path.parent) for path in runs.glob("*/config.yaml")]
     if not found:
         raise ConfigError(
@@ -126,7 +126,7 @@ def newest_run(runs: Path = Path("runs")) -> Path:
 
 
 def _written(run_dir: Path) -> float:
-    """When the run wrote last, in unix seconds."""
+    """Unix time of the last write to the run directory."""
     files = (run_dir / name for name in ("config.yaml", "metrics.jsonl"))
     return max(file.stat().st_mtime for file in files if file.exists())
 
@@ -154,7 +154,7 @@ def status_of_directory(run_dir: Path, now: float | None = None) -> RunStatus:
 def _state(
     run_dir: Path, config: ResolvedConfig, driver: Driver | None, age: float, *, has_metrics: bool
 ) -> tuple[State, str]:
-    """State and details. age: seconds since the run wrote last."""
+    """The state of a run and its details. age: seconds since the last write to its directory."""
     process = "its process" if driver is None else f"process {driver.pid} on {driver.host}"
     silent = age >= max(_SILENT_SECONDS, _SILENT_INTERVALS * config.metrics.every_seconds)
     if driver is not None and driver.is_alive(silent=silent):
@@ -165,15 +165,18 @@ def _state(
         if event.kind == "ended":
             return "ended", event.text
         if event.kind == "failed":
-            return "failed", f"{gist(event.text)} (all of it: {events_path(run_dir)})"
-    return "gone", f"{process} is gone without an end in its log; its newest metrics are {duration(age)} old"
+            return "failed", f"{gist(event.text)} (in full: {events_path(run_dir)})"
+    return (
+        "gone",
+        f"{process} has ended without a final event in its log; its newest metrics are {duration(age)} old",
+    )
 
 
 def status_of_address(address: str) -> RunStatus:
     """The status of the run whose coordinator serves its metrics at HOST:PORT (or a URL of that server).
 
     Raises:
-        ConfigError: nothing answers there, or something else than a run does.
+        ConfigError: nothing answers there, or the answer is not that of a run.
     """
     place = address.rpartition("//")[2].partition("/")[0]
     host, _, port = place.rpartition(":")
@@ -207,9 +210,9 @@ def status_of_address(address: str) -> RunStatus:
 
 
 def show(look: Callable[[], RunStatus], *, watch: bool, stream: TextIO | None = None) -> None:
-    """Prints the status that `look` returns; with `watch` again every second, until the run ends or Ctrl-C.
+    """Prints the status that `look` returns; with `watch` every second, until the run ends or Ctrl-C.
 
-    A terminal gets the panel of the live view, any other stream lines. Raises what the first look raises.
+    A terminal shows the panel, any other stream gets lines. Raises the errors of the first look.
     """
     stream = stream or sys.stdout
     status = look()
@@ -227,7 +230,7 @@ def show(look: Callable[[], RunStatus], *, watch: bool, stream: TextIO | None = 
 
 
 def _looks(look: Callable[[], RunStatus], status: RunStatus) -> Iterator[RunStatus]:
-    """`status`, and then one look after another until the run has ended or nothing answers any more."""
+    """Yields `status`, then a new one every second until the run has ended or does not answer."""
     yield status
     while status.goes_on:
         time.sleep(_WATCH_SECONDS)

@@ -1,6 +1,6 @@
-"""The view of a run in its own terminal: a live panel, or plain lines where no panel can be drawn.
+"""The view of a run in its own terminal: a live panel, or lines if the terminal cannot draw one.
 
-Owns when something is shown; must not import ray or torch.
+Owns the times at which it is updated; must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _STYLES = {"failed": "red", "warning": "yellow"}
 
 
 class View(Observer, AbstractContextManager["View"], Protocol):
-    """An observer that is entered before the run starts, and left when it has ended."""
+    """An observer and context manager: entered before the run starts, left after it has ended."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The facts of a run that a view begins with. plan: see Plan.short."""
+    """The facts about a run at the top of a view. plan: see Plan.short."""
 
     env_id: str
     runtime: str
@@ -49,7 +49,7 @@ class Headline:
 
     @property
     def text(self) -> str:
-        """Environment and runtime, run directory and metrics' address, and the plan; a line for each."""
+        """Three lines: environment and runtime, run directory and address of the metrics, and the plan."""
         where = f"{self.run_dir}, metrics at {self.metrics_url}" if self.metrics_url else str(self.run_dir)
         return "\n".join(filter(None, (f"{self.env_id} on the {self.runtime} runtime", where, self.plan)))
 
@@ -67,7 +67,7 @@ def can_draw(stream: TextIO) -> bool:
 
 
 class LineView:
-    """Prints a line for each event, and for the metrics in gaps that grow with the run, up to a minute."""
+    """Prints a line for each event, and one with metrics at intervals that grow with the run to a minute."""
 
     def __init__(self, headline: Headline, stop: StopConfig, stream: TextIO) -> None:
         self._headline = headline
@@ -85,7 +85,7 @@ class LineView:
             self._print(metrics_line(self._pending, self._stop))
 
     def metrics(self, snapshot: Snapshot) -> None:
-        """Prints a line of the main metrics if the gap has passed."""
+        """Prints a line of the main metrics if the interval has passed."""
         if snapshot.run_seconds < self._next_seconds:
             self._pending = snapshot
             return
@@ -121,7 +121,7 @@ def metrics_line(snapshot: Snapshot, stop: StopConfig) -> str:
 
 
 class Returns:
-    """Training returns of a whole run, for a sparkline: every one at first, and fewer as the run grows."""
+    """Training returns of a whole run for a sparkline, thinned as the run grows."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -149,7 +149,7 @@ class LiveView:
         self._headline = headline
         self._stop = stop
         self._returns = Returns()
-        # A timer that redraws would cost about 1 % of a core.
+        # No timer redraws the panel: that would cost about 1 % of a core.
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> Self:

@@ -95,7 +95,7 @@ def test_a_driver_that_died_without_a_word_is_gone(ended: Path, tmp_path: Path) 
     status = status_of_directory(run_dir)
     assert status.state == "gone"
     assert f"process {2**22 - 1} on " in status.description
-    assert "without an end" in status.description
+    assert "without a final event" in status.description
 
 
 def test_another_process_of_the_same_number_is_not_the_driver(ended: Path, tmp_path: Path) -> None:
