@@ -128,11 +128,11 @@ class Supervisor:
     ) -> Member[Any]:
         """Replaces a role by its next incarnation, and logs that."""
         self._context.counters.take_restart(dead.kind, cause)
-        held = self._recovery.loses(dead)
+        lost = self._recovery.loses(dead)
         fresh = self._fleet.replace(dead, error)
         pid = dead.process.pid if dead.process else None
         self._context.recorder.info(
-            f"{dead.name} (process {pid}) {how}{held}; replaced by incarnation {fresh.incarnation}{left}"
+            f"{dead.name} (process {pid}) {how}{lost}; replaced by incarnation {fresh.incarnation}{left}"
         )
         self._recovery.replaced(fresh)
         return fresh

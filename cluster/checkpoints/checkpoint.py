@@ -171,7 +171,7 @@ class CheckpointStore:
 
 
 def shard_folder(checkpoint: Path, shard: int) -> Path:
-    """Where a shard's segments are in a checkpoint's folder."""
+    """The folder of a shard's segments in a checkpoint's folder."""
     return checkpoint / f"shard-{shard}"
 
 

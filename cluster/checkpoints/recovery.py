@@ -58,7 +58,7 @@ class Recovery:
         self._checkpointer = Checkpointer(context.fleet, store, self._run_state)
         now = time.monotonic()
         self._checkpointed = (now, context.counters.version, -1)
-        """Of the newest checkpoint: its begin (monotonic), version and number of inserted transitions."""
+        """Begin (monotonic), version and number of inserted transitions of the newest checkpoint."""
         self._checkpoint_soon = False
         self._kept_state: LearnerState | None = None
         self._state_asked_at = now
@@ -206,7 +206,7 @@ class Recovery:
     def _take_recovery(
         self, shard: Member[ShardRole], answer: tuple[RecoveryReport | None, ShardStatus]
     ) -> None:
-        """Takes the recovery report of a started shard; its callers are told of a replacement."""
+        """Takes the recovery report of a started shard, and introduces a replacement to its callers."""
         report, status = answer
         recorder = self._context.recorder
         self._context.counters.shards.take([status])

@@ -229,7 +229,7 @@ def _best(run_dir: Path, at_checkpoint: Best | None) -> Best | None:
 
 
 def _lives_since(run_dir: Path, number: int) -> int:
-    """How many lives of the run began from this checkpoint or a later one."""
+    """Number of lives of the run that began from this checkpoint or a later one."""
     try:
         lines = (run_dir / RESUMES).read_text(encoding="utf-8").splitlines()
     except OSError:

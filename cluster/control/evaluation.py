@@ -85,12 +85,12 @@ class ModelSelection:
         return None
 
     def lost(self, request: EvaluationRequest) -> None:
-        """The evaluation will not be reported, because its evaluator died: it is requested again."""
+        """Handles an evaluation whose evaluator died: it will be requested again."""
         if not request.confirms:
             self._last_version = max(-1, request.version - self._config.every_updates)
 
     def withdraw(self) -> None:
-        """The weights of the version that waits for its second evaluation are lost."""
+        """Drops the version that waits for its second evaluation, because its weights are lost."""
         self._candidate = None
 
     def take(self, request: EvaluationRequest, report: EvaluationReport) -> bool:

@@ -64,7 +64,7 @@ class Pacing:
         return ledger.sampled / paced if paced > 0 else 0.0
 
     def _owed(self, inserted: int) -> float:
-        """Samples that the target ratio gives for so many inserted transitions."""
+        """Number of samples that the target ratio allows after `inserted` transitions."""
         return self.samples_per_insert * (inserted - self.learning_starts)
 
 

@@ -58,15 +58,15 @@ class RoleTimeouts:
         self._full_length_seconds: float | None = None
 
     def answered(self, kind: str, seconds: float) -> None:
-        """A role of this kind has answered after so many seconds."""
+        """Notes that a role of this kind answered after `seconds`."""
         self._longest_answer[kind] = max(self._longest_answer[kind], seconds)
 
     def came_up(self, kind: str, seconds: float) -> None:
-        """A role of this kind has come up after so many seconds."""
+        """Notes that a role of this kind came up after `seconds`."""
         self._longest_start[kind] = max(self._longest_start[kind], seconds)
 
     def evaluated(self, report: EvaluationReport) -> None:
-        """An evaluation has finished: its duration tells how long the next ones may take."""
+        """Notes the duration of an evaluation, scaled to episodes of full length."""
         steps = max(report.lengths, default=0)
         longer = self._max_episode_steps / steps if self._max_episode_steps and steps else 1.0
         self._full_length_seconds = max(self._full_length_seconds or 0.0, report.seconds * max(1.0, longer))

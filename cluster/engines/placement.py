@@ -27,7 +27,7 @@ class Node:
     gpus_declared: float = 0.0
 
     def __str__(self) -> str:
-        """Its host, and its GPUs where it has any."""
+        """Its host, and its GPUs if it has any."""
         return f"{self.host} ({quantity(self.gpus_declared, 'GPU')})" if self.gpus_declared else self.host
 
     def has_room_for(self, need: Need) -> bool:
@@ -99,8 +99,9 @@ class Placement:
 def place(claims: Claims, nodes: Sequence[Node], settled: Mapping[str, str] | None = None) -> Placement:
     """Puts each role on a machine with room for it, as RayEngine does.
 
-    The learner goes where it gets the GPU that it claims. The rest of the core is spread: each role goes to
-    the machine with the fewest roles, then to one without GPUs, then to the one with the most free CPUs.
+    The learner goes to a machine that has the GPU that it claims. The rest of the core is spread: each role
+    goes to the machine with the fewest roles, then to one without GPUs, then to the one with the most free
+    CPUs.
     Actors are packed: each goes beside the shard that it pushes to first, else to a machine without GPUs,
     then to the one with the fewest free CPUs.
 
@@ -113,7 +114,7 @@ def place(claims: Claims, nodes: Sequence[Node], settled: Mapping[str, str] | No
     placed = {name: free[node_id] for name, node_id in settled.items()}
 
     def put(name: str, need: Need, cost: Callable[[Node], tuple[float, ...]]) -> None:
-        """Places a role where the cost is lowest, if any machine has room."""
+        """Places a role on the machine with room and the lowest cost, if there is one."""
         if candidates := [node for node in free.values() if node.has_room_for(need)]:
             placed[name] = node = min(candidates, key=cost)
             free[node.node_id] = node.without(need)

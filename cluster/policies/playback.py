@@ -61,7 +61,7 @@ class GreedyPolicy:
 class TimeStep:
     """The outcome of one step: the observation to act on next, and whether the episode is over.
 
-    action_mask: info["action_mask"], where the policy wants one.
+    action_mask: info["action_mask"], if the policy wants one.
     """
 
     observation: Any

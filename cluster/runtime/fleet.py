@@ -128,7 +128,7 @@ class Fleet:
             config.run.frozen_seconds, spec.max_episode_steps, config.actors.chunk_deadline_seconds
         )
         self.starts = 0
-        """How many roles have come up so far."""
+        """Number of roles that have come up so far."""
 
         def first(kind: RoleKind, index: int = 0) -> int:
             return incarnations.get(role_name(kind, index), 0)
@@ -276,7 +276,7 @@ class Fleet:
         return {credit.member for credit in self.credits.values() if credit.kind == "log"}
 
     def metrics(self) -> FleetMetrics:
-        """How many roles are wanted and up, and what is in flight."""
+        """Counts roles, credits and transitions in flight."""
         members, granted = self.members, Counter(credit.kind for credit in self.credits.values())
         wanted = Counter[str](member.kind for member in members)
         up = Counter[str](member.kind for member in members if member.is_up)
@@ -288,7 +288,7 @@ class Fleet:
         )
 
     def granted(self, member: Member[Any], kind: CreditKind) -> int:
-        """How many calls of this kind the member has in flight."""
+        """Number of calls of this kind that the member has in flight."""
         return sum(self.credits[ref].kind == kind for ref in member.in_flight)
 
     def inserting(self) -> int:

@@ -51,9 +51,9 @@ class Plan:
         request_bytes: the reply to one request for K minibatches. requests: most requests at a time.
         push_bytes: one block of one actor. pushes: most blocks in flight, of all actors.
         process_bytes: all processes of the run, without the above.
-        object_store_bytes: the size that Ray will give its object store; 0 where the run starts no Ray.
+        object_store_bytes: the size that Ray will choose for its object store; 0 if the run starts no Ray.
         machine: the machine that starts the run.
-        on_one_machine: False where the nodes of a cluster, not `machine`, hold the run.
+        on_one_machine: whether the run is on `machine` only; False on a cluster.
         placement: where the roles would go on that cluster; None if no cluster was asked.
     """
 
@@ -126,7 +126,7 @@ class Plan:
 
     @property
     def short(self) -> str:
-        """One line, and a second one where there is a warning."""
+        """The plan in one line, and a second one for a warning, if any."""
         shards = quantity(self.num_shards, "shard")
         replay = f"replay {byte_size(self.replay_bytes)} ({self._per_transition}) in {shards}"
         if not self.on_one_machine:
@@ -139,7 +139,7 @@ class Plan:
 
     @property
     def text(self) -> str:
-        """Every number on a line of its own, then the verdict."""
+        """The plan with one number per line, and the verdict."""
         compressed = "does not apply: no images of bytes"
         if self.compressed_bytes is not None:
             compressed = (
@@ -185,7 +185,7 @@ class Plan:
 
     @property
     def _on_disk(self) -> str | None:
-        """Where Ray puts its object store if shared memory is too small for the messages; else None."""
+        """Text about an object store on disk, if shared memory is too small for the messages; else None."""
         shm_bytes = self.machine.shm_bytes
         if shm_bytes is None or shm_bytes >= min(self.object_store_bytes, self.messages_bytes):
             return None

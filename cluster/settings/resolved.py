@@ -24,7 +24,7 @@ class ResolvedEnv(EnvConfig):
 
 @dataclass(frozen=True)
 class ResolvedActors(ActorsConfig):
-    """How many actors there are and how long their chunks are."""
+    """Acting, with the number of actors, of their environments, and of steps per chunk chosen."""
 
     num_actors: int = 1
     envs_per_actor: int = 1
@@ -33,7 +33,7 @@ class ResolvedActors(ActorsConfig):
 
 @dataclass(frozen=True)
 class ResolvedReplay(ReplayConfig):
-    """How much replay holds, how far ahead the learner draws, and what is kept on disk."""
+    """Replay, with capacity, minibatches per request and persistence chosen."""
 
     capacity: int = 1
     minibatches_per_request: int = 1
@@ -42,14 +42,14 @@ class ResolvedReplay(ReplayConfig):
 
 @dataclass(frozen=True)
 class ResolvedLearner(LearnerConfig):
-    """How Q is fitted. network is never "auto"."""
+    """Learning, with updates_per_chunk chosen. network is never "auto"."""
 
     updates_per_chunk: int = 1
 
 
 @dataclass(frozen=True)
 class ResolvedRun(RunSection):
-    """Where the run happens. runtime is never "auto"."""
+    """The run section. runtime is never "auto"."""
 
     runtime: Literal["local", "cluster", "serial"] = "local"
 
