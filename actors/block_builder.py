@@ -348,7 +348,8 @@ class BlockBuilder:
         for array in self._steps.values():
             array[:kept] = array[dropped : self._length]
         self._frames[: kept + 1] = self._frames[dropped : self._length + 1]
-        self._finals = self._finals.since(dropped)
+        if len(self._finals.step):
+            self._finals = self._finals.since(dropped)
         self._length = self._first = kept
 
 

@@ -45,7 +45,8 @@ class Part:
             values = values - np.reshape(self.starts, self.raw_shape)
         if self.sizes:
             return _one_hot(values.reshape(len(values), -1), self.sizes)
-        return values.astype(self.field.dtype, copy=False).reshape(-1, *self.field.shape)
+        values = values.astype(self.field.dtype, copy=False)
+        return values if values.shape[1:] == self.field.shape else values.reshape(-1, *self.field.shape)
 
 
 def parts_of(space: spaces.Space[Any]) -> tuple[Part, ...]:
