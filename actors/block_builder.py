@@ -40,7 +40,7 @@ class _Finals:
     """True last frames of K episodes whose environments reset within the steps that ended them.
 
     Attributes:
-        step, lane: [K] int64, which steps those were.
+        step, lane: [K] int64, the steps that ended the episodes.
         value: [K] float32, max Q of the frames.
         frames: [K, *shape].
     """
@@ -51,7 +51,7 @@ class _Finals:
     frames: np.ndarray
 
     def since(self, step: int) -> _Finals:
-        """Those from a step on, which then counts as step 0."""
+        """The final frames from `step` on, with steps counted from there."""
         kept = self.step >= step
         return _Finals(self.step[kept] - step, self.lane[kept], self.value[kept], self.frames[kept])
 
@@ -106,7 +106,7 @@ class BlockBuilder:
             "version": np.zeros(lanes, np.int64),
         }
         self._length = 0
-        self._first = 0  # of the steps that no block has seen yet
+        self._first = 0  # index of the first step that `build` has not seen yet
         self._missing = 0
         self._env_steps = 0
         no_lane = np.zeros(0, np.int64)
@@ -125,7 +125,7 @@ class BlockBuilder:
         self._frames[0] = frames
 
     def begin(self, steps: int, version: int) -> None:
-        """Makes room for a chunk of so many vector steps, acted by `version`; all of them must be added."""
+        """Makes room for a chunk of `steps` vector steps by weights `version`; all of them must be added."""
         self._first = self._length
         self._length += steps
         self._missing = steps * self._frames.shape[1]
@@ -200,7 +200,8 @@ class BlockBuilder:
             self._gamma,
         )
         ready = steps["pending"] & transitions.complete
-        # All steps of these have been added. An incomplete one needs a step at which its episode broke off.
+        # All n steps of these transitions have been added. One that is still incomplete never becomes
+        # complete: its episode broke off.
         early = slice(max(0, self._length - self._schema.n_step + 1))
         steps["pending"][early] &= ready[early]
         self._hold_back(ready, transitions)
@@ -253,7 +254,7 @@ class BlockBuilder:
     ) -> TransitionBlock:
         """The block of the transitions `ready` [T, N], ordered by lane, then by time.
 
-        reward [T, N]: of single steps, as the learner gets it.
+        reward [T, N]: rewards of single steps, clipped if the learner's are.
         """
         num_steps, num_lanes = ready.shape
         lane_major = np.ascontiguousarray(ready.T)
@@ -340,7 +341,7 @@ class BlockBuilder:
         return gathered
 
     def _carry(self) -> None:
-        """Moves what later transitions need to the front: the last n steps, and stack - 1 as context."""
+        """Moves what later transitions need to the front: the last n steps, and stack - 1 more for stacks."""
         kept = min(self._length, self._schema.n_step + self._schema.stack - 1)
         dropped = self._length - kept
         if self._steps["pending"][:dropped].any():

@@ -15,7 +15,7 @@ class EnvConfig:
 
     discretize K divides each dimension of a Box action space into K bins and flattens MultiDiscrete.
     An observation holds `stack` frames. action_mask: info["action_mask"] says which actions may be taken.
-    None: chosen to suit the environment.
+    Settings that are None are chosen to suit the environment.
     """
 
     id: str = "CartPole-v1"
@@ -43,7 +43,7 @@ class LadderConfig:
 
     def __post_init__(self) -> None:
         ladder = "actors.epsilon_ladder"
-        require(0.0 < self.base <= 1.0, f"{ladder}.base", self.base, "it lies in (0, 1]")
+        require(0.0 < self.base <= 1.0, f"{ladder}.base", self.base, "give a number in (0, 1]")
         # NaN passes: the check of the whole configuration names it together with other problems.
         require(not self.alpha < 0.0, f"{ladder}.alpha", self.alpha, "give 0 or more")
 
@@ -59,8 +59,8 @@ class ActorsConfig:
 
     An environment that misbehaves is restarted, at most env_restarts times in a run. An actor is replaced if
     a chunk takes longer than chunk_deadline_seconds, or if its process and the processes that it started hold
-    more than memory_limit_bytes; each replacement counts as one restart. Null: a deadline far above the
-    longest chunk so far, and a memory limit only while the machine runs out of memory.
+    more than memory_limit_bytes; each replacement counts as one restart. If they are null, the deadline is
+    far above the longest chunk so far, and memory is limited only while the machine runs out of it.
 
     Two settings change what is learned; reported and evaluated returns stay raw and episodes whole:
     reward_clip c makes each reward r min(max(r, -c), c) (Mnih et al. 2013, arXiv:1312.5602, 5: c = 1).
@@ -94,6 +94,6 @@ class ActorsConfig:
         within(0.0, 1.0, "actors", self, *epsilons, cure="a probability lies in [0, 1]")
         within(0.0, 1.0, "actors", self, "discount", cure="gamma lies in [0, 1]")
         within(1, 64, "actors", self, "n_step", cure="give 1 to 64")
-        above_zero("actors", self, "reward_clip", cure="above 0, or null for raw rewards")
+        above_zero("actors", self, "reward_clip", cure="give a number above 0, or null for raw rewards")
         limits = ("chunk_deadline_seconds", "memory_limit_bytes")
         above_zero("actors", self, *limits, cure="it must be above 0, or null")

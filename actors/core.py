@@ -31,7 +31,7 @@ class Policy(Protocol):
 
 
 class BlockSink(Protocol):
-    """Takes finished blocks; few may be in flight, so `push` may wait: that is the back-pressure."""
+    """Takes finished blocks. Only a few may be in flight, so `push` may wait: this is the back-pressure."""
 
     def push(self, block: TransitionBlock) -> None:
         """Sends a block, with the writer, incarnation and sequence of the sink's owner."""
@@ -42,12 +42,12 @@ class BlockSink(Protocol):
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What the rest of the system must know of an environment.
+    """The properties of an environment that the rest of the system depends on.
 
     observation_shape and dtype describe one *frame*; num_states is set for Discrete observations (frame
     shape ()), else None. If an observation consists of several arrays, `parts` has name, dtype and shape of
     each, and the frame is a record: shape (), dtype "|V". action_mask: the environment says in
-    info["action_mask"] which actions may be taken. backend and autoreset_mode: those that acting will use.
+    info["action_mask"] which actions may be taken. backend and autoreset_mode: the ones used for acting.
     """
 
     observation_shape: tuple[int, ...]
@@ -72,7 +72,7 @@ class EnvSpec:
 
     @property
     def frame_dtype(self) -> np.dtype[Any]:
-        """See frame_dtype below."""
+        """The numpy dtype of one frame, as the function frame_dtype makes it."""
         return frame_dtype(self.frame_fields)
 
     def block_schema(self, n_step: int) -> BlockSchema:
@@ -109,13 +109,14 @@ class EnvRestart:
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """What one chunk brought. Its episodes are those that ended in it; returns are undiscounted and raw.
+    """The result of one rollout chunk. Episodes are those that ended in it; returns are undiscounted and raw.
 
-    seconds: by phase: "act", "env", "build", "push", and "idle" since the chunk before. start_values: max_a Q
-    of each episode that began, empty before the first weights. action_counts [A] and reward_abs_* are over
-    the transitions pushed, with rewards of single steps as the learner gets them. env_restarts: restarts in
-    this chunk; a broken episode's return is not reported. The actor's owner fills in pushes_in_flight,
-    process, and memory_excess: how much too much memory its process holds, in words; None if it does not.
+    seconds: time in each phase: "act", "env", "build", "push", and "idle" since the chunk before.
+    start_values: max_a Q of each episode that began, empty before the first weights. action_counts [A] and
+    reward_abs_* are over the transitions pushed, with rewards of single steps as the learner gets them.
+    env_restarts: restarts in this chunk; a broken episode's return is not reported. The actor's owner fills
+    in pushes_in_flight, unacknowledged_transitions (those in these pushes), process, and memory_excess: by
+    how much its process exceeds its memory limit, in words; None if it does not.
     """
 
     actor: int
@@ -148,10 +149,10 @@ class RolloutReport:
 class EvaluationReport:
     """Greedy episodes of one version; episode i was played with the i-th seed of the domain.
 
-    start_values: max_a Q of each first observation. discounted_returns: what these values predict, discounted
-    sums of the rewards as the learner gets them; for truncated episodes without what would have followed.
-    action_counts [A]: over all steps. idle_seconds: since the evaluation before. env_restarts: restarts in
-    this evaluation; further seeds of the domain replace broken episodes. The evaluator's owner fills in
+    start_values: max_a Q of each first observation. discounted_returns: discounted sums of the rewards as the
+    learner gets them, which start_values predict; the sum of a truncated episode ends where it was truncated.
+    action_counts [A]: over all steps. idle_seconds: time since the evaluation before. env_restarts: restarts
+    in this evaluation; further seeds of the domain replace broken episodes. The evaluator's owner fills in
     process.
     """
 

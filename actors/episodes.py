@@ -11,7 +11,7 @@ class EpisodeLedger:
 
     def __init__(self, num_lanes: int) -> None:
         self._lanes = np.arange(num_lanes)
-        # Of the episode in progress in each lane.
+        # Return and length so far of the episode in progress in each lane.
         self._returns = np.zeros(num_lanes)
         self._lengths = np.zeros(num_lanes, np.int64)
         self._ended_returns: list[float] = []

@@ -28,7 +28,7 @@ def ladder_epsilons(ladder: LadderConfig, num_lanes: int) -> np.ndarray:
 class Exploration:
     """The random part of epsilon-greedy acting, drawn at once for T steps of N lanes.
 
-    The numbers are those of T draws for one step each, so that the actions do not depend on T.
+    It draws the same numbers as T draws of one step each, so that the actions do not depend on T.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class Exploration:
         epsilon: float | np.ndarray,
         rng: np.random.Generator,
     ) -> None:
-        """epsilon: one, or one for each lane [N]."""
+        """epsilon: one for all lanes, or one for each lane [N]."""
         # One draw of floats serves both choices: rng.integers costs ten times as much for a few lanes.
         drawn = rng.random((steps, 2, num_lanes))
         self._explores = drawn[:, 0] < epsilon
         self._choice = drawn[:, 1]
-        self._anything = (self._choice * num_actions).astype(np.int64)
+        self._random_actions = (self._choice * num_actions).astype(np.int64)
 
     def actions(
         self, t: int, q: np.ndarray, allowed: np.ndarray | None = None, lanes: slice = ALL_LANES
@@ -55,16 +55,16 @@ class Exploration:
         has at least one action for each lane; actions are then chosen among these, and q must be -inf for
         the others.
         """
-        anything: np.ndarray
+        random_actions: np.ndarray
         if allowed is None:
-            anything = self._anything[t, lanes]
+            random_actions = self._random_actions[t, lanes]
         else:
             up_to = allowed.cumsum(axis=1)
             # The allowed action that comes after `place` other allowed ones.
             place = (self._choice[t, lanes] * up_to[:, -1]).astype(np.int64)
-            anything = (up_to > place[:, None]).argmax(axis=1)
+            random_actions = (up_to > place[:, None]).argmax(axis=1)
         actions: np.ndarray = q.argmax(axis=1)
-        np.copyto(actions, anything, where=self._explores[t, lanes])
+        np.copyto(actions, random_actions, where=self._explores[t, lanes])
         return actions
 
 
@@ -74,6 +74,6 @@ def epsilon_greedy(
     rng: np.random.Generator,
     allowed: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Actions [N] int64 of one step; see `Exploration`. epsilon: one, or one for each lane [N]."""
+    """Actions [N] int64 of one step; see `Exploration`. epsilon: one for all lanes, or [N]."""
     num_lanes, num_actions = q.shape
     return Exploration(1, num_lanes, num_actions, epsilon, rng).actions(0, q, allowed)

@@ -22,14 +22,14 @@ from replay_service.phase_timer import PhaseTimer
 
 _MAX_GROUPS = 4
 _GROUP_LANES = 4
-"""The smallest group of lanes if there are more than two groups. With only two groups somebody idles whenever
-three threads want two cores: 16 lanes of Atari with the Nature CNN made 2,580 steps a second on two cores, in
-three groups 2,820, in four 2,900."""
+"""The fewest lanes per group if there are more than two groups. With only two, a core is idle whenever the
+next group is not ready: on two cores, 16 lanes of Atari with the Nature CNN made 2,580 steps a second in two
+groups, 2,820 in three, 2,900 in four."""
 
 
 @dataclass(eq=False)
 class _Group:
-    """Lanes that act together, and what the policy said for the step that they are in."""
+    """Lanes that act together, with the Q-values and actions of their current step."""
 
     lanes: slice
     stepper: VectorStepper
@@ -58,9 +58,9 @@ class EnvActor:
         """actor counts from 0 to num_actors - 1; config.envs_per_actor must be set. env_threads: see
         make_vector; groups of lanes share them, each has at least one.
 
-        overlap: if environments step in threads or processes of their own, some groups of lanes step while
-        the policy answers another group. It pays if a core is free for them and the policy takes about as
-        long as they do; the transitions do not depend on it.
+        overlap: while the policy computes Q-values for one group of lanes, the other groups step, if
+        environments step in threads or processes of their own. This is faster if a core is free for them and
+        the policy takes about as long as they do; it does not change the transitions.
 
         Raises ValueError if config.envs_per_actor is not set, and EnvError.
         """
@@ -108,7 +108,7 @@ class EnvActor:
         self._timer = PhaseTimer("idle", "act", "env", "build", "push")
 
     def take_place(self, rank: int, num_actors: int) -> None:
-        """Makes this the rank-th of so many actors; the epsilon ladder spans the lanes of all of them."""
+        """Makes this actor number `rank` of num_actors; the epsilon ladder spans the lanes of all of them."""
         if self._config.epsilon_ladder is not None:
             ladder = ladder_epsilons(self._config.epsilon_ladder, num_actors * self._num_lanes)
             self._ladder = ladder[rank * self._num_lanes : (rank + 1) * self._num_lanes]

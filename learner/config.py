@@ -13,7 +13,7 @@ from replay_service.block import OBSERVATION, FrameField
 from replay_service.checks import above_zero, at_least, require, within
 
 NATURE_CNN_SMALLEST_IMAGE = 36
-"""Smallest side of an image, in pixels, of which the convolutions of the Nature CNN leave anything."""
+"""Smallest side of an image, in pixels, that the Nature CNN's convolutions do not shrink to nothing."""
 
 NETWORKS = ("auto", "mlp", "nature_cnn", "impala_cnn", "minatar_cnn", "table")
 """Names that `learner.network` may have, besides an import path."""
@@ -54,7 +54,7 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How Q is learned.
+    """Settings of learning: the network, the loss and the optimizer.
 
     network is one of NETWORKS, or an import path "package.module:factory": a callable (spec, config) that
     returns a torch module [B, *observation_shape] -> [B, A] ([B, A, num_atoms] for a distributional head).
@@ -132,7 +132,7 @@ class LearnerConfig:
             "give one or more sizes of at least 1",
         )
         above_zero("learner", self, "huber_delta", "learning_rate", "adam_epsilon")
-        rates = f"it lies in [0, learner.learning_rate = {self.learning_rate}]"
+        rates = f"give a rate in [0, learner.learning_rate = {self.learning_rate}]"
         within(0.0, self.learning_rate, "learner", self, "learning_rate_end", cure=rates)
         above_zero("learner", self, "max_grad_norm", cure="give a norm above 0, or null for no clipping")
         share = "give a share in (0, 1], or null"
@@ -155,7 +155,7 @@ class ImageShape(NamedTuple):
 
 
 def image_shape(spec: NetworkSpec) -> ImageShape | None:
-    """The shape of an observation of one array as an image; None if a frame has not 2 or 3 axes.
+    """The shape of an observation of one array as an image; None unless a frame has 2 or 3 axes.
 
     A frame with three axes is [H, W, C] or [C, H, W], whichever makes C smaller; [H, W, C] if both are equal.
     """

@@ -1,4 +1,4 @@
-"""What the learning loop reports and saves, and where it gets its minibatches from.
+"""The interfaces of the learning loop: its source of minibatches, its reports and its saved state.
 
 Owns interfaces and plain values; must not import torch.
 """
@@ -19,12 +19,12 @@ class DivergedError(RuntimeError):
 
 
 class MinibatchSource(Protocol):
-    """Where minibatches come from (replay_service.sampler.ReplaySampler in a run; a list in tests)."""
+    """A source of minibatches: replay_service.sampler.ReplaySampler in a run, a list in tests."""
 
     def next_minibatch(self, update: int) -> Minibatch:
         """The next minibatch; `update` anneals the importance exponent. May wait for data.
 
-        Raises EmptyShardError where replay holds no transitions: a shard was lost.
+        Raises EmptyShardError if replay holds no transitions, because a shard was lost.
         """
 
     def give_back(self, index: int, td_errors: np.ndarray) -> None:
@@ -75,9 +75,9 @@ class LearnReport(UpdateMetrics):
     replies of shards; "draw": the rest of getting a minibatch (requesting, copying, weighting); "update";
     "other".
 
-    policy_lag counts the versions between a transition's acting and its learning, in the first update of
-    every 16. priority_staleness counts the updates between requesting a minibatch and learning from it.
-    notes are sentences for the run's user. Whoever runs the learner fills in prefetched_requests and process.
+    policy_lag counts the versions between acting and learning for the transitions of one update in 16.
+    priority_staleness counts the updates between requesting a minibatch and learning from it. notes are
+    sentences for the run's user. The learner's owner fills in prefetched_requests and process.
     """
 
     version: int

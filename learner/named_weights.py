@@ -54,7 +54,7 @@ def flat_weights(spec: NetworkSpec, config: LearnerConfig, named: Mapping[str, n
 
 
 def network_facts(spec: NetworkSpec, config: LearnerConfig) -> dict[str, object]:
-    """The facts that give weights of the same shapes their meaning: JSON values by name."""
+    """The facts that must agree, besides shapes, before another network may use the weights; as JSON."""
     facts: dict[str, object] = {
         "network": config.network,
         "observations": {

@@ -64,7 +64,7 @@ class ObservationNormalizer:
     those. The same minibatches give the same statistics, bit for bit.
 
     Attributes:
-        moments: of the samples absorbed; replaced, never changed in place.
+        moments: moments of the samples absorbed; replaced, never changed in place.
         tail: [2 D] float32, mean and inverse deviation of the D values, which travel behind the weights. Its
             memory stays the same.
     """
@@ -97,7 +97,7 @@ class ObservationNormalizer:
         self.restore(merged(self.moments, torch.cat(flat, dim=1)))
 
     def restore(self, moments: Moments) -> None:
-        """Goes on from moments."""
+        """Replaces the statistics by `moments`, and the tail with them."""
         self.moments = moments
         variance = moments.m2 / moments.size.clamp(min=1.0)
         inverse = (variance + _VARIANCE_FLOOR).rsqrt()

@@ -14,7 +14,7 @@ from learner.torch_private import adam_step, sgd_step
 
 
 def learning_rate(config: LearnerConfig, update: int) -> float:
-    """The rate of the update after `update` others: constant, or falling linearly to learning_rate_end."""
+    """The rate of update number `update`, from 0: constant, or falling linearly to learning_rate_end."""
     if config.learning_rate_decay_updates is None:
         return config.learning_rate
     fallen = min(update / config.learning_rate_decay_updates, 1.0)
@@ -45,9 +45,9 @@ class FlatOptimizer:
             self._moments = {name: torch.zeros_like(network.weights) for name in ("exp_avg", "exp_avg_sq")}
 
     def step(self, update: int, skip: Tensor | None = None) -> None:
-        """Applies the gradient as it is, after `update` others; changes nothing where skip, a scalar, is 1.
+        """Applies the gradient as it is, as update number `update`, from 0; changes nothing if skip is 1.
 
-        The device reads `skip`: nobody waits for it.
+        skip: a scalar that only the device reads, so that the host need not wait for it.
         """
         rate = learning_rate(self._config, update)
         if self._config.optimizer == "sgd":
@@ -71,7 +71,7 @@ class FlatOptimizer:
         return dict(self._moments)
 
     def restore(self, moments: Mapping[str, Tensor], updates: int) -> None:
-        """Goes on from the tensors of `state()` as they were after `updates` steps; copies them."""
+        """Copies the tensors that `state()` returned after `updates` steps, and continues from there."""
         self._steps.fill_(updates)
         for name, moment in self._moments.items():
             moment.copy_(moments[name])

@@ -1,6 +1,6 @@
 """The record of a minibatch whose update was skipped, because its loss or gradient was not finite.
 
-Owns what distinguishes bad data from diverging values; must not import torch or the learning loop.
+Owns this record, which tells bad data from diverged values; must not import torch or the learning loop.
 """
 
 import json
@@ -40,8 +40,8 @@ class ArraySummary(NamedTuple):
 class SkippedBatch:
     """A minibatch whose update was skipped when the weights had this version.
 
-    keys are the transitions' item ids, shard after shard; transitions_per_shard is the number of each
-    shard's. Both are empty where the source gives no keys. arrays: name -> summary.
+    keys are the transitions' item ids, shard after shard; transitions_per_shard counts those of each shard.
+    Both are empty where the source gives no keys. arrays: name -> summary.
     """
 
     version: int

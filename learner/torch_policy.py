@@ -1,4 +1,4 @@
-"""Acting where the network is more than a numpy forward pass.
+"""A policy that acts with torch, for networks that actors.policy cannot compute in numpy.
 
 Owns a policy on the CPU; must not import actors, whose protocol `Policy` it follows.
 """
@@ -18,7 +18,7 @@ from replay_service.block import OBSERVATION
 
 
 class TorchPolicy:
-    """Computes Q-values, for distributions their means, on the CPU, whatever the learner's device is.
+    """Computes Q-values on the CPU, whatever the learner's device is; for distributions, their means.
 
     `noise` makes noisy networks explore: each `load`, once a chunk, draws one noise for all lanes. Without
     `noise` they act by their mean weights, as in evaluation. threads are torch's, for the whole process.

@@ -74,8 +74,8 @@ def onednn_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     """inputs [B, K] weight^T [K, N] + bias [N] -> [B, N], float32 on the CPU, computed by oneDNN.
 
     The code that torch.compile makes calls this operator. weight may be packed or transposed; bias must be
-    contiguous, because the operator ignores its strides. "none": without the ReLU that oneDNN offers to
-    fuse, which turns NaN into 0.
+    contiguous, because the operator ignores its strides. "none" leaves out the ReLU that oneDNN could fuse,
+    because that turns NaN into 0.
     """
     outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     return outputs

@@ -37,7 +37,7 @@ class QueuedUpdate:
 
 
 Outcome = np.ndarray | SkippedUpdate
-"""If an update was applied, the absolute TD errors [B] float32 from before it."""
+"""The absolute TD errors [B] float32 from before the update; a SkippedUpdate if it was not applied."""
 
 
 class UpdateStep:
@@ -126,7 +126,7 @@ class UpdateStep:
         return notes
 
     def start_from(self, weights: np.ndarray) -> None:
-        """Both networks take weights as `weights` gives them. Raises ValueError on another size."""
+        """Copies weights, in the form of `weights()`, to both networks. Raises ValueError on another size."""
         expected = self.weights().shape
         if weights.shape != expected:
             raise ValueError(
@@ -144,7 +144,7 @@ class UpdateStep:
         return LearnerState(self.version, {name: _copy(tensor) for name, tensor in self._tensors().items()})
 
     def restore(self, state: LearnerState) -> None:
-        """Goes on from a state. Raises ValueError where it is of another network or optimizer."""
+        """Continues from a state. Raises ValueError if it is of another network or optimizer."""
         expected = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
         given = {name: array.shape for name, array in state.tensors.items()}
         if given != expected:

@@ -34,7 +34,7 @@ class StagedUpload:
     Frame windows are copied once, as bytes: obs_tm1 and obs_t are views of them, and networks unpack them on
     the device. On CUDA the host's buffers are pinned, and copies run on a stream of their own. The computing
     stream waits for them by events; the CPU waits only before it fills a slot again. On a CPU the same code
-    copies in place.
+    copies without streams and events.
 
     Updates must be queued in the order of their uploads, each before the next upload.
     """
@@ -48,7 +48,7 @@ class StagedUpload:
         self._uploads = 0
 
     def __call__(self, minibatch: Minibatch) -> tuple[Batch, Minibatch]:
-        """The minibatch may change once this returns."""
+        """Copies a minibatch: to a batch on the device, and into a slot's arrays. It may then be reused."""
         arrays = minibatch_arrays(minibatch)
         if not self._slots:
             self._slots = [self._make_slot(arrays) for _ in range(2)]

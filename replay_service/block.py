@@ -55,7 +55,7 @@ class BlockSchema:
 
     @property
     def span(self) -> int:
-        """Largest number of frames from the first of a transition's stack to its next frame, both counted."""
+        """Most frames from the first of a transition's stack to its next frame, both included."""
         return self.stack + self.n_step
 
 
@@ -70,7 +70,7 @@ class TransitionBlock:
     Attributes:
         schema: shared by all blocks of a run.
         writer, incarnation, sequence: identify the push, for exactly-once delivery.
-        env_steps: environment steps behind this block (>= 0; need not equal R).
+        env_steps: environment steps since the writer's block before (>= 0; need not equal R).
         frames: field name -> [F, *field.shape] of field.dtype.
         action: [R] int32.
         reward: [R] float32, n-step sum: sum over k < m of gamma^k * r_{t+k}, m <= n_step.

@@ -49,7 +49,7 @@ _SCHEMA_KEYS = frozenset({"frame_fields", "stack", "n_step"})
 
 
 class BlockError(ValueError):
-    """A block, or bytes given as a block, break the format."""
+    """A block, or the bytes of one, breaks the format."""
 
 
 def encode(block: TransitionBlock) -> np.ndarray:
@@ -63,7 +63,7 @@ def encode(block: TransitionBlock) -> np.ndarray:
         raise BlockError(f"header of {len(header_bytes)} bytes; at most {MAX_HEADER_BYTES} are allowed")
     body_start = _aligned(_PREFIX.size + len(header_bytes))
     layout, body_bytes = _layout(block.schema, block.num_transitions, block.num_frames)
-    # Zeroed, so that equal blocks have equal padding.
+    # Zeroed padding, so that equal blocks give equal bytes.
     out = np.zeros(body_start + body_bytes, np.uint8)
     out[_PREFIX.size : _PREFIX.size + len(header_bytes)] = np.frombuffer(header_bytes, np.uint8)
     arrays = [block.frames.get(field.name) for field in block.schema.frame_fields]
@@ -155,7 +155,7 @@ def _check_prefix(data: np.ndarray, max_body_bytes: int) -> tuple[int, int, int]
 def _check_transitions(block: TransitionBlock) -> None:
     """Raises BlockError if values break the invariants of TransitionBlock; the block has transitions."""
     first, obs, following = block.first_frame, block.obs_frame, block.next_frame
-    # In this order: the difference of two int32 indices may wrap around unless both lie in [0, F).
+    # The order matters: the difference of two int32 indices may wrap around unless both lie in [0, F).
     rules = (
         (first.min() >= 0 and (first <= obs).all(), "0 <= first_frame <= obs_frame"),
         ((obs < following).all() and following.max() < block.num_frames, "obs_frame < next_frame < frames"),
@@ -181,7 +181,7 @@ def _layout(
 ) -> tuple[list[tuple[str, np.dtype[Any], tuple[int, ...], int]], int]:
     """Name, dtype, shape and body offset of each buffer in wire order; and the body's length in bytes.
 
-    Computed in Python's integers, which hostile counts cannot overflow.
+    Computed in Python's integers, which no count in a hostile header can overflow.
     """
     layout = []
     end = 0

@@ -13,7 +13,7 @@ Compression = Literal["none", "lz4"]
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """capacity: total over all shards, in transitions.
+    """How replay stores, samples and persists transitions. capacity: total over all shards, in transitions.
 
     sampling: "prioritized" draws in proportion to p_i = (|TD| + priority_epsilon)^priority_exponent
     (Schaul et al. 2016, arXiv:1511.05952). The exponent of the importance weights rises linearly from
@@ -28,7 +28,7 @@ class ReplayConfig:
 
     persist: "checkpoint" writes to disk when a checkpoint is taken. "continuous" journals each block before
     its push is acknowledged, so acknowledged blocks outlive the shard's process. "none" writes nothing and
-    takes no checkpoints. If it is left open (None), a run uses "checkpoint" and a single shard "none".
+    takes no checkpoints. None means "checkpoint" in a run, and "none" for a shard that is used outside a run.
 
     on_disk_full: "continue" goes on in memory only, "stop" ends the run.
     """

@@ -11,7 +11,7 @@ import numpy as np
 
 from replay_service.block import FrameField
 
-# For smaller frames a segment's own overhead outweighs the gain.
+# For smaller frames, the overhead of a segment is larger than what compression saves.
 MIN_PACKED_BYTES = 256
 MIN_STRIDE_FRAMES = 4
 # High compression writes a frame in 13 us instead of 1.5, but segments are a fifth smaller and read faster.
@@ -59,7 +59,8 @@ class FrameStore:
         frame: [M] int64 absolute numbers; offset: [M, W] int64, absolute values below num_frames; out:
         contiguous arrays to copy into instead of new ones. The caller guarantees that all frames are held.
         """
-        # One modulo per transition: offsets then leave the ring by less than one turn, which take wraps.
+        # One modulo per transition is enough: with its offset, a position is less than one turn outside the
+        # ring, and `take` wraps it.
         positions = (frame % self.num_frames)[:, None] + offset
         # Mode "raise" would gather into a buffer first and copy that to `out`.
         return {
@@ -71,7 +72,7 @@ class FrameStore:
 def is_packed(field: FrameField) -> bool:
     """Whether frames of this field are compressed: at least MIN_PACKED_BYTES values of a single byte each.
 
-    Larger numbers hardly compress.
+    Numbers of several bytes hardly compress.
     """
     return np.dtype(field.dtype).itemsize == 1 and field.bytes_per_frame >= MIN_PACKED_BYTES
 
@@ -94,7 +95,7 @@ class CompressedFrameStore:
     """
 
     def __init__(self, fields: tuple[FrameField, ...], num_frames: int, span: int) -> None:
-        """span: largest number of frames from the first to the last of a window, both counted."""
+        """span: largest number of frames from the first to the last of a window, both included."""
         # Imported here because uncompressed shards do not need it.
         from lz4 import block as lz4_block
 
@@ -158,7 +159,7 @@ class CompressedFrameStore:
         return {field.name: windows[field.name] for field in self._fields}
 
     def _unpack(self, field: FrameField, slots: list[int], positions: np.ndarray, target: np.ndarray) -> None:
-        """target[m] of target [M, W, *shape] becomes the frames positions[m] of the segment in slots[m]."""
+        """Fills target [M, W, *shape]: target[m] with frames positions[m] of the segment in slots[m]."""
         segments = self._segments[field.name]
         frame_bytes = field.bytes_per_frame
         at_most_bytes = self._length * frame_bytes

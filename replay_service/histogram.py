@@ -33,7 +33,7 @@ class Histogram:
         return Histogram(counts, self.sum + other.sum)
 
     def __sub__(self, earlier: Histogram) -> Histogram:
-        """The values since `earlier`, a reading of the same counts."""
+        """The values counted since `earlier`, an older state of this histogram."""
         counts = tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True))
         return Histogram(counts, self.sum - earlier.sum)
 

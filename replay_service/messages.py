@@ -34,16 +34,16 @@ class PrioritySummary:
 
 @dataclass(frozen=True)
 class ShardMetrics:
-    """A shard's work since this incarnation began; only a reply to `status` carries it.
+    """Metrics of a shard since this incarnation began; only a reply to `status` carries them.
 
     Attributes:
-        capacity: of this shard, in transitions.
-        seconds: by phase: "insert", "sample", "update" (of priorities).
-        inserted_bytes: of encoded blocks.
-        sampled_bytes: of sampled transitions with their windows.
+        capacity: number of transitions that this shard can hold.
+        seconds: time spent in each phase: "insert", "sample", "update" (of priorities).
+        inserted_bytes: bytes of the encoded blocks inserted.
+        sampled_bytes: bytes of the sampled transitions, with their windows.
         repeated_pushes: pushes that the shard held already.
-        sample_age: of the transitions drawn by one request in 32: how many transitions were inserted into the
-            whole replay since (inserts of this shard times the number of shards).
+        sample_age: number of transitions inserted into all shards since a drawn transition was (estimated:
+            inserts of this shard times the number of shards). Measured for one request in 32.
         priorities: at most 5 seconds old; None while the shard is empty.
         process: added by the role that runs the shard in a process of its own.
     """
@@ -67,7 +67,7 @@ class ShardStatus:
         mass: sum of p^alpha over all transitions held; their count where sampling is uniform.
         min_priority: smallest p^alpha held, inf for an empty shard.
         *_total: counts since this incarnation began.
-        stored_bytes: of transitions, frames and priorities.
+        stored_bytes: bytes held by transitions, frames and priorities.
         earlier_*: counts of earlier incarnations according to the journal, 0 without a journal.
         journal_error: why the journal is incomplete (the disk is full); None if it is complete or off.
         metrics: None except in a reply to `status`.
@@ -92,7 +92,7 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class InsertReply:
-    """accepted: False for a push that the shard holds already, which is no error."""
+    """Acknowledges a push. accepted: False if the shard holds the block already, which is no error."""
 
     accepted: bool
     status: ShardStatus
@@ -110,7 +110,7 @@ class PriorityUpdate:
 class SampleRequest:
     """Asks a shard for counts[k] transitions of the k-th minibatch, each minibatch stratified by itself.
 
-    slot: where a shard that can reach it puts the windows.
+    slot: shared memory for the windows; a shard that cannot reach it puts them in its reply.
     """
 
     counts: tuple[int, ...]
@@ -119,7 +119,7 @@ class SampleRequest:
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """M transitions as they are sampled.
+    """M sampled transitions.
 
     Attributes:
         windows: field name -> [M, W, *shape] (W = schema.window).
@@ -159,12 +159,13 @@ class Minibatch(Transitions):
 
     Attributes:
         weight: [B] float32 importance weights (N * q_i)^-beta, divided by their maximum over the batch.
-        index: number of this minibatch, to be given back with its TD errors.
+        index: number of this minibatch, by which its TD errors are given back.
         keys: [B] int64, shard after shard; None if the source has no shards.
-        transitions_per_shard: [S] int64, how many of them each shard drew; None if the source has no shards.
-        asked_at_update: updates done when it was requested; its priorities are of that time. None if the
-            source does not prefetch.
-        waited_seconds: how long the source waited for replies before it had this minibatch.
+        transitions_per_shard: [S] int64, number of transitions from each shard; None if the source has no
+            shards.
+        asked_at_update: number of updates done when it was requested, so when its priorities were current.
+            None if the source does not prefetch.
+        waited_seconds: time that the source waited for the replies with this minibatch.
     """
 
     weight: np.ndarray

@@ -14,14 +14,17 @@ The overhead is larger where updates are so short that `limits.minibatches` of t
 
 @dataclass(frozen=True)
 class Prefetch:
-    """`requests` requests in flight of `minibatches` minibatches each (0: request one when needed)."""
+    """How many requests are in flight, and for how many minibatches each asks.
+
+    With 0 requests, a minibatch is requested when it is needed.
+    """
 
     minibatches: int
     requests: int
 
 
 def first_prefetch(limits: Prefetch) -> Prefetch:
-    """The choice before anything was measured; without prefetch it is `limits` itself."""
+    """The prefetch to begin with, before times are measured; with 0 requests it is `limits` itself."""
     if limits.requests == 0:
         return limits
     return Prefetch(min(4, limits.minibatches), min(2, limits.requests))
@@ -38,7 +41,7 @@ def choose_prefetch(
     Args:
         update_seconds: learning time of one minibatch without waiting; above 0.
         reply_seconds: time from sending a request of current.minibatches to its reply; None if the learner
-            has not waited for a reply yet, so that enough requests are in flight.
+            has not had to wait for a reply: enough requests are in flight.
     """
     if limits.requests == 0:
         return current

@@ -29,7 +29,7 @@ from replay_service.window_slots import SlotPlace, WindowSlot
 Ticket = TypeVar("Ticket")
 
 _REPLIES_REMEMBERED = 9
-# Longer than it takes to read a reply that has arrived.
+# Reading a reply that is already there takes less time than this.
 _WAITED_SECONDS = 2e-4
 
 
@@ -38,7 +38,7 @@ class ShardLostError(RuntimeError):
 
 
 class ShardTransport(Protocol[Ticket]):
-    """Calls to shards, direct or over processes. Calls to one shard keep their order."""
+    """Calls to shards, in this process or another. Calls to one shard keep their order."""
 
     @property
     def num_shards(self) -> int:
@@ -58,9 +58,10 @@ class ShardTransport(Protocol[Ticket]):
 class _Request(Generic[Ticket]):
     """One request to all shards that are not lost.
 
-    tickets: shard -> ticket; counts: [K, S], 0 for lost shards; shares: [S], by which they were allocated.
+    tickets: shard -> ticket; counts: [K, S], 0 for lost shards; shares: [S], each shard's share of the mass,
+    from which counts were allocated.
     slot: where the shards of this host put the windows, if windows are large.
-    asked_at_update: updates done at that time; sent_at: on the monotonic clock.
+    asked_at_update: number of updates done when it was sent; sent_at: that time, on the monotonic clock.
     """
 
     tickets: Mapping[int, Ticket]
@@ -124,7 +125,7 @@ class ReplaySampler(Generic[Ticket]):
         return tuple(status for _, status in sorted(self._statuses.items()))
 
     def adapt(self, update_seconds: float) -> None:
-        """Chooses anew how far ahead to request, from the seconds of one update and of the newest replies.
+        """Chooses again how far ahead to request, from the duration of one update and of the newest replies.
 
         A new number of minibatches per request takes effect once the requests in flight are used up.
         """
@@ -136,7 +137,10 @@ class ReplaySampler(Generic[Ticket]):
         )
 
     def refresh(self) -> None:
-        """At a checkpoint: drops all that is drawn, in flight or not sent yet; asks every shard's status."""
+        """Drops minibatches and priorities, staged, in flight or unsent; asks for every shard's status.
+
+        Done at a checkpoint: a run that resumes from it begins without any of them, too.
+        """
         self._retire_staged()
         self._in_flight.clear()
         self._handed_out.clear()
@@ -145,7 +149,7 @@ class ReplaySampler(Generic[Ticket]):
         self._ask_statuses()
 
     def shard_replaced(self, shard: int) -> None:
-        """The transport calls another shard under this number from now on, whatever that holds."""
+        """Must be called when another shard has taken this number: drops what belongs to the former one."""
         # Tickets of the former shard would make this one look lost.
         self._in_flight.clear()
         self._returned[shard].clear()
@@ -266,7 +270,7 @@ class ReplaySampler(Generic[Ticket]):
             replies = self._collect(request.tickets)
             collected = time.monotonic()
             self._waited_seconds += collected - asked
-            # Otherwise the reply arrived at an unknown time before.
+            # Without a wait, the reply arrived earlier, at an unknown time.
             if collected - asked > _WAITED_SECONDS:
                 self._reply_seconds.append(collected - request.sent_at)
             if len(replies) == len(request.tickets):
@@ -278,7 +282,7 @@ class ReplaySampler(Generic[Ticket]):
         """Asks all shards for K minibatches, allocated by the masses known now."""
         masses = self._masses()
         if not masses.any():
-            # No reply has come since, so the masses may be old.
+            # The masses may be out of date, as no reply has come since they were 0.
             self._ask_statuses()
             masses = self._masses()
         if not masses.any():
@@ -322,7 +326,7 @@ class ReplaySampler(Generic[Ticket]):
         self._waited_seconds += time.monotonic() - asked
 
     def _collect(self, tickets: Mapping[int, Ticket]) -> dict[int, SampleReply]:
-        """Shard -> reply. Leaves out lost replies; the status of their shards shows whether they are lost."""
+        """Shard -> reply, without lost ones; a status call then shows whether the shard is lost as well."""
         replies: dict[int, SampleReply] = {}
         for shard, ticket in tickets.items():
             try:

@@ -12,7 +12,7 @@ from replay_service.sum_tree import SumTree
 
 
 class UniformSelector:
-    """All keys alike: a PrioritizedSelector without priorities.
+    """Draws every key with the same probability, by the interface of PrioritizedSelector.
 
     It computes in integers, so the probabilities are exactly equal.
     """
@@ -50,7 +50,7 @@ class UniformSelector:
         return np.zeros(end_key - first_key, np.float32)
 
     def draw(self, counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Stratified draws, in shape as PrioritizedSelector makes them.
+        """Stratified draws; arguments and results as in PrioritizedSelector.draw.
 
         For c draws from n keys, each key has c units of the c n units. Stratum j holds the units
         [j n, (j + 1) n), and unit u belongs to key u // c.
@@ -62,7 +62,7 @@ class UniformSelector:
 
 
 class PrioritizedSelector:
-    """In proportion to p = (|TD| + epsilon)^alpha: Schaul et al. 2016 (arXiv:1511.05952), section 3.3.
+    """Draws keys in proportion to p^alpha, p = |TD| + epsilon (Schaul et al. 2016, arXiv:1511.05952, 3.3).
 
     The keys held are consecutive. nbytes: bytes of the selector's own arrays.
     """
@@ -86,7 +86,7 @@ class PrioritizedSelector:
         return self._tree.minimum
 
     def concentration(self) -> tuple[float, float]:
-        """Largest p^alpha held, and the sum of their squares; reads all of them."""
+        """Largest p^alpha held, and the sum of squares of all that are held; reads all of them."""
         return self._tree.concentration()
 
     def insert(self, first_key: int, td_errors: np.ndarray, oldest_key: int) -> None:

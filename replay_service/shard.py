@@ -39,7 +39,7 @@ class ReplayShard:
     """Storage, priorities and counters of one shard. It keeps no reference to its arguments.
 
     Keys count transitions from about `incarnation * 2^40` on, so a priority for a key of an earlier
-    incarnation is merely late.
+    incarnation counts as late.
 
     Attributes:
         store, selector: the transitions and their priorities, for reading.
@@ -57,7 +57,7 @@ class ReplayShard:
         seed: np.random.SeedSequence,
         folder: Path | None = None,
     ) -> None:
-        """folder: of the journal, if config.persist asks for one; a journal found there is recovered.
+        """folder: where the journal is, if config.persist needs one; a journal found there is recovered.
 
         Raises ValueError if config.persist needs a folder and there is none, or if the journal has keys of
         this incarnation or a later one; OSError if the folder cannot be read.
@@ -84,10 +84,10 @@ class ReplayShard:
                 capacity, first_key, exponent=config.priority_exponent, epsilon=config.priority_epsilon
             )
         self._slots = SlotMapper()
-        # Windows, and action, reward, discount, policy version, key and probability.
+        # 36 bytes are action, reward, discount, policy version, key and probability.
         transition_bytes = schema.window * sum(field.bytes_per_frame for field in schema.frame_fields) + 36
         self._meter = ShardMeter(config.num_shards, transition_bytes)
-        self._heard: set[int] = set()  # writers, since this incarnation began
+        self._heard: set[int] = set()  # writers that have pushed to this incarnation
         self._earlier = Delivered({}, 0, 0)
         self.recovery: RecoveryReport | None = None
         self._durability: Durability | None = None

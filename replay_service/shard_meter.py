@@ -1,4 +1,4 @@
-"""What a shard counts of its own work: seconds, bytes, pushes, and the ages of the transitions that it draws.
+"""Counters of a shard's work: seconds, bytes, pushes, and the ages of the transitions that it draws.
 
 Owns those counters; must not import anything but numpy and replay_service's messages, histogram, timer and
 selectors.
@@ -18,15 +18,15 @@ _SUMMARY_SECONDS = 5.0
 
 
 class ShardMeter:
-    """Counters cheap enough for every call; ages are taken from one draw in 32, priorities every 5 seconds.
+    """Counts every call; for speed it measures ages in one draw of 32 only, priorities every 5 seconds.
 
     Attributes:
-        timer: of the phases "insert", "sample", "update" and "idle", which is not reported.
+        timer: measures the phases "insert", "sample", "update", and "idle", which is not reported.
         *_transitions, late_priorities, repeated_pushes, inserted_bytes: counts since the shard began.
     """
 
     def __init__(self, num_shards: int, transition_bytes: int) -> None:
-        """num_shards: of the whole run; transition_bytes: of one sampled transition with its windows."""
+        """num_shards: shards of the run; transition_bytes: size of a sampled transition with its windows."""
         self.timer = PhaseTimer("idle", "insert", "sample", "update")
         self.evicted_transitions = 0
         self.sampled_transitions = 0

@@ -1,4 +1,4 @@
-"""Where the replies of all shards become minibatches.
+"""Assembles the replies of all shards into minibatches.
 
 Owns the buffers and the shared slots; must not import ray, torch, the shard or the sampler.
 """
@@ -41,7 +41,7 @@ class Staging:
     def stage(self, replies: Mapping[int, SampleReply], counts: np.ndarray, slot: WindowSlot | None) -> None:
         """Replaces the minibatches by those of `replies` (shard -> reply).
 
-        counts: [K, S], as requested; slot: of the request, with the windows that replies do not carry.
+        counts: [K, S], as requested; slot: the request's, which holds the windows that replies do not carry.
 
         Raises RuntimeError if a shard drew other counts.
         """

@@ -34,7 +34,7 @@ TRANSITION_DTYPE = np.dtype(
 
 
 _COPIED = ("policy_version", "action", "reward", "discount")
-"""Fields that a record has as they are in a block."""
+"""Fields that a record copies from a block unchanged."""
 
 
 class CapacityError(ValueError):
@@ -44,8 +44,8 @@ class CapacityError(ValueError):
 def frame_capacity(schema: BlockSchema, capacity: int) -> int:
     """The number of frames that a shard of `capacity` transitions keeps.
 
-    Small frames: twice the capacity, enough for episodes of a single step. Images, where memory matters: 4 %
-    more than the capacity, because blocks are long enough to repeat few frames. If frames run out,
+    For small frames it is twice the capacity, enough for episodes of a single step. For images, where memory
+    matters, it is 4 % above the capacity: blocks are so long that they repeat few frames. If frames run out,
     transitions are evicted early.
     """
     small = sum(field.bytes_per_frame for field in schema.frame_fields) <= SMALL_FRAME_BYTES

@@ -90,17 +90,17 @@ class SlotPool:
     def __init__(self, arrays: tuple[WindowArray, ...]) -> None:
         self._arrays = arrays
         self._free: list[WindowSlot] = []
-        self._possible = True
+        self._available = True
 
     def take(self) -> WindowSlot | None:
         """A slot that no shard writes to; None, after one warning, where there is no shared memory."""
         if self._free:
             return self._free.pop()
-        if self._possible:
+        if self._available:
             try:
                 return WindowSlot(self._arrays)
             except OSError as error:
-                self._possible = False
+                self._available = False
                 _log.warning("no shared memory for windows, so replies carry them: %s", error)
         return None
 
@@ -176,6 +176,6 @@ def _num_bytes(arrays: tuple[WindowArray, ...]) -> int:
 
 
 def _host() -> str:
-    """Equal for processes that see each other under /proc: same running kernel, same namespace of pids."""
+    """A name that processes share if they see each other under /proc: same boot, same namespace of pids."""
     with open("/proc/sys/kernel/random/boot_id") as boot:
         return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"

@@ -36,7 +36,7 @@ def is_atari(source: object) -> TypeGuard[Registration]:
 
 
 def vector_kwargs(config: EnvConfig, threads: int) -> dict[str, Any]:
-    """Arguments of the vector environment; it steps its lanes with so many threads.
+    """Arguments of the vector environment; it steps its lanes in `threads` threads.
 
     Raises EnvError for env.kwargs that would change reported returns and episodes, not only learning.
     """

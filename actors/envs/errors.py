@@ -11,5 +11,5 @@ class EnvError(ValueError):
 class EnvFailed(RuntimeError):  # noqa: N818 - an outcome, told with the environment's own error
     """An environment failed again soon after it had been restarted.
 
-    The message begins with what it did: its own traceback if it raised.
+    The message begins with its own traceback if it raised, else with what was wrong.
     """

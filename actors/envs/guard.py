@@ -21,23 +21,23 @@ from actors.envs.validation import Validator
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 
 RESTART = "qfleet_restart"
-"""In the options of a reset: restart the lane. In an info: the lane was restarted, and the Failure why."""
+"""Key in the options of a reset that asks for a restart, and in the info of a restarted lane: its Failure."""
 _JOIN_SECONDS = 2.0
-# Looked up for each lane and step.
+# Constants of the module, because they are looked up for each lane and step.
 _ARRAY = np.ndarray
 _NUMBERS = (float, int, np.float64, np.float32, np.int64)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What an environment did wrong; description: its traceback if it raised, else a sentence."""
+    """An error of an environment. description: its traceback if it raised, else a sentence."""
 
     cause: Literal["raise", "invalid"]
     description: str
 
 
 def restart_seed(seed: int, restarts: int) -> int:
-    """The seed after the given number of restarts of what was seeded with `seed`; in [0, 2^31)."""
+    """The seed after so many restarts of an environment that began with `seed`; in [0, 2^31)."""
     return int(np.random.SeedSequence((seed, restarts)).generate_state(1)[0] >> 1)
 
 
@@ -107,7 +107,7 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         return observation, 0.0, False, False, info
 
     def _recover(self, failure: Failure) -> tuple[Any, dict[str, Any]]:
-        """First observation and info of a new instance, with the failure in the latter."""
+        """First observation and info of a new instance, with the failure in info."""
         try:
             observation, info = self._restart()
         except EnvFailed as again:

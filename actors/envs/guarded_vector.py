@@ -74,7 +74,7 @@ class GuardedVector:
                 self._begin_error = error
 
     def finish(self, resetting: np.ndarray) -> VectorStep:
-        """The second half of a step, which also handles what `begin` met.
+        """The second half of a step, which also handles an error raised in `begin`.
 
         resetting [N] bool: lanes whose step is an autoreset; their rewards are not validated. Returns what
         VectorEnv.step does, and `broken`: [N] bool, the lanes that were restarted, or None if no lane was.
@@ -104,12 +104,12 @@ class GuardedVector:
         return observations, reward, terminated, truncated, info, broken
 
     def replace(self, failure: Failure) -> VectorStep:
-        """Restarts all lanes because of a failure; the step in which that happens."""
+        """Restarts all lanes because of a failure; returns the step in which that happens."""
         observations, info = self._replace(failure)
         return observations, np.zeros(len(self._nobody)), self._nobody, self._nobody, info, ~self._nobody
 
     def end_probation(self, ended: np.ndarray) -> None:
-        """Takes note that lanes `ended` [N] bool have ended an episode."""
+        """Ends the probation of lanes `ended` [N] bool, which have ended an episode."""
         if self._on_probation and np.count_nonzero(ended):
             self._on_probation = {lane: at for lane, at in self._on_probation.items() if not ended[lane]}
 
@@ -135,7 +135,7 @@ class GuardedVector:
         return self._restart_lanes(observations, info, problems)[0], info
 
     def _replace(self, failure: Failure) -> tuple[Any, dict[str, Any]]:
-        """Replaces the vector environment; first observations and info of the new one."""
+        """Replaces the vector environment; returns first observations and info of the new one."""
         self._count(failure, None)
         discard(self.env)
         self.env = self._make()
@@ -196,7 +196,7 @@ def _first(problems: Mapping[int, str]) -> Failure:
 
 
 def _update_info(info: dict[str, Any], fresh: Mapping[str, Any], lanes: np.ndarray) -> None:
-    """Replaces what a vector environment's info says of lanes [N] bool by what `fresh` says."""
+    """Replaces the entries of lanes [N] bool in a vector environment's info by those in `fresh`."""
     for key in (ACTION_MASK, "lives"):  # nothing else is ever read
         if key in info and key in fresh:
             for name in (key, f"_{key}"):

@@ -38,7 +38,7 @@ _Source = Registration | Callable[..., gym.Env[Any, Any]]
 
 
 def probe(config: EnvConfig) -> EnvSpec:
-    """What the rest of the system must know of an environment; makes one lane and closes it.
+    """The properties of an environment; makes one lane to find them, and closes it.
 
     Raises EnvError, whose message names the cure.
     """
@@ -48,7 +48,7 @@ def probe(config: EnvConfig) -> EnvSpec:
 
 
 def make_vector(config: EnvConfig, num_envs: int, threads: int = 1) -> VectorStepper:
-    """num_envs lanes of an environment; reset it before the first step. ALE steps them with so many threads.
+    """num_envs lanes of an environment; reset it before the first step. ALE steps them in `threads` threads.
 
     Backend "auto" takes the environment's registered vector form if that plays the same game (see
     `make_native`), else it steps one lane after the other. "async" gives each lane a process.
@@ -67,7 +67,7 @@ def make_vector(config: EnvConfig, num_envs: int, threads: int = 1) -> VectorSte
         if atari.is_atari(source):
             raise EnvError(
                 f"{config.id} is only played by ALE's vector environment, set env.backend=native: single "
-                "ones give raw color frames without preprocessing, which is another game"
+                "environments give raw color frames without preprocessing, which is another game"
             )
         backend = "async" if config.backend == "async" else "sync"
         make = partial(_make_lanes, config, source, num_envs, backend)
@@ -244,7 +244,7 @@ def _spec(config: EnvConfig, source: _Source, env: AnyVectorEnv, backend: str) -
 
 
 def _gives_masks(config: EnvConfig, env: AnyVectorEnv, num_actions: int) -> bool:
-    """Whether info["action_mask"] is to be respected; if the settings leave it open, a reset tells."""
+    """Whether info["action_mask"] restricts actions: as the settings say, else if a reset returns one."""
     if config.action_mask is not None:
         return config.action_mask
     _, info = env.reset(seed=0)

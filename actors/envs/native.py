@@ -24,7 +24,7 @@ class NoNativeError(EnvError):
 
 
 def make_native(config: EnvConfig, source: object, num_envs: int, threads: int) -> AnyVectorEnv:
-    """The vector environment that a registration names; ALE steps its lanes with so many threads.
+    """The vector environment that a registration names; ALE steps its lanes in `threads` threads.
 
     Raises NoNativeError, also for a source that is no registration.
     """
@@ -61,8 +61,8 @@ def _no_native(config: EnvConfig, obstacle: str) -> NoNativeError:
 
 @contextmanager
 def _batch_scheduling() -> Iterator[None]:
-    """Threads started within never preempt the thread that wakes them, which has a policy to ask or updates
-    to make: they take another core, or their turn. Their share of the cores is the same."""
+    """Threads started inside never preempt the thread that wakes them, which computes Q-values or updates:
+    they run on another core, or later. Their share of CPU time stays the same."""
     if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
         yield
         return

@@ -115,8 +115,12 @@ class FrameMaker:
                 )
             arrays.append(array[None])
         if (mask is not None) != self.spec.action_mask:
-            expected = "needs the action mask of each observation" if mask is None else "takes no action mask"
-            raise ValueError(f"this policy {expected}: its environment decides by info['action_mask']")
+            expected = (
+                "needs the action mask of each observation: it was trained with"
+                if mask is None
+                else "takes no action mask: it was trained without"
+            )
+            raise ValueError(f"this policy {expected} info['action_mask']")
         return self._assembled(arrays, None if mask is None else _checked(mask, self.spec.num_actions)[None])
 
     def _assembled(

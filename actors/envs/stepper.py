@@ -22,7 +22,7 @@ from actors.envs.validation import is_finite
 # Not frozen: setting eleven frozen fields takes a tenth of the time of a step of CartPole's vector form.
 @dataclass(eq=False, slots=True)
 class Step:
-    """What one vector step of N lanes brought.
+    """The result of one vector step of N lanes.
 
     Every lane is a sequence of frames. Between two frames of one episode lies a real step. A new episode
     begins at `frames[lane]` where starts[lane]; the frame before it, the last of the old episode, is either

@@ -24,7 +24,7 @@ class Validator:
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
-        """space: of single observations."""
+        """space: the space of a single observation."""
         self._leaves = [_Leaf(part, part.of(space)) for part in parts_of(space)]
         self._one_float32 = isinstance(space, spaces.Box) and space.dtype == np.float32
 

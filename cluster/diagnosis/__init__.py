@@ -1,4 +1,4 @@
-"""What is wrong with learning and what bounds the speed, concluded from snapshots. Pure.
+"""Diagnosis from snapshots: failures of learning, and the stage that limits the speed. Pure.
 
 Must not import torch, ray or any engine.
 """

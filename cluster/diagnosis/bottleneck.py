@@ -21,14 +21,14 @@ _MOST = 0.5
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of time: 1 is a process that does nothing else.
+    """Shares of time, from 0 to 1.
 
     Actors: work (acting, environments, building blocks), push (waiting for shards), idle (without a credit).
     Learner: work (all but the next two), wait (for replies of shards), idle (without a credit); and update,
     the part of its work that the metric learner_update_share measures. Shards and coordinator: work.
 
     In the serial runtime all but learner_update are shares of the one process. Drawing minibatches then
-    counts as waiting for shards, and the coordinator has what is left.
+    counts as waiting for shards, and the coordinator's share is the rest.
     """
 
     actor_work: float
@@ -44,7 +44,7 @@ class Shares:
 
 
 def stage_of(window: Sequence[Snapshot], config: ResolvedConfig) -> Stage | None:
-    """The stage that limits the speed over a window [oldest first, not empty]; None as long as none shows."""
+    """The stage that limits the speed over a window [oldest first, not empty]; None until it is known."""
     now = window[-1]
     if _memory(now) is not None:
         return "memory"
@@ -70,9 +70,10 @@ def verdict_of(stage: Stage, window: Sequence[Snapshot], config: ResolvedConfig)
 def bound_by(shares: Shares, *, serial: bool) -> Stage:
     """The stage that limits the speed.
 
-    In one process it is the one that takes the most time. Otherwise acting and learning wait for each other
-    by pacing, and the side that waits less is behind: its own work limits it, or else transport does, because
-    the shards are busy or far away. If both sides wait for credits most of the time, granting takes too long.
+    In one process it is the one that takes the most time. Otherwise pacing makes acting and learning wait for
+    each other, and the side that waits less is the slow one. Either its own work limits it, or waiting for
+    the shards does: they are busy (replay) or far away (network). If both sides wait for credits most of the
+    time, granting takes too long (pacing).
     """
     if serial:
         taken: dict[Stage, float] = {
@@ -100,7 +101,7 @@ def shares_between(before: Snapshot, now: Snapshot, *, serial: bool) -> Shares |
         return None
     pushed, waited = actor.get("push", 0.0), learner.get("wait", 0.0)
     if serial:
-        # In one process nobody waits for a shard: asking it is its work.
+        # In one process, drawing includes the shard's work, so it counts as waiting for shards.
         waited += learner.get("draw", 0.0)
     worked = acted - pushed - actor.get("idle", 0.0)
     updated = learned - waited - learner.get("idle", 0.0)
@@ -137,7 +138,7 @@ def shares_between(before: Snapshot, now: Snapshot, *, serial: bool) -> Shares |
 
 
 def _before(window: Sequence[Snapshot]) -> Snapshot:
-    """Where the window begins; an empty snapshot, where counting began, if chunks take longer than it."""
+    """The snapshot that begins the window; an empty one, as at the run's start, if chunks take longer."""
     before, now = window[0], window[-1]
     seconds, spent = _seconds(before, now), _spent(before, now)
     roles = ("actor",) if now.updates_total == 0 else ("actor", "learner")
@@ -147,12 +148,12 @@ def _before(window: Sequence[Snapshot]) -> Snapshot:
 
 
 def _seconds(before: Snapshot, now: Snapshot) -> float:
-    """Seconds of the coordinator in between."""
+    """Seconds of the coordinator between two snapshots."""
     return sum(_spent(before, now).get("coordinator", {}).values())
 
 
 def _spent(before: Snapshot, now: Snapshot) -> Mapping[str, Mapping[str, float]]:
-    """Role -> phase -> seconds in between."""
+    """Role -> phase -> seconds between two snapshots."""
     then = before.role_seconds_total or {}
     return {
         role: {phase: _increase(then.get(role, {}).get(phase, 0.0), value) for phase, value in phases.items()}
@@ -161,7 +162,7 @@ def _spent(before: Snapshot, now: Snapshot) -> Mapping[str, Mapping[str, float]]
 
 
 def _increase(before: float, now: float) -> float:
-    """The growth of a total; one that is smaller than before began anew with a life of the run."""
+    """The growth of a total; a total that is smaller than before was reset when the run resumed."""
     return now - before if now >= before else now
 
 
@@ -169,7 +170,7 @@ def _memory(now: Snapshot) -> str | None:
     held, free = now.machine_memory_bytes, now.machine_memory_available_bytes
     if held and free is not None and free < LEAST_MEMORY * held:
         return (
-            f"{byte_size(free)} of the machine's {byte_size(held)} are left, replay holds "
+            f"{byte_size(free)} of the machine's {byte_size(held)} of memory are free, replay holds "
             f"{byte_size(now.replay_bytes)}; lower replay.capacity or actors.num_actors, or set "
             "replay.compression=lz4"
         )
@@ -183,7 +184,7 @@ def _memory(now: Snapshot) -> str | None:
 
 
 def _texts(shares: Shares, before: Snapshot, now: Snapshot, config: ResolvedConfig) -> Mapping[Stage, str]:
-    """Stage -> evidence and the setting to change; until the first update only those that can be."""
+    """Stage -> evidence and the setting to change; until the first update only for stages possible then."""
     actors, learner, replay, pacing = config.actors, config.learner, config.replay, config.pacing
     serial = _is_serial(config)
     more_actors = "" if serial else f"actors.num_actors (now {actors.num_actors}) or "
@@ -198,7 +199,7 @@ def _texts(shares: Shares, before: Snapshot, now: Snapshot, config: ResolvedConf
         }
     local = "; or set run.runtime=local, which gives each role its own process" if serial else ""
     actors_idle = "" if serial else f", pacing holds the actors back {shares.actor_idle:.0%}"
-    learner_idle = "" if serial else f", the learner has nothing to do {shares.learner_idle:.0%}"
+    learner_idle = "" if serial else f", pacing holds the learner back {shares.learner_idle:.0%}"
     waits = (
         f"the learner waits for transitions {shares.learner_wait:.0%}, actors wait for pushes "
         f"{shares.actor_push:.0%} of the time, shards work {shares.shard_work:.0%}"

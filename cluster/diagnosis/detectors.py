@@ -17,34 +17,34 @@ Window = Sequence[Snapshot]
 """Recent snapshots of one run, oldest first; never empty."""
 
 TENTH = 0.1
-"""Share of the scale of what is measured, one order of magnitude below it: smaller errors do not matter."""
+"""Errors below this share of the typical size of values do not matter: one order of magnitude."""
 
 Q_SLACK = 2.0
-"""|Q| over its bound if the errors of fits are as large as the largest reward."""
+"""The ratio of |Q| to its bound if fits err by as much as the largest reward in each step."""
 
 FIRST_VALUES = 1.0
-"""The first weights may give values up to about this: if rewards are tiny, they are no sign of divergence."""
+"""Initial weights alone give values up to about this; with tiny rewards that exceeds any bound harmlessly."""
 
 FEWEST_FOR_TREND = 8
 """The fewest values whose trend can be significant."""
 
 LOST_SHARE = 0.5
-"""Share of what was learned that must be lost: then less is left than was lost."""
+"""Share of the gain from learning that must be lost for a finding: from here on, less is left than lost."""
 
 ONE_ACTION_ENTROPY = 0.05
-"""Entropy over its maximum if about one action in a hundred is another: 0.08 of 2 actions, 0.05 of 4."""
+"""Entropy over its maximum if one action is taken 99 % of the time: 0.08 for 2 actions, 0.05 for 4."""
 
 ALIKE_VARIATION = 0.01
-"""Standard deviation over mean of priorities below which prioritized sampling is uniform sampling."""
+"""Ratio of standard deviation to mean of priorities below which sampling is practically uniform."""
 
 _DEFAULTS = LearnerConfig()
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One look. strength: the measured value over its threshold, so 1 and above is a finding.
+    """One measurement. strength: the measured value over its threshold, so 1 and above is a finding.
 
-    The texts need to make sense from a strength of about one half on.
+    A finding is shown until strength falls below one half, so the texts must be true from there on.
     """
 
     strength: float
@@ -55,7 +55,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Detector:
-    """read: returns None if there are too few data to tell. looks_at: must have changed for another look."""
+    """looks_at: a value that must change before the next look. read: the look; None on too few data."""
 
     name: FindingName
     read: Callable[[Window, ResolvedConfig], Reading | None]
@@ -102,9 +102,9 @@ def diverging_q(window: Window, config: ResolvedConfig) -> Reading | None:
 
 
 def catastrophic_forgetting(window: Window, config: ResolvedConfig) -> Reading | None:
-    """The newest evaluation is significantly below the best, and half of what was learned is lost.
+    """The newest evaluation is significantly below the best, and half of the gain from learning is lost.
 
-    What was learned is the best return less that of the first training episodes.
+    The gain from learning is the best return minus that of the first training episodes.
     """
     now, capacity = window[-1], config.replay.capacity
     evaluated, first = _evaluated_returns(now), now.first_return_mean
@@ -173,8 +173,8 @@ def overestimation(window: Window, config: ResolvedConfig) -> Reading | None:
     )
     return Reading(
         least_mean(surplus) / (TENTH * scale) if _is_mature(now, config) else 0.0,
-        f"Q promises {promised:.4g} where episodes begin, greedy ones earned {earned:.4g} (discounted, "
-        f"{count} of them): {promised - earned:.3g} too much, ±{surplus.error:.2g}"
+        f"Q predicts {promised:.4g} at the start of episodes, {count} greedy ones earned {earned:.4g} "
+        f"(discounted): {promised - earned:.3g} too much, ±{surplus.error:.2g}"
         + (f", of which {missed:.2g} may lie beyond time limits" if missed else ""),
         cause,
         cure,
@@ -182,7 +182,7 @@ def overestimation(window: Window, config: ResolvedConfig) -> Reading | None:
 
 
 def stale_data(window: Window, config: ResolvedConfig) -> Reading | None:
-    """Transitions come in late: acted by a policy that is old in comparison with the depth of replay.
+    """Transitions come in late: the policy that acted is old in comparison with the depth of replay.
 
     The lag of sampled transitions is their age in replay plus that lateness. Measured once replay is full.
     """
@@ -237,7 +237,7 @@ def collapsed_action_choice(window: Window, config: ResolvedConfig) -> Reading |
         f"greedy actions have {entropy:.1%} of the greatest possible entropy, and return "
         f"{evaluated.mean:.4g} (±{evaluated.error:.2g}), less than the {first:.4g} of the first episodes",
         "one action has the highest value everywhere: the network does not tell observations apart, as after "
-        "steps so long that its units died",
+        "large steps that leave its ReLU units at 0",
         f"{_slower(learner)}{_and_clip(learner)}{normalize}",
     )
 
@@ -312,7 +312,7 @@ def degenerate_priorities(window: Window, config: ResolvedConfig) -> Reading | N
         )
     return Reading(
         config.learner.batch_size / effective,
-        f"as few as {effective:.3g} of {held:,.0f} transitions have nearly all the mass of priorities, and a "
+        f"as few as {effective:.3g} of {held:,.0f} transitions have nearly all the priority mass, and a "
         f"minibatch has {config.learner.batch_size}",
         "the errors of few transitions exceed all others: rare large rewards, or values that diverge",
         f"replay.priority_exponent={replay.priority_exponent / 2:.2g} (now {replay.priority_exponent:g}), or "
@@ -341,7 +341,7 @@ def _instability(learner: LearnerConfig) -> tuple[str, str]:
     cause, cure = _first_case(
         (
             not _targets_move(learner),
-            "steps are so long that an update makes errors greater",
+            "steps are so large that an update makes errors greater",
             _slower(learner),
         ),
         (
@@ -421,7 +421,7 @@ def _evaluated_returns(now: Snapshot) -> Sample | None:
 
 
 def _mean_since(now: Histogram | None, before: Histogram | None) -> float | None:
-    """The mean of the values counted in between; a histogram with fewer began anew with a life of the run."""
+    """The mean of the values counted in between; a histogram with fewer was reset when the run resumed."""
     if now is None or before is None:
         return None
     counted = now - before if now.count >= before.count else now

@@ -13,12 +13,12 @@ from cluster.metrics.snapshot import Finding, Snapshot, Stage, Verdict
 from cluster.settings.resolved import ResolvedConfig
 
 WINDOW = 64
-"""Snapshots that detectors look back on: a minute at one per second."""
+"""Number of snapshots that detectors look back on: about a minute at one per second."""
 
 LOOKS = 3
-"""A finding begins with this many consecutive looks above its threshold, and ends with as many below half.
+"""A finding begins after this many consecutive looks above its threshold, and ends after as many below half.
 
-The verdict changes with as many that agree.
+The verdict changes after as many looks that agree.
 """
 
 _ENDS_BELOW = 0.5
@@ -35,7 +35,7 @@ class Diagnosed:
 
 @dataclass
 class _Watch:
-    """One detector over time. looks: how many consecutive ones speak for a change of its finding."""
+    """One detector over time. looks: consecutive looks that call for a change of its finding."""
 
     detector: Detector
     finding: Finding | None = None
@@ -71,7 +71,7 @@ class Diagnosis:
     """Follows one run through all its lives in this process."""
 
     def __init__(self, config: ResolvedConfig) -> None:
-        """config: cures name its settings."""
+        """config: the run's settings, which cures name with their values."""
         self._config = config
         self._window: deque[Snapshot] = deque(maxlen=WINDOW)
         self._watches = [_Watch(detector) for detector in DETECTORS]

@@ -13,10 +13,10 @@ from itertools import accumulate
 import numpy as np
 
 ALPHA = 0.001
-"""The chance of a false alarm that each single comparison may have."""
+"""Significance level of each single comparison: its probability of a false alarm."""
 
 CRITICAL_Z = 3.0902
-"""The standard normal exceeds it with probability ALPHA."""
+"""A standard normal variable exceeds it with probability ALPHA."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ def critical_t(freedom: int) -> float:
 
 
 def least_mean(sample: Sample) -> float:
-    """What the true mean is above, but for a chance of ALPHA."""
+    """Lower confidence bound of the mean: the true mean is below it with probability ALPHA."""
     return sample.mean - critical_t(sample.count - 1) * sample.error
 
 
 def least_difference(a: Sample, b: Sample) -> float:
-    """What the true mean of a exceeds that of b by, but for a chance of ALPHA; above 0: a is greater.
+    """Lower confidence bound, at level ALPHA, of the mean of a minus that of b; above 0: a is greater.
 
     Welch 1947 (doi:10.1093/biomet/34.1-2.28); degrees of freedom rounded down, to the safe side.
     """
@@ -83,7 +83,7 @@ def least_difference(a: Sample, b: Sample) -> float:
 def trend(values: Sequence[float]) -> float:
     """Mann and Kendall's trend as a standard normal (Kendall 1975, "Rank Correlation Methods").
 
-    0 of fewer than 3 values. Ties count 0, which makes it careful.
+    0 for fewer than 3 values. Ties count as 0, which makes the test conservative.
     """
     count = len(values)
     if count < 3:

@@ -1,4 +1,4 @@
-"""What a run measures: counters of every report, and one immutable snapshot of them.
+"""Metrics of a run: counters that take every report, and immutable snapshots of them.
 
 Must not import torch or ray.
 """

@@ -1,6 +1,6 @@
-"""The counters of a run: every report is taken once, and every number has one keeper.
+"""The counters of a run: every report is taken once, and every number is kept in one place.
 
-Owns what a run counts, what of it a checkpoint keeps, and the snapshot of it. Imports no engine.
+Owns the counters, the part of them that checkpoints keep, and their snapshot. Imports no engine.
 """
 
 import collections
@@ -34,8 +34,8 @@ _ROLES = ("actor", "shard", "learner", "evaluator")
 class CountersState:
     """The counters that a checkpoint keeps. version: the learner's newest.
 
-    updates counts every update applied, also those lost with a learner; sampled_transitions counts what they
-    consumed.
+    updates counts every update applied, including those lost with a learner; sampled_transitions counts the
+    transitions that they consumed.
     """
 
     version: int = 0
@@ -73,14 +73,14 @@ class CheckpointMetrics:
 class Counters:
     """Takes every report of a run once and gives out snapshots.
 
-    The coordinator has other work when a report arrives, so most of it is only stored then and summed for the
-    next snapshot: many at once take a tenth of the time. In the serial runtime one Counters serves all lives
-    of a run in this process.
+    A report is mostly just stored when it arrives, and summed for the next snapshot: summing many at once
+    takes the coordinator a tenth of the time. In the serial runtime, one Counters stays in use when a run
+    resumes in the same process.
 
     Attributes:
         shards: the totals over shards.
         version: the learner's newest, as of the last report.
-        updates: updates applied, also those lost with a learner: then it is ahead of its successor's version.
+        updates: updates applied, including those lost with a learner, so it may exceed `version`.
         sampled_transitions: transitions consumed by those updates.
         restarts: roles replaced.
         longest_evaluation_seconds: the duration of the longest evaluation in this process.
@@ -110,9 +110,9 @@ class Counters:
         self._checkpoint: CheckpointMetrics | None = None
 
     def resume(self, state: CountersState) -> None:
-        """Begins a life of the run from a checkpoint's counters; the shards' totals begin anew.
+        """Continues from a checkpoint's counters; the shards' totals begin at zero.
 
-        What a checkpoint does not keep goes on as it was counted in this process.
+        Counters that a checkpoint does not keep continue as they are in this process.
         """
         self.shards = ShardTotals()
         self.version, self.updates = state.version, state.updates
@@ -148,7 +148,7 @@ class Counters:
         self._interval = (now, self.updates)
 
     def interval_seconds(self, now: float) -> float:
-        """Seconds since the interval began, which each snapshot begins anew."""
+        """Seconds since the interval began; each snapshot begins another."""
         return now - self._interval[0]
 
     def take_rollout(self, report: RolloutReport) -> None:
@@ -187,7 +187,7 @@ class Counters:
         self._checkpoint = saved
 
     def take_wait(self, seconds: float, of_seconds: float) -> None:
-        """Counts time of the coordinator, of which it spent `seconds` waiting for completions."""
+        """Counts of_seconds of the coordinator's time, in which it waited for completions for `seconds`."""
         spent = self._processes.seconds["coordinator"]
         spent["wait"] += seconds
         spent["work"] += of_seconds - seconds
@@ -204,7 +204,7 @@ class Counters:
     ) -> Snapshot:
         """All metrics at `now`, on the monotonic clock; begins a new interval.
 
-        usage: of the coordinator's process and machine; None: it was not read.
+        usage: a new reading of the coordinator's process and machine; None if there is none.
         """
         self._sum_processes(usage)
         saved = self._checkpoint
@@ -249,7 +249,7 @@ class Counters:
         return snapshot
 
     def _sum_processes(self, usage: tuple[ProcessUsage, MachineUsage] | None) -> None:
-        """Adds the time and the readings in reports since the last snapshot, and those of shards."""
+        """Adds times and process usage from the reports since the last snapshot, and from shards."""
         processes = self._processes
         for rollout, _ in self._rollouts:
             processes.add("actor", rollout.actor, rollout.process, rollout.seconds)

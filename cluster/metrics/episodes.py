@@ -1,4 +1,4 @@
-"""Training episodes: how many there were, and what the last and the first ones returned.
+"""Training episodes: their number, and the returns of the newest and of the first ones.
 
 Owns these sums; must not import torch or ray.
 """
@@ -18,7 +18,8 @@ _FEWEST_FIRST_EPISODES = 10
 class Episodes:
     """Training episodes: how many have finished, returns and lengths of the last 100, and the first returns.
 
-    first_returns are from before learning began, up to 100; if those are fewer than 10, later ones join them.
+    first_returns are those from before learning began, at most 100; if they are fewer than 10, the next ones
+    fill them up to 10.
     """
 
     finished: int = 0
@@ -35,7 +36,7 @@ class Episodes:
             self.first_returns = (*self.first_returns, *report.episode_returns)[:_RECENT_EPISODES]
 
     def metrics(self) -> dict[str, Any]:
-        """Their number and means."""
+        """The metrics of a Snapshot that concern training episodes."""
         return {
             "episodes_total": self.finished,
             "train_return_mean": mean_of(self.returns),
@@ -45,5 +46,5 @@ class Episodes:
 
 
 def mean_of(values: Sequence[float]) -> float | None:
-    """The mean; None of nothing."""
+    """The mean; None if there are no values."""
     return fmean(values) if values else None

@@ -1,6 +1,6 @@
 """Metrics of actors, learner, evaluator and processes, from their reports since the last snapshot.
 
-Owns what is summed over them; nothing that it gives out grows with the number of actors. Imports no engine.
+Owns these sums, whose number does not grow with the number of actors. Imports no engine.
 """
 
 import collections
@@ -212,7 +212,7 @@ class ProcessMetrics:
         if usage is None:
             return
         last = self._newest.get((role, index))
-        # A new process counts from 0. It is taken for the old one only if it has used as much already.
+        # A new process counts from 0. It is mistaken for the old one only if it has used as much already.
         before = last.cpu_seconds if last is not None and usage.cpu_seconds >= last.cpu_seconds else 0.0
         add_to(self._cpu_seconds, {role: usage.cpu_seconds - before})
         self._newest[role, index] = usage
@@ -237,12 +237,12 @@ def add_to(sums: dict[str, float], amounts: Mapping[str, float]) -> None:
 
 
 def _known(value: float | None) -> float | None:
-    """None for NaN, the mean of nothing."""
+    """The value; None for NaN, which is the mean of no values."""
     return None if value is None or math.isnan(value) else value
 
 
 def _spread(values: Iterable[float]) -> ByLabel | None:
-    """Minimum, mean and maximum; None of no values."""
+    """Minimum, mean and maximum; None if there are no values."""
     held = list(values)
     return {"min": min(held), "mean": fmean(held), "max": max(held)} if held else None
 

@@ -1,6 +1,6 @@
 """One immutable snapshot of a run's metrics at one moment, with the verdict and findings of diagnosis.
 
-Owns the types of all of them, names, units and help texts; must not import torch, ray or gymnasium.
+Owns the metrics' names, types, units and help texts; must not import torch, ray or gymnasium.
 """
 
 from collections.abc import Mapping
@@ -165,7 +165,7 @@ class Snapshot:
         "gauge", "Standard deviation of initial max Q minus discounted return in the newest evaluation"
     )
     evaluation_truncation_discount_mean: float | None = _metric(
-        "gauge", "Mean in the newest evaluation of gamma^length for truncated episodes and 0 for others"
+        "gauge", "Mean of gamma^length over the newest evaluation's episodes, counting 0 if not truncated"
     )
     evaluation_truncated_ratio: float | None = _metric(
         "gauge", "Share of the newest evaluation's episodes that were truncated"
@@ -178,7 +178,8 @@ class Snapshot:
         "gauge", "Standard deviation of returns of the best version in its second evaluation"
     )
     first_return_mean: float | None = _metric(
-        "gauge", "Mean return of the first training episodes: 10, or up to 100 from before learning began"
+        "gauge",
+        "Mean return of the first training episodes: up to 100 from before learning began, but at least 10",
     )
 
     # Where does time go?
@@ -244,7 +245,9 @@ class Snapshot:
         "gauge", "Largest priority p^alpha in a shard, measured every 5 seconds", "shard"
     )
     shard_priority_effective_ratio: ByLabel | None = _metric(
-        "gauge", "Effective sample size of a shard's priorities over its transitions: 1 if all alike", "shard"
+        "gauge",
+        "Effective sample size of a shard's priorities per transition held (1: all equal)",
+        "shard",
     )
 
     # Is anything dying?

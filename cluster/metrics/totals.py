@@ -87,8 +87,8 @@ class ShardTotals:
     def _sum(self, earlier_and_own: Callable[[ShardStatus], tuple[int, int]]) -> int:
         """Sums over shards: each incarnation adds its own total to that of the incarnations before it.
 
-        A journal may know more of those than their last status told, or less, if there is none or the disk
-        was full: the greater number counts.
+        For the earlier ones, the journal may have counted more than their last status reported, or less if it
+        is off or the disk was full; the greater number counts.
         """
         sums: dict[int, int] = {}
         for shard, incarnation in sorted(self._newest):

@@ -1,6 +1,6 @@
 """The CPU time and memory that processes and this machine use.
 
-Owns reading them from the system; decides nothing, must not import ray or torch.
+Owns reading them from the system, and when an actor holds too much memory; must not import ray or torch.
 """
 
 import os
@@ -36,9 +36,9 @@ class UsageMeter:
 
 
 class MemoryMeter:
-    """Whether this process and its children hold too much memory, read at most every 2 seconds.
+    """Checks whether this process and its children hold too much memory, at most every 2 seconds.
 
-    Shared pages count in proportion, so that forked processes do not count as if each were whole.
+    A page shared by n processes counts 1/n for each, so that forked processes do not count it n times.
     """
 
     def __init__(self, limit_bytes: int | None, actors_here: int) -> None:
@@ -57,7 +57,7 @@ class MemoryMeter:
 
 
 def memory_excess(held_bytes: int, limit_bytes: int | None, machine: Machine, actors_here: int) -> str | None:
-    """How an actor that holds so much memory exceeds its limit, in words; None if it does not.
+    """By how much an actor that holds held_bytes exceeds its limit, in words; None if it does not.
 
     Without limit_bytes the limit is an equal share of half the machine, and it holds only while less than a
     tenth of the machine's memory is left: a large actor that harms nobody is left alone.
@@ -106,7 +106,7 @@ class MachineMeter:
 
 
 def machine_usage() -> MachineUsage:
-    """The usage now."""
+    """The memory of this machine now."""
     memory = psutil.virtual_memory()
     try:
         shared = os.statvfs(_SHARED_MEMORY)

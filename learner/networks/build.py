@@ -100,8 +100,8 @@ class Mlp(nn.Module):
 
 
 class TorsoAndStreams(nn.Module):
-    """A torso, and above it a stream: one hidden layer and the outputs. A dueling network has a second stream
-    for the value.
+    """A torso, and above it a stream: one hidden layer and the outputs. A dueling network has a second
+    stream, for the value.
 
     config.noisy makes the layers of the streams noisy: the fully connected layers of an image network, the
     last hidden layer and the outputs of an MLP.

@@ -1,4 +1,4 @@
-"""A network whose weights are one vector, and so is their gradient, and how its passes are computed.
+"""A network whose weights are one vector, as is their gradient; its forward and backward passes.
 
 Owns that layout and the passes: by autograd, by hand, in bfloat16, compiled; must not import optimizers,
 numpy or the replay service.
@@ -79,7 +79,7 @@ class FlatNetwork:
         return self.forward(obs_tm1), self.evaluate(obs_t)
 
     def backward(self, output_gradient: Tensor) -> None:
-        """Fills `gradient`. output_gradient: dL by the outputs of the last `forward`, in their shape."""
+        """Fills `gradient`. output_gradient: dL / doutputs of the last `forward`, in their shape."""
         gradients = torch.autograd.grad(
             self._outputs, self._parameters, output_gradient, materialize_grads=True
         )
@@ -88,7 +88,7 @@ class FlatNetwork:
 
 
 class FlatMlp(FlatNetwork):
-    """A FlatNetwork for an MLP, with passes by hand: the numbers of autograd without its bookkeeping.
+    """A FlatNetwork for an MLP, with passes written by hand: the numbers of autograd without its bookkeeping.
 
     At batch 64 autograd costs more than the matrix products that it records.
     """
@@ -116,13 +116,13 @@ class FlatMlp(FlatNetwork):
         return q_tm1, q_t
 
     def backward(self, output_gradient: Tensor) -> None:
-        """Fills `gradient`. output_gradient: dL by the first B Q-values of the last forward pass, [B, A]."""
+        """Fills `gradient`. output_gradient: dL / dQ [B, A] of the first B Q-values of the last forward."""
         for layer in reversed(range(len(self._weights))):
             inputs = self._inputs[layer][: len(output_gradient)]
             product(output_gradient.t(), inputs, out=self._weight_gradients[layer])
             torch.sum(output_gradient, dim=0, out=self._bias_gradients[layer])
             if layer > 0:
-                # The output gradient of the layer below. Its outputs are relu(z) >= 0, these inputs, whose
+                # The output gradient of the layer below. These inputs are its outputs relu(z) >= 0, so their
                 # sign is the derivative of relu at z.
                 output_gradient = product(output_gradient, self._weights[layer]).mul_(inputs.sign())
 

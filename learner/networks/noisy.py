@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from learner.networks.products import linear
 
 SIGMA_ZERO = 0.5
-"""Noise of a fresh layer, times sqrt(inputs): the paper's value for factorized noise."""
+"""Initial sigma times sqrt(inputs): the paper's value for factorized noise."""
 
 
 class NoisyLinear(nn.Linear):
     """y = (mu_w + sigma_w * f(e_out) f(e_in)^T) x + mu_b + sigma_b * f(e_out), f(e) = sign(e) sqrt|e|.
 
-    weight and bias are mu. Before the first `redraw` there is no noise, and the layer is its mean, mu:
-    evaluation plays that. One noise holds for the whole batch.
+    weight and bias are mu. Before the first `redraw` the noise is 0, so the layer computes with mu alone, as
+    in evaluation. One noise holds for the whole batch.
     """
 
     noise_in: Tensor

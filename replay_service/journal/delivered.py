@@ -1,4 +1,4 @@
-"""What a shard has taken in: the state that makes pushes exactly-once.
+"""The state that makes pushes exactly-once: what a shard has received from each writer.
 
 Owns that value; must not import anything of the journal.
 """
@@ -13,9 +13,9 @@ from replay_service.block import TransitionBlock
 
 @dataclass(frozen=True)
 class Delivered:
-    """All that a shard has taken in over its incarnations.
+    """All that a shard has received over its incarnations.
 
-    writers: writer -> its incarnation and the sequence number due next. Totals as in ShardStatus.
+    writers: writer -> its incarnation and the sequence number of its next push. Totals as in ShardStatus.
     """
 
     writers: Mapping[int, tuple[int, int]]

@@ -143,7 +143,7 @@ class Durability:
         return True
 
     def _take_failure(self, error: OSError) -> None:
-        """Keeps the reason if the disk is full and the run goes on without it; raises otherwise."""
+        """If the disk is full and the run continues without it, keeps the reason; raises otherwise."""
         if error.errno not in _DISK_FULL:
             raise error
         self.error = (

@@ -80,14 +80,14 @@ class FoundJournal:
             self._segments.append(segment)
 
     def first_key(self, lowest: int, capacity: int) -> int:
-        """The new key of the first transition found: the first one from `lowest` on that has its old slot.
+        """The new key of the first transition found: the smallest one from `lowest` on with its old slot.
 
         Raises ValueError if the journal has keys from `lowest` on: incarnations must rise.
         """
         sound = [record for segment in self._segments for record in segment.records if record.sound]
         highest = max((record.first_key for record in sound), default=-1)
         if highest >= lowest:
-            raise ValueError(f"the journal holds key {highest}; a new incarnation's begin at {lowest}")
+            raise ValueError(f"the journal holds key {highest}; keys of a new incarnation begin at {lowest}")
         oldest = next((each.first_key for each in sound if each.kind in (BLOCK, TRANSITIONS)), lowest)
         return lowest + (oldest - lowest) % capacity
 

@@ -1,6 +1,6 @@
-"""What a segment file of the journal holds, record by record (docs/block-format.md).
+"""The format of the journal's segment files, record by record (docs/block-format.md).
 
-Owns the format and its checks; must not import anything but numpy, msgpack and `block`.
+Owns the format and its checks; must not import anything but numpy, msgpack and `delivered`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class JournalWriter:
         files: Sequence[SegmentFile] = (),
         renamed: Sequence[KeyRun] = (),
     ) -> None:
-        """number: of the segment to be written next; files: the segments before it, sealed.
+        """number: number of the next segment to be written; files: the segments before it, sealed.
 
         renamed: transitions in `files` that have other keys now; the next segment records them.
         """
@@ -155,7 +155,7 @@ class JournalWriter:
                 if parts:
                     parts[0] = parts[0][written:]
         except OSError:
-            # Followed by more records, the part that was written would read as damage.
+            # If more records followed, the part written of this one would read as damage.
             os.ftruncate(self._descriptor, file.num_bytes)
             os.lseek(self._descriptor, file.num_bytes, os.SEEK_SET)
             raise

@@ -28,7 +28,12 @@ from actors.config import ActorsConfig, EnvConfig, LadderConfig
         (ActorsConfig, "epsilon_decay_env_steps", [0], "give at least 1"),
         (ActorsConfig, "n_step", [0, 65], "give 1 to 64"),
         (ActorsConfig, "discount", [-0.1, 1.1], r"gamma lies in \[0, 1\]"),
-        (ActorsConfig, "reward_clip", [0.0, -1.0, float("nan")], "above 0, or null for raw rewards"),
+        (
+            ActorsConfig,
+            "reward_clip",
+            [0.0, -1.0, float("nan")],
+            "give a number above 0, or null for raw rewards",
+        ),
         (ActorsConfig, "pushes_in_flight", [0], "give at least 1"),
         (ActorsConfig, "env_restarts", [-1], "give 0 or more"),
         (ActorsConfig, "chunk_deadline_seconds", [0.0], "it must be above 0, or null"),

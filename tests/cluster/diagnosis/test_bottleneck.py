@@ -150,7 +150,7 @@ def test_nothing_is_said_before_anybody_worked() -> None:
     [
         (
             {"machine_memory_bytes": 10 * 10**9, "machine_memory_available_bytes": 499_000_000},
-            "499 MB of the machine's 10.0 GB are left",
+            "499 MB of the machine's 10.0 GB of memory are free",
         ),
         (
             {"shared_memory_bytes": 10**9, "shared_memory_used_bytes": 960_000_000},

@@ -341,7 +341,7 @@ def test_replay_without_a_frozen_copy_diverges_and_overestimates(tmp_path: Path)
     assert "learner.target_update_updates=200 (now 1)" in event(recorder, "diverging Q")
     events = (tmp_path / "run" / "logs" / "events.log").read_text()
     assert "WARNING" in events
-    assert "overestimation: Q promises" in events
+    assert "overestimation: Q predicts" in events
 
 
 def test_steps_that_kill_the_network_collapse_its_choice(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_rewards_out_of_scale(tmp_path: Path, scale: str, cure: str) -> None:
     [
         (
             ("env.id=qfleet_diagnosis_envs:Jackpot", "replay.priority_exponent=1.0"),
-            "have nearly all the mass of priorities",
+            "have nearly all the priority mass",
         ),
         (("env.id=CartPole-v1", "replay.priority_epsilon=10000"), "of their mean"),
     ],

@@ -161,5 +161,5 @@ def test_all_damage_of_a_segment_is_one_entry(tmp_path: Path, random_block: Bloc
 
 def test_an_incarnation_must_be_new(tmp_path: Path, random_block: BlockMaker) -> None:
     insert(make_shard(tmp_path, 3), random_block, range(2))
-    with pytest.raises(ValueError, match="a new incarnation's begin at"):
+    with pytest.raises(ValueError, match="keys of a new incarnation begin at"):
         make_shard(tmp_path, 3)
