@@ -117,5 +117,6 @@ class TablePolicy:
 def _check_flat(flat_weights: np.ndarray, size: int) -> None:
     if flat_weights.shape != (size,) or flat_weights.dtype != np.float32:
         raise ValueError(
-            f"weights {flat_weights.shape} {flat_weights.dtype} do not fit: expected ({size},) float32"
+            f"weights {flat_weights.shape} {flat_weights.dtype} do not fit: "
+            f"this policy takes ({size},) float32"
         )

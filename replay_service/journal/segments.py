@@ -3,8 +3,6 @@
 Owns the format and its checks; must not import anything but numpy, msgpack and `delivered`.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import re

@@ -17,7 +17,7 @@ from actors.config import ActorsConfig, EnvConfig, LadderConfig
         (EnvConfig, "stack", [0, 65], "give 1 to 64 frames"),
         (EnvConfig, "discretize", [1], "give at least 2 bins a dimension"),
         (EnvConfig, "max_episode_steps", [0], "give at least 1"),
-        (LadderConfig, "base", [0.0, 1.1], r"lies in \(0, 1\]"),
+        (LadderConfig, "base", [0.0, 1.1], r"give a number in \(0, 1\]"),
         (LadderConfig, "alpha", [-1.0], "give 0 or more"),
         (ActorsConfig, "num_actors", [0], "give at least 1"),
         (ActorsConfig, "min_actors", [0], "give at least 1"),
