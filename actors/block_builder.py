@@ -83,7 +83,7 @@ class BlockBuilder:
 
         Blocks have writer, incarnation and sequence 0: the sink numbers them. Q-values of actions that a
         frame does not allow must be -inf. reward_clip c clips the transitions' rewards to [-c, c].
-        life_loss_ends_episode makes a lost life a termination for them; the episode itself goes on.
+        life_loss_ends_episode makes a lost life terminate transitions; the episode itself continues.
         """
         self._schema = schema
         dtype = frame_dtype(schema.frame_fields)

@@ -78,7 +78,7 @@ class LearnerConfig:
 
     precision "bfloat16" computes the learner's networks under autocast; weights, targets, losses and the
     optimizer stay float32, and so does acting. compile makes torch.compile compile the learner's forward and
-    backward passes; where there is no compiler, the run says so and goes on without.
+    backward passes; without a compiler, the run warns and does not compile.
     """
 
     network: str = "auto"
@@ -145,7 +145,7 @@ class LearnerConfig:
 class ImageShape(NamedTuple):
     """One image observation: channels counts all frames of a stack.
 
-    channels_last tells the axes of each frame: [H, W, C], else [H, W] or [C, H, W].
+    channels_last gives the order of each frame's axes: [H, W, C], else [H, W] or [C, H, W].
     """
 
     channels: int

@@ -97,7 +97,7 @@ class LearnReport(UpdateMetrics):
 
 @dataclass(frozen=True, eq=False)
 class LearnerState:
-    """All that a learner needs to go on, bit for bit, after `version` updates.
+    """All that a learner needs to continue, bit for bit, after `version` updates.
 
     tensors: copies by name. "online" and "target" [P] float32; with Adam "exp_avg" and "exp_avg_sq" [P]
     float32; of noisy networks "noise", the state of the random generator, uint8; of normalized observations

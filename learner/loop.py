@@ -75,7 +75,7 @@ class Learner:
         self._stack = spec.stack
         self._staged = StagedUpload(spec.stack, self.step.device) if self.step.queues else None
         # A device with a queue works on one update while the next minibatch is drawn, uploaded and queued.
-        # TD errors then come back one update late, and nobody waits for the device.
+        # TD errors then come back one update late, but the device need not wait for the host.
         self._max_started = 2 if self.step.queues else 1
         self._record_skipped = record_skipped
         self._skipped_total = 0

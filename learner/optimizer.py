@@ -24,7 +24,7 @@ def learning_rate(config: LearnerConfig, update: int) -> float:
 def clip_(gradient: Tensor, max_norm: float | None) -> Tensor:
     """Scales gradient [P] in place to a 2-norm of at most max_norm; returns the norm before, a scalar.
 
-    Reads nothing back from a GPU, so that nobody waits. A gradient within the bound keeps every bit.
+    Reads nothing back from a GPU, so the host need not wait. A gradient within the bound stays as it is.
     """
     norm: Tensor = torch.linalg.vector_norm(gradient)
     # On a CPU the norm can be read at once, and most gradients need no scaling.

@@ -247,7 +247,7 @@ class ReplaySampler(Generic[Ticket]):
         self._position = 0
 
     def _retire_staged(self) -> None:
-        """Frees what is staged: all its shards have replied, and nobody reads its minibatches any more."""
+        """Frees the staged request: all its shards have replied, and its minibatches are no longer read."""
         slots = None if self._staging is None else self._staging.slots
         if slots is not None and self._staged is not None and self._staged.slot is not None:
             slots.give_back(self._staged.slot)

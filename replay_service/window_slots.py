@@ -39,7 +39,7 @@ class WindowArray:
 
 @dataclass(frozen=True)
 class SlotAddress:
-    """Where a shard finds a slot: the owner's descriptor of its memory file; file_id is (device, inode)."""
+    """A slot's address for shards: the owner's descriptor of the memory file; file_id is (device, inode)."""
 
     host: str
     pid: int

@@ -66,7 +66,7 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """As Env.reset. With the restart key in options, resets a new instance, seeded from its own stream.
+        """Like Env.reset. With the restart key in options, resets a new instance, seeded from its own stream.
 
         Raises EnvFailed if a new instance fails at once.
         """
@@ -82,7 +82,7 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         return self._recover(Failure("invalid", problem)) if problem else (observation, info)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """As Env.step. Raises EnvFailed if a new instance fails at once."""
+        """Like Env.step. Raises EnvFailed if a new instance fails at once."""
         try:
             result = self.env.step(action)
         except Exception:  # noqa: BLE001 - as in reset

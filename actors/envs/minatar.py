@@ -26,6 +26,6 @@ class FreshStart(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        """As the game's own, with a no-op as the last action."""
+        """Resets the game, with a no-op as its last action."""
         self.get_wrapper_attr("game").last_action = 0
         return self.env.reset(seed=seed, options=options)

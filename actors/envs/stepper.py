@@ -205,10 +205,10 @@ class VectorStepper:
     def _masks(
         self, info: Mapping[str, Any], *, terminal: np.ndarray, lanes: np.ndarray | None = None
     ) -> np.ndarray | None:
-        """[N, A] bool from info, None if spec has no mask; all ones in lanes that info says nothing of.
+        """[N, A] bool from info, None if spec has no mask; all ones in lanes that have none in info.
 
-        terminal [N] bool: lanes whose frame terminated its episode; lanes [N] bool: those that info must
-        speak of, None for all. Raises EnvError if one of them is left no action and must act.
+        terminal [N] bool: lanes whose frame terminated its episode; lanes [N] bool: those that must have a
+        mask in info, None for all. Raises EnvError if one of them must act and is allowed no action.
         """
         if not self.spec.action_mask:
             return None

@@ -29,7 +29,7 @@ class Validator:
         self._one_float32 = isinstance(space, spaces.Box) and space.dtype == np.float32
 
     def misfit(self, observation: Any) -> str | None:
-        """What is wrong with shapes or dtypes of a single observation; None if nothing is."""
+        """The error in shapes or dtypes of a single observation, in words; None if there is none."""
         return next(filter(None, (leaf.misfit(observation) for leaf in self._leaves)), None)
 
     def is_plain(self, observations: Any, reward: np.ndarray) -> bool:
@@ -43,7 +43,7 @@ class Validator:
         )
 
     def problems(self, observations: Any, reward: np.ndarray | None = None) -> dict[int, str]:
-        """Lane -> what is wrong with its observation or its reward [N]; empty if nothing is."""
+        """Lane -> the error in its observation or in its reward [N], in words; empty if there is none."""
         found: dict[int, str] = {}
         for leaf in self._leaves:
             array = np.asarray(leaf.part.of(observations))
@@ -73,7 +73,7 @@ class _Leaf:
         return f"an observation whose {path!r}" if path else "an observation that"
 
     def misfit(self, observation: Any) -> str | None:
-        """What is wrong with shape or dtype of this array of a single observation."""
+        """The error in shape or dtype of this array of a single observation; None if there is none."""
         try:
             array = np.asarray(self.part.of(observation))
         except (KeyError, IndexError, TypeError, ValueError) as error:

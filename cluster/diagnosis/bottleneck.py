@@ -57,7 +57,7 @@ def stage_of(window: Sequence[Snapshot], config: ResolvedConfig) -> Stage | None
 
 
 def verdict_of(stage: Stage, window: Sequence[Snapshot], config: ResolvedConfig) -> Verdict | None:
-    """The verdict for this stage with the newest numbers; None if they say nothing about it any more."""
+    """The verdict for this stage with the newest numbers; None if they no longer show it."""
     if stage == "memory":
         text = _memory(window[-1])
     else:
@@ -110,8 +110,8 @@ def shares_between(before: Snapshot, now: Snapshot, *, serial: bool) -> Shares |
     update_share = learner.get("update", 0.0) / learned
     if serial:
         played = spent.get("evaluator", {}).get("play", 0.0)
-        told = worked + pushed + updated + waited + played
-        whole = max(seconds, told)
+        reported = worked + pushed + updated + waited + played
+        whole = max(seconds, reported)
         return Shares(
             actor_work=worked / whole,
             actor_push=pushed / whole,
@@ -121,7 +121,7 @@ def shares_between(before: Snapshot, now: Snapshot, *, serial: bool) -> Shares |
             learner_idle=0.0,
             learner_update=update_share,
             shard_work=sum(shard.values()) / whole,
-            coordinator_work=(whole - told) / whole,
+            coordinator_work=(whole - reported) / whole,
             evaluation=played / whole,
         )
     return Shares(
@@ -143,8 +143,8 @@ def _before(window: Sequence[Snapshot]) -> Snapshot:
     seconds, spent = _seconds(before, now), _spent(before, now)
     roles = ("actor",) if now.updates_total == 0 else ("actor", "learner")
     # In one process each role waits for the others, and reports its idle time with its next chunk.
-    told = all(sum(spent.get(role, {}).values()) >= _MOST * seconds for role in roles)
-    return before if told and seconds > 0.0 else Snapshot()
+    reported = all(sum(spent.get(role, {}).values()) >= _MOST * seconds for role in roles)
+    return before if reported and seconds > 0.0 else Snapshot()
 
 
 def _seconds(before: Snapshot, now: Snapshot) -> float:

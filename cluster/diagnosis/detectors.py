@@ -243,7 +243,7 @@ def collapsed_action_choice(window: Window, config: ResolvedConfig) -> Reading |
 
 
 def reward_scale(window: Window, config: ResolvedConfig) -> Reading | None:
-    """Rewards so large that values cannot follow, so small that they drown, or outside the atoms of c51."""
+    """Rewards so large that values cannot follow, so small that they drown, or outside the range of c51."""
     now, learner = window[-1], config.learner
     bound, largest = _value_bound(now), now.reward_abs_max
     promised, earned = now.evaluation_start_value_mean, now.evaluation_discounted_return_mean
@@ -265,7 +265,7 @@ def reward_scale(window: Window, config: ResolvedConfig) -> Reading | None:
     if learner.head == "c51" and not low <= earned <= high:
         return Reading(
             1.0 + max(low - earned, earned - high) / (high - low),
-            f"greedy episodes earn {earned:.4g} (discounted), outside the atoms' {low:g} to {high:g}",
+            f"greedy episodes earn {earned:.4g} (discounted), outside the atoms' range, {low:g} to {high:g}",
             "a distribution has no probability where it has no atoms",
             f"learner.value_range=[{min(low, 1.5 * earned):.3g}, {max(high, 1.5 * earned):.3g}]",
         )

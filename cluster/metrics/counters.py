@@ -71,7 +71,7 @@ class CheckpointMetrics:
 
 
 class Counters:
-    """Takes every report of a run once and gives out snapshots.
+    """Takes every report of a run once, and makes snapshots.
 
     A report is mostly just stored when it arrives, and summed for the next snapshot: summing many at once
     takes the coordinator a tenth of the time. In the serial runtime, one Counters stays in use when a run

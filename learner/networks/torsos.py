@@ -143,5 +143,5 @@ def dense(
 
 
 def image_norm(channels: int, layer_norm: bool) -> list[nn.Module]:
-    """Where wanted, layer norm over channels and pixels together, with gain and offset for each channel."""
+    """Layer norm over channels and pixels together, with gain and offset for each channel; [] if unwanted."""
     return [nn.GroupNorm(1, channels)] if layer_norm else []

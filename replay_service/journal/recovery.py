@@ -47,7 +47,7 @@ class DamagedSegment:
 
 @dataclass(frozen=True)
 class RecoveryReport:
-    """What could not be read back: torn_bytes of an incomplete last record, and damaged segments."""
+    """The parts that could not be read back: torn_bytes of an incomplete last record, damaged segments."""
 
     torn_bytes: int
     damaged: tuple[DamagedSegment, ...]
