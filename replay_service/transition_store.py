@@ -1,7 +1,7 @@
 """The transitions of one shard: a ring of small records, beside a ring of frames.
 
-Owns the records and early eviction; must not import anything but numpy, `block`, `config` and the frame
-stores.
+Owns the records and early eviction; must not import anything but numpy, `block`, `config`, `messages`
+and the frame stores.
 """
 
 from collections import deque
@@ -31,8 +31,6 @@ TRANSITION_DTYPE = np.dtype(
     ],
     align=True,
 )
-
-
 _COPIED = ("policy_version", "action", "reward", "discount")
 """Fields that a record copies from a block unchanged."""
 

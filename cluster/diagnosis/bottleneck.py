@@ -16,6 +16,7 @@ LEAST_MEMORY = 0.05
 MOST_SHARED_MEMORY = 0.95
 """Share of /dev/shm above which Ray spills objects to disk; as in the alert QfleetSharedMemoryFull."""
 
+# Most of the time.
 _MOST = 0.5
 
 
