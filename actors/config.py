@@ -50,7 +50,7 @@ class LadderConfig:
 
 @dataclass(frozen=True)
 class ActorsConfig:
-    """How many actors act, how they explore and what transitions they make.
+    """The number of actors, their exploration and their transitions.
 
     epsilon falls linearly from epsilon_start to epsilon_end over epsilon_decay_env_steps *global*
     environment steps, unless epsilon_ladder is given. discount is gamma; transitions sum n_step rewards.

@@ -30,7 +30,7 @@ class Step:
     the one in final_frames (then this step was real and the environment has reset within it).
 
     Attributes:
-        frames: [N, *shape], what to act on next. Valid until the next step begins: copy what is kept.
+        frames: [N, *shape], to act on next. Valid until the next step begins: copy what you keep.
         reward: [N], 0 where fake.
         terminated, truncated, ended: [N] bool, of this step; False where fake. ended is either of the two.
         fake: [N] bool, lanes in which this step was an autoreset and no transition.
@@ -39,8 +39,8 @@ class Step:
         final_lanes: [K] int, ascending; lanes that ended and reset within this step.
         final_frames: [K, *shape], their true last frames.
         broken: [N] bool, lanes whose environment misbehaved in this step and was restarted; None: no lane.
-            There the step is fake and `frames` begins an episode, but the old one did not end: it broke
-            off at the frame before, and nothing may be concluded from what would have followed.
+            There the step is fake and `frames` begins an episode, but the old episode did not end: it broke
+            off at the frame before, and its further course is unknown.
     """
 
     frames: np.ndarray
@@ -124,7 +124,7 @@ class VectorStepper:
         if broken is not None:
             fake = fake | broken
         if np.count_nonzero(fake):
-            # Environments differ in what they leave here; it belongs to no transition.
+            # Environments leave different things here; they belong to no transition.
             real = ~fake
             reward = np.where(fake, 0.0, reward)
             terminated = terminated & real
