@@ -73,7 +73,7 @@ class EnvActor:
         self._incarnation = incarnation
         self._num_lanes = config.envs_per_actor
         self._ladder: np.ndarray | None = None
-        self.take_place(actor, num_actors)
+        self.set_rank(actor, num_actors)
         self._loaded = False  # whether the policy has weights
         self._groups = _groups(env, self._num_lanes, env_threads, overlap)
         self.spec = self._groups[0].stepper.spec
@@ -107,7 +107,7 @@ class EnvActor:
         self._starts = np.ones(self._num_lanes, np.bool_)
         self._timer = PhaseTimer("idle", "act", "env", "build", "push")
 
-    def take_place(self, rank: int, num_actors: int) -> None:
+    def set_rank(self, rank: int, num_actors: int) -> None:
         """Makes this actor number `rank` of num_actors; the epsilon ladder spans the lanes of all of them."""
         if self._config.epsilon_ladder is not None:
             ladder = ladder_epsilons(self._config.epsilon_ladder, num_actors * self._num_lanes)

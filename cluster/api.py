@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from actors.core import EnvSpec
 from actors.envs.make import probe
-from cluster.checkpoints.resume import Start, reopen
+from cluster.checkpoints.resume import OpenedRun, reopen
 from cluster.coordinator import Outcome
 from cluster.engines.engine import Engine
 from cluster.engines.machine import this_machine
@@ -37,7 +37,7 @@ from cluster.record.scrape_targets import advertised, targets_folder
 from cluster.record.tensorboard import require_tensorboard
 from cluster.runtime.failure import RunFailed
 from cluster.settings.config import ConfigError, RunConfig, check
-from cluster.settings.plan import Plan, make_claims, make_plan, refuse_what_cannot_fit
+from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import resolve
 from cluster.settings.resolved import ResolvedConfig
 from cluster.show.status import announce, status_document
@@ -87,7 +87,7 @@ def default_run_dir(config: RunConfig) -> Path:
     name = re.sub(r"[^A-Za-z0-9]+", "-", config.env.id).strip("-").lower()
     # Microseconds keep two runs that begin in the same second apart.
     name = f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    return (Path.home() if is_shipped_copy(Path.cwd()) else Path()) / "runs" / name
+    return (Path.home() if is_ray_working_dir(Path.cwd()) else Path()) / "runs" / name
 
 
 def ask_for_placement(prepared: Prepared, plan: Plan) -> Placement:
@@ -101,7 +101,7 @@ def ask_for_placement(prepared: Prepared, plan: Plan) -> Placement:
         return place(make_claims(prepared.config, prepared.spec, plan, gpus), engine.nodes())
 
 
-def is_shipped_copy(folder: Path) -> bool:
+def is_ray_working_dir(folder: Path) -> bool:
     """Whether the folder is in a copy of --working-dir that Ray made for a job and may delete."""
     return "working_dir_files" in folder.absolute().parts
 
@@ -128,7 +128,7 @@ def train(
     """
     began = time.monotonic()
     run_dir = run_dir or default_run_dir(config)
-    if is_shipped_copy(run_dir):
+    if is_ray_working_dir(run_dir):
         raise ConfigError(
             f"run directory {run_dir}: lies in the copy of the code that Ray made for this job and will "
             "delete; give an absolute path, on storage that outlives the machine"
@@ -140,7 +140,7 @@ def train(
     prepared = prepare(config)
     resolved, spec, folder = prepared.config, prepared.spec, run_dir.absolute()
     plan = make_plan(resolved, spec, this_machine())
-    refuse_what_cannot_fit(plan)
+    require_fit(plan)
     with ExitStack() as stack:
         start = reopen(run_dir, resolved, spec, required=resume == "must") if goes_on else None
         if start is not None:
@@ -158,7 +158,7 @@ def train(
         stack.callback(signals.ignore)
         if start is None:
             directory = RunDir.create(folder, resolved, spec, initial.facts if initial else None)
-            start = Start(stack.enter_context(closing(directory)), None, ())
+            start = OpenedRun(stack.enter_context(closing(directory)), None, ())
         recorder = Recorder(start.run_dir, (shown, newest), started)
         announce(folder, server.url)
         gpus = _learner_gpus(resolved, engine.gpus)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from actors.envs.errors import EnvError
 from cluster.engines.signals import Interrupted
-from cluster.policies.scores import beside_human, reference
-from cluster.record.logs import last_words, log_path
+from cluster.policies.scores import human_comparison, reference
+from cluster.record.logs import last_lines, log_path
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import (
     SHARED_PRESETS,
@@ -144,7 +144,7 @@ def _train(options: argparse.Namespace) -> int:
     try:
         result = train(config, options.run_dir, resume=options.resume)
     except RunFailed as failure:
-        if failure.role and failure.logs and (said := last_words(failure.logs, failure.role, _LAST_WORDS)):
+        if failure.role and failure.logs and (said := last_lines(failure.logs, failure.role, _LAST_WORDS)):
             print(f"the last lines of {log_path(failure.logs, failure.role)}:", file=sys.stderr)
             print(*(f"  {line}" for line in said), sep="\n", file=sys.stderr)
         print(f"{failure}", file=sys.stderr)
@@ -154,7 +154,7 @@ def _train(options: argparse.Namespace) -> int:
     if outcome.best_return_mean is not None:
         best = (
             f"best version {outcome.best_version}: greedy return {outcome.best_return_mean:.1f}, confirmed"
-            + beside_human(config.env.id, outcome.best_return_mean)
+            + human_comparison(config.env.id, outcome.best_return_mean)
         )
     print(f"{outcome.reason} after {result.seconds:.1f} s; {best}")
     print(f"evaluate it: qfleet eval {result.run_dir} --episodes 100")
@@ -208,7 +208,7 @@ def _eval(options: argparse.Namespace) -> int:
         print(
             f"{played.weights} weights, version {played.version}: mean return {mean:.2f}, std {std:.2f} "
             f"over {len(played.returns)} greedy episodes (min {low:g}, max {high:g})"
-            + beside_human(env_id, mean)
+            + human_comparison(env_id, mean)
         )
     return EXIT_OK
 
@@ -271,14 +271,14 @@ def _check_env(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from cluster.api import ask_for_placement, prepare
     from cluster.engines.machine import this_machine
-    from cluster.settings.plan import make_plan, refuse_what_cannot_fit
+    from cluster.settings.plan import make_plan, require_fit
 
     prepared = prepare(_config(options.source, options.set))
     plan = make_plan(prepared.config, prepared.spec, this_machine())
     if prepared.config.run.runtime == "cluster" and "RAY_ADDRESS" in os.environ:
         plan = replace(plan, placement=ask_for_placement(prepared, plan))
     print(plan.text)
-    refuse_what_cannot_fit(plan)
+    require_fit(plan)
     return EXIT_OK
 
 

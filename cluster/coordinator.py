@@ -19,7 +19,7 @@ from cluster.checkpoints.resume import Resumed
 from cluster.control.every import Every
 from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import EngineError, ObjectLost, RoleDied
-from cluster.engines.ref import Ref, passed
+from cluster.engines.ref import Ref, as_argument
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.usage import MachineMeter
 from cluster.runtime.evaluations import Evaluations
@@ -85,7 +85,7 @@ class Coordinator:
         self._restored = not self._recovery.restoring
         now = time.monotonic()
         self._supervisor = Supervisor(context, self._recovery, now)
-        self._evaluations = Evaluations(context, self._supervisor.count_restarts)
+        self._evaluations = Evaluations(context, self._supervisor.count_env_restarts)
         self._ask_shards = Every(_ASK_SHARDS_SECONDS, now)
         self._ask_logs = Every(_ASK_LOGS_SECONDS, now)
         self._save_weights = Every(self._config.checkpoint.weights_every_seconds, now)
@@ -135,7 +135,7 @@ class Coordinator:
         """Hands out chunks of acting and learning, as far as pacing allows, and evaluations."""
         if not self._restored:
             return
-        for depth in range(self._pacer.credits_each):
+        for depth in range(self._pacer.credits_per_role):
             for actor in self._fleet.actors:
                 if actor.is_up and len(actor.in_flight) <= depth and self._pacer.may_act():
                     self._grant_rollout(actor)
@@ -161,7 +161,7 @@ class Coordinator:
             ActorRole.rollout,
             self._config.actors.steps_per_chunk,
             self._counters.version,
-            None if self._weights is None or known else passed(self._weights),
+            None if self._weights is None or known else as_argument(self._weights),
             self._counters.shards.env_steps,
             then=partial(self._take_rollout, actor),
             lost=partial(self._lose_rollout, actor),
@@ -192,13 +192,13 @@ class Coordinator:
             # The learner's machine held them; the learner's replacement publishes new ones.
             self._publish(None)
         elif credit.kind != "log":
-            self._supervisor.bury(credit.member, error, time.monotonic())
+            self._supervisor.replace_dead(credit.member, error, time.monotonic())
 
     def _take_rollout(self, actor: Member[ActorRole], report: RolloutReport) -> None:
         actor.unacknowledged_transitions = report.unacknowledged_transitions
         self._counters.take_rollout(report)
         if report.env_restarts:
-            self._supervisor.count_restarts(actor, report.env_restarts)
+            self._supervisor.count_env_restarts(actor, report.env_restarts)
         if report.memory_excess:
             restart = EnvRestart("memory", None, f"its processes hold {report.memory_excess}")
             self._supervisor.replace_actor(actor, "memory", restart)
@@ -230,7 +230,7 @@ class Coordinator:
                 self._recorder.journal(status)
         if self._ask_logs.due(now):
             self._fleet.ask_logs()
-            self._fleet.spread_ladder()
+            self._fleet.send_ranks()
         # Before all roles are back their totals are not known.
         due = self._counters.interval_seconds(now) >= self._config.metrics.every_seconds
         if due and self._restored:
@@ -287,7 +287,7 @@ class Coordinator:
         if self._stop_requested() is None and not self._selection.solved:
             self._evaluate_last()
         self._finish_checkpoint()
-        if self._recovery.has_news():
+        if self._recovery.has_unsaved_progress():
             self._recovery.begin_checkpoint()
             self._finish_checkpoint()
         if self._counters.version >= version:  # a learner that died meanwhile went on from an older one
@@ -330,7 +330,7 @@ class Coordinator:
 
         def ended() -> bool:
             nonlocal saved
-            saved = self._recovery.poll() or saved
+            saved = self._recovery.take_finished() or saved
             return not self._recovery.checkpointing
 
         if not self._work_until(ended, self._config.run.stall_seconds):

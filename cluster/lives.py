@@ -11,7 +11,7 @@ import numpy as np
 
 from actors.core import EnvSpec
 from cluster.checkpoints.checkpoint import read_checkpoint
-from cluster.checkpoints.resume import Resumed, go_on
+from cluster.checkpoints.resume import Resumed, restore_run
 from cluster.control.evaluation import ModelSelection
 from cluster.coordinator import Coordinator, Outcome
 from cluster.diagnosis.diagnosis import Diagnosis
@@ -61,7 +61,7 @@ class Lives:
                 return ended
             self.engine.end_roles()
             checkpoint = read_checkpoint(self.run_dir.checkpoints / ended.name)
-            resumed = go_on(self.run_dir.path, checkpoint, config)
+            resumed = restore_run(self.run_dir.path, checkpoint, config)
 
     def _context(self, resumed: Resumed | None, counters: Counters) -> RunContext:
         """Creates the parts of the next life and spawns its roles."""

@@ -54,7 +54,7 @@ class Supervisor:
         elif idle and now - self._progress_at > self._context.config.run.stall_seconds:
             self._fail_stalled()
 
-    def bury(self, dead: Member[Any], error: EngineError, now: float) -> None:
+    def replace_dead(self, dead: Member[Any], error: EngineError, now: float) -> None:
         """Replaces a role that died. Raises RunFailed if run.restarts are used up."""
         cause: RestartCause = "process"
         how = "died"
@@ -65,12 +65,12 @@ class Supervisor:
         self._replace_within_budget(dead, error, cause, how, now)
 
     def replace_actor(self, actor: Member[Any], cause: RestartCause, restart: EnvRestart) -> None:
-        """Ends and replaces an actor because of its environments. Raises RunFailed as count_restarts does."""
+        """Ends and replaces an actor because of its environments. Raises RunFailed past the budget."""
         end_process(actor.process)
-        self.count_restarts(actor, [restart])
+        self.count_env_restarts(actor, [restart])
         self._replace(actor, RoleDied(actor.name, restart.description), cause, "was ended")
 
-    def count_restarts(self, member: Member[Any], restarts: Iterable[EnvRestart]) -> None:
+    def count_env_restarts(self, member: Member[Any], restarts: Iterable[EnvRestart]) -> None:
         """Counts restarted environments. Raises RunFailed above actors.env_restarts."""
         counters, budget = self._context.counters, self._context.config.actors.env_restarts
         for restart in restarts:
@@ -128,13 +128,13 @@ class Supervisor:
     ) -> Member[Any]:
         """Replaces a role by its next incarnation, and logs that."""
         self._context.counters.take_restart(dead.kind, cause)
-        lost = self._recovery.loses(dead)
+        lost = self._recovery.note_loss(dead)
         fresh = self._fleet.replace(dead, error)
         pid = dead.process.pid if dead.process else None
         self._context.recorder.info(
             f"{dead.name} (process {pid}) {how}{lost}; replaced by incarnation {fresh.incarnation}{left}"
         )
-        self._recovery.replaced(fresh)
+        self._recovery.restore_replacement(fresh)
         return fresh
 
     def _notice_leaving(self) -> None:

@@ -135,8 +135,8 @@ class Learner:
         self._source.give_back(minibatch.index, outcome)
         if (version - counts.first_version) % _POLICY_LAG_UPDATES == 0:
             counts.policy_lag += histogram_of(version - minibatch.policy_version)
-        if minibatch.asked_at_update is not None:
-            staleness = version - minibatch.asked_at_update
+        if minibatch.requested_at_update is not None:
+            staleness = version - minibatch.requested_at_update
             counts.staleness_sum += staleness
             counts.staleness_max = max(counts.staleness_max, staleness)
 

@@ -12,7 +12,7 @@ import numpy as np
 from replay_service.block import FrameField
 
 # For smaller frames, the overhead of a segment is larger than what compression saves.
-MIN_PACKED_BYTES = 256
+MIN_COMPRESSED_BYTES = 256
 MIN_STRIDE_FRAMES = 4
 # High compression writes a frame in 13 us instead of 1.5, but segments are a fifth smaller and read faster.
 LZ4_LEVEL = 3
@@ -69,12 +69,12 @@ class FrameStore:
         }
 
 
-def is_packed(field: FrameField) -> bool:
-    """Whether frames of this field are compressed: at least MIN_PACKED_BYTES values of a single byte each.
+def is_compressed(field: FrameField) -> bool:
+    """Whether frames of this field are compressed: MIN_COMPRESSED_BYTES or more values of one byte each.
 
     Numbers of several bytes hardly compress.
     """
-    return np.dtype(field.dtype).itemsize == 1 and field.bytes_per_frame >= MIN_PACKED_BYTES
+    return np.dtype(field.dtype).itemsize == 1 and field.bytes_per_frame >= MIN_COMPRESSED_BYTES
 
 
 def segment_frames(span: int) -> tuple[int, int]:
@@ -107,10 +107,12 @@ class CompressedFrameStore:
         self.next_frame = 0
         self._fields = fields
         self._segments: dict[str, list[bytes | None]] = {
-            field.name: [None] * self._num_segments for field in filter(is_packed, fields)
+            field.name: [None] * self._num_segments for field in filter(is_compressed, fields)
         }
         self._segment_bytes = sum(map(sys.getsizeof, self._segments.values()))
-        self._plain = FrameStore(tuple(field for field in fields if not is_packed(field)), self.num_frames)
+        self._plain = FrameStore(
+            tuple(field for field in fields if not is_compressed(field)), self.num_frames
+        )
 
     @property
     def stored_bytes(self) -> int:
@@ -152,7 +154,7 @@ class CompressedFrameStore:
         positions = numbers - (segment * self._stride)[:, None]
         slots = (segment % self._num_segments).tolist()
         windows = self._plain.gather(frame, offset, out)
-        for field in filter(is_packed, self._fields):
+        for field in filter(is_compressed, self._fields):
             target = np.empty((*numbers.shape, *field.shape), field.dtype) if out is None else out[field.name]
             self._unpack(field, slots, positions, target)
             windows[field.name] = target

@@ -163,7 +163,7 @@ class Minibatch(Transitions):
         keys: [B] int64, shard after shard; None if the source has no shards.
         transitions_per_shard: [S] int64, number of transitions from each shard; None if the source has no
             shards.
-        asked_at_update: number of updates done when it was requested, so when its priorities were current.
+        requested_at_update: number of updates done when it was requested and its priorities were current.
             None if the source does not prefetch.
         waited_seconds: time that the source waited for the replies with this minibatch.
     """
@@ -172,5 +172,5 @@ class Minibatch(Transitions):
     index: int
     keys: np.ndarray | None = None
     transitions_per_shard: np.ndarray | None = None
-    asked_at_update: int | None = None
+    requested_at_update: int | None = None
     waited_seconds: float = 0.0

@@ -23,7 +23,7 @@ class Prefetch:
     requests: int
 
 
-def first_prefetch(limits: Prefetch) -> Prefetch:
+def initial_prefetch(limits: Prefetch) -> Prefetch:
     """The prefetch to begin with, before times are measured; with 0 requests it is `limits` itself."""
     if limits.requests == 0:
         return limits

@@ -14,7 +14,7 @@ import numpy as np
 
 from replay_service.config import ReplayConfig
 from replay_service.messages import Minibatch, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
-from replay_service.prefetch import Prefetch, choose_prefetch, first_prefetch
+from replay_service.prefetch import Prefetch, choose_prefetch, initial_prefetch
 from replay_service.shard import EmptyShardError
 from replay_service.sharding import (
     allocate,
@@ -61,14 +61,14 @@ class _Request(Generic[Ticket]):
     tickets: shard -> ticket; counts: [K, S], 0 for lost shards; shares: [S], each shard's share of the mass,
     from which counts were allocated.
     slot: where the shards of this host put the windows, if windows are large.
-    asked_at_update: number of updates done when it was sent; sent_at: that time, on the monotonic clock.
+    requested_at_update: number of updates done when it was sent; sent_at: that time, on the monotonic clock.
     """
 
     tickets: Mapping[int, Ticket]
     shares: np.ndarray
     counts: np.ndarray
     slot: WindowSlot | None
-    asked_at_update: int
+    requested_at_update: int
     sent_at: float
 
 
@@ -100,7 +100,7 @@ class ReplaySampler(Generic[Ticket]):
         self._batch_size = batch_size
         self._rng = rng
         self._limits = Prefetch(minibatches_per_request, prefetch_requests)
-        self._prefetch = self._wanted = first_prefetch(self._limits) if adaptive else self._limits
+        self._prefetch = self._wanted = initial_prefetch(self._limits) if adaptive else self._limits
         self._reply_seconds: deque[float] = deque(maxlen=_REPLIES_REMEMBERED)
         self._waited_seconds = 0.0
         self._statuses: dict[int, ShardStatus] = {}
@@ -191,7 +191,7 @@ class ReplaySampler(Generic[Ticket]):
             index=self._next_index,
             keys=fields["keys"],
             transitions_per_shard=counts,
-            asked_at_update=self._staged.asked_at_update,
+            requested_at_update=self._staged.requested_at_update,
             waited_seconds=self._waited_seconds,
         )
         self._next_index += 1

@@ -92,7 +92,7 @@ class Recovery:
         """Whether a checkpoint is in progress."""
         return self._checkpointer.busy
 
-    def loses(self, dead: Member[Any]) -> str:
+    def note_loss(self, dead: Member[Any]) -> str:
         """Notes what a dead role held, before it is replaced; returns that as text, empty if nothing."""
         if dead.kind != "shard":
             return ""
@@ -101,7 +101,7 @@ class Recovery:
         self._lost_transitions[dead.index] = (count, mass)
         return f" with {count:,} transitions (mass {mass:.4g})"
 
-    def replaced(self, fresh: Member[Any]) -> None:
+    def restore_replacement(self, fresh: Member[Any]) -> None:
         """Restores a replacement: a shard recovers its journal, a learner gets the newest state."""
         if fresh.kind == "shard":
             self._ask_recovery(fresh)
@@ -121,7 +121,7 @@ class Recovery:
             )
         if not self.checkpointing and self.checkpoint_is_due():
             self.begin_checkpoint()
-        self.poll()
+        self.take_finished()
 
     def checkpoint_soon(self, why: str) -> None:
         """Makes a checkpoint due now, unless replay is not persisted. why: the reason, for the warning."""
@@ -153,7 +153,7 @@ class Recovery:
         seconds = None if deterministic else config.checkpoint.every_seconds
         return seconds is not None and time.monotonic() - began >= seconds
 
-    def has_news(self) -> bool:
+    def has_unsaved_progress(self) -> bool:
         """Whether a checkpoint now would hold more than the newest one."""
         counters = self._context.counters
         moved = self._checkpointed[1:] != (counters.version, counters.shards.inserted_transitions)
@@ -172,7 +172,7 @@ class Recovery:
             folder = context.run_dir.checkpoints
             context.recorder.warning(f"no checkpoint: {folder} cannot be written ({error})")
 
-    def poll(self) -> SavedCheckpoint | None:
+    def take_finished(self) -> SavedCheckpoint | None:
         """Returns the checkpoint that has just been saved, if any; logs the result of one that has ended."""
         result = self._checkpointer.result()
         if result is None:
@@ -213,7 +213,7 @@ class Recovery:
         if shard.name in self._restoring:
             self._mark_restored(shard)
         else:
-            self._context.fleet.introduce(shard)
+            self._context.fleet.announce_shard(shard)
             count, mass = self._lost_transitions.pop(shard.index, (0, 0.0))
             if report is None or not status.count:
                 recorder.info(

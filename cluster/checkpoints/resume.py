@@ -105,7 +105,7 @@ class Change:
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class OpenedRun:
     """An opened run directory. resumed: the state to continue from; None: begin. notes: events to record."""
 
     run_dir: RunDir
@@ -113,7 +113,7 @@ class Start:
     notes: tuple[tuple[EventKind, str], ...]
 
 
-def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool) -> Start:
+def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool) -> OpenedRun:
     """Opens a run directory to resume its run. Raises ConfigError before anything is changed.
 
     A run without a checkpoint begins anew, unless `required` asks for one.
@@ -124,7 +124,7 @@ def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool)
         run_dir = RunDir.reopen(path.absolute(), config, None, {})
         # Transitions without the learner's state that belongs to them are worth nothing.
         shutil.rmtree(path / "replay", ignore_errors=True)
-        return Start(run_dir, None, (("info", "resumed before its first checkpoint: begins anew"),))
+        return OpenedRun(run_dir, None, (("info", "resumed before its first checkpoint: begins anew"),))
     if (saved_spec := read_spec(path)) != spec:
         raise ConfigError(
             f"{path}: the environment was {saved_spec}, it now is {spec}; a run can be "
@@ -132,7 +132,7 @@ def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool)
         )
     checkpoint, problems = newest_good_checkpoint(checkpoints)
     manifest = checkpoint.manifest
-    changed = changes(load_resolved(manifest.run.config), config)
+    changed = allowed_changes(load_resolved(manifest.run.config), config)
     given = {change.name: change.given for change in changed}
     run_dir = RunDir.reopen(path.absolute(), config, manifest.number, given)
     notes: list[tuple[EventKind, str]] = [
@@ -141,7 +141,7 @@ def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool)
     if changed:
         notes.append(("info", "changed since: " + ", ".join(map(str, changed))))
     notes.append(("info", f"resumed from checkpoint {manifest.number}, version {manifest.version:,}"))
-    return Start(run_dir, go_on(path, checkpoint, config), tuple(notes))
+    return OpenedRun(run_dir, restore_run(path, checkpoint, config), tuple(notes))
 
 
 def newest_good_checkpoint(checkpoints: Path) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -160,7 +160,7 @@ def newest_good_checkpoint(checkpoints: Path) -> tuple[Checkpoint, tuple[str, ..
     raise ConfigError("no checkpoint can be used:\n" + "\n".join(problems))
 
 
-def changes(saved: ResolvedConfig, given: ResolvedConfig) -> tuple[Change, ...]:
+def allowed_changes(saved: ResolvedConfig, given: ResolvedConfig) -> tuple[Change, ...]:
     """The settings that differ from those of the run to be resumed.
 
     Raises ConfigError with a list of all those that must not differ.
@@ -196,7 +196,7 @@ def _next_incarnations(
     return {name: incarnation + step for name, incarnation in {**actors, **newest}.items()}
 
 
-def go_on(run_dir: Path, checkpoint: Checkpoint, config: ResolvedConfig) -> Resumed:
+def restore_run(run_dir: Path, checkpoint: Checkpoint, config: ResolvedConfig) -> Resumed:
     """Restores a checkpoint's replay in the run directory and returns the state to continue from.
 
     A continuous journal stays, because it is newer than any checkpoint and holds its transitions; except in

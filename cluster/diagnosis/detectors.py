@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from cluster.diagnosis.significance import CRITICAL_Z, Sample, least_difference, least_mean, trend
+from cluster.diagnosis.significance import CRITICAL_Z, Sample, difference_lower_bound, mean_lower_bound, trend
 from cluster.metrics.snapshot import FindingName, Snapshot
 from cluster.settings.resolved import ResolvedConfig
 from learner.config import LearnerConfig
@@ -22,7 +22,7 @@ TENTH = 0.1
 Q_SLACK = 2.0
 """The ratio of |Q| to its bound if fits err by as much as the largest reward in each step."""
 
-FIRST_VALUES = 1.0
+INITIAL_VALUES = 1.0
 """Initial weights alone give values up to about this; with tiny rewards that exceeds any bound harmlessly."""
 
 FEWEST_FOR_TREND = 8
@@ -83,9 +83,9 @@ def diverging_q(window: Window, config: ResolvedConfig) -> Reading | None:
         return None
     grows = trend(values)
     # Falling values do not diverge: they come from the first weights, or from a divergence that is over.
-    strength = 0.0 if grows < -CRITICAL_Z else values[-1] / max(Q_SLACK * bound, FIRST_VALUES)
+    strength = 0.0 if grows < -CRITICAL_Z else values[-1] / max(Q_SLACK * bound, INITIAL_VALUES)
     losses = [each.loss for each in window if each.loss is not None]
-    if min(grows, trend(losses)) > CRITICAL_Z and values[-1] > max(bound, FIRST_VALUES):
+    if min(grows, trend(losses)) > CRITICAL_Z and values[-1] > max(bound, INITIAL_VALUES):
         strength = max(strength, 1.0)
     growth = f"; within {now.run_seconds - before.run_seconds:.0f} s it went from {values[0]:.4g}"
     if losses:
@@ -112,10 +112,10 @@ def catastrophic_forgetting(window: Window, config: ResolvedConfig) -> Reading |
     if evaluated is None or best is None or first is None:
         return None
     # The mean of the first episodes is taken as exact. Where nothing was learned, nothing can be forgotten.
-    if least_mean(best) <= first:
+    if mean_lower_bound(best) <= first:
         return Reading(0.0, "", "", "")
     lost = (best.mean - evaluated.mean) / (best.mean - first)
-    significant = least_difference(best, evaluated) > 0.0 and _is_mature(now, config)
+    significant = difference_lower_bound(best, evaluated) > 0.0 and _is_mature(now, config)
     cause, cure = _first_case(
         (
             now.env_steps_total > 2 * capacity,
@@ -172,7 +172,7 @@ def overestimation(window: Window, config: ResolvedConfig) -> Reading | None:
         ),
     )
     return Reading(
-        least_mean(surplus) / (TENTH * scale) if _is_mature(now, config) else 0.0,
+        mean_lower_bound(surplus) / (TENTH * scale) if _is_mature(now, config) else 0.0,
         f"Q predicts {promised:.4g} at the start of episodes, {count} greedy ones earned {earned:.4g} "
         f"(discounted): {promised - earned:.3g} too much, ±{surplus.error:.2g}"
         + (f", of which {missed:.2g} may lie beyond time limits" if missed else ""),
@@ -230,7 +230,7 @@ def collapsed_action_choice(window: Window, config: ResolvedConfig) -> Reading |
     evaluated = _evaluated_returns(now)
     if entropy is None or evaluated is None or first is None:
         return None
-    poor = least_mean(Sample(first - evaluated.mean, evaluated.std, evaluated.count)) > 0.0
+    poor = mean_lower_bound(Sample(first - evaluated.mean, evaluated.std, evaluated.count)) > 0.0
     normalize = "" if learner.normalize_observations else ", or learner.normalize_observations=true"
     return Reading(
         ONE_ACTION_ENTROPY / max(entropy, 1e-9) if poor and _is_mature(now, config) else 0.0,
@@ -273,7 +273,7 @@ def reward_scale(window: Window, config: ResolvedConfig) -> Reading | None:
     if behind is None:
         return None
     # Mature values had enough copies of the target; these are still farther off than chance explains.
-    late = _is_mature(now, config) and least_mean(behind) > 0.0
+    late = _is_mature(now, config) and mean_lower_bound(behind) > 0.0
     before, after = now.grad_norm_mean or 0.0, now.grad_norm_clipped_mean or 0.0
     return Reading(
         TENTH * abs(earned) / max(abs(promised), 1e-9) if late else 0.0,

@@ -62,12 +62,12 @@ def critical_t(freedom: int) -> float:
     return high
 
 
-def least_mean(sample: Sample) -> float:
+def mean_lower_bound(sample: Sample) -> float:
     """Lower confidence bound of the mean: the true mean is below it with probability ALPHA."""
     return sample.mean - critical_t(sample.count - 1) * sample.error
 
 
-def least_difference(a: Sample, b: Sample) -> float:
+def difference_lower_bound(a: Sample, b: Sample) -> float:
     """Lower confidence bound, at level ALPHA, of the mean of a minus that of b; above 0: a is greater.
 
     Welch 1947 (doi:10.1093/biomet/34.1-2.28); degrees of freedom rounded down, to the safe side.

@@ -12,6 +12,6 @@ class Ref(Generic[ValueT]):
     """A reference to a value that a call will return; hashable. Each engine has its own kind."""
 
 
-def passed(ref: Ref[ValueT]) -> ValueT:
+def as_argument(ref: Ref[ValueT]) -> ValueT:
     """Types `ref` as its value, to pass it to a call: the called role gets the value."""
     return cast(ValueT, ref)

@@ -91,7 +91,7 @@ def reference(env_id: str) -> Reference | None:
     return Reference(*_ATARI[game]) if game in _ATARI else None
 
 
-def beside_human(env_id: str, mean_return: float) -> str:
+def human_comparison(env_id: str, mean_return: float) -> str:
     """A return relative to a human's as text to append, ", 43.0% of human …"; empty without references."""
     found = reference(env_id)
     return "" if found is None else f", {found.normalized(mean_return):.1%} of human (0 % is random play)"

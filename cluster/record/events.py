@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.record.line_file import tail
-from cluster.record.logs import Level, LogLine, gist, read_messages
+from cluster.record.logs import Level, LogLine, one_line, read_messages
 from cluster.settings.renames import EVENT_PREFIXES
 
 EventKind = Literal["info", "warning", "failed", "ended"]
@@ -30,7 +30,7 @@ class Event:
     @property
     def line(self) -> str:
         """Kind and text in one line; a failure's traceback is reduced to its error."""
-        return _WORDS[self.kind] + (gist(self.text) if self.kind == "failed" else self.text)
+        return _WORDS[self.kind] + (one_line(self.text) if self.kind == "failed" else self.text)
 
 
 def events_path(run_dir: Path) -> Path:

@@ -92,14 +92,14 @@ def append(logs: Path, role: str, lines: str) -> None:
         file.write(lines)
 
 
-def last_words(logs: Path, role: str, count: int) -> list[str]:
+def last_lines(logs: Path, role: str, count: int) -> list[str]:
     """The texts of the last `count` lines of a role, without the one that reports its start."""
     lines = tail(log_path(logs, role), _TAIL_BYTES)
     texts = [parsed.text if (parsed := parse_line(line)) else line for line in lines]
     return [text for text in texts if not text.startswith(BEGAN)][-count:]
 
 
-def gist(failure: str) -> str:
+def one_line(failure: str) -> str:
     """A failure in one line: the error of its traceback, else its first line; and its last line."""
     *lines, last = [line for line in failure.splitlines() if line.strip()] or [failure]
     # Notes may follow the error, so it is the last line that has the form of one.

@@ -16,7 +16,7 @@ import numpy as np
 from cluster.report.charts import bootstrap, charts, iqm
 from cluster.report.drawing import DARK, LIGHT, WIDTH, Points, draw
 from cluster.report.png import require_matplotlib, write_pngs
-from cluster.report.runs import Group, Run, differing, groups_of, not_default, periods, read_run
+from cluster.report.runs import Group, Run, changed_settings, differing, groups_of, periods, read_run
 from cluster.settings.config import ConfigError
 from cluster.wording import byte_size, duration
 
@@ -84,7 +84,7 @@ def render(runs: Sequence[Run]) -> str:
 def _settings(runs: Sequence[Run]) -> list[tuple[str, Sequence[Any]]]:
     """For one run: value and default of each changed setting. For several: the values that differ."""
     if len(runs) == 1:
-        return [(name, values) for name, *values in not_default(runs[0])]
+        return [(name, values) for name, *values in changed_settings(runs[0])]
     return [(name, [run.settings.get(name) for run in runs]) for name in differing(runs)]
 
 

@@ -159,7 +159,7 @@ def differing(runs: Sequence[Run]) -> tuple[str, ...]:
     )
 
 
-def not_default(run: Run) -> tuple[tuple[str, Any, Any], ...]:
+def changed_settings(run: Run) -> tuple[tuple[str, Any, Any], ...]:
     """Name, value and default of each setting that differs from its default."""
     defaults = dict(leaves(msgspec.to_builtins(dataclasses.asdict(RunConfig()))))
     return tuple(

@@ -12,7 +12,7 @@ import numpy as np
 from actors.core import EnvRestart, EvaluationReport
 from cluster.control.evaluation import EvaluationRequest
 from cluster.engines.engine import EngineError, ObjectLost
-from cluster.engines.ref import Ref, passed
+from cluster.engines.ref import Ref, as_argument
 from cluster.runtime.fleet import Member
 from cluster.runtime.roles import EvaluatorRole
 from cluster.runtime.run_context import RunContext
@@ -22,11 +22,11 @@ class Evaluations:
     """Grants one evaluation at a time and takes its report."""
 
     def __init__(
-        self, context: RunContext, count_restarts: Callable[[Member[Any], Iterable[EnvRestart]], None]
+        self, context: RunContext, count_env_restarts: Callable[[Member[Any], Iterable[EnvRestart]], None]
     ) -> None:
-        """count_restarts: called with the environments that the evaluator restarted."""
+        """count_env_restarts: called with the environments that the evaluator restarted."""
         self._context = context
-        self._count_restarts = count_restarts
+        self._count_restarts = count_env_restarts
         self._candidate: Ref[np.ndarray] | None = None
 
     def grant(self, weights: Ref[np.ndarray] | None, *, due: bool) -> bool:
@@ -46,7 +46,7 @@ class Evaluations:
             evaluator,
             EvaluatorRole.evaluate,
             request.version,
-            passed(self._candidate),
+            as_argument(self._candidate),
             request.seed_domain,
             request.episodes,
             then=partial(self._take, request, self._candidate),

@@ -222,14 +222,14 @@ class Fleet:
         self.evaluator = self._spawn("evaluator", 0, incarnation, EvaluatorRole)
         return self.evaluator
 
-    def introduce(self, shard: Member[ShardRole]) -> None:
+    def announce_shard(self, shard: Member[ShardRole]) -> None:
         """Tells the learner and every actor to call this shard instead of the one that it replaces."""
         self.grant(self.learner, LearnerRole.replace_shard, shard.index, shard.handle)
         for actor in self.actors:
             then = partial(setattr, actor, "unacknowledged_transitions")
             self.grant(actor, ActorRole.replace_shard, shard.index, shard.handle, then=then)
 
-    def spread_ladder(self) -> None:
+    def send_ranks(self) -> None:
         """Spreads the ladder of epsilons, if there is one, over the actors that are up."""
         if self._config.actors.epsilon_ladder is None:
             return
@@ -238,7 +238,7 @@ class Fleet:
             rank = (index, len(living))
             if actor.rank != rank:
                 actor.rank = rank
-                self.grant(actor, ActorRole.take_place, *rank)
+                self.grant(actor, ActorRole.set_rank, *rank)
 
     def ask_shards(self, then: Callable[[ShardStatus], None]) -> None:
         """Asks every idle shard for its status, which also reveals a dead one."""

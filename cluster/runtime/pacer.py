@@ -18,13 +18,13 @@ class Pacer:
         config, deterministic = context.config, context.engine.deterministic
         actors, learner = config.actors, config.learner
         # A deterministic engine runs each call at once, so a second credit would only add policy lag.
-        self.credits_each = 1 if deterministic else _CREDITS_EACH
+        self.credits_per_role = 1 if deterministic else _CREDITS_EACH
         # A chunk counts until a shard has acknowledged it, which its actor reports with a later chunk.
         unacknowledged = 0 if deterministic else actors.pushes_in_flight
         self.chunk_transitions = actors.steps_per_chunk * actors.envs_per_actor
         """Transitions in one rollout chunk of one actor."""
-        inserting = (self.credits_each + unacknowledged) * actors.num_actors * self.chunk_transitions
-        sampling = self.credits_each * learner.updates_per_chunk * learner.batch_size
+        inserting = (self.credits_per_role + unacknowledged) * actors.num_actors * self.chunk_transitions
+        sampling = self.credits_per_role * learner.updates_per_chunk * learner.batch_size
         self.pacing = Pacing(
             config.pacing.samples_per_insert,
             config.pacing.learning_starts,
@@ -52,7 +52,7 @@ class Pacer:
     def next_updates(self) -> int:
         """Number of updates in the learning chunk to grant now; 0 if none may be granted."""
         context = self._context
-        if context.fleet.granted(context.fleet.learner, "learn") >= self.credits_each:
+        if context.fleet.granted(context.fleet.learner, "learn") >= self.credits_per_role:
             return 0
         updates = self._next_chunk()
         transitions = updates * context.config.learner.batch_size

@@ -79,9 +79,9 @@ class ActorRole(Role):
             memory_excess=self._memory.due() if self._memory else None,
         )
 
-    def take_place(self, rank: int, num_actors: int) -> None:
-        """See EnvActor.take_place."""
-        self._actor.take_place(rank, num_actors)
+    def set_rank(self, rank: int, num_actors: int) -> None:
+        """See EnvActor.set_rank."""
+        self._actor.set_rank(rank, num_actors)
 
     def unacknowledged(self) -> tuple[int, tuple[ShardStatus, ...]]:
         """Number of transitions that no shard has acknowledged yet, and the newest status of each shard."""

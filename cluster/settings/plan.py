@@ -18,7 +18,7 @@ from cluster.wording import byte_size, quantity
 from learner.config import acts_in_numpy
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
 from replay_service.config import Compression
-from replay_service.frame_store import is_packed, segment_frames
+from replay_service.frame_store import is_compressed, segment_frames
 from replay_service.transition_store import TRANSITION_DTYPE, frame_capacity
 
 # Two float64 nodes of the sum tree for each transition.
@@ -253,7 +253,7 @@ def make_claims(config: ResolvedConfig, spec: EnvSpec, plan: Plan, learner_gpus:
     )
 
 
-def refuse_what_cannot_fit(plan: Plan) -> None:
+def require_fit(plan: Plan) -> None:
     """Raises ConfigError with the plan's problems, one a line, if it has any."""
     if plan.problems:
         raise ConfigError("\n".join(plan.problems))
@@ -264,7 +264,7 @@ def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
     frames_per_transition = frame_capacity(schema, capacity) / capacity
     stride, length = segment_frames(schema.span)
     plain = sum(field.bytes_per_frame for field in schema.frame_fields)
-    packed = sum(field.bytes_per_frame for field in schema.frame_fields if is_packed(field))
+    packed = sum(field.bytes_per_frame for field in schema.frame_fields if is_compressed(field))
     deduplicated = TRANSITION_DTYPE.itemsize + round(frames_per_transition * plain)
     if not packed:
         return deduplicated, None

@@ -26,7 +26,7 @@ from cluster.engines.process_info import is_alive
 from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.record.events import Event, events_path, read_events
 from cluster.record.line_file import read_objects
-from cluster.record.logs import gist
+from cluster.record.logs import one_line
 from cluster.record.run_dir import read_config
 from cluster.settings.config import ConfigError, StopConfig
 from cluster.settings.renames import renamed_metrics
@@ -165,7 +165,7 @@ def _state(
         if event.kind == "ended":
             return "ended", event.text
         if event.kind == "failed":
-            return "failed", f"{gist(event.text)} (in full: {events_path(run_dir)})"
+            return "failed", f"{one_line(event.text)} (in full: {events_path(run_dir)})"
     return (
         "gone",
         f"{process} has ended without a final event in its log; its newest metrics are {duration(age)} old",

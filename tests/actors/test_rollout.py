@@ -179,7 +179,7 @@ def test_the_ladder_is_spread_again_over_those_who_are_left() -> None:
     config = ActorsConfig(envs_per_actor=2, epsilon_ladder=LadderConfig(base=0.5, alpha=3.0))
     rungs = [0.5 ** (1 + 3 * i / 3) for i in range(4)]
     actor, _ = make_actor(config, actor=2, num_actors=3)
-    actor.take_place(1, 2)
+    actor.set_rank(1, 2)
     assert actor.rollout(1, 0, weights(), 0).epsilon == pytest.approx(np.mean(rungs[2:]))
 
 

@@ -16,7 +16,7 @@ from replay_service import shard as shard_module
 from replay_service.block import BlockSchema, FrameField, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
-from replay_service.frame_store import CompressedFrameStore, FrameStore, is_packed, segment_frames
+from replay_service.frame_store import CompressedFrameStore, FrameStore, is_compressed, segment_frames
 from replay_service.messages import PriorityUpdate, SampleRequest
 from replay_service.shard import ReplayShard
 
@@ -38,8 +38,8 @@ def _frames(rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
 
 
 def test_only_images_of_bytes_are_packed() -> None:
-    assert [field.name for field in FIELDS if is_packed(field)] == ["image", "mask"]
-    assert not is_packed(FrameField("small", "|u1", (15, 17)))
+    assert [field.name for field in FIELDS if is_compressed(field)] == ["image", "mask"]
+    assert not is_compressed(FrameField("small", "|u1", (15, 17)))
 
 
 @given(st.integers(1, 9), st.lists(st.integers(0, 9), max_size=12))

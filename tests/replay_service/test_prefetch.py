@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_service.prefetch import REQUEST_SECONDS, Prefetch, choose_prefetch, first_prefetch
+from replay_service.prefetch import REQUEST_SECONDS, Prefetch, choose_prefetch, initial_prefetch
 
 MOST = Prefetch(250, 4)
 
@@ -34,7 +34,7 @@ def test_examples(
 
 def test_without_prefetch_nothing_changes() -> None:
     most = Prefetch(3, 0)
-    assert first_prefetch(most) == most
+    assert initial_prefetch(most) == most
     assert choose_prefetch(most, most, update_seconds=1e-3, reply_seconds=1.0) == most
 
 

@@ -58,7 +58,7 @@ class Recovering:
 
     def replace_learner(self) -> None:
         """The learner dies; the next one comes up."""
-        self.recovery.replaced(self.run.die(self.run.fleet.learner))
+        self.recovery.restore_replacement(self.run.die(self.run.fleet.learner))
         self.run.come_up()
 
     @property
@@ -155,9 +155,9 @@ def test_a_new_shard_says_what_it_has_and_is_called_from_now_on(tmp_path: Path, 
     here = Recovering(tmp_path)
     here.counters.shards.take([shard_status(shard=1, count=100, mass=50.0)])
     dead = here.run.fleet.shards[1]
-    assert here.recovery.loses(dead) == " with 100 transitions (mass 50)"
-    assert here.recovery.loses(here.run.fleet.learner) == ""
-    here.recovery.replaced(here.run.die(dead))
+    assert here.recovery.note_loss(dead) == " with 100 transitions (mass 50)"
+    assert here.recovery.note_loss(here.run.fleet.learner) == ""
+    here.recovery.restore_replacement(here.run.die(dead))
     here.run.come_up()
     assert not here.run.is_asked("learner", "replace_shard")
     damaged = DamagedSegment("0001.qfj", "its checksum differs", 3, 400)
@@ -195,7 +195,7 @@ def test_a_resumed_run_waits_until_all_is_as_it_was(tmp_path: Path, resumed: Res
     here.run.answer("learner", "restore", 200)
     assert (here.recovery.restoring, here.restored) == (True, 0)
     assert not here.recovery.checkpoint_is_due()
-    assert not here.recovery.has_news()
+    assert not here.recovery.has_unsaved_progress()
     here.run.answer("shard 0", "recovery", (None, shard_status(shard=0)))
     assert (here.recovery.restoring, here.restored) == (False, 1)
     assert len(here.published) == 1
@@ -208,7 +208,7 @@ def test_a_shard_that_dies_while_the_run_is_restored_is_waited_for(tmp_path: Pat
     here = Recovering(tmp_path, resumed=resumed)
     here.run.answer("shard 1", "recovery", (None, shard_status(shard=1)))
     here.run.answer("learner", "restore", 200)
-    here.recovery.replaced(here.run.die(here.run.fleet.shards[0]))
+    here.recovery.restore_replacement(here.run.die(here.run.fleet.shards[0]))
     here.run.come_up()
     assert here.recovery.restoring
     here.run.answer("shard 0", "recovery", (None, shard_status(shard=0, incarnation=1)))
@@ -257,20 +257,20 @@ def test_a_checkpoint_soon_is_due_whatever_the_clock_says(tmp_path: Path) -> Non
 def test_there_is_news_once_something_was_inserted_or_learned(tmp_path: Path) -> None:
     here = Recovering(tmp_path, "replay.persist=checkpoint")
     here.counters.shards.take([shard_status()])
-    assert not here.recovery.has_news()  # nothing was learned at all
+    assert not here.recovery.has_unsaved_progress()  # nothing was learned at all
     here.learn(version=4, updates=4)
-    assert here.recovery.has_news()
+    assert here.recovery.has_unsaved_progress()
     here.recovery.begin_checkpoint()
-    assert not here.recovery.has_news()
+    assert not here.recovery.has_unsaved_progress()
     for shard in (0, 1):
-        here.recovery.replaced(here.run.die(here.run.fleet.shards[shard]))
+        here.recovery.restore_replacement(here.run.die(here.run.fleet.shards[shard]))
     here.run.die(here.run.fleet.learner)
-    assert here.recovery.poll() is None
+    assert here.recovery.take_finished() is None
     assert not here.recovery.checkpointing
-    assert not here.recovery.has_news()
+    assert not here.recovery.has_unsaved_progress()
     assert any("died meanwhile; the one before stays" in text for text in here.said)
     here.counters.shards.take([shard_status(inserted_transitions_total=151)])
-    assert here.recovery.has_news()
+    assert here.recovery.has_unsaved_progress()
 
 
 def test_checkpoints_that_were_saved_are_told_and_counted_and_the_old_ones_removed(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_checkpoints_that_were_saved_are_told_and_counted_and_the_old_ones_remov
         here.run.answer("learner", "state", learner_state(version))
         for shard in (0, 1):
             here.run.answer(f"shard {shard}", "seal_slice", SealReply(done=True, segments=()))
-        while (saved := here.recovery.poll()) is None:
+        while (saved := here.recovery.take_finished()) is None:
             time.sleep(0.001)
         assert saved.name == f"checkpoint-{version // 4 - 1:06d}"
     here.recovery.close()
@@ -304,7 +304,7 @@ def test_a_checkpoint_counts_as_of_the_version_of_its_learner(tmp_path: Path) ->
     here.run.answer("learner", "state", learner_state(10))
     for shard in (0, 1):
         here.run.answer(f"shard {shard}", "seal_slice", SealReply(done=True, segments=()))
-    while here.recovery.poll() is None:
+    while here.recovery.take_finished() is None:
         time.sleep(0.001)
     here.recovery.close()
     counters = read_checkpoint(checkpoint_folders(tmp_path)[0]).manifest.run.counters

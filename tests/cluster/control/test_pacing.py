@@ -67,7 +67,7 @@ class Run:
     actors: int
     rollout_transitions: int
     learn_transitions: int
-    credits_each: int
+    credits_per_role: int
     inserted: int = 0
     sampled: int = 0
     rollouts: list[int] = field(default_factory=list)
@@ -83,12 +83,12 @@ class Run:
 
     def grant(self) -> None:
         self.rollouts = self.rollouts or [0] * self.actors
-        for _ in range(self.credits_each):
+        for _ in range(self.credits_per_role):
             for actor in range(self.actors):
-                free = self.rollouts[actor] < self.credits_each
+                free = self.rollouts[actor] < self.credits_per_role
                 if free and self.pacing.may_insert(self.ledger(), self.rollout_transitions):
                     self.rollouts[actor] += 1
-        while self.learns < self.credits_each and self.pacing.may_sample(
+        while self.learns < self.credits_per_role and self.pacing.may_sample(
             self.ledger(), self.learn_transitions
         ):
             self.learns += 1
@@ -103,14 +103,14 @@ class Run:
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    actors, credits_each = draw(st.integers(1, 4)), draw(st.integers(1, 2))
+    actors, credits_per_role = draw(st.integers(1, 4)), draw(st.integers(1, 2))
     rollout_transitions, learn_transitions = draw(st.integers(1, 60)), draw(st.integers(1, 200))
     ratio = draw(st.sampled_from([0.25, 1.0, 3.0, 8.0, 33.3]))
     slack = slack_samples(
-        ratio, credits_each * actors * rollout_transitions, credits_each * learn_transitions
+        ratio, credits_per_role * actors * rollout_transitions, credits_per_role * learn_transitions
     )
     pacing = Pacing(ratio, draw(st.integers(1, 300)), slack)
-    return Run(pacing, actors, rollout_transitions, learn_transitions, credits_each)
+    return Run(pacing, actors, rollout_transitions, learn_transitions, credits_per_role)
 
 
 @settings(max_examples=150, deadline=None)
@@ -176,4 +176,4 @@ def test_no_burst_follows_a_stall() -> None:
                 run.pacing.samples_per_insert * (run.inserted - 100) - run.sampled <= run.pacing.slack_samples
             )
     # What had piled up is bounded by the slack, so it can only be worked off chunk by chunk.
-    assert 0 < most <= run.credits_each * run.learn_transitions
+    assert 0 < most <= run.credits_per_role * run.learn_transitions

@@ -273,5 +273,5 @@ def test_chunks_so_small_that_pacing_pauses_both_sides(tmp_path: Path) -> None:
 def test_a_machine_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = MachineUsage(10**10, 10**8, None, None)
     monkeypatch.setattr("cluster.metrics.usage.machine_usage", lambda: full)
-    said = final_verdict(tmp_path, "run.runtime=serial", "stop.updates=300")
+    said = final_verdict(tmp_path, "run.runtime=serial", "stop.updates=300", "metrics.every_seconds=0.02")
     assert said.line.startswith("memory-bound: 100 MB of the machine's 10.0 GB"), said

@@ -11,8 +11,8 @@ from cluster.diagnosis.significance import (
     ALPHA,
     Sample,
     critical_t,
-    least_difference,
-    least_mean,
+    difference_lower_bound,
+    mean_lower_bound,
     student_tail,
     trend,
 )
@@ -37,10 +37,10 @@ def test_the_tail_of_one_and_two_degrees_has_a_closed_form() -> None:
 def test_a_comparison_by_hand() -> None:
     # Variances of the means 1 and 4, so 5; degrees of freedom 25 / (1 / 10 + 16 / 20) = 27.8, taken as 27.
     a, b = Sample(50.0, math.sqrt(10.0), 11), Sample(30.0, math.sqrt(80.0), 21)
-    assert least_difference(a, b) == pytest.approx(20.0 - 3.4210 * math.sqrt(5.0), abs=1e-3)
-    assert least_mean(a) == pytest.approx(50.0 - 4.1437, abs=1e-3)
+    assert difference_lower_bound(a, b) == pytest.approx(20.0 - 3.4210 * math.sqrt(5.0), abs=1e-3)
+    assert mean_lower_bound(a) == pytest.approx(50.0 - 4.1437, abs=1e-3)
     # Without spread a difference is what it is.
-    assert least_difference(Sample(2.0, 0.0, 5), Sample(1.0, 0.0, 5)) == 1.0
+    assert difference_lower_bound(Sample(2.0, 0.0, 5), Sample(1.0, 0.0, 5)) == 1.0
 
 
 def test_false_alarms_are_as_rare_as_promised() -> None:
@@ -49,7 +49,7 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
     for _ in range(20_000):
         a, b = rng.normal(0.0, 1.0, 20), rng.normal(0.0, 5.0, 20)
         alarms += (
-            least_difference(
+            difference_lower_bound(
                 Sample(float(a.mean()), float(a.std()), 20), Sample(float(b.mean()), float(b.std()), 20)
             )
             > 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.policies.scores import Reference, beside_human, reference
+from cluster.policies.scores import Reference, human_comparison, reference
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_human_normalized_scores(env_id: str, mean_return: float, normalized: fl
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "ALE/Tetris-v5", "MinAtar/Breakout-v1", "mine:Pong-v5"])
 def test_no_score_is_made_up(env_id: str) -> None:
     assert reference(env_id) is None
-    assert beside_human(env_id, 3.0) == ""
+    assert human_comparison(env_id, 3.0) == ""
 
 
 def test_every_reference_belongs_to_a_registered_game() -> None:
@@ -41,4 +41,4 @@ def test_every_reference_belongs_to_a_registered_game() -> None:
 
 
 def test_a_return_is_put_beside_the_humans() -> None:
-    assert beside_human("ALE/Breakout-v5", 1.7 + 28.8 / 2) == ", 50.0% of human (0 % is random play)"
+    assert human_comparison("ALE/Breakout-v5", 1.7 + 28.8 / 2) == ", 50.0% of human (0 % is random play)"

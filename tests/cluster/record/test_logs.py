@@ -17,9 +17,9 @@ from qfleet_serial import SMALL, train_serial
 from cluster.engines.process_info import ProcessInfo
 from cluster.record.logs import (
     LogSource,
-    gist,
-    last_words,
+    last_lines,
     log_path,
+    one_line,
     parse_line,
     read_messages,
 )
@@ -119,7 +119,7 @@ def test_a_process_that_a_role_has_to_itself_loses_no_word(tmp_path: Path) -> No
     )
     assert "native out" in lines
     # The last words of a crash, which no Python code could have written.
-    words = last_words(tmp_path, "actor 3", 20)
+    words = last_lines(tmp_path, "actor 3", 20)
     assert any("Segmentation fault" in word for word in words)
     assert not any(word.startswith("began as") for word in words)
 
@@ -159,8 +159,8 @@ def test_roles_that_share_a_process_are_told_apart(
     captured = capsys.readouterr()
     assert captured.out == "the actor acts\nand serves\nand acts\nthe driver\n"
     assert captured.err == "the shard stores\n"
-    assert last_words(tmp_path, "actor 0", 9) == ["the actor acts", "and acts"]
-    assert last_words(tmp_path, "shard 0", 9) == ["the shard stores", "and serves"]
+    assert last_lines(tmp_path, "actor 0", 9) == ["the actor acts", "and acts"]
+    assert last_lines(tmp_path, "shard 0", 9) == ["the shard stores", "and serves"]
 
 
 def test_a_failed_serial_run_ends_with_the_last_lines_and_the_reason(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ TRACEBACK = "Traceback (most recent call last):\n  File x\npkg.SomeError: why\n"
     ],
 )
 def test_the_gist_of_a_failure(event: str, text: str) -> None:
-    assert gist(event) == text
+    assert one_line(event) == text
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -239,4 +239,4 @@ def test_what_roles_say_on_machines_without_the_folder_reaches_it(
         assert (raised.value.role, raised.value.logs) == ("actor 0", tmp_path / "run" / "logs")
     else:
         train_serial(tmp_path / "run", overrides)
-    assert "the last words" in last_words(tmp_path / "run" / "logs", "actor 0", 10_000)
+    assert "the last words" in last_lines(tmp_path / "run" / "logs", "actor 0", 10_000)

@@ -126,7 +126,7 @@ def test_counts_are_of_one_kind_and_one_member() -> None:
     run.come_up()
     for actor in (0, 1, 1):
         grant_rollout(run.fleet, end, actor=actor)
-    run.fleet.grant(run.fleet.actors[1], ActorRole.take_place, 1, 2)
+    run.fleet.grant(run.fleet.actors[1], ActorRole.set_rank, 1, 2)
     fleet = run.fleet
     assert [fleet.granted(actor, "rollout") for actor in fleet.actors] == [1, 2]
     assert fleet.granted(fleet.actors[1], "other") == 1
@@ -144,7 +144,7 @@ def test_a_new_shard_is_introduced_to_everybody_who_calls_shards() -> None:
     run.come_up()
     shard = run.die(run.fleet.shards[1])
     run.answer("shard 1", "process_info", UP)
-    run.fleet.introduce(shard)
+    run.fleet.announce_shard(shard)
     told = [call for call in run.asked if call.method == "replace_shard"]
     assert [call.role for call in told] == ["learner", "actor 0", "actor 1"]
     assert all(call.args == (1, shard.handle) for call in told)
@@ -193,11 +193,11 @@ def test_ranks_on_the_ladder_are_spread_over_the_living_once() -> None:
     run = ByHand("actors.num_actors=3", "actors.epsilon_ladder={base: 0.4, alpha: 7.0}")
     for name in ("actor 0", "actor 2"):
         run.answer(name, "process_info", UP)
-    run.fleet.spread_ladder()
-    run.fleet.spread_ladder()
-    told = {call.role: call.args for call in run.asked if call.method == "take_place"}
+    run.fleet.send_ranks()
+    run.fleet.send_ranks()
+    told = {call.role: call.args for call in run.asked if call.method == "set_rank"}
     assert told == {"actor 0": (0, 2), "actor 2": (1, 2)}
-    assert len([call for call in run.asked if call.method == "take_place"]) == 2
+    assert len([call for call in run.asked if call.method == "set_rank"]) == 2
 
 
 def test_logs_are_fetched_from_other_machines_and_are_nobodys_work() -> None:

@@ -16,7 +16,7 @@ from cluster.cli import run
 from cluster.engines.machine import Machine
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import load_config
-from cluster.settings.plan import Plan, make_plan, refuse_what_cannot_fit
+from cluster.settings.plan import Plan, make_plan, require_fit
 from cluster.settings.resolve import resolve
 from replay_service.block import TRANSITION_FIELDS, TransitionBlock
 from replay_service.codec import encode
@@ -111,7 +111,7 @@ def test_a_full_shard_takes_what_was_planned(spec: EnvSpec) -> None:
 def test_a_replay_larger_than_memory_is_refused_with_numbers_and_knobs() -> None:
     plan = plan_of(ATARI, *THREE_STEP, "replay.capacity=5000000")
     with pytest.raises(ConfigError) as raised:
-        refuse_what_cannot_fit(plan)
+        require_fit(plan)
     message = str(raised.value)
     for fact in (
         "24.0 GB of 32.0 GB",
@@ -122,7 +122,7 @@ def test_a_replay_larger_than_memory_is_refused_with_numbers_and_knobs() -> None
         "replay.num_shards",
     ):
         assert fact in message
-    refuse_what_cannot_fit(plan_of(ATARI, *THREE_STEP, "replay.capacity=5000000", "replay.compression=lz4"))
+    require_fit(plan_of(ATARI, *THREE_STEP, "replay.capacity=5000000", "replay.compression=lz4"))
 
 
 def test_the_border_of_what_fits() -> None:
