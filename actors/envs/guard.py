@@ -17,6 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
 from actors.envs.errors import EnvFailed
 from actors.envs.validation import Validator
+from replay_service.block import ACTION_MASK
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 
@@ -48,11 +49,16 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
     and a Failure in its info. The numbers themselves are validated by GuardedVector, for all lanes at once.
 
     The new instance is seeded by `restart_seed` from the seed given last, so that no stream is repeated.
+
+    Of the environment's info only the lives and, if wanted, the action mask are returned: the infos of lanes
+    are merged into arrays, which fails where lanes differ in what nobody reads.
     """
 
-    def __init__(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
+    def __init__(self, make: Callable[[], gym.Env[Any, Any]], *, masks: bool = True) -> None:
+        """masks: whether the action mask is wanted."""
         super().__init__(make())
         self._make = make
+        self._masks = masks
         self._seed = 0
         self._restarts = 0
         space = self.env.observation_space
@@ -79,7 +85,7 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         except Exception:  # noqa: BLE001 - a user's code may raise anything; it is reported and counted
             return self._recover(Failure("raise", traceback.format_exc()))
         problem = self._validator.misfit(observation)
-        return self._recover(Failure("invalid", problem)) if problem else (observation, info)
+        return self._recover(Failure("invalid", problem)) if problem else (observation, self._read(info))
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Like Env.step. Raises EnvFailed if a new instance fails at once."""
@@ -93,12 +99,12 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
             (kind is _ARRAY and observation.dtype is self._dtype and observation.shape == self._shape)
             or kind in self._numbers
         ):
-            return result
+            return (observation, reward, terminated, truncated, self._read(info)) if info else result
         problem = self._validator.misfit(observation)
         if problem:
             return self._recover_step(Failure("invalid", problem))
         try:
-            return observation, float(reward), terminated, truncated, info
+            return observation, float(reward), terminated, truncated, self._read(info)
         except (TypeError, ValueError):
             return self._recover_step(Failure("invalid", f"it returned the reward {reward!r}, not a number"))
 
@@ -127,7 +133,18 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         problem = self._validator.misfit(observation)
         if problem:
             raise EnvFailed(problem)
-        return observation, info
+        return observation, self._read(info)
+
+    def _read(self, info: Any) -> dict[str, Any]:
+        """The entries of info that are read, lives as a float; those of another type are ignored."""
+        read: dict[str, Any] = {}
+        if not isinstance(info, dict):
+            return read
+        if isinstance(info.get("lives"), int | float | np.number):
+            read["lives"] = float(info["lives"])
+        if self._masks and info.get(ACTION_MASK) is not None:
+            read[ACTION_MASK] = info[ACTION_MASK]
+        return read
 
 
 def describe_workers(env: AnyVectorEnv) -> str:

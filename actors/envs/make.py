@@ -171,7 +171,7 @@ def _make_lanes(config: EnvConfig, source: _Source, num_envs: int, backend: str)
     """
 
     def make_lane() -> gym.Env[Any, Any]:
-        return GuardedLane(partial(_make_lane, config, source))
+        return GuardedLane(partial(_make_lane, config, source), masks=config.action_mask is not False)
 
     # One lane needs no process of its own.
     form = AsyncVectorEnv if backend == "async" and num_envs > 1 else SyncVectorEnv

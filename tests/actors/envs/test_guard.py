@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -403,6 +404,39 @@ def test_a_lane_restarted_for_its_numbers_has_the_masks_and_lives_of_its_reset(l
         ([False, True, False], [lost, False, lost]),  # lane 1 is restarted
         ([True, False, True], [lost, first, lost]),
     ]
+
+
+ODD_INFOS: dict[str, list[Any]] = {
+    "winner": [None, 1, "nobody"],
+    "legal": [np.arange(2), np.arange(5), [3]],
+    "s": [{"a": 1}, 2.5, {"a": {"b": None}}],
+    "lives": [3, None, {"left": 2}],
+    "action_mask": [np.ones(2), np.ones(5), {"up": True}],
+}
+
+
+class OddInfo(Faulty):
+    """Each entry of its info changes its type from lane to lane and step to step."""
+
+    def info(self) -> dict[str, Any]:
+        assert self.first_seed is not None
+        return {key: values[(self.first_seed + self.t) % 3] for key, values in ODD_INFOS.items()}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed, options=options)[0], self.info()
+
+    def step(self, action: int) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return *super().step(action)[:-1], self.info()
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_info_that_nobody_reads_may_be_anything(backend: str) -> None:
+    env = replace(config("OddInfo", backend=backend), action_mask=False)
+    reports, blocks = act(env)
+    assert not [restart for report in reports for restart in report.env_restarts]
+    assert transitions_of(blocks) == sorted(
+        transition for seed in SEEDS for transition in expected_transitions([(seed, 99)], 1, 32)
+    )
 
 
 def test_an_evaluation_plays_further_episodes_for_broken_ones() -> None:
