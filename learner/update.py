@@ -43,7 +43,8 @@ Outcome = np.ndarray | SkippedUpdate
 class UpdateStep:
     """The DQN update (Mnih et al. 2015, doi:10.1038/nature14236, algorithm 1) and the state that it changes.
 
-    `seed` determines the initial weights and all noise; torch's global generator is left as it was.
+    `seed` determines the initial weights and all noise; torch's global generator is left as it was, unless
+    a custom network draws from it, as dropout does. Only the online network is in train() mode.
     Each update of a noisy network draws one noise for the online network and one for the target network.
 
     Attributes:
@@ -61,6 +62,7 @@ class UpdateStep:
             torch.manual_seed(seed)
             self._online = flat_network(spec, config, self.device)
             self._target = flat_network(spec, config, self.device)
+        self._online.module.train()
         self._target.weights.copy_(self._online.weights)
         self._noise = torch.Generator().manual_seed(seed) if config.noisy else None
         self._normalizer = ObservationNormalizer(spec, self.device) if config.normalize_observations else None

@@ -49,6 +49,7 @@ def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
     """A freshly initialized network [B, *observation_shape] -> [B, *output_shape(spec, config)] float32.
 
     For observations of several arrays it takes a dict, part name -> [B, *shape].
+    A custom one is in eval() mode: to act, evaluate or export it a caller has nothing to do.
     parameters() come layer by layer, weight [out, in] then bias: a plain MLP's flat vector is W1, b1, W2, b2,
     …; a table's is [S, A], row by row, initially zero. Draws from torch's global generator.
 
@@ -154,7 +155,7 @@ def dueling(value: Tensor, advantage: Tensor) -> Tensor:
 
 
 def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
-    """The network that the factory at package.module:factory returns for (spec, config).
+    """The network that the factory at package.module:factory returns for (spec, config), in eval() mode.
 
     Raises:
         ValueError: there is no such factory, or it returns no module, or one whose outputs have another shape
@@ -174,6 +175,7 @@ def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Mo
             f"learner.network is {path}, which holds buffers ({', '.join(sorted(buffers))}): only parameters "
             "travel to the actors, so use layer norm, not batch norm"
         )
+    network.eval()
     with torch.no_grad():
         outputs = network(zero_observations(spec, 2, torch.device("cpu")))
     expected = (2, *output_shape(spec, config))

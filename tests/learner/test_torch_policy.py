@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils import vector_to_parameters
 
 from learner.config import LearnerConfig, NetworkSpec
@@ -98,3 +101,18 @@ def test_noise_is_drawn_at_each_load_by_its_seed_and_only_where_asked_for() -> N
     np.testing.assert_array_equal(first, two_loads(np.random.SeedSequence(1)))
     distinct = [quiet[0], *first, *two_loads(np.random.SeedSequence(2))]
     assert len({played.tobytes() for played in distinct}) == 5
+
+
+def with_dropout(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 32), nn.Dropout(), nn.Linear(32, spec.num_actions))
+
+
+def test_a_custom_network_acts_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "my_networks", sys.modules[__name__])
+    spec, config = SPECS["mlp"], LearnerConfig(network="my_networks:with_dropout")
+    policy = TorchPolicy(spec, config, threads=1)
+    policy.load(UpdateStep(spec, config, seed=0).weights())
+    observations = np.ones((5, 4), np.float32)
+    first = policy.q_values(observations)
+    np.testing.assert_array_equal(policy.q_values(observations), first)
+    assert (first == first[0]).all()

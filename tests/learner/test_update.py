@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils import vector_to_parameters
 
 from learner.batch import to_batch
@@ -264,6 +266,27 @@ def test_a_state_goes_on_bit_for_bit(parts_spec: NetworkSpec, random_minibatch: 
     for minibatch in minibatches[2:]:
         run(second, parts_spec, minibatch)
     assert whole.weights().tobytes() == second.weights().tobytes()
+
+
+def without_inputs(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
+    """In train() mode its outputs are its biases."""
+    return nn.Sequential(nn.Dropout(1.0), nn.Linear(4, spec.num_actions))
+
+
+def test_only_the_online_network_is_in_train_mode(
+    monkeypatch: pytest.MonkeyPatch, random_minibatch: MinibatchMaker
+) -> None:
+    monkeypatch.setitem(sys.modules, "my_networks", sys.modules[__name__])
+    config = LearnerConfig(network="my_networks:without_inputs", optimizer="sgd", learning_rate=0.1)
+    step, minibatch = UpdateStep(VECTOR, config, seed=0), random_minibatch(VECTOR, 8)
+    before = torch.from_numpy(step.weights())
+    weight, bias = before[:12].view(3, 4), before[12:]
+    batch = to_batch(minibatch, 1, step.device)
+    assert isinstance(batch.obs_t, torch.Tensor)
+    y = q_learning_target(batch.r_t, batch.discount_t, batch.obs_t @ weight.t() + bias)
+    np.testing.assert_allclose(run(step, VECTOR, minibatch), (y - bias[batch.a_tm1]).abs(), rtol=1e-4)
+    np.testing.assert_array_equal(step.weights()[:12], before[:12])
+    assert (step.weights()[12:] != before[12:].numpy()).any()
 
 
 def test_a_wrong_state_is_refused() -> None:

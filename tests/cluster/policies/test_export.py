@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 from gymnasium import spaces
 from safetensors.numpy import load_file
+from torch import nn
 
 from actors.envs.make import lane_seeds
 from actors.envs.observations import parts_of
@@ -29,6 +30,7 @@ from cluster.policies.playback import open_env
 from cluster.record.run_dir import RunDir, read_config, read_spec, read_weights
 from cluster.settings.load_config import load_config
 from cluster.settings.resolve import network_spec
+from learner.config import LearnerConfig, NetworkSpec
 from learner.named_weights import flat_weights, named_weights, seeded_network, tail_size
 
 
@@ -79,6 +81,10 @@ class Pictures(gym.Env):
         return self.np_random.integers(256, size=self.observation_space.shape, dtype=np.uint8)
 
 
+def with_dropout(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 16), nn.Dropout(), nn.Linear(16, spec.num_actions))
+
+
 def untrained_run(path: Path, overrides: Sequence[str]) -> Path:
     """A run directory with weights drawn at random."""
     prepared = prepare(load_config(None, overrides))
@@ -123,6 +129,7 @@ CASES = {
         "learner.network=impala_cnn",
         "learner.layer_norm=true",
     ],
+    "dropout": ["env.id=CartPole-v1", f"learner.network={__name__}:with_dropout"],
     "bins": ["env.id=Pendulum-v1", "env.discretize=5", "learner.hidden_sizes=[16]"],
     "panel": [f"env.id={__name__}:Panel", "learner.hidden_sizes=[16]", "learner.normalize_observations=true"],
 }
