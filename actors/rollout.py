@@ -3,6 +3,7 @@
 Owns one actor's environments, exploration and counters; must not know where blocks go or who asks for them.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -243,14 +244,18 @@ def _groups(env: EnvConfig, num_lanes: int, env_threads: int, overlap: bool) -> 
     # The first groups take the remainder: of three asynchronous lanes one alone would have no process.
     lane_edges = [-(-num_lanes * group // count) for group in range(count + 1)]
     thread_edges = [-(-env_threads * group // count) for group in range(count + 1)]
-    groups: list[_Group] = []
-    for (first, end), (before, after) in zip(pairwise(lane_edges), pairwise(thread_edges), strict=True):
-        stepper = make_vector(env, end - first, max(1, after - before))
-        if count > 1 and not stepper.asynchronous:
-            stepper.close()
-            return _groups(env, num_lanes, env_threads, overlap=False)
-        groups.append(_Group(slice(first, end), stepper))
-    return groups
+    with ExitStack() as unless_kept:
+        groups: list[_Group] = []
+        for (first, end), (before, after) in zip(pairwise(lane_edges), pairwise(thread_edges), strict=True):
+            stepper = make_vector(env, end - first, max(1, after - before))
+            unless_kept.callback(stepper.close)
+            if count > 1 and not stepper.asynchronous:
+                break
+            groups.append(_Group(slice(first, end), stepper))
+        else:
+            unless_kept.pop_all()
+            return groups
+    return _groups(env, num_lanes, env_threads, overlap=False)
 
 
 def _summary(block: TransitionBlock | None, num_actions: int) -> tuple[tuple[int, ...], float, float]:

@@ -290,19 +290,23 @@ def overlapping_actor(num_lanes: int, env_threads: int = 1) -> tuple[EnvActor, l
         return stepper
 
     with mock.patch("actors.rollout.make_vector", make):
-        actor = EnvActor(
-            EnvConfig("CartPole-v1", backend="async"),
-            ActorsConfig(envs_per_actor=num_lanes),
-            policy=LanewisePolicy(),
-            sink=ListSink(STATUS),
-            actor=0,
-            incarnation=0,
-            num_actors=1,
-            seed=np.random.SeedSequence(0),
-            env_threads=env_threads,
-            overlap=True,
-        )
-    return actor, groups
+        return make_overlapping(num_lanes, env_threads), groups
+
+
+def make_overlapping(num_lanes: int, env_threads: int = 1) -> EnvActor:
+    """An actor whose lanes have processes of their own."""
+    return EnvActor(
+        EnvConfig("CartPole-v1", backend="async"),
+        ActorsConfig(envs_per_actor=num_lanes),
+        policy=LanewisePolicy(),
+        sink=ListSink(STATUS),
+        actor=0,
+        incarnation=0,
+        num_actors=1,
+        seed=np.random.SeedSequence(0),
+        env_threads=env_threads,
+        overlap=True,
+    )
 
 
 @pytest.mark.parametrize(("threads", "of_groups"), [(1, [1] * 4), (6, [2, 1, 2, 1]), (16, [4] * 4)])
@@ -310,6 +314,46 @@ def test_groups_share_the_threads(threads: int, of_groups: list[int]) -> None:
     actor, groups = overlapping_actor(16, threads)
     actor.close()
     assert groups == [(4, share) for share in of_groups]
+
+
+class CountedSteppers:
+    """Stands in for make_vector: lanes of the steppers made and of those closed; the failing one raises."""
+
+    def __init__(self, failing: int | None = None) -> None:
+        self.made: list[int] = []
+        self.closed: list[int] = []
+        self.failing = failing
+
+    def __call__(self, env: EnvConfig, lanes: int, threads: int) -> VectorStepper:
+        if len(self.made) == self.failing:
+            raise OSError("no more processes")
+        stepper = make_vector(env, lanes, threads)
+        self.made.append(lanes)
+        close = stepper.close
+
+        def counted() -> None:
+            self.closed.append(lanes)
+            close()
+
+        stepper.close = counted  # type: ignore[method-assign]
+        return stepper
+
+
+def test_groups_that_are_not_used_are_closed() -> None:
+    counted = CountedSteppers()
+    with mock.patch("actors.rollout.make_vector", counted):
+        # Of three lanes in two groups the last has no process, so all three become one group.
+        actor = make_overlapping(3)
+    assert (counted.made, sorted(counted.closed)) == ([2, 1, 3], [1, 2])
+    actor.close()
+    assert sorted(counted.closed) == [1, 2, 3]
+
+
+def test_groups_made_before_one_that_fails_are_closed() -> None:
+    counted = CountedSteppers(failing=2)
+    with mock.patch("actors.rollout.make_vector", counted), pytest.raises(OSError, match="no more processes"):
+        make_overlapping(12)
+    assert counted.made == counted.closed == [4, 4]
 
 
 def test_restarts_in_any_group_are_reported_with_the_actors_own_lanes() -> None:
