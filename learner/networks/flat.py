@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from learner.batch import Observations
-from learner.config import LearnerConfig, NetworkSpec
+from learner.config import LearnerConfig, NetworkSpec, is_import_path
 from learner.core import Note
 from learner.networks.build import Mlp, build_network, zero_observations
 from learner.networks.inputs import features
@@ -30,17 +30,23 @@ class FlatNetwork:
     Attributes:
         module: the network, whose parameters are views of `weights`.
         weights: [P] float32, in the order of network.parameters().
-        gradient: [P] float32, the derivative of the loss by the weights; each `backward` overwrites it.
+        gradient: [P] float32, the derivative of the loss by the weights, 0 for those of frozen parameters
+            (requires_grad is False); each `backward` overwrites it.
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.module = network.to(device)
         self._forward: Callable[[Observations], Tensor] = self.module
-        self._parameters = list(self.module.parameters())
-        self._shapes = [parameter.shape for parameter in self._parameters]
-        self.weights = parameters_to_vector(self._parameters).detach()
+        parameters = list(self.module.parameters())
+        self._shapes = [parameter.shape for parameter in parameters]
+        # No output depends on the stand-in of a frozen parameter, so that its gradient is filled with zeros.
+        self._differentiated = [
+            parameter if parameter.requires_grad else torch.zeros_like(parameter, requires_grad=True)
+            for parameter in parameters
+        ]
+        self.weights = parameters_to_vector(parameters).detach()
         self.gradient = torch.zeros_like(self.weights)
-        for parameter, weights in zip(self._parameters, self.views(self.weights), strict=True):
+        for parameter, weights in zip(parameters, self.views(self.weights), strict=True):
             parameter.data = weights
 
     def compile(self) -> None:
@@ -81,7 +87,7 @@ class FlatNetwork:
     def backward(self, output_gradient: Tensor) -> None:
         """Fills `gradient`. output_gradient: dL / doutputs of the last `forward`, in their shape."""
         gradients = torch.autograd.grad(
-            self._outputs, self._parameters, output_gradient, materialize_grads=True
+            self._outputs, self._differentiated, output_gradient, materialize_grads=True
         )
         # One copy of each piece. Accumulating would first fill the vector with zeros, then read it again.
         torch.cat([piece.reshape(-1) for piece in gradients], out=self.gradient)
@@ -143,7 +149,10 @@ def flat_network(spec: NetworkSpec, config: LearnerConfig, device: torch.device)
     network = build_network(spec, config)
     if config.precision == "bfloat16":
         return FlatNetwork(InBfloat16(network, device), device)
-    return FlatMlp(network, device) if isinstance(network, Mlp) else FlatNetwork(network, device)
+    # A user's own Mlp may be derived from it, or frozen in part.
+    if isinstance(network, Mlp) and not is_import_path(config.network):
+        return FlatMlp(network, device)
+    return FlatNetwork(network, device)
 
 
 class InBfloat16(nn.Module):

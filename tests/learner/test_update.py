@@ -16,7 +16,7 @@ from torch.nn.utils import vector_to_parameters
 from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState
-from learner.networks.build import build_network
+from learner.networks.build import Mlp, build_network
 from learner.objectives.q_learning import double_q_target, q_learning_target, tabular_backup, td_loss
 from learner.skipped_updates import SkippedUpdate
 from learner.torch_policy import TorchPolicy
@@ -287,6 +287,41 @@ def test_only_the_online_network_is_in_train_mode(
     np.testing.assert_allclose(run(step, VECTOR, minibatch), (y - bias[batch.a_tm1]).abs(), rtol=1e-4)
     np.testing.assert_array_equal(step.weights()[:12], before[:12])
     assert (step.weights()[12:] != before[12:].numpy()).any()
+
+
+class PartlyFrozen(Mlp):
+    """The first layer's weight and the last layer's bias are frozen."""
+
+    def __init__(self, spec: NetworkSpec, config: LearnerConfig) -> None:
+        super().__init__((4, 16, spec.num_actions))
+        for parameter in (self.layers[0].weight, self.layers[1].bias):
+            parameter.requires_grad_(False)
+
+
+@pytest.mark.parametrize("queues", [False, True])
+@pytest.mark.parametrize(
+    "switches", [{}, {"optimizer": "sgd", "target_polyak": 0.7, "double": True}, {"precision": "bfloat16"}]
+)
+def test_frozen_parameters_keep_every_bit_and_travel(
+    switches: dict[str, Any], queues: bool, monkeypatch: pytest.MonkeyPatch, random_minibatch: MinibatchMaker
+) -> None:
+    monkeypatch.setitem(sys.modules, "my_networks", sys.modules[__name__])
+    config = LearnerConfig(network="my_networks:PartlyFrozen", learning_rate=0.01, max_grad_norm=0.1)
+    config = replace(config, **switches)
+    step = UpdateStep(VECTOR, config, seed=0, queues=queues)
+    before = step.weights()
+    for seed in range(3):
+        step.finish(step.start(to_batch(random_minibatch(VECTOR, 8, seed), 1, step.device)))
+    after = step.weights()
+    frozen = np.repeat([True, False, True], [64, 16 + 48, 3])
+    np.testing.assert_array_equal(after[frozen], before[frozen])
+    np.testing.assert_array_equal(step.state().tensors["target"][frozen], before[frozen])
+    assert (after[~frozen] != before[~frozen]).mean() > 0.8
+    policy, observations = TorchPolicy(VECTOR, config, threads=1), np.ones((2, 4), np.float32)
+    policy.load(after)
+    plain = TorchPolicy(VECTOR, LearnerConfig(hidden_sizes=(16,)), threads=1)
+    plain.load(after)
+    np.testing.assert_allclose(policy.q_values(observations), plain.q_values(observations), rtol=1e-5)
 
 
 def test_a_wrong_state_is_refused() -> None:
