@@ -81,10 +81,9 @@ class GuardedVector:
         A restarted lane's observation and info are those of a reset; its reward and ends mean nothing.
         """
         self._steps += 1
-        error, self._begin_error = self._begin_error, None
         try:
-            if error is not None:
-                raise error
+            if self._begin_error is not None:
+                raise self._begin_error
             observations, reward, terminated, truncated, info = (
                 self.env.step(self._actions) if self._halves is None else self._halves[1]()
             )
@@ -140,6 +139,7 @@ class GuardedVector:
         discard(self.env)
         self.env = self._make()
         self._halves = _halves(self.env)
+        self._begin_error = None
         self._replacements += 1
         seeds = [restart_seed(seed, self._replacements) for seed in self._seeds.tolist()]
         return self._reset(np.array(seeds, np.int64))

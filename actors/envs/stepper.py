@@ -136,7 +136,7 @@ class VectorStepper:
             truncated = truncated | resets
             self._lengths[truncated | terminated | fake] = 0
         ended = terminated | truncated
-        life_lost = self._lost_lives(info, ended, fake)
+        life_lost = self._lost_lives(info, ended, fake) if "lives" in info else self._nobody
         starts, final_lanes, final_frames = fake, self._no_lanes, self._no_frames
         if self._mode is AutoresetMode.SAME_STEP:
             masks = self._masks(info, terminal=self._nobody)
@@ -193,8 +193,6 @@ class VectorStepper:
 
     def _lost_lives(self, info: dict[str, Any], ended: np.ndarray, fake: np.ndarray) -> np.ndarray:
         """[N] bool: lanes in which a life was lost in this step; keeps how many each has now."""
-        if "lives" not in info:
-            return self._nobody
         before, self._lives = self._lives, _lives(info, self._lives)
         after = self._lives
         if self._mode is AutoresetMode.SAME_STEP and "final_info" in info:
