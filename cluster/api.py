@@ -5,7 +5,6 @@ Owns the life of a run from checked config to closed engine; ray is imported onl
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
@@ -21,7 +20,7 @@ from actors.envs.make import probe
 from cluster.checkpoints.resume import OpenedRun, reopen
 from cluster.coordinator import Outcome
 from cluster.engines.engine import Engine
-from cluster.engines.machine import this_machine
+from cluster.engines.machine import cluster_address, this_machine
 from cluster.engines.placement import Claims, Placement, place
 from cluster.engines.signals import StopSignals
 from cluster.engines.threads import available_cores
@@ -77,7 +76,7 @@ def prepare(config: RunConfig) -> Prepared:
     """
     check(config)
     spec = probe(config.env)
-    resolved = resolve(config, spec, available_cores(), on_cluster="RAY_ADDRESS" in os.environ)
+    resolved = resolve(config, spec, available_cores(), on_cluster=bool(cluster_address()))
     check(resolved)
     return Prepared(resolved, spec)
 
@@ -204,7 +203,7 @@ def _ray_engine(config: ResolvedConfig) -> RayEngine:
     """Starts a private Ray (local runtime) or joins the cluster of RAY_ADDRESS. Raises ConfigError."""
     from cluster.engines.ray_engine import RayEngine
 
-    if config.run.runtime == "cluster" and "RAY_ADDRESS" not in os.environ:
+    if config.run.runtime == "cluster" and not cluster_address():
         raise ConfigError(
             "run.runtime is cluster, but RAY_ADDRESS is not set: set it to the head's host:port, "
             "or use the local runtime, which starts its own Ray"
@@ -217,7 +216,7 @@ def _ray_engine(config: ResolvedConfig) -> RayEngine:
         except OSError as error:
             if private:
                 raise
-            raise ConfigError(f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']}: {error}") from error
+            raise ConfigError(f"RAY_ADDRESS is {cluster_address()}: {error}") from error
         unless_started.pop_all()
     return engine
 

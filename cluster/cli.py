@@ -5,7 +5,6 @@ Owns parsing, exit statuses and the answers on the terminal. Heavy imports wait 
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import textwrap
@@ -270,12 +269,12 @@ def _check_env(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from cluster.api import ask_for_placement, prepare
-    from cluster.engines.machine import this_machine
+    from cluster.engines.machine import cluster_address, this_machine
     from cluster.settings.plan import make_plan, require_fit
 
     prepared = prepare(_config(options.source, options.set))
     plan = make_plan(prepared.config, prepared.spec, this_machine())
-    if prepared.config.run.runtime == "cluster" and "RAY_ADDRESS" in os.environ:
+    if prepared.config.run.runtime == "cluster" and cluster_address():
         plan = replace(plan, placement=ask_for_placement(prepared, plan))
     print(plan.text)
     require_fit(plan)

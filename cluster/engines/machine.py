@@ -1,4 +1,4 @@
-"""The cores, memory and shared memory of this machine, or of the container around this process.
+"""The cores, memory and shared memory of this machine, or of the container around this process; its cluster.
 
 Owns reading them from the system; must not import ray or torch.
 """
@@ -31,6 +31,11 @@ class Machine:
     memory_bytes: int
     available_bytes: int
     shm_bytes: int | None
+
+
+def cluster_address() -> str:
+    """The Ray cluster to join, which RAY_ADDRESS names; empty if the variable is empty or not set."""
+    return os.environ.get("RAY_ADDRESS", "")
 
 
 def this_machine(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:

@@ -3,7 +3,6 @@
 Owns starting and ending Ray and translating its errors; must not import torch or gymnasium.
 """
 
-import os
 import shutil
 import socket
 import tempfile
@@ -27,6 +26,7 @@ from cluster.engines.engine import (
     RoleOutOfMemory,
     RoleT,
 )
+from cluster.engines.machine import cluster_address
 from cluster.engines.placement import Claims, Node
 from cluster.engines.ray_placement import Reservation, free_nodes
 from cluster.engines.ray_private import (
@@ -130,7 +130,7 @@ class RayEngine(RayCalls):
             self._closing.enter_context(private_environment())
             start_on_loopback(self._temp_dir)
             return
-        _require_listener(os.environ.get("RAY_ADDRESS", ""))
+        _require_listener(cluster_address())
         try:
             ray.init(address="auto", log_to_driver=False, logging_level="error")
         except (ray_exceptions.AuthenticationError, RuntimeError) as error:

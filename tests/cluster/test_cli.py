@@ -11,8 +11,9 @@ import psutil
 import pytest
 from qfleet_serial import SMALL
 
+from cluster.api import prepare
 from cluster.cli import run
-from cluster.settings.load_config import preset_paths
+from cluster.settings.load_config import load_config, preset_paths
 
 SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
 
@@ -139,4 +140,15 @@ def test_a_taken_metrics_port_is_bad_input(tmp_path: Path, capsys: pytest.Captur
         arguments = ["train", "CartPole-v1", *SMALL_FLAGS, "--set", f"metrics.port={port}"]
         assert run([*arguments, "--run-dir", str(tmp_path / "run")]) == 2
     assert f"metrics.port {port}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_ray_address_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert prepare(load_config(None, [])).config.run.runtime == "local"
+    assert run(["plan", "CartPole-v1", "--set", "run.runtime=cluster"]) == 0
+    assert run(["train", "--runtime", "cluster", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "RAY_ADDRESS is not set" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.engines.machine import this_machine
+from cluster.engines.machine import cluster_address, this_machine
 from cluster.engines.threads import available_cores
 
 
@@ -49,3 +49,12 @@ def test_free_shared_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "statvfs", missing)
     assert this_machine().shm_bytes is None
+
+
+def test_an_empty_address_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster_address() == ""
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert cluster_address() == ""
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert cluster_address() == "head:6379"
