@@ -6,6 +6,7 @@ Owns that folder; must not import torch or ray.
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +43,9 @@ def advertised(folder: Path, address: str, labels: Mapping[str, str]) -> Iterato
 
 
 def _prune(folder: Path) -> None:
-    """Removes files left by runs on this machine that were killed."""
+    """Removes files left by runs on this machine that were killed, and no file of another form."""
+    form = re.compile(rf"{re.escape(platform.node())}-([0-9]{{1,9}})-([0-9]+)-[0-9]+")
     for file in folder.iterdir():
-        host, *owner = file.stem.rsplit("-", 3)
-        if host == platform.node() and len(owner) == 3 and not is_alive(int(owner[0]), int(owner[1])):
+        own = form.fullmatch(file.stem)
+        if own is not None and not is_alive(int(own[1]), int(own[2])):
             file.unlink(missing_ok=True)

@@ -56,14 +56,19 @@ def test_what_the_dead_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     # A process lives that has the pid now, but began long after the file's owner did.
     reused = f"{host}-{os.getpid()}-{int(own.create_time()) - 1_000}-9401.json"
     other_host = f"{host}x-{child.pid}-1-9401.json"
-    by_hand = "my-cluster.json"
-    for name in (dead, reused, other_host, by_hand):
+    by_hand = [
+        "my-cluster.json",
+        f"{host}-a-b-c.json",
+        f"{host}-1-²-9401.json",
+        f"{host}-{'9' * 30}-1-9401.json",
+    ]
+    for name in (dead, reused, other_host, *by_hand):
         (tmp_path / name).write_text("[]")
     with advertised(tmp_path, "127.0.0.1:9402", RUN):
         assert dead not in entries(tmp_path)
         assert reused not in entries(tmp_path)
-        assert len(entries(tmp_path)) == 3
-    assert entries(tmp_path) == sorted([other_host, by_hand])
+        assert len(entries(tmp_path)) == 6
+    assert entries(tmp_path) == sorted([other_host, *by_hand])
 
 
 def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
