@@ -5,6 +5,7 @@ Owns parsing, exit statuses and the answers on the terminal. Heavy imports wait 
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import textwrap
@@ -166,12 +167,14 @@ def _train_config(options: argparse.Namespace) -> RunConfig:
 
     flags = {"run.runtime": options.runtime, "run.seed": options.seed}
     if options.metrics_addr is not None:
-        host, _, port = options.metrics_addr.rpartition(":")
-        if not host or not port.isdigit():
+        address = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]+)", options.metrics_addr)
+        if address is None:
             raise ConfigError(
-                f"--metrics-addr is {options.metrics_addr}; give HOST:PORT, for instance 127.0.0.1:9401"
+                f"--metrics-addr is {options.metrics_addr}; give HOST:PORT, for instance 127.0.0.1:9401 "
+                "or [::1]:9401"
             )
-        flags |= {"metrics.host": host, "metrics.port": port}
+        # In quotes, because YAML would not read every address as text.
+        flags |= {"metrics.host": json.dumps(address[1] or address[2]), "metrics.port": address[3]}
     overrides = [*options.set, *(f"{name}={value}" for name, value in flags.items() if value is not None)]
     if options.resume != "never" and options.run_dir is None:
         raise ConfigError("--resume needs the folder of the run to continue: give it with --run-dir")

@@ -5,6 +5,7 @@ Owns the export and the server; must not import torch, ray or gymnasium.
 
 import dataclasses
 import math
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from threading import Thread
@@ -98,6 +99,10 @@ def _with_status(others: WSGIApplication, status: Callable[[], bytes]) -> WSGIAp
     return answer
 
 
+class _IPv6Server(ThreadingWSGIServer):
+    address_family = socket.AF_INET6
+
+
 class MetricsServer:
     """Serves /metrics, and the JSON of status() on /status, from a thread; port 0 takes a free one.
 
@@ -120,7 +125,7 @@ class MetricsServer:
                 host,
                 port,
                 _with_status(make_wsgi_app(registry, disable_compression=True), status),
-                ThreadingWSGIServer,
+                _IPv6Server if ":" in host else ThreadingWSGIServer,
                 handler_class=_SilentHandler,
             )
         except OSError as error:
@@ -128,9 +133,11 @@ class MetricsServer:
                 f"metrics.host is {host} and metrics.port {port}: {error.strerror}; "
                 "give an address of this machine, and port 0 for a free one"
             ) from error
-        self.url = f"http://{host}:{self._server.server_port}/metrics"
+        in_url = f"[{host}]" if ":" in host else host
+        self.url = f"http://{in_url}:{self._server.server_port}/metrics"
         # A server that listens on all addresses is scraped through the loopback interface.
-        self.target = f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{self._server.server_port}"
+        loopback = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+        self.target = f"{loopback.get(in_url, in_url)}:{self._server.server_port}"
         # close() may wait for as long as this poll interval.
         self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()

@@ -107,6 +107,10 @@ def test_the_server_shows_the_newest_snapshot_and_nothing_before_the_first() -> 
         ("nonsense", "--metrics-addr is nonsense; give HOST:PORT"),
         (":9401", "--metrics-addr is :9401; give HOST:PORT"),
         ("127.0.0.1:http", "--metrics-addr is 127.0.0.1:http; give HOST:PORT"),
+        ("::1:9401", "--metrics-addr is ::1:9401; give HOST:PORT, for instance 127.0.0.1:9401 or [::1]:9401"),
+        ("[::1]", "--metrics-addr is [::1]; give HOST:PORT"),
+        ("[127.0.0.1:9401", "--metrics-addr is [127.0.0.1:9401; give HOST:PORT"),
+        ("[2001:db8::1]:0", "metrics.host is 2001:db8::1 and metrics.port 0"),
         ("127.0.0.1:65536", "metrics.port is 65536; give 0 (a free port) to 65535"),
         ("192.0.2.1:0", "metrics.host is 192.0.2.1 and metrics.port 0"),
     ],
@@ -120,13 +124,44 @@ def test_an_address_that_cannot_be_served_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_address_given_is_the_address_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as own:
+            own.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+NEEDS_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
+
+
+@NEEDS_IPV6
+@pytest.mark.parametrize(("host", "target"), [("::1", "[::1]"), ("::", "[::1]")])
+def test_an_ipv6_address_is_served_in_brackets(host: str, target: str) -> None:
+    server = MetricsServer(host, 0, lambda: FULL, RUN)
+    try:
+        port = server.url.split("/")[2].rpartition(":")[2]
+        assert server.url == f"http://[{host}]:{port}/metrics"
+        assert server.target == f"{target}:{port}"
+        with urllib.request.urlopen(f"http://{server.target}/metrics") as answer:
+            assert b"qfleet_updates_total" in answer.read()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", "127.0.0.1"), pytest.param("::1", "[::1]", marks=NEEDS_IPV6)]
+)
+def test_the_address_given_is_the_address_served(
+    host: str, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        free.bind((host, 0))
         port = free.getsockname()[1]
     small = [part for override in SMALL for part in ("--set", override)]
-    arguments = ["--metrics-addr", f"127.0.0.1:{port}", "--run-dir", str(tmp_path / "run")]
+    arguments = ["--metrics-addr", f"{shown}:{port}", "--run-dir", str(tmp_path / "run")]
     assert run(["train", "CartPole-v1", *small, "--set", "stop.updates=16", *arguments]) == EXIT_OK
-    assert f"http://127.0.0.1:{port}/metrics" in capsys.readouterr().out
+    assert f"http://{shown}:{port}/metrics" in capsys.readouterr().out
     saved = read_config(tmp_path / "run")
-    assert (saved.metrics.host, saved.metrics.port) == ("127.0.0.1", port)
+    assert (saved.metrics.host, saved.metrics.port) == (host, port)
