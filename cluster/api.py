@@ -32,7 +32,7 @@ from cluster.record.output import SerialLogs
 from cluster.record.prometheus import MetricsServer
 from cluster.record.recorder import NewestSnapshot, Recorder
 from cluster.record.run_dir import RunDir, holds_run, refuse_unusable
-from cluster.record.scrape_targets import advertised, targets_folder
+from cluster.record.scrape_targets import advertised, home_folder, targets_folder
 from cluster.record.tensorboard import require_tensorboard
 from cluster.runtime.failure import RunFailed
 from cluster.settings.config import ConfigError, RunConfig, check
@@ -82,11 +82,17 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def default_run_dir(config: RunConfig) -> Path:
-    """runs/ENV-TIME in the current folder, or in the home folder if the current one is a copy made by Ray."""
+    """runs/ENV-TIME in the current folder, or in the home folder if the current one is a copy made by Ray.
+
+    Raises ConfigError if this user has no home folder then.
+    """
     name = re.sub(r"[^A-Za-z0-9]+", "-", config.env.id).strip("-").lower()
     # Microseconds keep two runs that begin in the same second apart.
     name = f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    return (Path.home() if is_ray_working_dir(Path.cwd()) else Path()) / "runs" / name
+    try:
+        return (home_folder() if is_ray_working_dir(Path.cwd()) else Path()) / "runs" / name
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error}: give the run's folder with --run-dir") from error
 
 
 def ask_for_placement(prepared: Prepared, plan: Plan) -> Placement:
@@ -182,7 +188,7 @@ def _serve_metrics(
         lambda: status_document(config, run_dir, newest),
     )
     stack.enter_context(closing(server))
-    # If the folder cannot be written, users add the address to Prometheus themselves.
+    # If there is no such folder or it cannot be written, users add the address to Prometheus themselves.
     with suppress(OSError):
         stack.enter_context(advertised(targets_folder(), server.target, run))
     return server

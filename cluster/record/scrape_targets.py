@@ -1,6 +1,6 @@
 """Service discovery for Prometheus: a folder with one file per run of this user.
 
-Owns that folder; must not import torch or ray.
+Owns that folder and its place in the home folder; must not import torch or ray.
 """
 
 import json
@@ -17,9 +17,20 @@ from cluster.engines.process_info import is_alive
 
 
 def targets_folder() -> Path:
-    """$XDG_STATE_HOME/qfleet/targets, or ~/.local/state/qfleet/targets if the variable is not set."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    """$XDG_STATE_HOME/qfleet/targets, or ~/.local/state/qfleet/targets if the variable is not set.
+
+    Raises FileNotFoundError if this user has no home folder.
+    """
+    state = os.environ.get("XDG_STATE_HOME") or home_folder() / ".local" / "state"
     return Path(state) / "qfleet" / "targets"
+
+
+def home_folder() -> Path:
+    """The user's home folder. Raises FileNotFoundError if neither HOME nor the system names one."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise FileNotFoundError("HOME is not set, and this user has no home folder") from error
 
 
 @contextmanager

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import pwd
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from qfleet_serial import SMALL
 
+from cluster.cli import EXIT_BAD_INPUT, EXIT_OK, run
 from cluster.record.scrape_targets import advertised, targets_folder
 
 RUN = {"run": "a", "env": "CartPole-v1"}
@@ -27,6 +30,34 @@ def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert targets_folder() == tmp_path / "home" / ".local" / "state" / "qfleet" / "targets"
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user id without an entry in passwd, which a container may give."""
+
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+
+
+@pytest.mark.usefixtures("homeless")
+def test_a_user_without_a_home_folder_can_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(FileNotFoundError, match="HOME is not set, and this user has no home folder"):
+        targets_folder()
+    small = [part for override in (*SMALL, "stop.updates=16") for part in ("--set", override)]
+    copied = tmp_path / "working_dir_files" / "job"
+    copied.mkdir(parents=True)
+    monkeypatch.chdir(copied)
+    assert run(["train", "CartPole-v1", *small, "--run-dir", str(tmp_path / "run")]) == EXIT_OK
+    assert "metrics at http://" in capsys.readouterr().out
+    assert run(["train", "CartPole-v1", *small]) == EXIT_BAD_INPUT
+    assert "no home folder: give the run's folder with --run-dir" in capsys.readouterr().err
 
 
 def test_two_runs_of_one_process_are_found_until_they_end(tmp_path: Path) -> None:
