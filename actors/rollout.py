@@ -79,15 +79,18 @@ class EnvActor:
         self._groups = _groups(env, self._num_lanes, env_threads, overlap)
         self.spec = self._groups[0].stepper.spec
         self._no_q = np.zeros((self._num_lanes, self.spec.num_actions), np.float32)
-        self._builder = BlockBuilder(
-            self.spec.block_schema(config.n_step),
-            self._num_lanes,
-            self.spec.num_actions,
-            config.discount,
-            reward_clip=config.reward_clip,
-            life_loss_ends_episode=config.life_loss_ends_episode,
-        )
-        self.reset(seed)
+        with ExitStack() as unless_made:
+            unless_made.callback(self.close)
+            self._builder = BlockBuilder(
+                self.spec.block_schema(config.n_step),
+                self._num_lanes,
+                self.spec.num_actions,
+                config.discount,
+                reward_clip=config.reward_clip,
+                life_loss_ends_episode=config.life_loss_ends_episode,
+            )
+            self.reset(seed)
+            unless_made.pop_all()
 
     def reset(self, seed: np.random.SeedSequence) -> None:
         """Begins new episodes and a new random stream from seed; drops pending transitions and open episodes.
@@ -162,9 +165,10 @@ class EnvActor:
         return self._report(version, epsilon, env_steps, start_values, block)
 
     def close(self) -> None:
-        """Closes the environments."""
-        for group in self._groups:
-            group.stepper.close()
+        """Closes the environments, all of them even if one raises."""
+        with ExitStack() as closing:
+            for group in self._groups:
+                closing.callback(group.stepper.close)
 
     def _epsilon(self, global_env_steps: int) -> float | np.ndarray:
         """One epsilon, or one for each lane [N]."""

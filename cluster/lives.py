@@ -49,14 +49,18 @@ class Lives:
         )
         diagnosis = Diagnosis(config)
         while True:
-            coordinator = Coordinator(
-                self._context(resumed, counters),
-                diagnosis,
-                stop_requested=self.stop_requested,
-                resumed=resumed,
-                initial_weights=initial_weights,
-            )
-            ended = coordinator.run()
+            context = self._context(resumed, counters)
+            try:
+                coordinator = Coordinator(
+                    context,
+                    diagnosis,
+                    stop_requested=self.stop_requested,
+                    resumed=resumed,
+                    initial_weights=initial_weights,
+                )
+                ended = coordinator.run()
+            finally:
+                context.fleet.close_environments()
             if isinstance(ended, Outcome):
                 return ended
             self.engine.end_roles()

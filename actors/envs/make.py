@@ -7,7 +7,7 @@ import difflib
 import importlib
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -173,9 +173,14 @@ def _make_lanes(config: EnvConfig, source: _Source, num_envs: int, backend: str)
     def make_lane() -> gym.Env[Any, Any]:
         return GuardedLane(partial(_make_lane, config, source), masks=config.action_mask is not False)
 
-    # One lane needs no process of its own.
-    form = AsyncVectorEnv if backend == "async" and num_envs > 1 else SyncVectorEnv
-    return form([make_lane] * num_envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+    if backend == "async" and num_envs > 1:  # one lane needs no process of its own
+        return AsyncVectorEnv([make_lane] * num_envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+    with ExitStack() as unless_made:
+        lanes = [unless_made.enter_context(make_lane()) for _ in range(num_envs)]
+        take = iter(lanes).__next__
+        env = SyncVectorEnv([take] * num_envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+        unless_made.pop_all()
+    return env
 
 
 def _make_lane(config: EnvConfig, source: _Source) -> gym.Env[Any, Any]:
@@ -204,13 +209,17 @@ def _make_user_env(config: EnvConfig, source: _Source, kwargs: dict[str, Any]) -
 
 
 def _stepper(vector: GuardedVector, config: EnvConfig, source: _Source, backend: str) -> VectorStepper:
-    """Closes the vector environment if its spaces do not fit."""
-    try:
-        spec = _spec(config, source, vector.env, backend)
-    except EnvError as error:
-        vector.env.close()
-        raise EnvError(f"{config.id}: {error}") from None
-    return VectorStepper(vector, spec, step_limit=spec.max_episode_steps if atari.is_atari(source) else None)
+    """Closes the vector environment if its spaces do not fit, or its first reset fails."""
+    with ExitStack() as unless_made:
+        unless_made.callback(vector.env.close)
+        try:
+            spec = _spec(config, source, vector.env, backend)
+        except EnvError as error:
+            raise EnvError(f"{config.id}: {error}") from None
+        limit = spec.max_episode_steps if atari.is_atari(source) else None
+        stepper = VectorStepper(vector, spec, step_limit=limit)
+        unless_made.pop_all()
+    return stepper
 
 
 def _spec(config: EnvConfig, source: _Source, env: AnyVectorEnv, backend: str) -> EnvSpec:

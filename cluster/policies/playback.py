@@ -4,6 +4,7 @@ Owns opening the environment, the policy that users call, and the loop; must not
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,7 +179,10 @@ def open_env(config: EnvConfig, spec: EnvSpec, *, pictures: bool) -> PlayedEnv:
         EnvError: the environment cannot be made; the message names the cure.
     """
     if spec.backend == "native" and (game := make_atari(config)) is not None:
-        twin = make_atari(config, **_ATARI_SCREEN) if pictures else None
+        with ExitStack() as unless_opened:
+            unless_opened.callback(game.close)
+            twin = make_atari(config, **_ATARI_SCREEN) if pictures else None
+            unless_opened.pop_all()
         return AtariEnv(game, twin, spec.max_episode_steps, stacked="stack_num" not in config.kwargs)
     env = make_user_env(config)
     if not pictures:

@@ -38,6 +38,8 @@ RoleKind = Literal["shard", "learner", "actor", "evaluator"]
 CreditKind = Literal["rollout", "learn", "evaluate", "start", "log", "other"]
 """Kinds of calls. Chunks of work are counted, starts are timed, and calls for logs are neither."""
 
+_CLOSE_SECONDS = 5.0
+
 
 def role_name(kind: RoleKind, index: int) -> str:
     """The name of a role in messages, logs and checkpoints: "actor 3", "learner"."""
@@ -274,6 +276,20 @@ class Fleet:
     def logs_asked(self) -> set[Member[Any]]:
         """The roles that were asked for their log and have not answered yet."""
         return {credit.member for credit in self.credits.values() if credit.kind == "log"}
+
+    def close_environments(self) -> None:
+        """Closes the environments of all roles; waits five seconds at most, because a role may hang.
+
+        A role in a process of its own that has not come up is left out: its process is ended instead.
+        """
+        engine, deadline = self._engine, time.monotonic() + _CLOSE_SECONDS
+        pending = {
+            engine.call(member.handle, Role.close)[0]
+            for member in self.members
+            if member.kind in ("actor", "evaluator") and (member.is_up or not engine.own_processes)
+        }
+        while pending and (seconds := deadline - time.monotonic()) > 0.0:
+            pending.difference_update(engine.wait(list(pending), seconds))
 
     def metrics(self) -> FleetMetrics:
         """Counts roles, credits and transitions in flight."""

@@ -54,6 +54,9 @@ class Role:
         """Log lines that wait because the run's folder is not on this machine; each is returned once."""
         return self._log.take() if self._log else ""
 
+    def close(self) -> None:
+        """Closes what the role holds open; a role that holds nothing does nothing."""
+
     def _usage(self) -> ProcessUsage | None:
         """CPU time and memory of this role's own process, at most once a second."""
         return self._meter.due() if self._meter else None

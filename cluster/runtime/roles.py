@@ -79,6 +79,10 @@ class ActorRole(Role):
             memory_excess=self._memory.due() if self._memory else None,
         )
 
+    def close(self) -> None:
+        """Closes the environments; nothing may follow."""
+        self._actor.close()
+
     def set_rank(self, rank: int, num_actors: int) -> None:
         """See EnvActor.set_rank."""
         self._actor.set_rank(rank, num_actors)
@@ -188,6 +192,10 @@ class EvaluatorRole(Role):
             self._policy, version=version, seed_domain=seed_domain, episodes=episodes
         )
         return dataclasses.replace(report, process=self._usage())
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._evaluator.close()
 
 
 def make_policy(config: ResolvedConfig, spec: EnvSpec, noise: np.random.SeedSequence | None = None) -> Policy:

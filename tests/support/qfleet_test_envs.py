@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gymnasium as gym
 import numpy as np
@@ -49,6 +51,24 @@ class BrokenAfter(Corridor):
             if self.how == "nan":
                 observation = np.full_like(observation, np.nan)
         return observation, reward, terminated, truncated, info
+
+
+class Counted(BrokenAfter):
+    """A corridor that notes in `folder` that it was opened and closed, whichever process it lives in."""
+
+    def __init__(self, folder: str, steps: int = 1_000_000, how: str = "raise") -> None:
+        super().__init__(steps, how)
+        self.note = Path(folder) / f"{uuid4()}.open"
+        self.note.touch()
+
+    def close(self) -> None:
+        self.note.rename(self.note.with_suffix(".closed"))
+
+
+def opened_and_left(folder: Path) -> tuple[int, int]:
+    """How many environments were opened, and how many of them were not closed."""
+    left = list(folder.glob("*.open"))
+    return len(left) + len(list(folder.glob("*.closed"))), len(left)
 
 
 class Talkative(Corridor):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from qfleet_processes import LocalRun
+from qfleet_test_envs import opened_and_left
 
 from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
 from learner.weights import load_weights
@@ -75,6 +76,15 @@ def test_two_actors_and_three_shards_reach_their_target(local_run: LocalRun) -> 
     assert last["sampled_transitions_total"] <= 4 * paced
     assert (local_run.run_dir / "weights" / "best.safetensors").exists()
     local_run.assert_nothing_left()
+
+
+def test_every_environment_is_closed_in_its_own_process(local_run: LocalRun, tmp_path: Path) -> None:
+    arguments = small("qfleet_test_envs:Counted", f"env.kwargs.folder={tmp_path}", updates=1_000)
+    local_run.start(*arguments)
+    assert local_run.finish() == 0
+    opened, left = opened_and_left(tmp_path)
+    assert opened == 1 + 4 + 2
+    assert left == 0
 
 
 def test_killed_actors_and_evaluators_are_replaced(local_run: LocalRun) -> None:

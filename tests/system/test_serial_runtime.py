@@ -11,11 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import qfleet_test_envs
 from qfleet_processes import run_qfleet
 from qfleet_serial import RECALL, SMALL, Recorder, train_serial
+from qfleet_test_envs import Counted, opened_and_left
 
 from actors.rollout import EnvActor
 from cluster.runtime.failure import RunFailed
@@ -235,6 +238,41 @@ def test_observations_that_become_nan_end_the_run(tmp_path: Path) -> None:
     overrides = [*SMALL, "env.id=qfleet_test_envs:BrokenAfter", "env.kwargs={steps: 40, how: nan}"]
     with pytest.raises(RunFailed, match=r"(?i)nan|not finite|diverged"):
         train_serial(tmp_path / "run", overrides)
+
+
+def counted(folder: Path, *overrides: str) -> list[str]:
+    """A small run whose environments note in `folder` that they were opened and closed."""
+    return [*SMALL, "env.id=qfleet_test_envs:Counted", f"env.kwargs.folder={folder}", *overrides]
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_every_environment_is_closed_at_the_end(tmp_path: Path, backend: str) -> None:
+    # A serial run makes its roles anew after each checkpoint.
+    overrides = counted(tmp_path, f"env.backend={backend}", "checkpoint.every_seconds=0.2")
+    train_serial(tmp_path / "run", overrides)
+    opened, left = opened_and_left(tmp_path)
+    assert opened >= 1 + 4 + 3
+    assert left == 0
+
+
+@pytest.mark.parametrize("trouble", ["an environment fails", "the learner fails", "lanes cannot be made"])
+def test_every_environment_is_closed_when_a_run_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    overrides = counted(tmp_path)
+    if trouble == "an environment fails":
+        overrides.append("env.kwargs.steps=40")
+    if trouble == "the learner fails":
+        monkeypatch.setattr(Learner, "__init__", mock.Mock(side_effect=ArithmeticError("planted bug")))
+    if trouble == "lanes cannot be made":
+        # The fourth: the probe's lane and two of four.
+        lanes = itertools.chain([Counted] * 3, [mock.Mock(side_effect=ArithmeticError("planted bug"))])
+        monkeypatch.setattr(qfleet_test_envs, "Counted", lambda **kwargs: next(lanes)(**kwargs))
+    with pytest.raises(RunFailed):
+        train_serial(tmp_path / "run", overrides)
+    opened, left = opened_and_left(tmp_path)
+    assert opened >= 3
+    assert left == 0
 
 
 def test_a_stack_of_frames_is_learned_from(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from gymnasium.envs.registration import EnvSpec as Registration
 
 from actors.config import EnvConfig
 from actors.core import EnvSpec
-from actors.envs.errors import EnvError
+from actors.envs.errors import EnvError, EnvFailed
 from actors.envs.make import lane_seeds, make_vector, probe
 
 
@@ -245,6 +245,22 @@ def test_bugs_in_an_environment_keep_their_own_error(module: ModuleType) -> None
     module.broken = broken  # type: ignore[attr-defined]
     with pytest.raises(ZeroDivisionError, match="a bug"):
         probe(EnvConfig("my_envs:broken"))
+
+
+def test_what_fails_in_its_first_reset_is_closed(module: ModuleType) -> None:
+    class NoStart(SpacesEnv):
+        closed = 0
+
+        def reset(self, **_: Any) -> Any:
+            raise ZeroDivisionError("a bug")
+
+        def close(self) -> None:
+            type(self).closed += 1
+
+    module.NoStart = lambda: NoStart(spaces.Discrete(3))  # type: ignore[attr-defined]
+    with pytest.raises(EnvFailed, match="a bug"):
+        probe(EnvConfig("my_envs:NoStart"))
+    assert NoStart.closed == 2  # and its replacement
 
 
 def test_atari_is_native_and_gives_single_frames() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from actors.config import EnvConfig
 from actors.core import EnvSpec
 from actors.envs.adapter import plain_adapter
+from actors.envs.errors import EnvError
 from actors.envs.make import probe
 from cluster.policies.playback import GreedyPolicy, PlayedEnv, check_episodes, open_env, play
 from cluster.settings.config import ConfigError
@@ -79,6 +81,17 @@ def test_atari_shows_the_frames_that_the_policy_was_trained_on() -> None:
     assert all(step.observation.shape == spec.observation_shape == (84, 84) for step in steps)
     assert [step.ended for step in steps] == [False] * 5 + [True]
     assert env.frames_per_second == 15.0
+
+
+def test_a_game_whose_twin_cannot_be_made_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    game = mock.Mock()
+    monkeypatch.setattr(
+        "cluster.policies.playback.make_atari", mock.Mock(side_effect=[game, EnvError("no screen")])
+    )
+    spec = EnvSpec((84, 84), "|u1", None, 6, 4, "native", "next_step", None, None)
+    with pytest.raises(EnvError, match="no screen"):
+        open_env(CARTPOLE, spec, pictures=True)
+    game.close.assert_called_once_with()
 
 
 @pytest.mark.parametrize(("episodes", "seed"), [(0, 0), (1, -1)])
