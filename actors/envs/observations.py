@@ -14,6 +14,9 @@ from actors.core import EnvSpec
 from actors.envs.errors import EnvError
 from replay_service.block import ACTION_MASK, OBSERVATION, FrameField
 
+_FLOAT32_WHOLE = 2**24
+"""float32 holds all whole numbers from minus this to this."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -217,6 +220,8 @@ def _parts(space: spaces.Space[Any], path: tuple[Any, ...]) -> Iterator[Part]:
             yield Part(path, FrameField(name, "|b1", (sum(sizes),)), space.nvec.shape, starts, sizes)
         case spaces.Box() | spaces.MultiBinary() if space.shape is not None and 0 not in space.shape:
             shape = tuple(space.shape)
+            if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+                _require_exact(space, name)
             yield Part(path, FrameField(name, _stored_dtype(space), shape), shape)
         case _:
             where = f" {name!r}:" if path else ""
@@ -224,6 +229,17 @@ def _parts(space: spaces.Space[Any], path: tuple[Any, ...]) -> Iterator[Part]:
                 f"observations{where} {space}, which have no fixed size; wrap the environment so that it "
                 "leaves them out or returns Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple instead"
             )
+
+
+def _require_exact(space: spaces.Box, name: str) -> None:
+    """Raises EnvError if whole numbers within the bounds would be altered as float32."""
+    largest = max(abs(int(space.low.min())), abs(int(space.high.max())))
+    if largest > _FLOAT32_WHOLE:
+        raise EnvError(
+            f"observations{f' {name!r}' if name else ''} of dtype {space.dtype} bounded by {largest}; "
+            f"float32, as which they are stored, holds whole numbers up to {_FLOAT32_WHOLE} only: give the "
+            "space the bounds of its real values, or wrap the environment so that it returns smaller numbers"
+        )
 
 
 def _dotted(path: tuple[Any, ...]) -> str:

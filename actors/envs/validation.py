@@ -83,6 +83,12 @@ class _Leaf:
         dtype = np.dtype(self.space.dtype)
         if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
             return f"it returned {self.name} has dtype {array.dtype}, but its space has {dtype}"
+        if array.dtype != dtype and dtype.kind in "iu" and not np.array_equal(array.astype(dtype), array):
+            value = array[array.astype(dtype) != array].flat[0]
+            return (
+                f"it returned {self.name} holds {value}, which {dtype}, the dtype of its space, cannot hold; "
+                "give the space a larger dtype, or let the environment clip what it returns"
+            )
         return None
 
     def invalid(self, array: np.ndarray) -> np.ndarray | None:

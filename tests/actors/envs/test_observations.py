@@ -106,3 +106,12 @@ def test_no_mask_in_an_info_allows_nothing() -> None:
 def test_a_mask_of_other_actions_is_refused(given: Any) -> None:
     with pytest.raises(EnvError, match=r"action_mask.* has shape .*one number for each of the 2 actions"):
         masks_of({"action_mask": given}, 2, 2)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 2**24 + 1), (-(2**24) - 1, 0), (-(2**63), 2**63 - 1)])
+def test_whole_numbers_that_float32_would_alter_are_refused(low: int, high: int) -> None:
+    largest = max(-low, high)
+    with pytest.raises(EnvError, match=rf"'t' of dtype int64 bounded by {largest}; .*float32.*: give"):
+        parts_of(spaces.Dict({"t": spaces.Box(low, high, (1,), np.int64)}))
+    (part,) = parts_of(spaces.Box(-(2**24), 2**24, (1,), np.int64))
+    assert part.converted(np.array([[2**24], [-(2**24) + 1]])).tolist() == [[2.0**24], [-(2.0**24) + 1]]

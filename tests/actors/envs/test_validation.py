@@ -42,3 +42,12 @@ def test_rewards_that_float32_sums_hold(reward: list[float], bad: list[int]) -> 
     zeros = np.zeros((3, 1), np.float32)
     with np.errstate(over="ignore"):
         assert sorted(Validator(spaces.Box(0, 1, (1,))).problems(zeros, np.array(reward))) == bad
+
+
+@pytest.mark.parametrize("value", [300, -129])
+def test_whole_numbers_that_the_dtype_of_their_space_would_alter(value: int) -> None:
+    validator = Validator(spaces.Dict({"n": spaces.Box(-128, 127, (2,), np.int8)}))
+    assert validator.misfit({"n": np.array([-128, 127])}) is None
+    problem = validator.misfit({"n": np.array([7, value])})
+    assert problem is not None
+    assert f"'n' holds {value}, which int8, the dtype of its space, cannot hold; give the space" in problem
