@@ -58,7 +58,8 @@ def parts_of(space: spaces.Space[Any]) -> tuple[Part, ...]:
     uint8 and bool arrays keep their dtype, other numbers become float32. Discrete and MultiDiscrete values
     become one-hot, unless the whole observation is Discrete: it stays a state number.
 
-    Raises EnvError for a space without a fixed size; the message names the cure.
+    Raises EnvError for a space without a fixed size, or with integers that float32 would alter; the message
+    names the cure.
     """
     if isinstance(space, spaces.Discrete):
         return (Part((), FrameField("", "<i8", ()), (), (int(space.start),)),)
