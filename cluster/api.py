@@ -40,7 +40,7 @@ from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import resolve
 from cluster.settings.resolved import ResolvedConfig
 from cluster.show.status import announce, status_document
-from cluster.show.view import Headline, View, make_view
+from cluster.show.view import Headline, View, make_view, shown
 
 Resume = Literal["never", "must", "auto"]
 
@@ -118,7 +118,7 @@ def train(
     resume: Resume = "never",
     view: Callable[..., View] = make_view,
 ) -> Result:
-    """Trains until a stop condition, SIGINT or SIGTERM; the run directory then holds everything.
+    """Trains until a stop condition, SIGINT, SIGTERM or SIGHUP; the run directory then holds everything.
 
     Args:
         config: settings that are None are chosen; the resolved config is saved as config.yaml.
@@ -156,7 +156,7 @@ def train(
         newest = NewestSnapshot()
         server = _serve_metrics(resolved, folder, newest, stack)
         headline = Headline(resolved.env.id, resolved.run.runtime, run_dir, server.url, plan.short)
-        shown = stack.enter_context(view(headline, resolved.stop))
+        display = stack.enter_context(shown(view(headline, resolved.stop)))
         started = began - (resumed.manifest.run.seconds if resumed else 0.0)
         engine = _start_engine(resolved, stack, folder, started)
         signals.reinstall()
@@ -164,7 +164,7 @@ def train(
         if start is None:
             directory = RunDir.create(folder, resolved, spec, initial.facts if initial else None)
             start = OpenedRun(stack.enter_context(closing(directory)), None, ())
-        recorder = Recorder(start.run_dir, (shown, newest), started)
+        recorder = Recorder(start.run_dir, (display, newest), started)
         announce(folder, server.url)
         gpus = _learner_gpus(resolved, engine.gpus)
         _reserve(engine, resolved, make_claims(resolved, spec, plan, gpus), recorder, signals)

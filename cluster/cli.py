@@ -5,7 +5,9 @@ Owns parsing, exit statuses and the answers on the terminal. Heavy imports wait 
 
 import argparse
 import json
+import os
 import re
+import signal
 import statistics
 import sys
 import textwrap
@@ -33,18 +35,46 @@ _SOURCE = "ENV_ID | module:factory | CONFIG.yaml"
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit status: 0, 1, 2 for bad input, 128 + n after signal n."""
+    """Runs one command and returns its exit status: 0, 1, 2 for bad input, 128 + n after signal n.
+
+    A reader that closes the pipe early, as `| head` does, ends a command without a word, like SIGPIPE.
+    """
     options = make_parser().parse_args(arguments)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
     except (ConfigError, EnvError) as error:
         print(f"qfleet: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except OSError as error:
+        if not _output_is_broken():
+            raise
+        _drop_output()
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        print(f"qfleet: standard output cannot be written: {error}", file=sys.stderr)
+        return EXIT_ERROR
     except Interrupted as interrupted:
         return 128 + interrupted.signal
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _output_is_broken() -> bool:
+    """Whether standard output refuses one more line, so that an error may be one of printing."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    """Discards standard output from now on; else Python's own flush at exit would fail, too."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -156,8 +186,12 @@ def _train(options: argparse.Namespace) -> int:
             f"best version {outcome.best_version}: greedy return {outcome.best_return_mean:.1f}, confirmed"
             + human_comparison(config.env.id, outcome.best_return_mean)
         )
-    print(f"{outcome.reason} after {result.seconds:.1f} s; {best}")
-    print(f"evaluate it: qfleet eval {result.run_dir} --episodes 100")
+    try:
+        print(f"{outcome.reason} after {result.seconds:.1f} s; {best}")
+        print(f"evaluate it: qfleet eval {result.run_dir} --episodes 100", flush=True)
+    except OSError:
+        # The run has ended well and holds all this; a terminal that is gone does not make it a failure.
+        _drop_output()
     return EXIT_OK if result.signal is None else 128 + result.signal
 
 

@@ -5,6 +5,7 @@ Owns the start of the process: thread limits and import path. The commands are i
 
 import os
 import sys
+from io import TextIOWrapper
 
 from cluster.engines.threads import SINGLE_THREADED
 
@@ -17,10 +18,22 @@ from cluster.cli import run  # noqa: E402
 
 def main() -> None:
     """Entry point of the `qfleet` command."""
+    _make_output_safe()
     # Like `python -m`: a factory in the current folder can be imported here and in every role.
     if "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     sys.exit(run(sys.argv[1:]))
+
+
+def _make_output_safe() -> None:
+    """Replaces closed standard streams, and shows characters that their encoding lacks as escapes."""
+    # In this order: a descriptor below 3 that stays free would go to the next socket, and prints into that.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turns SIGINT and SIGTERM into a request that the coordinator polls, so that it saves before it stops.
+"""Turns SIGINT, SIGTERM and SIGHUP into a request that the coordinator polls; so it saves before it stops.
 
 Owns the handlers during a run; imports nothing of the project.
 """
@@ -20,6 +20,8 @@ class Interrupted(KeyboardInterrupt):
 class StopSignals:
     """Within the block, the first SIGINT or SIGTERM requests a stop, and the second raises Interrupted.
 
+    SIGHUP requests a stop, too, unless the process ignores it, as under nohup. A terminal that closes may
+    send it twice, and other signals beside it, so it never counts as one of the two.
     Outside the main thread, where Python allows no handlers, the block has no effect.
     """
 
@@ -29,8 +31,10 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._previous[number] = signal.getsignal(number)
+            if self._previous[signal.SIGHUP] == signal.SIG_IGN:
+                del self._previous[signal.SIGHUP]
         self.reinstall()
         return self
 
@@ -55,6 +59,7 @@ class StopSignals:
         return None if self.received is None else f"stopped by {self.received.name}"
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received in (None, signal.SIGHUP):
+            self.received = signal.Signals(number)
+        elif number != signal.SIGHUP:
             raise Interrupted(signal.Signals(number))
-        self.received = signal.Signals(number)

@@ -59,7 +59,9 @@ class LineWriter(io.TextIOBase):
         """Emits the lines that are complete now, and keeps the rest."""
         with self._lock:
             if self._echo:
-                self._beneath.write(text)
+                # A terminal that is gone or cannot show a character costs the echo only, not the role.
+                with contextlib.suppress(OSError, ValueError):
+                    self._beneath.write(text)
             # A progress bar redraws its line after \r: each redrawing becomes a line.
             whole, newline, self.partial = (
                 (self.partial + text).replace("\r\n", "\n").replace("\r", "\n").rpartition("\n")
@@ -70,8 +72,9 @@ class LineWriter(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream beneath; lines are emitted at once."""
-        self._beneath.flush()
+        """Flushes the stream beneath, unless it is gone; lines are emitted at once."""
+        with contextlib.suppress(OSError, ValueError):
+            self._beneath.flush()
 
     def finish(self) -> None:
         """Emits an incomplete line, if there is one."""

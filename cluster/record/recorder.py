@@ -1,6 +1,7 @@
 """The recorder: passes events, metrics and weights of a run to its directory and to observers.
 
-Owns the rule that a run continues if its directory cannot be written; must not import ray or torch.
+Owns the rule that a run goes on if its directory cannot be written or an observer fails; must not import ray
+or torch.
 """
 
 import time
@@ -62,7 +63,7 @@ class Recorder:
         """Records an event with the current time, and passes it to observers."""
         event = Event(kind, text, time.monotonic() - self._started)
         self._record(self._run_dir.write_event, event)
-        self._show(event)
+        self._notify(lambda observer: observer.event(event))
 
     def info(self, text: str) -> None:
         """Records an event of kind "info"."""
@@ -75,8 +76,7 @@ class Recorder:
     def snapshot(self, snapshot: Snapshot) -> None:
         """Records a snapshot of the metrics, and passes it to observers."""
         self._record(self._run_dir.write_snapshot, snapshot)
-        for observer in self._observers:
-            observer.metrics(snapshot)
+        self._notify(lambda observer: observer.metrics(snapshot))
 
     def evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
         """Records an evaluation with every return."""
@@ -102,9 +102,18 @@ class Recorder:
                 f"{status.journal_error}"
             )
 
-    def _show(self, event: Event) -> None:
+    def _notify(self, tell: Callable[[Observer], None]) -> None:
+        """Calls tell with each observer; one that fails is dropped, and a warning names its error."""
         for observer in self._observers:
-            observer.event(event)
+            try:
+                tell(observer)
+            # Whatever ails a view must not end a run; rich even raises SystemExit when its pipe breaks.
+            except (Exception, SystemExit) as error:  # noqa: BLE001
+                self._observers = tuple(other for other in self._observers if other is not observer)
+                self.warning(
+                    f"{type(observer).__name__} failed ({type(error).__name__}: {error}) and shows nothing "
+                    "more; the run goes on: watch it with qfleet status"
+                )
 
     def _record(self, write: Callable[[*_Args], None], *args: *_Args) -> bool:
         """Writes to the run directory and returns whether that worked; only the first failure is shown."""
@@ -114,6 +123,7 @@ class Recorder:
             if self._is_complete:
                 self._is_complete = False
                 text = f"{self._run_dir.path} cannot be written ({error}); training goes on unrecorded"
-                self._show(Event("warning", text, time.monotonic() - self._started))
+                event = Event("warning", text, time.monotonic() - self._started)
+                self._notify(lambda observer: observer.event(event))
             return False
         return True

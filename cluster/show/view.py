@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +59,19 @@ def make_view(headline: Headline, stop: StopConfig, stream: TextIO | None = None
     """A live panel if the stream (default: sys.stdout) is a terminal that can draw it, else lines."""
     stream = stream or sys.stdout
     return LiveView(headline, stop) if can_draw(stream) else LineView(headline, stop, stream)
+
+
+@contextmanager
+def shown(view: View) -> Iterator[View]:
+    """Shows the view within the block; one whose terminal is gone neither prevents the block nor fails it."""
+    # rich raises SystemExit where its terminal's pipe is broken.
+    with suppress(Exception, SystemExit):
+        view.__enter__()
+    try:
+        yield view
+    finally:
+        with suppress(Exception, SystemExit):
+            view.__exit__(*sys.exc_info())
 
 
 def can_draw(stream: TextIO) -> bool:

@@ -38,12 +38,17 @@ def adopting_orphans() -> Iterator[None]:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
+def import_path() -> str:
+    """PYTHONPATH for a process that tests the code of this process and may import support/."""
+    return os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
+
+
 def run_qfleet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`python -m cluster.main ARGUMENTS`, to its end; the environments of support/ are importable."""
     return subprocess.run(
         [sys.executable, "-m", "cluster.main", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+        env={**os.environ, "PYTHONPATH": import_path()},
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
@@ -70,7 +75,7 @@ class LocalRun:
         """Starts it with `train ARGUMENTS --run-dir self.run_dir`."""
         with self._error_file.open("w") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.main", "train", *arguments, "--run-dir", str(self.run_dir)],
+                self._command(arguments),
                 cwd=SUPPORT,
                 env={**os.environ, "TMPDIR": str(self.temp)},
                 stdout=subprocess.PIPE,
@@ -80,6 +85,18 @@ class LocalRun:
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def start_on_terminal(self, terminal: int, *arguments: str) -> None:
+        """Starts it with this descriptor as its controlling terminal; nothing is read here, see wait_for."""
+        self._error_file.touch()
+        self._process = subprocess.Popen(
+            ["setsid", "--ctty", *self._command(arguments)],
+            cwd=SUPPORT,
+            env={**os.environ, "TMPDIR": str(self.temp), "TERM": "xterm"},
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+        )
 
     def wait_for(self, fact: Callable[[], bool], what: str) -> None:
         """Looks at `fact` after each line of output, until it holds."""
@@ -151,12 +168,12 @@ class LocalRun:
     def finish(self) -> int:
         """Waits for the end; returns the exit status, with output and errors complete."""
         assert self._process is not None
-        assert self._reader is not None
         try:
             status = self._process.wait(DEADLINE_SECONDS)
         except subprocess.TimeoutExpired:
             raise AssertionError(self._description("the end of the run")) from None
-        self._reader.join(DEADLINE_SECONDS)
+        if self._reader is not None:
+            self._reader.join(DEADLINE_SECONDS)
         self.errors = self._error_file.read_text()
         return status
 
@@ -188,6 +205,9 @@ class LocalRun:
         if self._process is not None and self._process.stdout is not None:
             self._process.stdout.close()
         shutil.rmtree(self.temp, ignore_errors=True)
+
+    def _command(self, arguments: Sequence[str]) -> list[str]:
+        return [sys.executable, "-m", "cluster.main", "train", *arguments, "--run-dir", str(self.run_dir)]
 
     def _offspring(self) -> list[psutil.Process]:
         return [

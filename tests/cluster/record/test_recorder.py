@@ -13,7 +13,7 @@ from qfleet_serial import Recorder as View
 
 from cluster.control.evaluation import Best, EvaluationRequest
 from cluster.metrics.snapshot import Snapshot
-from cluster.record.events import read_events
+from cluster.record.events import Event, read_events
 from cluster.record.recorder import NewestSnapshot, Recorder
 from cluster.record.run_dir import RunDir, read_weights
 
@@ -64,6 +64,37 @@ def test_a_folder_that_is_full_is_reported_once(run_dir: RunDir, monkeypatch: py
     assert [event for event in view.events if event != warning] == ["a checkpoint", "another"]
     assert view.snapshots == [Snapshot(updates_total=7)]
     assert [event.line for event in read_events(run_dir.path)] == ["another"]
+
+
+class BrokenView(View):
+    """A view whose terminal is gone after the first event."""
+
+    def event(self, event: Event) -> None:
+        if self.events:
+            raise BrokenPipeError(32, "Broken pipe")
+        super().event(event)
+
+    def metrics(self, snapshot: Snapshot) -> None:
+        raise SystemExit(1)
+
+
+@pytest.mark.parametrize("first", ["event", "metrics"])
+def test_a_view_that_fails_is_told_nothing_more_and_costs_nothing_else(run_dir: RunDir, first: str) -> None:
+    broken, newest = BrokenView(), NewestSnapshot()
+    recorder = Recorder(run_dir, (broken, newest), time.monotonic())
+    recorder.info("a checkpoint")
+    if first == "event":
+        recorder.info("another")
+    recorder.snapshot(Snapshot(updates_total=7))
+    recorder.info("the end")
+    run_dir.close()
+    assert broken.events == ["a checkpoint"]
+    assert newest() == Snapshot(updates_total=7)
+    lines = [event.line for event in read_events(run_dir.path)]
+    (warning,) = [line for line in lines if line.startswith("warning: ")]
+    assert warning.startswith("warning: BrokenView failed (")
+    assert "qfleet status" in warning
+    assert lines[-1] == "the end"
 
 
 def test_each_incomplete_journal_is_warned_of_once(run_dir: RunDir) -> None:
