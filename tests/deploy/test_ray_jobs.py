@@ -45,8 +45,11 @@ def test_a_submitted_job_solves_cartpole_on_the_cluster(head: RayHead, tmp_path:
 @pytest.mark.slow
 def test_a_stopped_job_saves_and_ends_in_time(head: RayHead, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    arguments = ["configs/cartpole.yaml", "--run-dir", str(run_dir), "--set", "stop.target_return=100000"]
-    status, _ = submit(head, *arguments, job="stopped", wait=False)
+    # On a busy machine the preset's own end may come before a version is confirmed.
+    endless = ("--set", "stop.target_return=100000", "--set", "stop.env_steps=1000000000")
+    status, _ = submit(
+        head, "configs/cartpole.yaml", "--run-dir", str(run_dir), *endless, job="stopped", wait=False
+    )
     assert status == 0
     wait_for(lambda: "greedy return" in logs(head, "stopped"), "a version that was evaluated")
     stopped = head.run(str(RAY), "job", "stop", "--address", head.jobs, "stopped")

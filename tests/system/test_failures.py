@@ -33,7 +33,7 @@ SAYS = {
     "disk": ("goes on in memory only",),
     "raylet": ("learner goes on from version", "99 replacements left"),
     "node": ("shard 0 is back with", "99 replacements left"),
-    "drain": ("warning: a machine is about to go, with", "a checkpoint is taken now"),
+    "drain": ("a machine is about to go, with", "a checkpoint is taken now"),
     "head": ("resumed from checkpoint",),
 }
 # Beyond the limit of what is frozen; far more than docs/failures.md measured: machines that test are busy.

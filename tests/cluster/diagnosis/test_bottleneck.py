@@ -263,7 +263,7 @@ def test_chunks_so_small_that_pacing_pauses_both_sides(tmp_path: Path) -> None:
             "pacing.learning_starts=64",
             "pacing.samples_per_insert=8",
             "replay.capacity=1000",
-            "stop.seconds=25",
+            "stop.seconds=60",
         ),
     )
     assert said.stage == "pacing", said
