@@ -9,13 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from qfleet_processes import set_flags
 from qfleet_serial import SMALL
 
 from cluster.api import prepare
 from cluster.cli import run
 from cluster.settings.load_config import load_config, preset_paths
 
-SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
+SMALL_FLAGS = set_flags(SMALL)
 
 
 @pytest.mark.parametrize(

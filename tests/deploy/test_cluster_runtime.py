@@ -11,19 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from qfleet_processes import set_flags
 from qfleet_ray_head import RayHead, ray_head
 
-SMALL = [
-    part
-    for override in (
+SMALL = set_flags(
+    (
         "actors.envs_per_actor=4",
         "learner.batch_size=16",
         "pacing.learning_starts=128",
         "evaluation.every_updates=1000000",
         "stop.updates=64",
     )
-    for part in ("--set", override)
-]
+)
 
 
 @pytest.fixture(scope="module")

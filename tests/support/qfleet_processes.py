@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,6 +36,11 @@ def adopting_orphans() -> Iterator[None]:
         yield
     finally:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def set_flags(overrides: Iterable[str]) -> list[str]:
+    """The arguments `--set OVERRIDE` for each override of settings."""
+    return [part for override in overrides for part in ("--set", override)]
 
 
 def import_path() -> str:

@@ -13,13 +13,12 @@ import grpc
 import psutil
 import pytest
 import ray
-from qfleet_processes import LocalRun, adopting_orphans
+from qfleet_processes import LocalRun, adopting_orphans, set_flags
 
 from cluster.engines.ray_engine import RayEngine
 
-QUICK = [
-    part
-    for override in (
+QUICK = set_flags(
+    (
         "actors.num_actors=1",
         "actors.envs_per_actor=4",
         "actors.steps_per_chunk=16",
@@ -30,8 +29,7 @@ QUICK = [
         "stop.target_return=1000000",
         "metrics.every_seconds=0.2",
     )
-    for part in ("--set", override)
-]
+)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from qfleet_processes import LocalRun
+from qfleet_processes import LocalRun, set_flags
 from qfleet_test_envs import opened_and_left
 
 from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
@@ -22,29 +22,27 @@ ENDLESS = 10_000_000
 NO_EVALUATION = "evaluation.every_updates=1000000"
 
 
-def flags(*overrides: str) -> list[str]:
-    return [part for override in overrides for part in ("--set", override)]
-
-
 def small(env: str, *overrides: str, updates: int = ENDLESS) -> list[str]:
     """Arguments of a quick run with one actor."""
     return [
         env,
-        *flags(
-            "actors.num_actors=1",
-            "actors.envs_per_actor=4",
-            "actors.steps_per_chunk=16",
-            "learner.hidden_sizes=[16]",
-            "learner.batch_size=16",
-            "learner.updates_per_chunk=16",
-            "pacing.learning_starts=128",
-            "pacing.samples_per_insert=4",
-            "evaluation.every_updates=100",
-            "evaluation.episodes=2",
-            "metrics.every_seconds=0.2",
-            "stop.target_return=1000000",
-            f"stop.updates={updates}",
-            *overrides,
+        *set_flags(
+            (
+                "actors.num_actors=1",
+                "actors.envs_per_actor=4",
+                "actors.steps_per_chunk=16",
+                "learner.hidden_sizes=[16]",
+                "learner.batch_size=16",
+                "learner.updates_per_chunk=16",
+                "pacing.learning_starts=128",
+                "pacing.samples_per_insert=4",
+                "evaluation.every_updates=100",
+                "evaluation.episodes=2",
+                "metrics.every_seconds=0.2",
+                "stop.target_return=1000000",
+                f"stop.updates={updates}",
+                *overrides,
+            )
         ),
     ]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from qfleet_mishaps import allow
-from qfleet_processes import LocalRun
+from qfleet_processes import LocalRun, set_flags
 from qfleet_serial import SMALL, Recorder, train_serial
 
 from cluster.runtime.failure import RunFailed
@@ -55,7 +55,7 @@ def test_the_count_outlives_a_checkpoint(tmp_path: Path) -> None:
 def small(folder: str, how: str, *more: str) -> list[str]:
     local = [each for each in SMALL if not each.startswith(("run.runtime", "stop."))]
     every = (*local, "actors.num_actors=1", "stop.target_return=1000000", "metrics.every_seconds=0.2")
-    return [part for each in (*every, *overrides(folder, how, *more)) for part in ("--set", each)]
+    return set_flags((*every, *overrides(folder, how, *more)))
 
 
 def test_an_actor_whose_environment_hangs_is_replaced(local_run: LocalRun, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import qfleet_test_envs
-from qfleet_processes import run_qfleet
+from qfleet_processes import run_qfleet, set_flags
 from qfleet_serial import RECALL, SMALL, Recorder, train_serial
 from qfleet_test_envs import Counted, opened_and_left
 
@@ -29,7 +29,7 @@ from learner.loop import Learner
 from learner.weights import load_weights
 from replay_service.shard import ReplayShard
 
-SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
+SMALL_FLAGS = set_flags(SMALL)
 
 
 def weights_of(run_dir: Path, name: str = "latest") -> tuple[bytes, dict[str, str]]:

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-from qfleet_processes import DEADLINE_SECONDS, LocalRun, import_path
+from qfleet_processes import DEADLINE_SECONDS, LocalRun, import_path, set_flags
 from qfleet_serial import SMALL
 
 from learner.weights import load_weights
 
-SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
+SMALL_FLAGS = set_flags(SMALL)
 
 
 def shell(
@@ -94,12 +94,10 @@ def test_an_answer_that_cannot_be_given_is_no_success(
 
 @pytest.mark.slow
 def test_a_terminal_that_closes_stops_the_run_which_saves(local_run: LocalRun) -> None:
-    small = [part for each in SMALL if not each.startswith(("run.", "stop.")) for part in ("--set", each)]
+    small = [each for each in SMALL if not each.startswith(("run.", "stop."))]
     more = ("actors.num_actors=1", "metrics.every_seconds=0.2", "stop.target_return=1000000")
     ours, terminal = pty.openpty()
-    local_run.start_on_terminal(
-        terminal, "CartPole-v1", *small, *(part for each in more for part in ("--set", each))
-    )
+    local_run.start_on_terminal(terminal, "CartPole-v1", *set_flags((*small, *more)))
     os.close(terminal)
     deadline = time.monotonic() + DEADLINE_SECONDS
     while local_run.updates() == 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from qfleet_processes import LocalRun, run_qfleet
+from qfleet_processes import LocalRun, run_qfleet, set_flags
 from qfleet_serial import SMALL, train_serial
 
 from cluster.engines.process_info import ProcessInfo
@@ -28,7 +28,7 @@ from cluster.runtime.failure import RunFailed
 from cluster.runtime.roles import ActorRole, Role
 
 SOURCE = LogSource("actor 3", 2, run_started_at=1_000_000_000.0)
-SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
+SMALL_FLAGS = set_flags(SMALL)
 LOCAL = [override for override in SMALL if override != "run.runtime=serial"]
 TALKATIVE = "env.id=qfleet_test_envs:Talkative"
 
@@ -171,7 +171,7 @@ def test_a_failed_serial_run_ends_with_the_last_lines_and_the_reason(tmp_path: P
 
 
 def test_a_failed_local_run_ends_with_the_last_lines_and_the_reason(local_run: LocalRun) -> None:
-    flags = [part for override in LOCAL for part in ("--set", override)]
+    flags = set_flags(LOCAL)
     local_run.start("CartPole-v1", *flags, "--set", TALKATIVE, "--set", "env.kwargs={steps: 40}")
     assert local_run.finish() == 1
     assert_last_words(local_run.errors, local_run.run_dir)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from qfleet_processes import set_flags
 from qfleet_serial import SMALL
 from qfleet_snapshots import FULL
 
@@ -159,7 +160,7 @@ def test_the_address_given_is_the_address_served(
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
         free.bind((host, 0))
         port = free.getsockname()[1]
-    small = [part for override in SMALL for part in ("--set", override)]
+    small = set_flags(SMALL)
     arguments = ["--metrics-addr", f"{shown}:{port}", "--run-dir", str(tmp_path / "run")]
     assert run(["train", "CartPole-v1", *small, "--set", "stop.updates=16", *arguments]) == EXIT_OK
     assert f"http://{shown}:{port}/metrics" in capsys.readouterr().out

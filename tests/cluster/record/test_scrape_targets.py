@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from qfleet_processes import set_flags
 from qfleet_serial import SMALL
 
 from cluster.cli import EXIT_BAD_INPUT, EXIT_OK, run
@@ -50,7 +51,7 @@ def test_a_user_without_a_home_folder_can_train(
 ) -> None:
     with pytest.raises(FileNotFoundError, match="HOME is not set, and this user has no home folder"):
         targets_folder()
-    small = [part for override in (*SMALL, "stop.updates=16") for part in ("--set", override)]
+    small = set_flags((*SMALL, "stop.updates=16"))
     copied = tmp_path / "working_dir_files" / "job"
     copied.mkdir(parents=True)
     monkeypatch.chdir(copied)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from qfleet_processes import LocalRun
+from qfleet_processes import LocalRun, set_flags
 from qfleet_serial import SMALL, train_serial
 
 from cluster.cli import run
@@ -116,7 +116,7 @@ def test_a_driver_elsewhere_is_alive_while_its_metrics_are_fresh(
 
 
 def test_a_failed_run_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [part for override in SMALL for part in ("--set", override)]
+    flags = set_flags(SMALL)
     flags += ["--set", "env.id=qfleet_test_envs:BrokenAfter", "--set", "env.kwargs={steps: 40, how: raise}"]
     assert run(["train", *flags, "--run-dir", str(tmp_path / "run")]) == 1
     capsys.readouterr()
@@ -131,7 +131,7 @@ def test_a_failed_run_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_run_that_goes_on_is_attached_to_both_ways(
     local_run: LocalRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [part for override in SMALL if "runtime" not in override for part in ("--set", override)]
+    flags = set_flags(override for override in SMALL if "runtime" not in override)
     flags += ["--set", "stop.updates=10000000", "--set", "metrics.every_seconds=0.2"]
     local_run.start("CartPole-v1", *flags)
     local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")

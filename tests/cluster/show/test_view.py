@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qfleet_processes import set_flags
 from qfleet_serial import SMALL
 from rich.cells import cell_len
 from rich.console import Console
@@ -31,7 +32,7 @@ from cluster.show.progress import progress
 from cluster.show.view import Headline, LineView, LiveView, Returns, make_view, metrics_line
 from cluster.wording import byte_size, count, number
 
-SMALL_FLAGS = [part for override in SMALL for part in ("--set", override)]
+SMALL_FLAGS = set_flags(SMALL)
 
 MIDDLE = replace(
     Snapshot(),
