@@ -34,28 +34,26 @@ def answer_stack_requests(logs: Path, name: str) -> None:
 
 def request_stack(process_info: ProcessInfo | None) -> None:
     """Makes a role and the processes that it forked write their stacks; ignores a role on another machine."""
-    role = _with_descendants(process_info)
-    # The signal would end a child without a handler. The role itself always has one.
-    for process in (*role[:1], *filter(_answers, role[1:])):
-        with suppress(psutil.Error):
-            process.send_signal(signal.SIGUSR1)
+    for number, process in enumerate(_writers(process_info)):
+        # They write to one file, a few characters at a time: two at once would be mixed.
+        time.sleep(_SETTLED_SECONDS if number else 0.0)
+        _request(process)
 
 
 def stack_of(process_info: ProcessInfo | None, logs: Path, name: str) -> str:
     """The stacks of a role and of the processes that it forked, as soon as they are written.
 
-    Empty if none come within seconds: the role is stopped, gone or on another machine.
+    Each process is asked once the one before it has written. Empty if no stack comes within seconds: the role
+    is stopped, gone or on another machine.
     """
     file = _stack_path(logs, name)
     known = _size(file)
-    request_stack(process_info)
-    size, deadline = known, time.monotonic() + _STACK_SECONDS
-    while time.monotonic() < deadline:
-        time.sleep(_SETTLED_SECONDS)
-        before, size = size, _size(file)
-        if size > known and size == before:
-            break
-    if size == known:
+    deadline = time.monotonic() + _STACK_SECONDS
+    for process in _writers(process_info):
+        before = _size(file)
+        _request(process)
+        _wait_for_stack(file, before, deadline)
+    if _size(file) == known:
         return ""
     with file.open(encoding="utf-8", errors="replace") as stacks:
         stacks.seek(known)
@@ -78,6 +76,27 @@ def _with_descendants(process_info: ProcessInfo | None) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.Error:
         return []
+
+
+def _writers(process_info: ProcessInfo | None) -> list[psutil.Process]:
+    """The processes of a role that write their stack when asked: the signal would end any other child."""
+    role = _with_descendants(process_info)
+    return [*role[:1], *filter(_answers, role[1:])]
+
+
+def _request(process: psutil.Process) -> None:
+    with suppress(psutil.Error):
+        process.send_signal(signal.SIGUSR1)
+
+
+def _wait_for_stack(file: Path, before: int, deadline: float) -> None:
+    """Waits until the file has grown and grows no more, or until the deadline (monotonic seconds)."""
+    size = before
+    while time.monotonic() < deadline:
+        time.sleep(_SETTLED_SECONDS)
+        last, size = size, _size(file)
+        if size > before and size == last:
+            return
 
 
 def _answers(process: psutil.Process) -> bool:
