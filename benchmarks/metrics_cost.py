@@ -38,8 +38,9 @@ from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.metrics.counters import Counters
 from cluster.metrics.snapshot import Snapshot
 from cluster.record.run_dir import RunDir, read_config
-from cluster.settings.config import RunConfig, StopConfig
-from cluster.settings.load_config import load_config, preset_for_env
+from cluster.settings.config import RunConfig
+from cluster.settings.load_config import load_config
+from cluster.settings.resolved import ResolvedStop
 from cluster.show.view import Headline, LineView
 from learner.loop import Learner
 from learner.update_metrics import UpdateMeter
@@ -101,7 +102,7 @@ class Stopwatch:
 class Quiet(LineView):
     """A view that shows nothing and keeps the address of the metrics."""
 
-    def __init__(self, headline: Headline, stop: StopConfig) -> None:
+    def __init__(self, headline: Headline, stop: ResolvedStop) -> None:
         super().__init__(headline, stop, io.StringIO())
         self.url = headline.metrics_url
 
@@ -181,7 +182,7 @@ def serial_costs() -> dict[str, Cost]:
 class Scraped(Quiet):
     """Scrapes the run, and keeps the first snapshot after learning began."""
 
-    def __init__(self, headline: Headline, stop: StopConfig) -> None:
+    def __init__(self, headline: Headline, stop: ResolvedStop) -> None:
         super().__init__(headline, stop)
         self.first: Snapshot | None = None
         self.cpu_seconds = 0.0
@@ -208,7 +209,7 @@ def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
     watch = Stopwatch()
     views: list[Scraped] = []
 
-    def view(headline: Headline, stop: StopConfig) -> Scraped:
+    def view(headline: Headline, stop: ResolvedStop) -> Scraped:
         views.append(Scraped(headline, stop))
         return views[0]
 
@@ -240,7 +241,7 @@ def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
 
 def _config(runtime: str) -> RunConfig:
     stop = (f"stop.updates={UPDATES[runtime]}", "stop.target_return=1000000000")
-    return load_config(preset_for_env("CartPole-v1"), [f"run.runtime={runtime}", *stop])
+    return load_config("CartPole-v1", [f"run.runtime={runtime}", *stop])
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ from cluster.runtime.failure import RunFailed
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import resolve
-from cluster.settings.resolved import ResolvedConfig
+from cluster.settings.resolved import ResolvedConfig, preset_text
 from cluster.show.status import announce, status_document
 from cluster.show.view import Headline, View, make_view, shown
 
@@ -155,7 +155,9 @@ def train(
         signals = stack.enter_context(StopSignals())
         newest = NewestSnapshot()
         server = _serve_metrics(resolved, folder, newest, stack)
-        headline = Headline(resolved.env.id, resolved.run.runtime, run_dir, server.url, plan.short)
+        headline = Headline(
+            resolved.env.id, resolved.run.runtime, run_dir, server.url, plan.short, preset_text(resolved)
+        )
         display = stack.enter_context(shown(view(headline, resolved.stop)))
         started = began - (resumed.manifest.run.seconds if resumed else 0.0)
         engine = _start_engine(resolved, stack, folder, started)

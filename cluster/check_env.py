@@ -17,7 +17,7 @@ from cluster.engines.machine import this_machine
 from cluster.engines.threads import available_cores, env_threads
 from cluster.settings.config import RunConfig
 from cluster.settings.plan import make_plan
-from cluster.settings.resolved import ResolvedConfig
+from cluster.settings.resolved import ResolvedConfig, preset_text
 from cluster.wording import quantity
 
 _MEASURED_SECONDS = 1.0
@@ -31,6 +31,7 @@ def describe(config: RunConfig) -> str:
     masked_by = ", masked by info['action_mask']" if spec.action_mask else ""
     lines = {
         "environment": resolved.env.id,
+        "preset": preset_text(resolved).removeprefix("preset ") or "none",
         "observation": observation_text(spec),
         "actions": f"{spec.num_actions}{masked_by}",
         "backend": f"{spec.backend}, autoreset {spec.autoreset_mode}",

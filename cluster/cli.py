@@ -21,13 +21,8 @@ from cluster.engines.signals import Interrupted
 from cluster.policies.scores import human_comparison, reference
 from cluster.record.logs import last_lines, log_path
 from cluster.settings.config import ConfigError, RunConfig
-from cluster.settings.load_config import (
-    SHARED_PRESETS,
-    dump_config,
-    load_config,
-    preset_for_env,
-    preset_paths,
-)
+from cluster.settings.load_config import dump_config, load_config, preset_paths
+from cluster.settings.resolved import preset_text
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 _LAST_WORDS = 20
@@ -83,7 +78,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     run_dir, source, overrides = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     run_dir.add_argument("run_dir", type=Path)
-    source.add_argument("source", metavar=_SOURCE)
+    source.add_argument(
+        "source", nargs="?", default="CartPole-v1", metavar=_SOURCE, help="default: %(default)s"
+    )
     overrides.add_argument(
         "--set", action="append", default=[], metavar="section.name=value", help="override one setting"
     )
@@ -155,22 +152,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config(source: str, overrides: Sequence[str]) -> RunConfig:
-    """The config that `source` names: a file, else the preset for that environment, else the defaults."""
-    if source.endswith((".yaml", ".yml")):
-        return load_config(Path(source), overrides)
-    preset = preset_for_env(source)
-    config = load_config(preset, [f"env.id={json.dumps(source)}", *overrides])
-    if preset is not None and preset.stem in SHARED_PRESETS:
-        print(f"settings of the preset {preset.stem} (qfleet presets {preset.stem} shows them)")
-    return config
-
-
 def _train(options: argparse.Namespace) -> int:
     from cluster.api import train
     from cluster.runtime.failure import RunFailed
 
-    config = _train_config(options)
+    config = train_config(options)
     try:
         result = train(config, options.run_dir, resume=options.resume)
     except RunFailed as failure:
@@ -195,7 +181,7 @@ def _train(options: argparse.Namespace) -> int:
     return EXIT_OK if result.signal is None else 128 + result.signal
 
 
-def _train_config(options: argparse.Namespace) -> RunConfig:
+def train_config(options: argparse.Namespace) -> RunConfig:
     """The config to train: that of the named source, or that of the run to resume. Flags win over --set."""
     from cluster.record.run_dir import holds_run, read_config
 
@@ -216,7 +202,7 @@ def _train_config(options: argparse.Namespace) -> RunConfig:
         read_config(options.run_dir)
         if options.source is None:
             return load_config(options.run_dir / "config.yaml", overrides)
-    return _config(options.source or "CartPole-v1", overrides)
+    return load_config(options.source or "CartPole-v1", overrides)
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -300,7 +286,7 @@ def _video(options: argparse.Namespace) -> int:
 def _check_env(options: argparse.Namespace) -> int:
     from cluster.check_env import describe
 
-    print(describe(_config(options.source, options.set)))
+    print(describe(load_config(options.source, options.set)))
     return EXIT_OK
 
 
@@ -309,11 +295,11 @@ def _plan(options: argparse.Namespace) -> int:
     from cluster.engines.machine import cluster_address, this_machine
     from cluster.settings.plan import make_plan, require_fit
 
-    prepared = prepare(_config(options.source, options.set))
+    prepared = prepare(load_config(options.source, options.set))
     plan = make_plan(prepared.config, prepared.spec, this_machine())
     if prepared.config.run.runtime == "cluster" and cluster_address():
         plan = replace(plan, placement=ask_for_placement(prepared, plan))
-    print(plan.text)
+    print(*filter(None, (preset_text(prepared.config), plan.text)), sep="\n")
     require_fit(plan)
     return EXIT_OK
 

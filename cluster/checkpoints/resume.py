@@ -76,6 +76,7 @@ _FREE = (
     "checkpoint",
     "metrics",
     "run.runtime",
+    "run.preset",
     "run.restarts",
     "run.stall_seconds",
     "run.frozen_seconds",

@@ -46,12 +46,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """The run ends when the first of these is reached; target_return must hold in both evaluations."""
+    """The run ends when the first of these is reached; target_return must hold in both evaluations.
+
+    target_return: "auto" is the return at which the environment counts as solved, if it states one; None is
+    off.
+    """
 
     env_steps: int | None = None
     updates: int | None = None
     seconds: float | None = None
-    target_return: float | None = None
+    target_return: float | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
         above_zero("stop", self, "env_steps", "updates", "seconds")
@@ -102,6 +106,7 @@ class RunSection:
     """The runtime of the run, and its tolerance of failures.
 
     runtime: "auto" is "cluster" where RAY_ADDRESS is set, as in every Ray job, else "local".
+    preset: the preset below all settings that are given; "auto" is the environment's own, "none" none.
     restarts: how many roles that died are replaced before the run fails.
     stall_seconds: the watchdog ends the run after this long without inserts and updates.
     frozen_seconds: a shard that has not answered for this long is killed and replaced like a dead one. The
@@ -110,6 +115,7 @@ class RunSection:
     """
 
     runtime: Literal["auto", "local", "cluster", "serial"] = "auto"
+    preset: str = "auto"
     seed: int = 0
     restarts: int = 10
     stall_seconds: float = 120.0

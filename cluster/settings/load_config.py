@@ -1,40 +1,51 @@
-"""Reads a RunConfig from YAML files and --set overrides, and writes it as YAML.
+"""Finds the settings of a run: those of a file, or of an environment and its preset, and --set overrides.
 
-Owns parsing and the messages about bad files and values; must not import torch, ray or gymnasium.
+Owns the presets and the order in which settings win; must not import torch, ray or gymnasium.
 """
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
 
 from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.parse import parse
 from cluster.settings.renames import rename_settings
 from cluster.settings.resolved import ResolvedConfig
+from cluster.settings.tree import Tree, read_file, read_text
 
 _Config = TypeVar("_Config", bound=RunConfig)
 
 _FAMILIES = {"ALE/": "atari", "MinAtar/": "minatar"}
 """Prefix of environment ids -> the preset that these environments share."""
-SHARED_PRESETS = frozenset(_FAMILIES.values())
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 
 
-def load_config(source: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML file (None: defaults) and applies overrides like "learner.batch_size=128".
+def load_config(source: Path | str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings that `source` names, with overrides like "learner.batch_size=128".
+
+    An environment's preset lies below everything that is given, unless run.preset says otherwise. A file is
+    taken as it stands: it gets a preset only if it names one as run.preset.
+
+    Args:
+        source: a YAML file, an environment id or "package.module:factory"; None: the defaults, or the
+            environment that an override of env.id names.
 
     Raises:
-        ConfigError: for an unreadable file, an unknown key (with the nearest valid one) or a wrong value.
+        ConfigError: with every unreadable file, unknown key (with the nearest valid one) or wrong value.
     """
-    tree = _read(source) if source is not None else {}
+    tree, is_file = Tree(), isinstance(source, Path) or str(source).endswith((".yaml", ".yml"))
+    if is_file:
+        tree = _read(Path(str(source)))
+    elif source is not None:
+        _refuse_path(str(source))
+        tree = Tree({"env": {"id": source}})
     for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, RunConfig)
+        tree.put(override)
+    return parse(_on_preset(tree, use_own=not is_file), RunConfig)
 
 
 def load_resolved(text: str) -> ResolvedConfig:
@@ -43,16 +54,12 @@ def load_resolved(text: str) -> ResolvedConfig:
     Raises:
         ConfigError: for text that is no YAML, an unknown key or a wrong value.
     """
-    return parse_config(_tree(text, "the saved configuration"), ResolvedConfig)
+    return parse(_today(read_text(text, "the saved configuration")), ResolvedConfig)
 
 
 def parse_config(tree: Mapping[str, Any], kind: type[_Config]) -> _Config:
     """Converts nested mappings to a config of this kind; raises ConfigError as load_config does."""
-    _check_keys(tree, kind)
-    try:
-        return msgspec.convert(tree, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_readable(str(error), tree)) from None
+    return parse(Tree(dict(tree)), kind)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -67,21 +74,53 @@ def preset_paths() -> dict[str, Path]:
 
 
 def preset_for_env(env_id: str) -> Path | None:
-    """The preset with this env.id (of several, the one with the shortest name), else its family's."""
-    presets = preset_paths()
-    families = (presets[name] for prefix, name in _FAMILIES.items() if env_id.startswith(prefix))
-    exact = [path for path in presets.values() if _env_id(path) == env_id]
+    """The preset with this env.id (of several, the one with the shortest name), else its family's.
+
+    The package of an id, as in gymnasium:CartPole-v1, makes no difference.
+    """
+    presets, own_id = preset_paths(), env_id.rpartition(":")[2]
+    families = (presets[name] for prefix, name in _FAMILIES.items() if own_id.startswith(prefix))
+    exact = [path for path in presets.values() if _part(_read(path), "env").get("id") == own_id]
     return min(exact, key=lambda path: len(path.stem), default=next(families, None))
 
 
-def _env_id(path: Path) -> str | None:
-    env = _read(path).get("env", {})
-    return env.get("id") if isinstance(env, dict) else None
+def _on_preset(tree: Tree, *, use_own: bool) -> Tree:
+    """The tree above the preset that its run.preset names; "auto" is its environment's own, if use_own.
+
+    The name of the preset becomes its run.preset.
+    """
+    name, env_id = _part(tree, "run").get("preset", "auto"), _part(tree, "env").get("id")
+    if name == "auto":
+        own = preset_for_env(env_id) if use_own and isinstance(env_id, str) else None
+        name = "none" if own is None else own.stem
+    if name not in ("none", *preset_paths()):
+        raise ConfigError(f"run.preset is {name!r}; give auto, none, or one of {', '.join(preset_paths())}")
+    if isinstance(tree.values.get("run", {}), dict):
+        tree = Tree({"run": {"preset": name}}).above(tree)
+    # A saved configuration is complete, so its preset changes nothing.
+    return tree if name == "none" else tree.above(_read(preset_paths()[name]))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _refuse_path(source: str) -> None:
+    """Raises ConfigError if what was given as an environment is a folder or a file."""
+    path = Path(source)
+    if (path / "config.yaml").is_file():
+        raise ConfigError(
+            f"{source} is the folder of a run: repeat it with {path / 'config.yaml'}, or go on with "
+            f"--run-dir {source} --resume"
+        )
+    if path.suffix and path.is_file():
+        raise ConfigError(f"{source} is a file; settings are read from YAML files, whose names end in .yaml")
+
+
+def _part(tree: Tree, section: str) -> Mapping[str, Any]:
+    part = tree.values.get(section)
+    return part if isinstance(part, dict) else {}
+
+
+def _read(path: Path) -> Tree:
     try:
-        return _tree(path.read_text(encoding="utf-8"), str(path))
+        return _today(read_file(path))
     except FileNotFoundError:
         names = ", ".join(preset_paths())
         raise ConfigError(f"{path}: no such file; the presets in {PRESETS} are: {names}") from None
@@ -89,71 +128,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
-def _tree(text: str, name: str) -> dict[str, Any]:
-    """The sections in a YAML text, under today's names. name: the source of the text, for errors."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML: {error}") from None
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{name}: holds {type(tree).__name__}, expected sections such as env: and learner:")
-    rename_settings(tree)
+def _today(tree: Tree) -> Tree:
+    """The tree under today's names."""
+    rename_settings(tree.values)
     return tree
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Sets one "a.b=value" in the tree; the value is read as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {override}: write it as section.name=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
-    *parents, leaf = key.strip().split(".")
-    for parent in parents:
-        if tree.get(parent) is None:
-            tree[parent] = {}
-        tree = tree[parent]
-        if not isinstance(tree, dict):
-            raise ConfigError(f"--set {override}: {parent} is {tree!r}, not a section")
-    tree[leaf] = value
-
-
-def _check_keys(tree: Mapping[str, Any], kind: type, prefix: str = "") -> None:
-    """Refuses keys that `kind` does not have, which msgspec would ignore, and names the nearest one."""
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')} is {tree!r}; expected a section with names")
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    for key, value in tree.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"valid: {', '.join(names)}"
-            raise ConfigError(f"unknown key {prefix}{key}; {hint}")
-        section = _dataclass_in(hints[key])
-        if section is not None and value is not None:
-            _check_keys(value, section, f"{prefix}{key}.")
-
-
-def _dataclass_in(hint: Any) -> type | None:
-    """The section that a type hint like `LadderConfig | None` stands for; None for a plain value."""
-    options = typing.get_args(hint) or (hint,)
-    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
-
-
-def _readable(message: str, tree: Mapping[str, Any]) -> str:
-    """Puts name and value first: msgspec says "Expected `int`, got `str` - at `$.learner.batch_size`"."""
-    text, _, where = message.partition("$.")
-    text, path = text.partition(" - at ")[0], where.rstrip("`")
-    if text.startswith(f"{path}."):
-        return text  # from a section's own check, which names the setting itself
-    value: Any = tree
-    kind: Any = RunConfig
-    for name in path.split("[")[0].split("."):
-        value = value[name]
-        kind = typing.get_type_hints(_dataclass_in(kind) or kind)[name]
-    if typing.get_origin(kind) is Literal:
-        text = f"give one of {', '.join(typing.get_args(kind))}"
-    return f"{path} is {value!r}: {text.replace('`', '').lower()}"

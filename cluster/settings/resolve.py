@@ -14,6 +14,7 @@ from cluster.settings.resolved import (
     ResolvedLearner,
     ResolvedReplay,
     ResolvedRun,
+    ResolvedStop,
     narrowed,
 )
 from learner.config import LearnerConfig, NetworkSpec, resolve_network
@@ -43,8 +44,8 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
     native = spec.backend == "native"
     if stop.env_steps is None and stop.updates is None and stop.seconds is None:
         stop = replace(stop, env_steps=_DEFAULT_ENV_STEPS)
-    if stop.target_return is None:
-        stop = replace(stop, target_return=spec.reward_threshold)
+    target = spec.reward_threshold if stop.target_return == "auto" else stop.target_return
+    preset = "none" if config.run.preset == "auto" else config.run.preset
     room = _REPLAY_BYTES_AUTO // max(1, _frame_bytes(spec))
     return ResolvedConfig(
         env=narrowed(ResolvedEnv, config.env, stack=spec.stack, action_mask=spec.action_mask),
@@ -78,10 +79,10 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
         ),
         pacing=config.pacing,
         evaluation=config.evaluation,
-        stop=stop,
+        stop=narrowed(ResolvedStop, stop, target_return=target),
         checkpoint=config.checkpoint,
         metrics=config.metrics,
-        run=narrowed(ResolvedRun, config.run, runtime=runtime),
+        run=narrowed(ResolvedRun, config.run, runtime=runtime, preset=preset),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from actors.config import ActorsConfig, EnvConfig
-from cluster.settings.config import RunConfig, RunSection
+from cluster.settings.config import RunConfig, RunSection, StopConfig
 from learner.config import LearnerConfig
 from replay_service.config import ReplayConfig
 
@@ -48,21 +48,38 @@ class ResolvedLearner(LearnerConfig):
 
 
 @dataclass(frozen=True)
+class ResolvedStop(StopConfig):
+    """The ends of a run. A limit or target that is None is off."""
+
+    target_return: float | None = None
+
+
+@dataclass(frozen=True)
 class ResolvedRun(RunSection):
-    """The run section. runtime is never "auto"."""
+    """The run section. runtime and preset are never "auto"."""
 
     runtime: Literal["local", "cluster", "serial"] = "local"
+    preset: str = "none"
 
 
 @dataclass(frozen=True)
 class ResolvedConfig(RunConfig):
-    """A configuration in which every automatic setting is chosen. A limit or target that is None is off."""
+    """A configuration in which every automatic setting is chosen."""
 
     env: ResolvedEnv = field(default_factory=ResolvedEnv)
     actors: ResolvedActors = field(default_factory=ResolvedActors)
     replay: ResolvedReplay = field(default_factory=ResolvedReplay)
     learner: ResolvedLearner = field(default_factory=ResolvedLearner)
+    stop: ResolvedStop = field(default_factory=ResolvedStop)
     run: ResolvedRun = field(default_factory=ResolvedRun)
+
+
+def preset_text(config: ResolvedConfig) -> str:
+    """The preset that a config stands on, and how to see it and leave it out; empty for none."""
+    name = config.run.preset
+    if name == "none":
+        return ""
+    return f"preset {name} (qfleet presets {name} shows it, --set run.preset=none leaves it out)"
 
 
 def narrowed(kind: type[_Section], section: Any, **chosen: Any) -> _Section:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.metrics.snapshot import ByLabel, Snapshot
-from cluster.settings.config import StopConfig
+from cluster.settings.resolved import ResolvedStop
 from cluster.show.progress import progress
 from cluster.wording import byte_size, count, duration, number
 
@@ -35,7 +35,7 @@ class Screen:
 
     title: str
     place: str
-    stop: StopConfig | None
+    stop: ResolvedStop | None
     snapshot: Snapshot
     returns: Sequence[float] = ()
     note: str | None = None
@@ -74,7 +74,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(_BLOCKS[round((mean - low) / (high - low) * (len(_BLOCKS) - 1))] for mean in means)
 
 
-def _progress_line(snapshot: Snapshot, stop: StopConfig, width: int) -> RenderableType:
+def _progress_line(snapshot: Snapshot, stop: ResolvedStop, width: int) -> RenderableType:
     target = stop.target_return
     share, left = progress(snapshot, stop)
     if share is None:

@@ -4,10 +4,10 @@ Owns this estimate; pure, must not import any engine.
 """
 
 from cluster.metrics.snapshot import Snapshot
-from cluster.settings.config import StopConfig
+from cluster.settings.resolved import ResolvedStop
 
 
-def progress(snapshot: Snapshot, stop: StopConfig) -> tuple[float | None, float | None]:
+def progress(snapshot: Snapshot, stop: ResolvedStop) -> tuple[float | None, float | None]:
     """Progress to the nearest limit (0 to 1), and estimated seconds left; a target return is no limit.
 
     Both are None without a limit; the seconds are None before the first step.

@@ -28,9 +28,9 @@ from cluster.record.events import Event, events_path, read_events
 from cluster.record.line_file import read_objects
 from cluster.record.logs import one_line
 from cluster.record.run_dir import read_config
-from cluster.settings.config import ConfigError, StopConfig
+from cluster.settings.config import ConfigError
 from cluster.settings.renames import renamed_metrics
-from cluster.settings.resolved import ResolvedConfig
+from cluster.settings.resolved import ResolvedConfig, ResolvedStop
 from cluster.show.view import Headline, can_draw, make_view, metrics_line
 from cluster.wording import duration
 
@@ -63,7 +63,7 @@ class RunStatus:
     """The status of a run. details: explains the state. returns: mean training returns, oldest first."""
 
     headline: Headline
-    stop: StopConfig
+    stop: ResolvedStop
     state: State
     details: str
     snapshot: Snapshot | None
@@ -191,7 +191,7 @@ def status_of_address(address: str) -> RunStatus:
         with opener.open(url, timeout=_ANSWER_SECONDS) as reply:
             document = json.loads(reply.read())
         run = document["run"]
-        stop = msgspec.convert(run["stop"], StopConfig)
+        stop = msgspec.convert(run["stop"], ResolvedStop)
         headline = Headline(run["env_id"], run["runtime"], Path(run["run_dir"]), url, "")
         snapshot = None if document["snapshot"] is None else snapshot_of(document["snapshot"])
     except (HTTPError, HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -253,6 +253,6 @@ def _print(status: RunStatus, stream: TextIO) -> None:
         return
     lines = [f"{headline.title}, {headline.run_dir}", status.description]
     if snapshot is not None:
-        lines.append(metrics_line(snapshot, status.stop if status.goes_on else StopConfig()))
+        lines.append(metrics_line(snapshot, status.stop if status.goes_on else ResolvedStop()))
         lines += [f"warning: {warning.text}" for warning in snapshot.warnings]
     print("\n".join(lines), file=stream)

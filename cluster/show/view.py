@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TextIO
 from cluster.metrics.snapshot import Snapshot
 from cluster.record.events import Event
 from cluster.record.recorder import Observer
-from cluster.settings.config import StopConfig
+from cluster.settings.resolved import ResolvedStop
 from cluster.show.progress import progress
 from cluster.wording import duration, number
 
@@ -35,13 +35,14 @@ class View(Observer, AbstractContextManager["View"], Protocol):
 
 @dataclass(frozen=True)
 class Headline:
-    """The facts about a run at the top of a view. plan: see Plan.short."""
+    """The facts about a run at the top of a view. plan: see Plan.short. preset: see preset_text."""
 
     env_id: str
     runtime: str
     run_dir: Path
     metrics_url: str
     plan: str
+    preset: str = ""
 
     @property
     def title(self) -> str:
@@ -50,12 +51,13 @@ class Headline:
 
     @property
     def text(self) -> str:
-        """Three lines: environment and runtime, run directory and address of the metrics, and the plan."""
+        """Environment and runtime, preset, run directory and address of the metrics, and the plan."""
         where = f"{self.run_dir}, metrics at {self.metrics_url}" if self.metrics_url else str(self.run_dir)
-        return "\n".join(filter(None, (f"{self.env_id} on the {self.runtime} runtime", where, self.plan)))
+        title = f"{self.env_id} on the {self.runtime} runtime"
+        return "\n".join(filter(None, (title, self.preset, where, self.plan)))
 
 
-def make_view(headline: Headline, stop: StopConfig, stream: TextIO | None = None) -> View:
+def make_view(headline: Headline, stop: ResolvedStop, stream: TextIO | None = None) -> View:
     """A live panel if the stream (default: sys.stdout) is a terminal that can draw it, else lines."""
     stream = stream or sys.stdout
     return LiveView(headline, stop) if can_draw(stream) else LineView(headline, stop, stream)
@@ -83,7 +85,7 @@ def can_draw(stream: TextIO) -> bool:
 class LineView:
     """Prints a line for each event, and one with metrics at intervals that grow with the run to a minute."""
 
-    def __init__(self, headline: Headline, stop: StopConfig, stream: TextIO) -> None:
+    def __init__(self, headline: Headline, stop: ResolvedStop, stream: TextIO) -> None:
         self._headline = headline
         self._stop = stop
         self._stream = stream
@@ -115,7 +117,7 @@ class LineView:
         print(text, file=self._stream, flush=True)
 
 
-def metrics_line(snapshot: Snapshot, stop: StopConfig) -> str:
+def metrics_line(snapshot: Snapshot, stop: ResolvedStop) -> str:
     """The main metrics in one line."""
     share, left = progress(snapshot, stop)
     parts = [
@@ -157,7 +159,7 @@ class Returns:
 class LiveView:
     """Redraws a panel in place whenever metrics arrive; events scroll above it."""
 
-    def __init__(self, headline: Headline, stop: StopConfig, console: Console | None = None) -> None:
+    def __init__(self, headline: Headline, stop: ResolvedStop, console: Console | None = None) -> None:
         from rich.live import Live
 
         self._headline = headline

@@ -53,6 +53,7 @@ def test_each_line_tells_how_a_run_would_use_the_environment() -> None:
     )
     assert {name: text.strip() for name, text in told.items() if name not in ("speed", "memory")} == {
         "environment": "CartPole-v1",
+        "preset": "none",
         "observation": "4 numbers (float32)",
         "actions": "2",
         "backend": "native, autoreset NextStep",

@@ -102,7 +102,7 @@ def test_the_preset_is_taken_and_said_and_overridden(
     where = ["--run-dir", str(tmp_path / "run")]
     assert run(["train", "ALE/Freeway-v5", *where, *given]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("settings of the preset atari")
+    assert shown.splitlines()[1].startswith("preset atari (qfleet presets atari shows it")
     assert "% of human" in shown.splitlines()[-2]
     config = load_config(tmp_path / "run" / "config.yaml")
     assert (config.env.id, config.actors.life_loss_ends_episode) == ("ALE/Freeway-v5", True)

@@ -1,6 +1,7 @@
 """Configurations from files and --set, and the message about a bad one.
 
-Tests cluster/settings/load_config.py and cluster/settings/config.py.
+Tests cluster/settings/load_config.py, cluster/settings/config.py, and through them cluster/settings/tree.py,
+cluster/settings/parse.py and cluster/settings/names.py.
 """
 
 from __future__ import annotations
@@ -25,17 +26,23 @@ from cluster.settings.load_config import dump_config, load_config, parse_config,
         ("xyzzy.q=1", ["unknown key xyzzy", "valid: env, actors, replay, learner"]),
         ("learner.zzzzz=1", ["unknown key learner.zzzzz", "valid: network, hidden_sizes"]),
         # A wrong type: name, value and what is expected.
-        ("learner.batch_size=abc", ["learner.batch_size is 'abc'", "expected int"]),
-        ("learner.batch_size=1.5", ["learner.batch_size is 1.5", "expected int"]),
-        ("learner.batch_size=null", ["learner.batch_size is None", "expected int"]),
-        ("learner.batch_size=true", ["learner.batch_size is True", "expected int"]),
+        (
+            "learner.batch_size=abc",
+            ["learner.batch_size is 'abc'", "such as 5000, 100k or 1e6"],
+        ),
+        ("learner.batch_size=1.5", ["learner.batch_size is 1.5", "give a whole number"]),
+        (
+            "learner.batch_size=null",
+            ["learner.batch_size is None", "not allowed here, give a whole number"],
+        ),
+        ("learner.batch_size=true", ["learner.batch_size is True", "give a whole number"]),
         ("learner.device=gpu", ["learner.device is gpu", "cuda:N"]),
-        ("learner.hidden_sizes=[1, a]", ["learner.hidden_sizes[1]", "expected int"]),
-        ("env.kwargs=[1]", ["env.kwargs is [1]", "expected object"]),
-        ("env.kwargs={1: 2}", ["env.kwargs", "expected str"]),
+        ("learner.hidden_sizes=[1, a]", ["learner.hidden_sizes[1]", "give a whole number"]),
+        ("env.kwargs=[1]", ["env.kwargs is [1]", "give names with values"]),
+        ("env.kwargs={1: 2}", ["env.kwargs", "give a text"]),
         ("env=3", ["env is 3", "section"]),
-        ("env=null", ["env is None"]),
-        ("learner.batch_size.deeper=2", ["learner.batch_size", "expected int"]),
+        ("env=null", ["the section env is empty"]),
+        ("learner.batch_size.deeper=2", ["learner.batch_size is", "give a whole number"]),
         ("run.runtime=laptop", ["run.runtime is 'laptop'", "local, cluster, serial"]),
         ("replay.sampling=prio", ["replay.sampling is 'prio'", "uniform, prioritized"]),
         # An impossible value: name, value and bounds.
@@ -165,8 +172,16 @@ def test_what_just_works_is_accepted(overrides: list[str]) -> None:
     ("text", "fact"),
     [
         ("env: [", "not valid YAML"),
-        ("- 1\n- 2\n", "holds list, expected sections"),
-        ("just words", "holds str"),
+        ("- 1\n- 2\n", "holds a list, expected sections"),
+        ("just words", "holds a text"),
+        ("# nothing\n", "mine.yaml is empty"),
+        ("learner:\n", "mine.yaml, line 1); write settings below it"),
+        ("run:\n", "the section run is empty"),
+        ("a: &a [*a]\n", "unknown key a"),
+        (
+            "learner:\n  batch_size: 4\n  double: true\n  batch_size: 8\n",
+            "mine.yaml, line 4: learner.batch_size stands twice, first in line 2",
+        ),
         ("env: {id: Foo-v1}\nlearnr: {}\n", "did you mean learner?"),
     ],
 )
@@ -188,9 +203,71 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "binary.yaml")
 
 
-def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
-    (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert load_config(tmp_path / "empty.yaml") == RunConfig()
+def test_every_unknown_name_and_wrong_value_of_a_file_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("learner:\n  gamma: 0.9\n  double: 3\nagent: {buffer_size: 10, nonsense_name: 1}\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, ["lr=1"])
+    place = f"({path}, line "
+    assert str(raised.value).splitlines() == [
+        f"unknown key learner.gamma {place}2); did you mean actors.discount?",
+        f"learner.double is 3 {place}3); give true or false",
+        f"unknown key agent.buffer_size {place}4); did you mean replay.capacity?",
+        f"unknown key agent.nonsense_name {place}4); qfleet settings lists those that are",
+        "unknown key lr; did you mean learner.learning_rate?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "preset"),
+    [
+        ("CartPole-v1", [], "cartpole"),
+        (None, ["env.id=CartPole-v1"], "cartpole"),
+        ("CartPole-v1", ["env.id=Acrobot-v1"], "acrobot"),
+        ("gymnasium:CartPole-v1", [], "cartpole"),
+        ("ale_py:ALE/Pong-v5", [], "atari"),
+        ("CartPole-v1", ["run.preset=rainbow"], "rainbow"),
+        ("CartPole-v1", ["run.preset=none"], "none"),
+        ("Pendulum-v1", [], "none"),
+        (None, [], "none"),
+    ],
+)
+def test_an_environment_gets_its_preset_however_it_is_named(
+    source: str | None, overrides: list[str], preset: str
+) -> None:
+    config = load_config(source, overrides)
+    assert config.run.preset == preset
+    env_id = overrides[0].removeprefix("env.id=") if "env.id" in str(overrides) else source or "CartPole-v1"
+    below = RunConfig() if preset == "none" else load_config(preset_paths()[preset])
+    env = dataclasses.replace(below.env, id=env_id)
+    assert config == dataclasses.replace(below, env=env, run=dataclasses.replace(below.run, preset=preset))
+
+
+def test_what_is_given_wins_over_the_preset_and_a_file_gets_none(tmp_path: Path) -> None:
+    config = load_config("ALE/Pong-v5", ["learner.batch_size=7", "env.kwargs.frameskip=2"])
+    assert (config.learner.batch_size, config.learner.network) == (7, "nature_cnn")
+    assert config.env.kwargs == {"repeat_action_probability": 0.0, "frameskip": 2}
+    path = tmp_path / "mine.yaml"
+    path.write_text("env: {id: CartPole-v1}\n")
+    assert (
+        load_config(str(path))
+        == load_config(path)
+        == dataclasses.replace(RunConfig(), run=dataclasses.replace(RunConfig().run, preset="none"))
+    )
+    path.write_text("env: {id: CartPole-v1}\nrun: {preset: cartpole}\nactors: {epsilon_ladder: null}\n")
+    assert load_config(path).learner == load_config("CartPole-v1").learner
+    assert load_config(path).actors.epsilon_ladder is None
+    with pytest.raises(ConfigError, match=r"run\.preset is 'cartpool'; give auto, none, or one of acrobot"):
+        load_config("CartPole-v1", ["run.preset=cartpool"])
+
+
+def test_a_folder_or_another_file_is_no_environment(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("env: {id: A}\n")
+    with pytest.raises(ConfigError, match=r"is the folder of a run: repeat it with .*--resume"):
+        load_config(str(tmp_path))
+    (tmp_path / "settings.toml").touch()
+    with pytest.raises(ConfigError, match="read from YAML files"):
+        load_config(str(tmp_path / "settings.toml"))
 
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:

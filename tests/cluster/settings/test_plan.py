@@ -179,7 +179,9 @@ def test_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "CartPole-v1", "--set", "replay.capacity=100000"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    lines = dict(line.split("  ", 1) for line in captured.out.splitlines())
+    preset, *plan = captured.out.splitlines()
+    assert preset.startswith("preset cartpole (")
+    lines = dict(line.split("  ", 1) for line in plan)
     assert lines["replay"].strip() == "6.4 MB for 100,000 transitions"
     assert lines["verdict"].strip() == "fits"
 

@@ -22,7 +22,8 @@ from qfleet_serial import SMALL, train_serial
 from cluster.cli import run
 from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.record.prometheus import MetricsServer
-from cluster.settings.config import ConfigError, RunConfig, StopConfig
+from cluster.settings.config import ConfigError
+from cluster.settings.resolved import ResolvedConfig, ResolvedStop
 from cluster.show.status import (
     newest_run,
     snapshot_of,
@@ -232,12 +233,12 @@ def test_somebody_else_who_answers_is_told_apart(
 
 def test_the_endpoint_serves_the_newest_snapshot_as_json() -> None:
     newest: list[Snapshot] = []
-    config = RunConfig(stop=StopConfig(updates=1_000))
+    config = ResolvedConfig(stop=ResolvedStop(updates=1_000))
     document = lambda: status_document(config, Path("/runs/x"), lambda: newest[-1] if newest else None)  # noqa: E731
     server = MetricsServer("127.0.0.1", 0, lambda: None, {}, document)
     try:
         first = status_of_address(server.url)
-        assert (first.state, first.snapshot, first.stop) == ("starting", None, StopConfig(updates=1_000))
+        assert (first.state, first.snapshot, first.stop) == ("starting", None, ResolvedStop(updates=1_000))
         newest.append(SOME)
         with urllib.request.urlopen(server.url.replace("/metrics", "/status"), timeout=10) as reply:
             assert reply.headers["Content-Type"] == "application/json"

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from cluster.metrics.snapshot import Finding, Snapshot, Verdict
 from cluster.record.events import Event
-from cluster.settings.config import StopConfig
+from cluster.settings.resolved import ResolvedStop
 from cluster.show.panel import Screen, sparkline
 from cluster.show.progress import progress
 from cluster.show.view import Headline, LineView, LiveView, Returns, make_view, metrics_line
@@ -59,27 +59,27 @@ HEADLINE = Headline("CartPole-v1", "local", Path("runs/x"), "http://127.0.0.1:9/
 @pytest.mark.parametrize(
     ("stop", "share", "seconds_left"),
     [
-        (StopConfig(env_steps=100_000), 0.25, 270.0),
-        (StopConfig(updates=8_000), 0.75, 30.0),
-        (StopConfig(seconds=180.0), 0.5, 90.0),
+        (ResolvedStop(env_steps=100_000), 0.25, 270.0),
+        (ResolvedStop(updates=8_000), 0.75, 30.0),
+        (ResolvedStop(seconds=180.0), 0.5, 90.0),
         # The first condition to be reached ends the run.
-        (StopConfig(env_steps=100_000, updates=8_000, seconds=900.0), 0.75, 30.0),
-        (StopConfig(updates=6_000), 1.0, 0.0),
-        (StopConfig(updates=3_000), 1.0, 0.0),
-        (StopConfig(target_return=50.0), None, None),
+        (ResolvedStop(env_steps=100_000, updates=8_000, seconds=900.0), 0.75, 30.0),
+        (ResolvedStop(updates=6_000), 1.0, 0.0),
+        (ResolvedStop(updates=3_000), 1.0, 0.0),
+        (ResolvedStop(target_return=50.0), None, None),
     ],
 )
-def test_progress_and_time_left(stop: StopConfig, share: float | None, seconds_left: float | None) -> None:
+def test_progress_and_time_left(stop: ResolvedStop, share: float | None, seconds_left: float | None) -> None:
     assert progress(MIDDLE, stop) == (pytest.approx(share), pytest.approx(seconds_left))
 
 
 def test_nothing_is_foretold_before_anything_moved() -> None:
-    assert progress(Snapshot(), StopConfig(updates=100)) == (0.0, None)
+    assert progress(Snapshot(), ResolvedStop(updates=100)) == (0.0, None)
 
 
 def test_lines_show_headline_metrics_and_events() -> None:
     stream = io.StringIO()
-    with LineView(HEADLINE, StopConfig(updates=8_000), stream) as view:
+    with LineView(HEADLINE, ResolvedStop(updates=8_000), stream) as view:
         view.metrics(Snapshot())
         view.metrics(MIDDLE)
         view.event(Event("info", "actor 3 died", 91.26))
@@ -100,7 +100,7 @@ def test_lines_show_headline_metrics_and_events() -> None:
 
 def test_lines_become_rare_and_the_last_is_always_shown() -> None:
     stream = io.StringIO()
-    with LineView(HEADLINE, StopConfig(), stream) as view:
+    with LineView(HEADLINE, ResolvedStop(), stream) as view:
         for second in range(2 * 3_600 + 1):
             view.metrics(replace(Snapshot(), run_seconds=float(second)))
         view.event(Event("ended", "enough", 7_200.0))
@@ -131,7 +131,7 @@ def test_only_a_terminal_that_can_draw_gets_the_panel(
     stream: io.StringIO, term: str, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", term)
-    assert isinstance(make_view(HEADLINE, StopConfig(), stream), kind)
+    assert isinstance(make_view(HEADLINE, ResolvedStop(), stream), kind)
 
 
 LARGE = replace(
@@ -164,7 +164,7 @@ def drawn(screen: Screen, width: int, **settings: Any) -> list[str]:
 @pytest.mark.parametrize("snapshot", [Snapshot(), MIDDLE, LARGE], ids=["empty", "middle", "large"])
 def test_the_panel_fits_and_shows_everything(snapshot: Snapshot, width: int) -> None:
     returns = [float(value) for value in range(1_000)]
-    screen = Screen("CartPole-v1 · local", "runs/x", StopConfig(updates=10**9), snapshot, returns)
+    screen = Screen("CartPole-v1 · local", "runs/x", ResolvedStop(updates=10**9), snapshot, returns)
     lines = drawn(screen, width, color_system=None)
     assert {cell_len(line) for line in lines} == {width}
     text = "\n".join(lines)
@@ -189,12 +189,12 @@ def test_the_panel_fits_and_shows_everything(snapshot: Snapshot, width: int) -> 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 79])
 def test_a_narrow_terminal_gets_a_panel_of_its_width(width: int) -> None:
-    screen = Screen("CartPole-v1 · local", "runs/x", StopConfig(), LARGE, [1.0, 2.0])
+    screen = Screen("CartPole-v1 · local", "runs/x", ResolvedStop(), LARGE, [1.0, 2.0])
     assert {cell_len(line) for line in drawn(screen, width, color_system=None)} == {width}
 
 
 def test_a_place_or_a_note_that_looks_like_markup_is_shown_as_it_is() -> None:
-    screen = Screen("[red]x[/red]", "runs/[bold]y", StopConfig(), MIDDLE, (), "[link=a]note[/link]")
+    screen = Screen("[red]x[/red]", "runs/[bold]y", ResolvedStop(), MIDDLE, (), "[link=a]note[/link]")
     text = "\n".join(drawn(screen, 80, color_system=None))
     for fact in ("[red]x[/red]", "runs/[bold]y", "[link=a]note[/link]"):
         assert fact in text
@@ -207,13 +207,13 @@ def test_verdict_and_warnings_are_said_in_full() -> None:
         Finding("diverging_q", 9, "|Q| is 300, at most 100 can be", "long steps", "shorter ones"),
     )
     snapshot = replace(MIDDLE, verdict=verdict, warnings=warnings)
-    lines = drawn(Screen("CartPole-v1", "runs/x", StopConfig(), snapshot), 80, color_system=None)
+    lines = drawn(Screen("CartPole-v1", "runs/x", ResolvedStop(), snapshot), 80, color_system=None)
     assert {cell_len(line) for line in lines} == {80}
     text = " ".join(" ".join(line.strip("│ ") for line in lines).split())
     for said in (verdict.line, *(f"! {warning.text}" for warning in warnings)):
         assert said in text
-    assert metrics_line(snapshot, StopConfig()).endswith(f" | {verdict.line}")
-    silent = drawn(Screen("CartPole-v1", "runs/x", StopConfig(), MIDDLE), 80, color_system=None)
+    assert metrics_line(snapshot, ResolvedStop()).endswith(f" | {verdict.line}")
+    silent = drawn(Screen("CartPole-v1", "runs/x", ResolvedStop(), MIDDLE), 80, color_system=None)
     assert "!" not in "".join(silent)
 
 
@@ -226,7 +226,7 @@ def test_an_ended_run_foretells_nothing() -> None:
 
 
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Screen("CartPole-v1", "runs/x", StopConfig(updates=8_000), MIDDLE, (1.0, 2.0))
+    screen = Screen("CartPole-v1", "runs/x", ResolvedStop(updates=8_000), MIDDLE, (1.0, 2.0))
     # Codes 30 to 37 and 90 to 97 are foreground colors, 38 chooses from palettes.
     color = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])[;m]")
     monkeypatch.delenv("NO_COLOR", raising=False)
