@@ -93,30 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         return added
 
     train = add("train", _train, "train on an environment id, a factory or a config file", overrides)
-    train.add_argument(
-        "source", nargs="?", metavar=_SOURCE, help="default: CartPole-v1, or the run that is resumed"
-    )
-    train.add_argument(
-        "--runtime",
-        choices=("local", "cluster", "serial"),
-        help="default: cluster where RAY_ADDRESS is set, else local",
-    )
-    train.add_argument("--run-dir", type=Path, help="default: runs/ENV-TIME")
-    train.add_argument("--seed", type=int, help="default: 0")
-    train.add_argument(
-        "--resume",
-        nargs="?",
-        const="must",
-        choices=("must", "auto"),
-        default="never",
-        help="continue the run in --run-dir from its newest good checkpoint; "
-        "auto: begin a run if there is none",
-    )
-    train.add_argument(
-        "--metrics-addr",
-        metavar="HOST:PORT",
-        help="serve /metrics at this address; default: 127.0.0.1 and a free port, as with port 0",
-    )
+    _add_train_options(train)
 
     evaluate = add("eval", _eval, "play greedy episodes with the weights of a run", run_dir)
     evaluate.add_argument("--episodes", type=int, default=100, help="default: %(default)s")
@@ -147,9 +124,40 @@ def make_parser() -> argparse.ArgumentParser:
 
     add("check-env", _check_env, "print how a run would use an environment", source, overrides)
     add("plan", _plan, "print the memory that a run needs, and whether it fits", source, overrides)
+    settings = add("settings", _settings, "list the settings with default, type, unit and meaning")
+    settings.add_argument(
+        "pattern", nargs="?", default="", help="show those whose name or meaning holds this"
+    )
     presets = add("presets", _presets, "list the presets, or print one")
     presets.add_argument("name", nargs="?")
     return parser
+
+
+def _add_train_options(train: argparse.ArgumentParser) -> None:
+    train.add_argument(
+        "source", nargs="?", metavar=_SOURCE, help="default: CartPole-v1, or the run that is resumed"
+    )
+    train.add_argument(
+        "--runtime",
+        choices=("local", "cluster", "serial"),
+        help="default: cluster where RAY_ADDRESS is set, else local",
+    )
+    train.add_argument("--run-dir", type=Path, help="default: runs/ENV-TIME")
+    train.add_argument("--seed", type=int, help="default: 0")
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const="must",
+        choices=("must", "auto"),
+        default="never",
+        help="continue the run in --run-dir from its newest good checkpoint; "
+        "auto: begin a run if there is none",
+    )
+    train.add_argument(
+        "--metrics-addr",
+        metavar="HOST:PORT",
+        help="serve /metrics at this address; default: 127.0.0.1 and a free port, as with port 0",
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -301,6 +309,22 @@ def _plan(options: argparse.Namespace) -> int:
         plan = replace(plan, placement=ask_for_placement(prepared, plan))
     print(*filter(None, (preset_text(prepared.config), plan.text)), sep="\n")
     require_fit(plan)
+    return EXIT_OK
+
+
+def _settings(options: argparse.Namespace) -> int:
+    from cluster.settings import catalog
+    from cluster.settings.names import nearest
+
+    try:
+        found = catalog.settings(options.pattern)
+    except re.error as error:
+        raise ConfigError(f"{options.pattern!r} is no pattern: {error}") from None
+    if not found and (meant := nearest(options.pattern, RunConfig)):
+        found = catalog.settings(rf"^{re.escape(meant)}\b")
+    if not found:
+        raise ConfigError(f"no setting holds {options.pattern!r}; qfleet settings lists all")
+    print(catalog.text(found))
     return EXIT_OK
 
 
