@@ -72,6 +72,7 @@ class LearnerConfig:
     loss (for head q) "squared" is mean (y - Q)^2; "huber" is quadratic below huber_delta, which is also the
     kappa of head qr. The target network is copied every target_update_updates, or moves by the share
     target_polyak in each update where that is given. max_grad_norm None disables clipping.
+    optimizer "adamw" also multiplies all weights by 1 - learning_rate * weight_decay in each update.
     learning_rate falls linearly to learning_rate_end over learning_rate_decay_updates where that is given.
     An update whose loss or gradient is not finite is skipped; max_skipped_updates of them end the run.
     initial_weights: a run directory or a file of weights by name, from which both networks start.
@@ -93,7 +94,8 @@ class LearnerConfig:
     loss: Literal["squared", "huber"] = "squared"
     huber_delta: float = 1.0
     double: bool = False
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 0.0
     learning_rate: float = 5e-4
     learning_rate_end: float = 0.0
     learning_rate_decay_updates: int | None = None
@@ -132,6 +134,20 @@ class LearnerConfig:
             "give one or more sizes of at least 1",
         )
         above_zero("learner", self, "huber_delta", "learning_rate", "adam_epsilon")
+        at_least(0, "learner", self, "weight_decay")
+        require(
+            self.weight_decay == 0.0 or self.optimizer == "adamw",
+            "learner.weight_decay",
+            self.weight_decay,
+            f"only adamw decays weights, and learner.optimizer is {self.optimizer}; give adamw, or no decay",
+        )
+        require(
+            self.learning_rate * self.weight_decay < 1.0,
+            "learner.weight_decay",
+            self.weight_decay,
+            f"at learner.learning_rate = {self.learning_rate} an update would leave nothing of the weights; "
+            "give less",
+        )
         rates = f"give a rate in [0, learner.learning_rate = {self.learning_rate}]"
         within(0.0, self.learning_rate, "learner", self, "learning_rate_end", cure=rates)
         above_zero("learner", self, "max_grad_norm", cure="give a norm above 0, or null for no clipping")

@@ -99,7 +99,7 @@ class LearnReport(UpdateMetrics):
 class LearnerState:
     """All that a learner needs to continue, bit for bit, after `version` updates.
 
-    tensors: copies by name. "online" and "target" [P] float32; with Adam "exp_avg" and "exp_avg_sq" [P]
+    tensors: copies by name. "online" and "target" [P] float32; with Adam and AdamW "exp_avg" and "exp_avg_sq" [P]
     float32; of noisy networks "noise", the state of the random generator, uint8; of normalized observations
     "observation_size" [1], "observation_mean" [D] and "observation_m2" [D], float64.
     """

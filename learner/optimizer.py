@@ -34,14 +34,22 @@ def clip_(gradient: Tensor, max_norm: float | None) -> Tensor:
 
 
 class FlatOptimizer:
-    """Adam (Kingma and Ba 2015, arXiv:1412.6980) or plain SGD on a network's flat weights."""
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980), AdamW or plain SGD on a network's flat weights.
+
+    AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2) first multiplies the weights by
+    1 - learning rate * weight_decay, so that the decay does not pass through Adam's moments. As in
+    torch.optim.AdamW all weights decay, biases too; frozen ones do not.
+    """
 
     def __init__(self, network: FlatNetwork, config: LearnerConfig) -> None:
         self._config = config
         self._network = network
         self._moments: dict[str, Tensor] = {}
         self._steps = torch.zeros((), device=network.weights.device)
-        if config.optimizer == "adam":
+        self._decaying: list[Tensor] = []
+        if config.optimizer == "adamw":
+            self._decaying = network.unfrozen()
+        if config.optimizer != "sgd":
             self._moments = {name: torch.zeros_like(network.weights) for name in ("exp_avg", "exp_avg_sq")}
 
     def step(self, update: int, skip: Tensor | None = None) -> None:
@@ -53,6 +61,9 @@ class FlatOptimizer:
         if self._config.optimizer == "sgd":
             sgd_step(self._network.weights, self._network.gradient, learning_rate=rate, skip=skip)
             return
+        kept = 1.0 - rate * self._config.weight_decay
+        for weights in self._decaying:
+            weights.mul_(kept if skip is None else torch.where(skip > 0.0, 1.0, kept))
         self._steps += 1
         adam_step(
             self._network.weights,

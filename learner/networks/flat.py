@@ -63,6 +63,13 @@ class FlatNetwork:
         pieces = torch.split(vector, [shape.numel() for shape in self._shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
+    def unfrozen(self) -> list[Tensor]:
+        """Views of the weights that are no frozen parameter's; the whole vector where there are none."""
+        frozen = [not parameter.requires_grad for parameter in self.module.parameters()]
+        if not any(frozen):
+            return [self.weights]
+        return [view for view, still in zip(self.views(self.weights), frozen, strict=True) if not still]
+
     def pack(self) -> None:
         """Makes `evaluate` faster for the present weights. Repeat it after each change of the weights."""
         for module in self.module.modules():

@@ -86,6 +86,9 @@ def test_a_network_that_is_no_name_and_no_path_is_refused(network: str) -> None:
     [
         ({"num_atoms": 1}, "learner.num_atoms is 1"),
         ({"value_range": (1.0, 1.0)}, r"learner.value_range is \[1, 1\]"),
+        ({"weight_decay": 0.01}, "learner.weight_decay is 0.01; only adamw decays weights"),
+        ({"optimizer": "adamw", "weight_decay": -1.0}, "learner.weight_decay is -1"),
+        ({"optimizer": "adamw", "weight_decay": 1e4, "learning_rate": 1e-3}, "would leave nothing"),
         ({"max_skipped_updates": 0}, "learner.max_skipped_updates is 0"),
         ({"device": "abacus"}, "learner.device is abacus; give auto, cpu, cuda"),
     ],

@@ -195,7 +195,7 @@ def test_what_is_handed_out_is_never_written_again(random_minibatch: MinibatchMa
 
 
 @pytest.mark.parametrize("reward", [np.nan, np.inf])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("switches", [{}, {"head": "qr", "double": True, "dueling": True}], ids=str)
 def test_a_bad_update_changes_nothing(
     reward: float, optimizer: Any, switches: dict[str, Any], random_minibatch: MinibatchMaker
@@ -300,7 +300,13 @@ class PartlyFrozen(Mlp):
 
 @pytest.mark.parametrize("queues", [False, True])
 @pytest.mark.parametrize(
-    "switches", [{}, {"optimizer": "sgd", "target_polyak": 0.7, "double": True}, {"precision": "bfloat16"}]
+    "switches",
+    [
+        {},
+        {"optimizer": "sgd", "target_polyak": 0.7, "double": True},
+        {"optimizer": "adamw", "weight_decay": 0.5},
+        {"precision": "bfloat16"},
+    ],
 )
 def test_frozen_parameters_keep_every_bit_and_travel(
     switches: dict[str, Any], queues: bool, monkeypatch: pytest.MonkeyPatch, random_minibatch: MinibatchMaker
