@@ -6,6 +6,7 @@ Owns names, defaults and checks; must not import torch, so that a driver can rea
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,10 @@ from replay_service.checks import above_zero, at_least, require, within
 NATURE_CNN_SMALLEST_IMAGE = 36
 """Smallest side of an image, in pixels, that the Nature CNN's convolutions do not shrink to nothing."""
 
-NETWORKS = ("auto", "mlp", "nature_cnn", "impala_cnn", "minatar_cnn", "table")
+IMAGE_NETWORKS = ("nature_cnn", "impala_cnn", "minatar_cnn")
+"""Networks that begin with convolutions."""
+
+NETWORKS = ("auto", "mlp", *IMAGE_NETWORKS, "table")
 """Names that `learner.network` may have, besides an import path."""
 
 
@@ -62,6 +66,10 @@ class LearnerConfig:
     of several arrays, each has an encoder: the convolutions that `network` names for images, the layers of
     the MLP below its last hidden one for the rest. Their outputs are joined below the last hidden layer.
 
+    impala_width multiplies the channels 16, 32, 32 of impala_cnn. pool_size p makes image networks shrink
+    their feature maps to p x p by adaptive max-pooling before the dense layers. spectral_norm divides the
+    weights of impala_cnn's residual convolutions by their largest singular value.
+
     normalize_observations: float observations enter networks as (x - mean) / deviation, clipped to 10
     deviations, by running statistics of the sampled minibatches, which travel with the weights.
 
@@ -85,6 +93,9 @@ class LearnerConfig:
     network: str = "auto"
     hidden_sizes: tuple[int, ...] = (128, 128)
     layer_norm: bool = False
+    impala_width: int = 1
+    pool_size: int | None = None
+    spectral_norm: bool = False
     normalize_observations: bool = False
     head: Literal["q", "c51", "qr"] = "q"
     num_atoms: int = 51
@@ -154,6 +165,7 @@ class LearnerConfig:
         share = "give a share in (0, 1], or null"
         above_zero("learner", self, "target_polyak", cure=share)
         within(0.0, 1.0, "learner", self, "target_polyak", cure=share)
+        at_least(1, "learner", self, "impala_width", "pool_size")
         periods = ("target_update_updates", "updates_per_chunk", "learning_rate_decay_updates")
         at_least(1, "learner", self, "batch_size", "max_skipped_updates", *periods)
 
@@ -184,6 +196,18 @@ def image_shape(spec: NetworkSpec) -> ImageShape | None:
             return ImageShape(spec.stack * channels, height, width, channels_last=False)
         case _:
             return None
+
+
+def feature_map(network: str, image: ImageShape) -> tuple[int, int]:
+    """Height and width of the feature maps that the convolutions of an image network make of an image."""
+    height, width = image.height, image.width
+    match network:
+        case "nature_cnn":
+            return ((height - 8) // 4 - 3) // 2 - 1, ((width - 8) // 4 - 3) // 2 - 1
+        case "minatar_cnn":
+            return height - 2, width - 2
+        case _:
+            return -(-height // 8), -(-width // 8)
 
 
 def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
@@ -224,11 +248,43 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
             getattr(config, switch) and (network == "table" or is_import_path(network)),
             f"learner.{switch} is true, which only the MLP and the CNNs offer; learner.network is {network}",
         )
+    for switch, wanted in (
+        ("impala_width", config.impala_width > 1),
+        ("spectral_norm", config.spectral_norm),
+    ):
+        _refuse_if(
+            wanted and network != "impala_cnn",
+            f"learner.{switch} is {getattr(config, switch)}, which only impala_cnn offers; "
+            f"learner.network is {network}",
+        )
+    if config.pool_size is not None:
+        _check_pool_size(network, config.pool_size, [convolved(network, array) for array in arrays])
     _refuse_if(
         config.normalize_observations and not any(map(is_float, arrays)),
         f"learner.normalize_observations is true, which needs float observations; {seen}; give false",
     )
     return network
+
+
+def convolved(network: str, spec: NetworkSpec) -> ImageShape | None:
+    """The image that the network's convolutions see of an observation of one array; None if it is none."""
+    fits = network in IMAGE_NETWORKS and (network != "nature_cnn" or is_large_image(spec))
+    return image_shape(spec) if fits else None
+
+
+def _check_pool_size(network: str, pool_size: int, images: Sequence[ImageShape | None]) -> None:
+    """Refuses pooling to more pixels than a feature map has: it would repeat them."""
+    sides = [min(feature_map(network, image)) for image in images if image is not None]
+    _refuse_if(
+        not sides,
+        f"learner.pool_size is {pool_size}, which only {', '.join(IMAGE_NETWORKS)} offer; "
+        f"learner.network is {network}; give null",
+    )
+    _refuse_if(
+        pool_size > min(sides),
+        f"learner.pool_size is {pool_size}, but the shorter side of {network}'s feature maps has only "
+        f"{min(sides)} pixels here; give at most {min(sides)}, or null",
+    )
 
 
 def is_large_image(spec: NetworkSpec) -> bool:

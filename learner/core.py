@@ -99,8 +99,9 @@ class LearnReport(UpdateMetrics):
 class LearnerState:
     """All that a learner needs to continue, bit for bit, after `version` updates.
 
-    tensors: copies by name. "online" and "target" [P] float32; with Adam and AdamW "exp_avg" and "exp_avg_sq" [P]
-    float32; of noisy networks "noise", the state of the random generator, uint8; of normalized observations
+    tensors: copies by name. "online" and "target" [P] float32; with Adam and AdamW "exp_avg" and "exp_avg_sq"
+    [P] float32; with spectral norm "spectral_vectors" [S] float32, the singular vectors of all layers; of
+    noisy networks "noise", the state of the random generator, uint8; of normalized observations
     "observation_size" [1], "observation_mean" [D] and "observation_m2" [D], float64.
     """
 

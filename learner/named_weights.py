@@ -4,6 +4,7 @@ Owns that mapping, and the facts that two networks must share; must not import t
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,9 +19,12 @@ NORMALIZER_TAIL = "observation_normalizer"
 
 
 def seeded_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
-    """The configured network on the CPU; leaves torch's global generator as it was."""
+    """The configured network on the CPU, without spectral norm: weights travel as it has made them.
+
+    Leaves torch's global generator as it was.
+    """
     with torch.random.fork_rng(devices=[]):
-        return build_network(spec, config)
+        return build_network(spec, replace(config, spectral_norm=False))
 
 
 def named_weights(spec: NetworkSpec, config: LearnerConfig, flat: np.ndarray) -> dict[str, np.ndarray]:
@@ -66,7 +70,11 @@ def network_facts(spec: NetworkSpec, config: LearnerConfig) -> dict[str, object]
         "actions": spec.num_actions,
         "head": config.head,
     }
-    return facts | ({"value_range": list(config.value_range)} if config.head == "c51" else {})
+    if config.head == "c51":
+        facts["value_range"] = list(config.value_range)
+    if config.spectral_norm:
+        facts["spectral_norm"] = True
+    return facts
 
 
 def _shapes(spec: NetworkSpec, config: LearnerConfig) -> dict[str, list[int]]:

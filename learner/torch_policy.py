@@ -33,7 +33,9 @@ class TorchPolicy:
     ) -> None:
         torch.set_num_threads(threads)
         cpu = torch.device("cpu")
-        self._network = flat_network(spec, replace(config, precision="float32"), cpu)
+        # Weights travel as spectral norm has made them.
+        acting = replace(config, precision="float32", spectral_norm=False)
+        self._network = flat_network(spec, acting, cpu)
         self._normalizer = ObservationNormalizer(spec, cpu) if config.normalize_observations else None
         self._part_names = tuple(part.name for part in spec.parts)
         self._head = make_head(config, cpu)

@@ -15,6 +15,7 @@ from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnerState, Note, UpdateMetrics
 from learner.networks.flat import compile_passes, flat_network
 from learner.networks.noisy import redraw_noise
+from learner.networks.spectral import SETTLING_ITERATIONS, spectral_layers, spectral_vectors
 from learner.normalization import ObservationNormalizer, moments_of, moments_state, restored_moments
 from learner.objectives.fit import Fit
 from learner.objectives.heads import make_head
@@ -61,9 +62,11 @@ class UpdateStep:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._online = flat_network(spec, config, self.device)
-            self._target = flat_network(spec, config, self.device)
+            # Its weights are copies of those that spectral norm has made.
+            self._target = flat_network(spec, replace(config, spectral_norm=False), self.device)
         self._online.module.train()
-        self._target.weights.copy_(self._online.weights)
+        self._target.weights.copy_(self._online.plain_weights())
+        self._spectral = spectral_layers(self._online.module)
         self._noise = torch.Generator().manual_seed(seed) if config.noisy else None
         self._normalizer = ObservationNormalizer(spec, self.device) if config.normalize_observations else None
         self._optimizer = FlatOptimizer(self._online, config)
@@ -89,8 +92,7 @@ class UpdateStep:
                 self._normalizer.restore(moments_before)
             return SkippedUpdate(loss, grad_norm, td_errors)
         self._optimizer.step(self.version)
-        self.version += 1
-        self._update_target()
+        self._follow_step()
         self._meter.add(fit, loss, grad_norm)
         return td_errors
 
@@ -112,10 +114,14 @@ class UpdateStep:
         return td_errors
 
     def weights(self) -> np.ndarray:
-        """The online weights [P] float32, a fresh copy; behind them the tail of the normalizer, if any."""
+        """The online weights [P] float32, a fresh copy; behind them the tail of the normalizer, if any.
+
+        With spectral norm they are the normalized ones: who loads them needs no norm.
+        """
+        weights = self._online.plain_weights()
         if self._normalizer is None:
-            return _copy(self._online.weights)
-        return _copy(torch.cat((self._online.weights, self._normalizer.tail)))
+            return _copy(weights)
+        return _copy(torch.cat((weights, self._normalizer.tail)))
 
     def take_metrics(self) -> UpdateMetrics:
         """Metrics of the updates since the last call. Waits for the device."""
@@ -137,7 +143,10 @@ class UpdateStep:
         given = torch.tensor(weights, device=self.device)
         size = len(self._online.weights)
         self._online.weights.copy_(given[:size])
-        self._target.weights.copy_(given[:size])
+        for layer in self._spectral:
+            for _ in range(SETTLING_ITERATIONS):
+                layer.iterate()
+        self._target.weights.copy_(self._online.plain_weights())
         if self._normalizer is not None:
             self._normalizer.restore(moments_of(given[size:]))
 
@@ -156,6 +165,11 @@ class UpdateStep:
         tensors = {name: torch.tensor(array, device=self.device) for name, array in state.tensors.items()}
         self._online.weights.copy_(tensors["online"])
         self._target.weights.copy_(tensors["target"])
+        if self._spectral:
+            vectors = spectral_vectors(self._online.module)
+            pieces = torch.split(tensors["spectral_vectors"], [len(vector) for vector in vectors])
+            for vector, piece in zip(vectors, pieces, strict=True):
+                vector.copy_(piece)
         self._optimizer.restore(tensors, state.version)
         if self._normalizer is not None:
             self._normalizer.restore(restored_moments(tensors))
@@ -170,8 +184,7 @@ class UpdateStep:
         fit, norm = self._fit(batch)
         results = _joined(fit.td_error, fit.loss, norm)
         self._optimizer.step(self.version, skip=(fit.loss + norm).isfinite().logical_not().float())
-        self.version += 1
-        self._update_target()
+        self._follow_step()
         if self.device.type == "cpu":
             return QueuedUpdate(fit, results, None)
         host = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
@@ -202,22 +215,30 @@ class UpdateStep:
         self._online.backward(fit.output_gradient)
         return fit, clip_(self._online.gradient, self._config.max_grad_norm)
 
-    def _update_target(self) -> None:
-        """Moves the target network by its share, or copies the online network every target_update_updates."""
+    def _follow_step(self) -> None:
+        """Counts the optimizer's step, and lets singular vectors and target network follow it.
+
+        The target network moves by its share, or is copied every target_update_updates.
+        """
+        self.version += 1
+        for layer in self._spectral:
+            layer.iterate()
         if self._config.target_polyak is not None:
-            self._target.weights.lerp_(self._online.weights, self._config.target_polyak)
+            self._target.weights.lerp_(self._online.plain_weights(), self._config.target_polyak)
         elif self.version % self._config.target_update_updates == 0:
             self._gap_at_copy = self._target_gap()
-            self._target.weights.copy_(self._online.weights)
+            self._target.weights.copy_(self._online.plain_weights())
 
     def _target_gap(self) -> Tensor:
-        return (self._online.weights - self._target.weights).abs().mean()
+        return (self._online.plain_weights() - self._target.weights).abs().mean()
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors of `state`, not copied."""
         tensors = {"online": self._online.weights, "target": self._target.weights, **self._optimizer.state()}
         if self._normalizer is not None:
             tensors |= moments_state(self._normalizer.moments)
+        if self._spectral:
+            tensors["spectral_vectors"] = torch.cat(spectral_vectors(self._online.module))
         return tensors if self._noise is None else {**tensors, "noise": self._noise.get_state()}
 
 

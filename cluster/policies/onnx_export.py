@@ -111,7 +111,7 @@ class ExportedPolicy(nn.Module):
         tail = tensors.pop(NORMALIZER_TAIL, None)
         network = seeded_network(spec, learner)
         network.load_state_dict(tensors, strict=True)
-        self._network = without_noise(network)
+        self._network = exportable(network)
         self._normalizer = None
         if tail is not None:
             self._normalizer = ObservationNormalizer(spec, torch.device("cpu"))
@@ -168,15 +168,36 @@ def converted(part: Part, values: Tensor, leading: int) -> Tensor:
     return values.to(dtype).reshape(*lead, *part.field.shape)
 
 
-def without_noise(network: nn.Module) -> nn.Module:
-    """The network with each noisy layer replaced by a linear one of its mean weights, which are shared."""
+def exportable(network: nn.Module) -> nn.Module:
+    """The network with each noisy layer replaced by a linear one of its mean weights, which are shared, and
+    adaptive pooling, for which ONNX has no operator, by maxima of slices."""
     if isinstance(network, NoisyLinear):
         mean = nn.Linear(network.in_features, network.out_features)
         mean.weight, mean.bias = network.weight, network.bias
         return mean
+    if isinstance(network, nn.AdaptiveMaxPool2d):
+        assert isinstance(network.output_size, int), "torsos pool to squares"
+        return WindowMaxima(network.output_size)
     for name, child in network.named_children():
-        setattr(network, name, without_noise(child))
+        setattr(network, name, exportable(child))
     return network
+
+
+class WindowMaxima(nn.Module):
+    """nn.AdaptiveMaxPool2d of square maps of pool_size x pool_size, written with slices."""
+
+    def __init__(self, pool_size: int) -> None:
+        super().__init__()
+        self._pool_size = pool_size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, pool_size, pool_size]."""
+        for axis in (2, 3):
+            side, count = maps.shape[axis], self._pool_size
+            edges = [(i * side // count, -(-(i + 1) * side // count)) for i in range(count)]
+            maxima = [maps.narrow(axis, low, high - low).amax(dim=axis) for low, high in edges]
+            maps = torch.stack(maxima, dim=axis)
+        return maps
 
 
 @dataclass(frozen=True, eq=False)

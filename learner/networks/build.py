@@ -16,9 +16,8 @@ from learner.batch import Observations
 from learner.config import (
     LearnerConfig,
     NetworkSpec,
-    image_shape,
+    convolved,
     is_import_path,
-    is_large_image,
     is_plain,
     output_shape,
     resolve_network,
@@ -76,10 +75,9 @@ def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
 def encoder(array: NetworkSpec, network: str, config: LearnerConfig) -> Encoder:
     """The torso for one array: the named convolutions where it is an image that they fit, else the layers of
     the MLP below its last hidden one."""
-    image = image_shape(array)
-    too_small = network == "nature_cnn" and not is_large_image(array)
-    if network in CONVOLUTIONS and image is not None and not too_small:
-        return CONVOLUTIONS[network][0](image, config.layer_norm)
+    image = convolved(network, array)
+    if image is not None:
+        return CONVOLUTIONS[network][0](image, config)
     sizes = (math.prod(array.observation_shape), *config.hidden_sizes[:-1])
     return DenseTorso(sizes, config.layer_norm)
 

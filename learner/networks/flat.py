@@ -17,6 +17,7 @@ from learner.core import Note
 from learner.networks.build import Mlp, build_network, zero_observations
 from learner.networks.inputs import features
 from learner.networks.products import Linear, linear_relu, product
+from learner.networks.spectral import spectral_layers
 
 
 class FlatNetwork:
@@ -62,6 +63,17 @@ class FlatNetwork:
         """The pieces of a vector [P], each in the shape of its parameter and sharing the vector's memory."""
         pieces = torch.split(vector, [shape.numel() for shape in self._shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+    @torch.no_grad()
+    def plain_weights(self) -> Tensor:
+        """The weights [P] with which the network computes the same without spectral norm.
+
+        They are `weights` itself where there is none, else a copy with the normalized weights.
+        """
+        normalized = {layer.weight: layer.normalized() for layer in spectral_layers(self.module)}
+        if not normalized:
+            return self.weights
+        return parameters_to_vector(normalized.get(each, each) for each in self.module.parameters())
 
     def unfrozen(self) -> list[Tensor]:
         """Views of the weights that are no frozen parameter's; the whole vector where there are none."""

@@ -10,9 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from learner.config import ImageShape
+from learner.config import ImageShape, LearnerConfig, feature_map
 from learner.networks.inputs import features, images
 from learner.networks.products import Linear
+from learner.networks.spectral import SpectralConv2d
 
 
 class DenseTorso(nn.Module):
@@ -32,15 +33,25 @@ class DenseTorso(nn.Module):
 
 
 class ImageTorso(nn.Module):
-    """Layers over images: [B, channels, H, W] -> [B, *feature_shape], which is then flattened."""
+    """Layers over images: [B, channels, H, W] -> maps of `channels_out` channels, which are then flattened.
+
+    pool_size p shrinks the maps to p x p first. Each pixel is then the maximum of a window; windows differ in
+    size by one pixel where p does not divide the side.
+    """
 
     def __init__(
-        self, image: ImageShape, layers: Sequence[nn.Module], feature_shape: tuple[int, int, int]
+        self,
+        image: ImageShape,
+        layers: Sequence[nn.Module],
+        channels_out: int,
+        sides: tuple[int, int],
+        pool_size: int | None,
     ) -> None:
         super().__init__()
         self._image = image
-        self.convolutions = nn.Sequential(*layers, nn.Flatten())
-        self.num_features = math.prod(feature_shape)
+        pooling = [] if pool_size is None else [nn.AdaptiveMaxPool2d(pool_size)]
+        self.convolutions = nn.Sequential(*layers, *pooling, nn.Flatten())
+        self.num_features = channels_out * (math.prod(sides) if pool_size is None else pool_size**2)
 
     def forward(self, observations: Tensor) -> Tensor:
         """[B, *shape] -> [B, num_features]."""
@@ -51,7 +62,7 @@ class ImageTorso(nn.Module):
 class NatureTorso(ImageTorso):
     """The convolutions of Mnih et al. 2015, doi:10.1038/nature14236, "Model architecture"."""
 
-    def __init__(self, image: ImageShape, layer_norm: bool) -> None:
+    def __init__(self, image: ImageShape, config: LearnerConfig) -> None:
         layers: list[nn.Module] = []
         for channels_in, channels_out, size, stride in (
             (image.channels, 32, 8, 4),
@@ -59,9 +70,8 @@ class NatureTorso(ImageTorso):
             (64, 64, 3, 1),
         ):
             convolution = nn.Conv2d(channels_in, channels_out, kernel_size=size, stride=stride)
-            layers += [convolution, *image_norm(channels_out, layer_norm), nn.ReLU()]
-        height, width = ((((side - 8) // 4 + 1) - 4) // 2 - 1 for side in (image.height, image.width))
-        super().__init__(image, layers, (64, height, width))
+            layers += [convolution, *image_norm(channels_out, config.layer_norm), nn.ReLU()]
+        super().__init__(image, layers, 64, feature_map("nature_cnn", image), config.pool_size)
 
 
 class MinatarTorso(ImageTorso):
@@ -70,41 +80,43 @@ class MinatarTorso(ImageTorso):
     It pads nothing, as there; images of fewer than 3 x 3 pixels do not fit.
     """
 
-    def __init__(self, image: ImageShape, layer_norm: bool) -> None:
+    def __init__(self, image: ImageShape, config: LearnerConfig) -> None:
         convolution = nn.Conv2d(image.channels, 16, kernel_size=3)
-        layers = (convolution, *image_norm(16, layer_norm), nn.ReLU())
-        super().__init__(image, layers, (16, image.height - 2, image.width - 2))
+        layers = (convolution, *image_norm(16, config.layer_norm), nn.ReLU())
+        super().__init__(image, layers, 16, feature_map("minatar_cnn", image), config.pool_size)
 
 
 class ImpalaTorso(ImageTorso):
     """The residual network of Espeholt et al. 2018, arXiv:1802.01561, figure 3 (the large one, no LSTM).
 
-    Three sections of 16, 32 and 32 channels: convolution, max-pooling by 2, two residual blocks.
+    Three sections of 16, 32 and 32 channels, times config.impala_width: convolution, max-pooling by 2, two
+    residual blocks.
     """
 
-    def __init__(self, image: ImageShape, layer_norm: bool) -> None:
+    def __init__(self, image: ImageShape, config: LearnerConfig) -> None:
         layers: list[nn.Module] = []
-        height, width = image.height, image.width
-        for channels_in, channels_out in pairwise((image.channels, 16, 32, 32)):
+        widths = (config.impala_width * channels for channels in (16, 32, 32))
+        for channels_in, channels_out in pairwise((image.channels, *widths)):
             layers += [
                 nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1),
                 nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-                ResidualBlock(channels_out, layer_norm),
-                ResidualBlock(channels_out, layer_norm),
+                ResidualBlock(channels_out, config),
+                ResidualBlock(channels_out, config),
             ]
-            height, width = (height + 1) // 2, (width + 1) // 2
-        super().__init__(image, [*layers, nn.ReLU()], (32, height, width))
+        sides = feature_map("impala_cnn", image)
+        super().__init__(image, [*layers, nn.ReLU()], channels_out, sides, config.pool_size)
 
 
 class ResidualBlock(nn.Module):
     """x + conv(relu(conv(relu(x)))), with equal channels and size throughout."""
 
-    def __init__(self, channels: int, layer_norm: bool) -> None:
+    def __init__(self, channels: int, config: LearnerConfig) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+        kind = SpectralConv2d if config.spectral_norm else nn.Conv2d
         for _ in range(2):
-            convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-            layers += [*image_norm(channels, layer_norm), nn.ReLU(), convolution]
+            convolution = kind(channels, channels, kernel_size=3, padding=1)
+            layers += [*image_norm(channels, config.layer_norm), nn.ReLU(), convolution]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, inputs: Tensor) -> Tensor:

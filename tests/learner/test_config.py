@@ -4,8 +4,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
-from learner.config import LearnerConfig, NetworkSpec, acts_in_numpy, image_shape, resolve_network
+from learner.config import (
+    IMAGE_NETWORKS,
+    LearnerConfig,
+    NetworkSpec,
+    acts_in_numpy,
+    feature_map,
+    image_shape,
+    resolve_network,
+)
+from learner.networks.build import build_network
 from replay_service.block import FrameField
 
 CARTPOLE = NetworkSpec((4,), "float32", None, 2, stack=1)
@@ -75,6 +85,35 @@ def test_a_network_that_does_not_fit_is_refused(network: Any, spec: NetworkSpec,
         resolve_network(spec, LearnerConfig(network=network))
 
 
+@pytest.mark.parametrize(
+    ("settings", "spec", "complaint"),
+    [
+        ({"impala_width": 2}, ATARI, "impala_width is 2, which only impala_cnn offers; .* is nature_cnn"),
+        ({"spectral_norm": True}, CARTPOLE, "spectral_norm is True, which only impala_cnn offers"),
+        ({"pool_size": 6}, CARTPOLE, "pool_size is 6, which only nature_cnn, impala_cnn, minatar_cnn offer"),
+        ({"pool_size": 6, "network": "my.networks:make"}, ATARI, "pool_size is 6, which only"),
+        ({"pool_size": 8}, ATARI, "only 7 pixels here; give at most 7"),
+        ({"pool_size": 2, "network": "impala_cnn"}, replace(ATARI, observation_shape=(4, 99, 8)), "only 1 p"),
+    ],
+)
+def test_switches_of_image_networks_are_refused_elsewhere(
+    settings: dict[str, Any], spec: NetworkSpec, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        resolve_network(spec, LearnerConfig(**settings))
+
+
+@pytest.mark.parametrize("network", IMAGE_NETWORKS)
+@pytest.mark.parametrize("side", [36, 37, 44, 71, 84])
+def test_feature_maps_have_the_size_that_the_network_gives_them(network: str, side: int) -> None:
+    spec = NetworkSpec((3, side, side + 5), "float32", None, 2, stack=1)
+    image = image_shape(spec)
+    assert image is not None
+    torso = build_network(spec, LearnerConfig(network=network)).torso
+    maps = torso.convolutions[:-1](torch.zeros(1, 3, side, side + 5))
+    assert tuple(maps.shape[2:]) == feature_map(network, image)
+
+
 @pytest.mark.parametrize("network", ["lstm", "package:", ":factory", "package.:factory", "a:b:c", "a b:c"])
 def test_a_network_that_is_no_name_and_no_path_is_refused(network: str) -> None:
     with pytest.raises(ValueError, match=r"learner.network is .*package\.module:factory"):
@@ -89,6 +128,8 @@ def test_a_network_that_is_no_name_and_no_path_is_refused(network: str) -> None:
         ({"weight_decay": 0.01}, "learner.weight_decay is 0.01; only adamw decays weights"),
         ({"optimizer": "adamw", "weight_decay": -1.0}, "learner.weight_decay is -1"),
         ({"optimizer": "adamw", "weight_decay": 1e4, "learning_rate": 1e-3}, "would leave nothing"),
+        ({"pool_size": 0}, "learner.pool_size is 0"),
+        ({"impala_width": 0}, "learner.impala_width is 0"),
         ({"max_skipped_updates": 0}, "learner.max_skipped_updates is 0"),
         ({"device": "abacus"}, "learner.device is abacus; give auto, cpu, cuda"),
     ],

@@ -148,6 +148,8 @@ SWITCHES: list[dict[str, Any]] = [
     {"layer_norm": True},
     {"head": "c51", "num_atoms": 5},
     {"head": "qr", "num_atoms": 4, "dueling": True, "noisy": True, "layer_norm": True},
+    {"pool_size": 1},
+    {"pool_size": 2, "impala_width": 2, "spectral_norm": True, "layer_norm": True},
 ]
 
 
@@ -155,6 +157,9 @@ SWITCHES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("network", ["mlp", "nature_cnn", "impala_cnn"])
 def test_every_switch_goes_with_every_network(network: str, switches: dict[str, Any]) -> None:
     spec = VECTOR if network == "mlp" else IMAGES
+    of_images, of_impala = "pool_size" in switches, "spectral_norm" in switches
+    if network != "impala_cnn" and (of_impala or (of_images and network == "mlp")):
+        pytest.skip("test_config tests that it is refused")
     config = LearnerConfig(network=network, hidden_sizes=(7,), **switches)
     module = build_network(spec, config)
     observations = torch.randint(255, (2, *spec.observation_shape), dtype=torch.uint8)

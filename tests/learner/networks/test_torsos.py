@@ -58,8 +58,38 @@ def test_impala_cnn_has_the_sizes_of_the_paper() -> None:
     assert sizes == [*sections, (256, 32 * 11 * 11), (6, 256)]
 
 
+def test_width_multiplies_channels_and_pooling_fixes_the_maps() -> None:
+    """BTR (arXiv:2411.03820): channels of 32, 64, 64 and maps of 6 x 6."""
+    config = LearnerConfig(network="impala_cnn", impala_width=2, pool_size=6)
+    network = build_network(NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), config)
+    sizes = [tuple(parameter.shape) for parameter in network.parameters()][0::2]
+    assert [sizes[0], sizes[5], sizes[10]] == [(32, 4, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3)]
+    assert sizes[-2:] == [(256, 64 * 6 * 6), (6, 256)]
+
+
+@pytest.mark.parametrize(("network", "side"), [("minatar_cnn", 10), ("nature_cnn", 68), ("impala_cnn", 60)])
+def test_pooling_takes_the_maximum_of_windows_that_cover_the_map(network: str, side: int) -> None:
+    spec = NetworkSpec((side, side), "float32", None, 2, stack=1)
+    plain = build_network(spec, LearnerConfig(network=network)).torso
+    pooled = build_network(spec, LearnerConfig(network=network, pool_size=3)).torso
+    pooled.load_state_dict(plain.state_dict())
+    images = torch.randn(2, side, side)
+    channels = {"minatar_cnn": 16, "nature_cnn": 64, "impala_cnn": 32}[network]
+    maps = plain(images).view(2, channels, -1)
+    width = int(maps.shape[2] ** 0.5)
+    maps = maps.view(2, channels, width, width)
+    assert (pooled.num_features, width) == (
+        9 * channels,
+        {"minatar_cnn": 8}.get(network, 8 if side == 60 else 5),
+    )
+    # Window i of 3 reaches from floor(i W / 3) to ceil((i + 1) W / 3).
+    windows = [slice(i * width // 3, -(-(i + 1) * width // 3)) for i in range(3)]
+    expected = torch.stack([maps[:, :, y, x].amax(dim=(2, 3)) for y in windows for x in windows], dim=2)
+    torch.testing.assert_close(pooled(images), expected.flatten(1))
+
+
 def test_a_residual_block_adds_to_what_enters_it() -> None:
-    block = ResidualBlock(2, layer_norm=False)
+    block = ResidualBlock(2, LearnerConfig())
     inputs = torch.randn(3, 2, 5, 5)
     first, second = (module for module in block.layers if isinstance(module, nn.Conv2d))
     torch.testing.assert_close(block(inputs), inputs + second(torch.relu(first(torch.relu(inputs)))))
