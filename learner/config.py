@@ -153,7 +153,7 @@ class LearnerConfig:
             f"only adamw decays weights, and learner.optimizer is {self.optimizer}; give adamw, or no decay",
         )
         require(
-            self.learning_rate * self.weight_decay < 1.0,
+            self.weight_decay == 0.0 or self.learning_rate * self.weight_decay < 1.0,
             "learner.weight_decay",
             self.weight_decay,
             f"at learner.learning_rate = {self.learning_rate} an update would leave nothing of the weights; "

@@ -216,13 +216,14 @@ class UpdateStep:
         return fit, clip_(self._online.gradient, self._config.max_grad_norm)
 
     def _follow_step(self) -> None:
-        """Counts the optimizer's step, and lets singular vectors and target network follow it.
-
-        The target network moves by its share, or is copied every target_update_updates.
-        """
+        """Counts the optimizer's step; singular vectors and target network follow it."""
         self.version += 1
         for layer in self._spectral:
             layer.iterate()
+        self._update_target()
+
+    def _update_target(self) -> None:
+        """Moves the target network by its share, or copies the online network every target_update_updates."""
         if self._config.target_polyak is not None:
             self._target.weights.lerp_(self._online.plain_weights(), self._config.target_polyak)
         elif self.version % self._config.target_update_updates == 0:

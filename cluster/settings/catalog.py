@@ -75,7 +75,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "actors.epsilon_ladder.alpha": Meaning("see base"),
     "actors.n_step": Meaning("rewards that a transition sums", "env steps"),
     "actors.discount": Meaning("gamma", "share"),
-    "actors.reward_clip": Meaning("for learning only: rewards are cut to this size, -c to c", "reward"),
+    "actors.reward_clip": Meaning("for learning only: rewards are clipped to [-c, c]", "reward"),
     "actors.life_loss_ends_episode": Meaning("for learning only: a lost life counts as an end"),
     "actors.pushes_in_flight": Meaning("blocks that an actor has sent and no shard has confirmed", "blocks"),
     "actors.env_restarts": Meaning("environments restarted before the run fails", "restarts"),
@@ -116,6 +116,13 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "learner.hidden_sizes": Meaning("sizes of the hidden layers", "units"),
     "learner.layer_norm": Meaning("whether a layer norm stands before each ReLU"),
+    "learner.impala_width": Meaning("factor on the channels 16, 32, 32 of impala_cnn"),
+    "learner.pool_size": Meaning(
+        "side of the maps to which image networks pool before the dense layers; null: no pooling", "pixels"
+    ),
+    "learner.spectral_norm": Meaning(
+        "whether weights of impala_cnn's residual convolutions are divided by their largest singular value"
+    ),
     "learner.normalize_observations": Meaning("whether float observations are scaled by running statistics"),
     "learner.head": Meaning("what is learned of the return: mean, distribution, or quantiles"),
     "learner.num_atoms": Meaning("values of c51, quantiles of qr", "atoms"),
@@ -126,6 +133,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.huber_delta": Meaning("TD error at which the Huber loss becomes linear", "return"),
     "learner.double": Meaning("whether the online network chooses the action that the target network rates"),
     "learner.optimizer": Meaning("the optimizer"),
+    "learner.weight_decay": Meaning("adamw multiplies all weights by 1 - rate x weight_decay in each update"),
     "learner.learning_rate": Meaning("learning rate at the start"),
     "learner.learning_rate_end": Meaning("learning rate at the end of its decay"),
     "learner.learning_rate_decay_updates": Meaning("updates over which it falls; null: never", "updates"),
@@ -194,8 +202,8 @@ def page() -> str:
         "",
         "`qfleet settings PATTERN` shows some of them; `python -m cluster.settings.catalog` writes this",
         "page. Give a setting as `--set section.name=value` or in a YAML file. Durations may be written as",
-        "`10m`, counts as `100k` or `1e6`, sizes as `16GB`. Where the last column says how, a setting that is",
-        "left out is chosen to suit environment and machine; a run saves the choice in its `config.yaml`.",
+        "`10m`, counts as `100k` or `1e6`, sizes as `16GB`. Where the last column says how, a setting that",
+        "is left out is chosen to suit environment and machine; a run saves the choice in its `config.yaml`.",
     ]
     section = ""
     for name, type_words, default, meaning in settings():

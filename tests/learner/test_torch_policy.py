@@ -115,5 +115,5 @@ def test_a_custom_network_acts_without_dropout(monkeypatch: pytest.MonkeyPatch) 
     observations = np.ones((5, 4), np.float32)
     first = policy.q_values(observations)
     np.testing.assert_array_equal(policy.q_values(observations), first)
-    # A row at a batch's end may be summed in another order; dropout would change half of the hidden units.
+    # The last of a batch may be summed in another order; dropout would change half of the hidden units.
     np.testing.assert_allclose(first, first[:1].repeat(5, axis=0), rtol=1e-5)

@@ -21,6 +21,7 @@ ATARI = EnvSpec((84, 84), "|u1", None, 6, 4, "native", "next_step", 27_000, None
 OPEN_ON_PURPOSE = {
     "learner.initial_weights",
     "learner.max_grad_norm",
+    "learner.pool_size",
     "learner.target_polyak",
     "learner.learning_rate_decay_updates",
 }
