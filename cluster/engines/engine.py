@@ -20,11 +20,15 @@ ArgTs = TypeVarTuple("ArgTs")
 
 @dataclass(frozen=True)
 class Need:
-    """Resources that a role claims from a runtime that schedules by them. Memory is reserved, not limited."""
+    """Resources that a role claims from a runtime that schedules by them. Memory is reserved, not limited.
+
+    torch: whether the role computes with torch; a process that has loaded it can then be ready.
+    """
 
     cpus: float = 1.0
     gpus: float = 0.0
     memory_bytes: int = 0
+    torch: bool = False
 
 
 @dataclass(frozen=True)

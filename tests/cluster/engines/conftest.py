@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.engines.engine import Engine
+from cluster.engines.process_engine import ForkServers, ProcessEngine
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +28,15 @@ def ray_engine() -> Iterator[Engine]:
         engine.close()  # closing twice is allowed
         os.environ.clear()
         os.environ.update(environment)
+
+
+@pytest.fixture(scope="module")
+def process_engine() -> Iterator[Engine]:
+    """One process engine for the whole module; its roles find the modules that this process finds."""
+    engine = ProcessEngine(ForkServers(("qfleet_test_roles",), ("qfleet_test_roles",)))
+    try:
+        engine.start()
+        yield engine
+    finally:
+        engine.close()
+        engine.close()  # closing twice is allowed

@@ -20,10 +20,10 @@ from cluster.engines.serial_engine import SerialEngine
 NEED = Need(cpus=0.0)
 
 
-@pytest.fixture(params=["serial", "ray"])
+@pytest.fixture(params=["serial", "process", "ray"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    if request.param == "ray":
-        yield request.getfixturevalue("ray_engine")
+    if request.param != "serial":
+        yield request.getfixturevalue(f"{request.param}_engine")
     else:
         serial = SerialEngine()
         yield serial

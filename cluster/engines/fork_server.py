@@ -1,0 +1,304 @@
+"""Fork servers: processes that have loaded what roles need, and fork them in milliseconds.
+
+Owns both sides, and the ends of roles' processes; must not import torch, gymnasium or ray by itself.
+
+Python's own forkserver cannot be used: there is one for each process, it imports the caller's `__main__`,
+and it neither passes connections on nor ends what its children started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.engines.role_process import RoleServer
+from cluster.engines.threads import SINGLE_THREADED
+from cluster.engines.wire import DescriptorsLost, Line, Message, Packed
+
+_CODE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from cluster.engines.fork_server import main; main(int(sys.argv[2]))"
+)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLOSE_SECONDS = 2.0
+_REAP_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Tells a fork server what to load. path: its sys.path."""
+
+    path: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Spawn:
+    """Asks for a role; its class and arguments, and the engine's connection to it come along."""
+
+    number: int
+    name: str
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Kill:
+    """Asks for the end of a role and of all that it started."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Says that a fork server has loaded everything."""
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """Says that a role's process has ended. status: as os.waitstatus_to_exitcode gives it."""
+
+    number: int
+    status: int
+
+
+class ForkServer:
+    """A fork server, as the process that has started it sees it."""
+
+    def __init__(self, modules: tuple[str, ...]) -> None:
+        """modules: what it loads before it forks any role."""
+        self._is_loaded = False
+        self._statuses: dict[int, int] = {}
+        own, theirs = socket.socketpair()
+        root = str(Path(__file__).resolve().parent.parent.parent)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _CODE, root, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **SINGLE_THREADED},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self.line = Line(own)
+        path = tuple(entry or str(Path.cwd()) for entry in sys.path)
+        self.line.send(_Load(path, modules))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can fork roles, now or once it has loaded everything."""
+        return self._process.poll() is None
+
+    def take(self, message: Message) -> None:
+        """Takes in what the server says."""
+        if isinstance(message.head, _Ended):
+            self._statuses[message.head.number] = message.head.status
+        else:
+            self._is_loaded = True
+
+    def miss(self, error: DescriptorsLost) -> None:
+        """Never happens: no descriptors come from a fork server."""
+
+    def lose(self) -> None:
+        """Does nothing: the connections to its roles have ended, too."""
+
+    def status_of(self, number: int, wait_seconds: float) -> int | None:
+        """How a role's process has ended, once the server has said so; None if it does not in time."""
+        deadline, watch = time.monotonic() + wait_seconds, select.poll()
+        watch.register(self.line, select.POLLIN)
+        with suppress(OSError, EOFError):
+            while number not in self._statuses and (left := deadline - time.monotonic()) > 0.0:
+                watch.poll(left * 1000)
+                while (message := self.line.receive()) is not None:
+                    self.take(message)
+        return self._statuses.pop(number, None)
+
+    def close(self) -> None:
+        """Ends the server, its roles and all that they started, and waits for that."""
+        self.line.close()
+        if not self._is_loaded:
+            # It has no roles yet, and would only see the end once it has loaded everything.
+            self._process.kill()
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def spawn_request(number: int, name: str, environment: Mapping[str, str]) -> object:
+    """The head of a message that asks a fork server for a role; see _Spawn."""
+    return _Spawn(number, name, environment)
+
+
+def kill_request(number: int) -> object:
+    """The head of a message that asks a fork server to end a role."""
+    return _Kill(number)
+
+
+def main(descriptor: int) -> None:
+    """The fork server's own process: loads modules, then forks roles until the engine's side closes."""
+    for number in _DRIVERS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    server = _Server(Line(socket.socket(fileno=descriptor)))
+    with suppress(EOFError):
+        server.run()
+    server.end_all()
+
+
+class _Server:
+    """Forks roles and ends them."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._roles: dict[int, tuple[int, int]] = {}
+        """pid -> number of the role, descriptor of the process."""
+
+    def run(self) -> None:
+        """Handles requests. Raises EOFError once the engine is gone."""
+        while True:
+            watch = select.poll()
+            watch.register(self._line, select.POLLIN | (select.POLLOUT if self._line.unsent_bytes else 0))
+            for _, descriptor in self._roles.values():
+                watch.register(descriptor, select.POLLIN)
+            watch.poll(_REAP_SECONDS * 1000)
+            self._line.flush()
+            while (message := self._line.receive()) is not None:
+                self._handle(message)
+            self._reap()
+
+    def end_all(self) -> None:
+        """Kills every role and all that roles have started, daemons included."""
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                process.kill()
+
+    def _handle(self, message: Message) -> None:
+        request = message.head
+        if isinstance(request, _Load):
+            self._load(request)
+        elif isinstance(request, _Spawn):
+            (end,), (packed,) = message.sockets, message.values
+            self._fork(request, end, packed)
+        elif isinstance(request, _Kill):
+            self._kill(request.number)
+
+    def _load(self, request: _Load) -> None:
+        sys.path[:] = request.path
+        with suppress(Exception):  # a role that needs what is missing raises it again, and says so
+            for module in request.modules:
+                importlib.import_module(module)
+        # Objects that are never looked at stay in memory that all roles share.
+        gc.collect()
+        gc.freeze()
+        self._line.send(_Loaded())
+
+    def _fork(self, request: _Spawn, end: socket.socket, packed: Packed) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            # Both sides set it, because either may run first.
+            with suppress(OSError):
+                os.setpgid(pid, pid)
+            end.close()
+            self._roles[pid] = request.number, os.pidfd_open(pid)
+            return
+        status = 1
+        try:
+            self._become_role(request, parent)
+            RoleServer(request.name, end).run(packed)
+            status = 0
+        except BaseException:  # noqa: BLE001 - a forked process must never go on as its parent
+            traceback.print_exc()
+        finally:
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+    def _become_role(self, request: _Spawn, parent: int) -> None:
+        """Makes a forked process one of its own: its group, signals, environment and random numbers."""
+        os.setpgid(0, 0)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # the parent died before it was asked to take this process along
+        self._line.close()
+        for _, descriptor in self._roles.values():
+            os.close(descriptor)
+        # Not SIG_IGN, which would outlive exec: what environments start must end when they are told to.
+        for number in _DRIVERS_SIGNALS:
+            signal.signal(number, _leave_to_driver)
+        os.register_at_fork(after_in_child=_take_signals)
+        os.environ.update(request.environment)
+        with suppress(OSError):
+            Path("/proc/self/comm").write_text(f"qf {request.name}"[:15], encoding="ascii")
+        if "numpy" in sys.modules:
+            import numpy as np
+
+            # Environments may draw from it, and every role would draw the same.
+            np.random.seed()  # noqa: NPY002
+
+    def _kill(self, number: int) -> None:
+        for pid, (other, _) in self._roles.items():
+            if other == number:
+                role = psutil.Process(pid)
+                for process in (*role.children(recursive=True), role):
+                    with suppress(psutil.Error):
+                        process.kill()
+                _kill_group(pid)
+
+    def _reap(self) -> None:
+        """Says which roles have ended, and takes what else has ended off the system's list of processes."""
+        while (ended := _ended_child()) is not None:
+            if ended in self._roles:
+                _kill_group(ended)  # what a crashed role has left, as long as its number is not used again
+            _, status = os.waitpid(ended, 0)
+            if ended in self._roles:
+                number, descriptor = self._roles.pop(ended)
+                os.close(descriptor)
+                self._line.send(_Ended(number, os.waitstatus_to_exitcode(status)))
+
+
+def _ended_child() -> int | None:
+    """The pid of a child that has ended and is still known to the system."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if found is None else found.si_pid
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _leave_to_driver(number: int, frame: object) -> None:
+    """Handles a signal that was sent to every process of a run: the driver decides what happens."""
+
+
+def _take_signals() -> None:
+    """Lets what a role forks end by a signal again."""
+    for number in _DRIVERS_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
