@@ -178,7 +178,7 @@ def _sample(run: FollowedRun, found: Soak, at: float) -> None:
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
             count += 1
-            if "ray::" not in title:
+            if "ray::" not in title and not process.name().startswith("qf "):
                 found.resident_bytes[process.pid, title[:60]].append((at, process.memory_info().rss))
     found.num_processes.append(count)
 

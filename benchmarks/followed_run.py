@@ -82,8 +82,10 @@ class FollowedRun:
         found = []
         for process in self.family():
             with suppress(psutil.Error):
-                title = " ".join(process.cmdline())
-                if title.startswith(f"ray::{CLASSES[kind]}") and process.status() != psutil.STATUS_ZOMBIE:
+                # Ray puts the role in the title of its process, the process engine in the name.
+                named = process.name().startswith(f"qf {kind}")
+                named = named or " ".join(process.cmdline()).startswith(f"ray::{CLASSES[kind]}")
+                if named and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process.pid)
         return sorted(found)
 

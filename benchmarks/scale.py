@@ -30,7 +30,7 @@ ACTORS = (1, 2, 4, 8, 16)
 SECONDS = 12.0
 STEP_SECONDS = 0.001
 LANES = 8
-_ROLES = {"ray::ShardRole": "shard", "ray::LearnerRole": "learner", "ray::ActorRole": "actors"}
+_ROLES = {"qf shard": "shard", "qf learner": "learner", "qf actor": "actors"}
 
 
 class Sleeper(gym.Env[np.ndarray, int]):
@@ -90,11 +90,11 @@ def _busy() -> dict[str, float]:
     seconds = {"coordinator": sum(me.cpu_times()[:2])}
     for process in me.children(recursive=True):
         try:
-            title, times = " ".join(process.cmdline()), process.cpu_times()
+            name, times = process.name(), process.cpu_times()
         except psutil.Error:
             continue
         for start, role in _ROLES.items():
-            if title.startswith(start):
+            if name.startswith(start):
                 seconds[role] = seconds.get(role, 0.0) + times.user + times.system
     return seconds
 

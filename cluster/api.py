@@ -22,6 +22,7 @@ from cluster.coordinator import Outcome
 from cluster.engines.engine import Engine
 from cluster.engines.machine import cluster_address, this_machine
 from cluster.engines.placement import Claims, Placement, place
+from cluster.engines.process_engine import ForkServers, ProcessEngine, can_run
 from cluster.engines.signals import StopSignals
 from cluster.engines.threads import available_cores
 from cluster.lives import Lives
@@ -35,6 +36,7 @@ from cluster.record.run_dir import RunDir, holds_run, refuse_unusable
 from cluster.record.scrape_targets import advertised, home_folder, targets_folder
 from cluster.record.tensorboard import require_tensorboard
 from cluster.runtime.failure import RunFailed
+from cluster.runtime.preload import fork_servers
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import resolve
@@ -117,6 +119,7 @@ def train(
     *,
     resume: Resume = "never",
     view: Callable[..., View] = make_view,
+    servers: ForkServers | None = None,
 ) -> Result:
     """Trains until a stop condition, SIGINT, SIGTERM or SIGHUP; the run directory then holds everything.
 
@@ -126,6 +129,7 @@ def train(
         resume: "must" continues from the newest good checkpoint in run_dir; "auto" does so if run_dir holds a
             run and begins a new one otherwise, so that a job can be restarted by the same command.
         view: makes the display of the run's progress; see cluster.show.view.make_view.
+        servers: fork the roles of the local runtime; None: its own, started when they are needed.
 
     Raises:
         ConfigError, EnvError: before any process starts.
@@ -160,7 +164,7 @@ def train(
         )
         display = stack.enter_context(shown(view(headline, resolved.stop)))
         started = began - (resumed.manifest.run.seconds if resumed else 0.0)
-        engine = _start_engine(resolved, stack, folder, started)
+        engine = _start_engine(resolved, stack, folder, started, servers or fork_servers())
         signals.reinstall()
         stack.callback(signals.ignore)
         if start is None:
@@ -170,6 +174,8 @@ def train(
         announce(folder, server.url)
         gpus = _learner_gpus(resolved, engine.gpus)
         _reserve(engine, resolved, make_claims(resolved, spec, plan, gpus), recorder, signals)
+        if resolved.run.runtime == "local" and not can_run():
+            recorder.info("this system cannot run the processes of the local runtime, so Ray runs them")
         for kind, text in start.notes:
             recorder.event(kind, text)
         lives = Lives(engine, resolved, spec, start.run_dir, recorder, gpus, started, signals.request)
@@ -196,8 +202,14 @@ def _serve_metrics(
     return server
 
 
-def _start_engine(config: ResolvedConfig, stack: ExitStack, run_dir: Path, started: float) -> Engine:
+def _start_engine(
+    config: ResolvedConfig, stack: ExitStack, run_dir: Path, started: float, servers: ForkServers
+) -> Engine:
     """The engine of the config's runtime, closed by stack."""
+    if config.run.runtime == "local" and can_run():
+        local = stack.enter_context(closing(ProcessEngine(servers)))
+        local.start()
+        return local
     if config.run.runtime != "serial":
         return stack.enter_context(closing(_ray_engine(config)))
     from cluster.engines.serial_engine import SerialEngine
@@ -208,15 +220,15 @@ def _start_engine(config: ResolvedConfig, stack: ExitStack, run_dir: Path, start
 
 
 def _ray_engine(config: ResolvedConfig) -> RayEngine:
-    """Starts a private Ray (local runtime) or joins the cluster of RAY_ADDRESS. Raises ConfigError."""
+    """Starts a private Ray, or joins the cluster of RAY_ADDRESS. Raises ConfigError."""
     from cluster.engines.ray_engine import RayEngine
 
     if config.run.runtime == "cluster" and not cluster_address():
         raise ConfigError(
             "run.runtime is cluster, but RAY_ADDRESS is not set: set it to the head's host:port, "
-            "or use the local runtime, which starts its own Ray"
+            "or use the runtime ray, which starts its own, or local"
         )
-    private = config.run.runtime == "local"
+    private = config.run.runtime != "cluster"
     with ExitStack() as unless_started:
         engine = unless_started.enter_context(closing(RayEngine(private=private)))
         try:

@@ -12,6 +12,7 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -139,7 +140,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument(
         "--runtime",
-        choices=("local", "cluster", "serial"),
+        choices=("local", "ray", "cluster", "serial"),
         help="default: cluster where RAY_ADDRESS is set, else local",
     )
     train.add_argument("--run-dir", type=Path, help="default: runs/ENV-TIME")
@@ -161,12 +162,21 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from cluster.api import train
+    from cluster.engines.machine import cluster_address
+    from cluster.engines.process_engine import can_run
     from cluster.runtime.failure import RunFailed
+    from cluster.runtime.preload import fork_servers
+    from cluster.settings.resolve import runtime_of
 
     config = train_config(options)
     try:
-        result = train(config, options.run_dir, resume=options.resume)
+        with closing(fork_servers()) as servers:
+            # They load what roles need while this process loads the rest, which takes as long.
+            if runtime_of(config.run, on_cluster=bool(cluster_address())) == "local" and can_run():
+                servers.start()
+            from cluster.api import train
+
+            result = train(config, options.run_dir, resume=options.resume, servers=servers)
     except RunFailed as failure:
         if failure.role and failure.logs and (said := last_lines(failure.logs, failure.role, _LAST_WORDS)):
             print(f"the last lines of {log_path(failure.logs, failure.role)}:", file=sys.stderr)

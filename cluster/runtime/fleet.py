@@ -27,7 +27,9 @@ from cluster.runtime.failure import RunFailed
 from cluster.runtime.role import Role, RoleContext
 from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole
 from cluster.runtime.shard_role import ShardRole
+from cluster.settings.resolve import network_spec
 from cluster.settings.resolved import ResolvedConfig
+from learner.config import acts_in_numpy
 from replay_service.messages import ShardStatus
 from replay_service.sharding import shard_capacities
 
@@ -123,6 +125,7 @@ class Fleet:
         self._replay = replay
         self._learner_gpus = learner_gpus
         self._run_started_at = run_started_at
+        self._torch_acts = not acts_in_numpy(network_spec(spec), config.learner)
         self._capacities = shard_capacities(config.replay.capacity, config.replay.num_shards)
         self.credits: dict[Ref[Any], Credit] = {}
         self.clock = AwakeClock(time.monotonic())
@@ -139,7 +142,7 @@ class Fleet:
         self.shards = [self._spawn_shard(i, first("shard", i)) for i in range(config.replay.num_shards)]
         self.learner = self._spawn_learner(first("learner"))
         self.actors = [self._spawn_actor(i, first("actor", i)) for i in range(config.actors.num_actors)]
-        self.evaluator = self._spawn("evaluator", 0, first("evaluator"), EvaluatorRole)
+        self.evaluator = self._spawn_evaluator(first("evaluator"))
 
     @property
     def members(self) -> list[Member[Any]]:
@@ -221,7 +224,7 @@ class Fleet:
         if dead.kind == "learner":
             self.learner = self._spawn_learner(incarnation)
             return self.learner
-        self.evaluator = self._spawn("evaluator", 0, incarnation, EvaluatorRole)
+        self.evaluator = self._spawn_evaluator(incarnation)
         return self.evaluator
 
     def announce_shard(self, shard: Member[ShardRole]) -> None:
@@ -346,15 +349,27 @@ class Fleet:
             incarnation,
             threads,
             gpus=gpus,
+            torch=True,
         )
 
     def _spawn_actor(self, index: int, incarnation: int) -> Member[ActorRole]:
         shards = [shard.handle for shard in self.shards]
         actor = self._spawn(
-            "actor", index, incarnation, ActorRole, self._engine.calls, shards, index, incarnation
+            "actor",
+            index,
+            incarnation,
+            ActorRole,
+            self._engine.calls,
+            shards,
+            index,
+            incarnation,
+            torch=self._torch_acts,
         )
         actor.rank = (index, self._config.actors.num_actors)
         return actor
+
+    def _spawn_evaluator(self, incarnation: int) -> Member[EvaluatorRole]:
+        return self._spawn("evaluator", 0, incarnation, EvaluatorRole, torch=self._torch_acts)
 
     def _spawn(
         self,
@@ -364,13 +379,14 @@ class Fleet:
         role: Callable[[RoleContext, *ArgTs], AnyRole],
         *args: *ArgTs,
         gpus: float = 0.0,
+        torch: bool = False,
     ) -> Member[AnyRole]:
         name = role_name(kind, index)
         source = None
         if self._engine.own_processes:
             source = LogSource(name, incarnation, self._run_started_at)
         context = RoleContext(name, self._config, self._spec, self._logs, self._replay, source)
-        handle = self._engine.spawn(name, role, context, *args, need=Need(cpus=1.0, gpus=gpus))
+        handle = self._engine.spawn(name, role, context, *args, need=Need(cpus=1.0, gpus=gpus, torch=torch))
         member = Member(kind, index, incarnation, handle)
         self.grant(member, Role.process_info, kind="start", then=partial(self._started, member))
         return member

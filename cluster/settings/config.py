@@ -105,7 +105,9 @@ class MetricsConfig:
 class RunSection:
     """The runtime of the run, and its tolerance of failures.
 
-    runtime: "auto" is "cluster" where RAY_ADDRESS is set, as in every Ray job, else "local".
+    runtime: "local" runs each role in a process of this machine; "ray" does so by a Ray of its own; "cluster"
+    uses the Ray of RAY_ADDRESS; "serial" runs all roles in one process. "auto" is "cluster" where RAY_ADDRESS is
+    set, as in every Ray job, else "local".
     preset: the preset below all settings that are given; "auto" is the environment's own, "none" none.
     restarts: how many roles that died are replaced before the run fails.
     stall_seconds: the watchdog ends the run after this long without inserts and updates.
@@ -114,7 +116,7 @@ class RunSection:
     wait_for_cluster_seconds: how long the run waits for free resources on a cluster that is full.
     """
 
-    runtime: Literal["auto", "local", "cluster", "serial"] = "auto"
+    runtime: Literal["auto", "local", "ray", "cluster", "serial"] = "auto"
     preset: str = "auto"
     seed: int = 0
     restarts: int = 10

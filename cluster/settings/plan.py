@@ -228,7 +228,7 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
         pushes=0 if serial else actors.num_actors * actors.pushes_in_flight,
         # An actor holds up to three copies of a chunk: collected, built and encoded.
         process_bytes=_process_bytes(config, spec) + 3 * actors.num_actors * push_bytes,
-        object_store_bytes=_object_store_bytes(machine) if config.run.runtime == "local" else 0,
+        object_store_bytes=_object_store_bytes(machine) if config.run.runtime == "ray" else 0,
         machine=machine,
         on_one_machine=config.run.runtime != "cluster",
     )

@@ -6,7 +6,7 @@ Owns the rules and their reasons; must not import torch or ray.
 from dataclasses import replace
 
 from actors.core import EnvSpec
-from cluster.settings.config import ConfigError, RunConfig
+from cluster.settings.config import ConfigError, RunConfig, RunSection
 from cluster.settings.resolved import (
     ResolvedActors,
     ResolvedConfig,
@@ -15,6 +15,7 @@ from cluster.settings.resolved import (
     ResolvedReplay,
     ResolvedRun,
     ResolvedStop,
+    Runtime,
     narrowed,
 )
 from learner.config import LearnerConfig, NetworkSpec, resolve_network
@@ -27,6 +28,13 @@ _MOST_MINIBATCHES = 64
 _REPLAY_BYTES_AUTO = 2 << 30
 
 
+def runtime_of(run: RunSection, *, on_cluster: bool) -> Runtime:
+    """The runtime that a run gets: for "auto" the cluster if this process is on one, else local processes."""
+    if run.runtime == "auto":
+        return "cluster" if on_cluster else "local"
+    return run.runtime
+
+
 def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = False) -> ResolvedConfig:
     """The config with every setting chosen. Pure: equal input gives equal output.
 
@@ -36,9 +44,7 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
         ConfigError: if the configured network does not fit the environment's observations.
     """
     actors, replay, learner, stop = config.actors, config.replay, config.learner, config.stop
-    runtime = config.run.runtime
-    if runtime == "auto":
-        runtime = "cluster" if on_cluster else "local"
+    runtime = runtime_of(config.run, on_cluster=on_cluster)
     serial = runtime == "serial"
     image = _frame_bytes(spec) > _IMAGE_BYTES
     native = spec.backend == "native"

@@ -14,6 +14,9 @@ from replay_service.config import ReplayConfig
 _Section = TypeVar("_Section")
 
 
+Runtime = Literal["local", "ray", "cluster", "serial"]
+
+
 @dataclass(frozen=True)
 class ResolvedEnv(EnvConfig):
     """The environment as the probe found it."""
@@ -58,7 +61,7 @@ class ResolvedStop(StopConfig):
 class ResolvedRun(RunSection):
     """The run section. runtime and preset are never "auto"."""
 
-    runtime: Literal["local", "cluster", "serial"] = "local"
+    runtime: Runtime = "local"
     preset: str = "none"
 
 

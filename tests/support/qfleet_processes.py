@@ -220,7 +220,7 @@ class LocalRun:
         ]
 
     def _roles(self, role: str) -> list[psutil.Process]:
-        return [process for process in self._offspring() if _title(process).startswith(f"ray::{role}")]
+        return [process for process in self._offspring() if _is_role(process, role)]
 
     def _reader_alive(self) -> bool:
         return self._reader is not None and self._reader.is_alive()
@@ -239,6 +239,14 @@ class LocalRun:
         processes = [f"{process.pid} {_title(process)}" for process in self._offspring()]
         shown: Sequence[str] = (*self.lines[-15:], self._error_file.read_text()[-3000:], *processes)
         return f"waited in vain for {what}:\n" + "\n".join(shown)
+
+
+def _is_role(process: psutil.Process, role: str) -> bool:
+    """Whether a process is a role of this class: Ray puts it in the title, the process engine in the name."""
+    with suppress(psutil.Error):
+        named = process.name().startswith(f"qf {role.removesuffix('Role').lower()}")
+        return (named and _runs(process)) or _title(process).startswith(f"ray::{role}")
+    return False
 
 
 def _title(process: psutil.Process) -> str:

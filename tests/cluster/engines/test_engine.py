@@ -1,7 +1,9 @@
 """What every engine promises, asked of each of them.
 
-Tests cluster/engines/engine.py, cluster/engines/ref.py, cluster/engines/serial_engine.py and
-cluster/engines/ray_engine.py.
+Tests cluster/engines/engine.py, cluster/engines/ref.py, cluster/engines/serial_engine.py,
+cluster/engines/ray_engine.py and cluster/engines/process_engine.py with cluster/engines/process_calls.py,
+cluster/engines/role_process.py, cluster/engines/fork_server.py, cluster/engines/lines.py,
+cluster/engines/wire.py and cluster/runtime/preload.py.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ from cluster.settings.load_config import dump_config, load_config, parse_config,
         ("env=3", ["env is 3", "section"]),
         ("env=null", ["the section env is empty"]),
         ("learner.batch_size.deeper=2", ["learner.batch_size is", "give a whole number"]),
-        ("run.runtime=laptop", ["run.runtime is 'laptop'", "local, cluster, serial"]),
+        ("run.runtime=laptop", ["run.runtime is 'laptop'", "local, ray, cluster, serial"]),
         ("replay.sampling=prio", ["replay.sampling is 'prio'", "uniform, prioritized"]),
         # An impossible value: name, value and bounds.
         ("actors.discount=1.5", ["actors.discount is 1.5", "[0, 1]"]),

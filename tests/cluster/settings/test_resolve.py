@@ -37,7 +37,7 @@ def open_settings(config: RunConfig) -> set[str]:
 
 
 @pytest.mark.parametrize("spec", [VECTOR, TABLE, ATARI], ids=["vector", "table", "atari"])
-@pytest.mark.parametrize("runtime", ["local", "cluster", "serial"])
+@pytest.mark.parametrize("runtime", ["local", "ray", "cluster", "serial"])
 def test_everything_that_decides_the_run_is_filled_in(spec: EnvSpec, runtime: str) -> None:
     config = resolve(load_config(None, [f"run.runtime={runtime}"]), spec, cores=4)
     check(config)
