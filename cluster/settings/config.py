@@ -106,8 +106,8 @@ class RunSection:
     """The runtime of the run, and its tolerance of failures.
 
     runtime: "local" runs each role in a process of this machine; "ray" does so by a Ray of its own; "cluster"
-    uses the Ray of RAY_ADDRESS; "serial" runs all roles in one process. "auto" is "cluster" where RAY_ADDRESS is
-    set, as in every Ray job, else "local".
+    uses the Ray of RAY_ADDRESS; "serial" runs all roles in one process. "auto" is "cluster" where RAY_ADDRESS
+    is set, as in every Ray job, else "local".
     preset: the preset below all settings that are given; "auto" is the environment's own, "none" none.
     restarts: how many roles that died are replaced before the run fails.
     stall_seconds: the watchdog ends the run after this long without inserts and updates.

@@ -273,13 +273,14 @@ def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
 
 
 def _process_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
-    """Memory of Ray, driver, shards, learner, actors and evaluator, without the frames that they hold."""
+    """Memory of driver, shards, learner, actors, evaluator and Ray, without the frames that they hold."""
     if config.run.runtime == "serial":
         return _PROCESS_BYTES + _TORCH_BYTES
     driver, learner, acting = 1, 1, config.actors.num_actors + 1
     processes = driver + config.replay.num_shards + learner + acting
     torch = learner * _TORCH_BYTES + acting * _torch_to_act(config, spec)
-    return _RAY_BYTES + processes * _PROCESS_BYTES + torch
+    ray = 0 if config.run.runtime == "local" else _RAY_BYTES
+    return ray + processes * _PROCESS_BYTES + torch
 
 
 def _torch_to_act(config: ResolvedConfig, spec: EnvSpec) -> int:

@@ -28,6 +28,8 @@ ATARI = EnvSpec((84, 84), "|u1", None, 6, 4, "native", "next_step", 27_000, None
 LARGE = Machine(cores=2, memory_bytes=32 * 10**9, available_bytes=24 * 10**9, shm_bytes=16 * 10**9)
 THREE_STEP = ["actors.n_step=3", "replay.sampling=prioritized"]
 
+ON_RAY = "run.runtime=ray"
+
 
 def config_of(spec: EnvSpec, *overrides: str) -> RunConfig:
     return resolve(load_config(None, overrides), spec, cores=2)
@@ -38,7 +40,13 @@ def plan_of(spec: EnvSpec, *overrides: str, machine: Machine = LARGE) -> Plan:
 
 
 def test_cartpole_by_hand() -> None:
-    plan = plan_of(CARTPOLE, "replay.capacity=10000", "replay.num_shards=3", "learner.batch_size=64")
+    plan = plan_of(
+        CARTPOLE,
+        ON_RAY,
+        "replay.capacity=10000",
+        "replay.num_shards=3",
+        "learner.batch_size=64",
+    )
     # Two observations of 16 bytes and 32 bytes more; each frame once, but two frames per transition.
     assert plan.raw_bytes == plan.deduplicated_bytes == 2 * 16 + 32
     assert plan.compressed_bytes is None
@@ -139,7 +147,12 @@ def test_compression_is_no_advice_where_nothing_compresses() -> None:
 
 
 def test_requests_larger_than_the_object_store_are_refused() -> None:
-    overrides = ["learner.batch_size=4096", "replay.minibatches_per_request=16", "replay.capacity=70000"]
+    overrides = [
+        ON_RAY,
+        "learner.batch_size=4096",
+        "replay.minibatches_per_request=16",
+        "replay.capacity=70000",
+    ]
     assert plan_of(ATARI, *overrides, machine=replace(LARGE, available_bytes=10**12)).problems == ()
     (problem,) = plan_of(ATARI, *overrides, "replay.prefetch_requests=3").problems
     for fact in (
@@ -153,13 +166,15 @@ def test_requests_larger_than_the_object_store_are_refused() -> None:
 
 def test_ray_takes_the_disk_where_shared_memory_is_small() -> None:
     small = replace(LARGE, shm_bytes=64 << 20)
-    assert plan_of(ATARI, machine=small).object_store_bytes == int(0.3 * 24e9)
-    assert "/dev/shm" not in plan_of(CARTPOLE, machine=small).text
-    assert "/dev/shm" not in plan_of(CARTPOLE, machine=small).short
-    assert "warning: Ray's object store is on disk" in plan_of(ATARI, *THREE_STEP, machine=small).short
-    assert "--shm-size" in plan_of(ATARI, *THREE_STEP, machine=small).text
+    assert plan_of(ATARI, ON_RAY, machine=small).object_store_bytes == int(0.3 * 24e9)
+    assert "/dev/shm" not in plan_of(CARTPOLE, ON_RAY, machine=small).text
+    assert "/dev/shm" not in plan_of(CARTPOLE, ON_RAY, machine=small).short
+    assert (
+        "warning: Ray's object store is on disk" in plan_of(ATARI, ON_RAY, *THREE_STEP, machine=small).short
+    )
+    assert "--shm-size" in plan_of(ATARI, ON_RAY, *THREE_STEP, machine=small).text
     large = replace(LARGE, available_bytes=10**11)
-    assert plan_of(ATARI, machine=large).object_store_bytes == int(0.95 * 16e9)
+    assert plan_of(ATARI, ON_RAY, machine=large).object_store_bytes == int(0.95 * 16e9)
 
 
 def test_a_cluster_is_not_measured_by_this_machine() -> None:
