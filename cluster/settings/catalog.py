@@ -174,7 +174,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "metrics.host": Meaning("address at which metrics are served"),
     "metrics.port": Meaning("port at which metrics are served; 0: a free one"),
     "metrics.tensorboard": Meaning("whether TensorBoard files are written (extra tensorboard)"),
-    "run.runtime": Meaning("where roles run", automatic="cluster where RAY_ADDRESS is set, else local"),
+    "run.runtime": Meaning(
+        "where roles run: local processes, a Ray of its own, the cluster of RAY_ADDRESS, or one process",
+        automatic="cluster where RAY_ADDRESS is set, else local",
+    ),
     "run.preset": Meaning("preset below all that is given; none: none", automatic="the environment's own"),
     "run.seed": Meaning("decides all random numbers"),
     "run.restarts": Meaning("roles replaced before the run fails", "restarts"),
@@ -200,8 +203,8 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "`qfleet settings PATTERN` shows some of them; `python -m cluster.settings.catalog` writes this",
-        "page. Give a setting as `--set section.name=value` or in a YAML file. Durations may be written as",
+        "`qfleet settings PATTERN` shows some of them; `python -m cluster.settings.catalog` writes",
+        "this page. Give a setting as `--set section.name=value` or in a YAML file. Durations may be written as",
         "`10m`, counts as `100k` or `1e6`, sizes as `16GB`. Where the last column says how, a setting that",
         "is left out is chosen to suit environment and machine; a run saves the choice in its `config.yaml`.",
     ]
