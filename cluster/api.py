@@ -170,12 +170,16 @@ def train(
         if start is None:
             directory = RunDir.create(folder, resolved, spec, initial.facts if initial else None)
             start = OpenedRun(stack.enter_context(closing(directory)), None, ())
+        elif resumed is None:
+            start.run_dir.describe(resolved, spec, initial.facts if initial else None)
         recorder = Recorder(start.run_dir, (display, newest), started)
         announce(folder, server.url)
         gpus = _learner_gpus(resolved, engine.gpus)
         _reserve(engine, resolved, make_claims(resolved, spec, plan, gpus), recorder, signals)
         if resolved.run.runtime == "local" and not can_run():
             recorder.info("this system cannot run the processes of the local runtime, so Ray runs them")
+        for weakness in start.run_dir.weaknesses:
+            recorder.warning(f"run directory {run_dir}: {weakness}")
         for kind, text in start.notes:
             recorder.event(kind, text)
         lives = Lives(engine, resolved, spec, start.run_dir, recorder, gpus, started, signals.request)

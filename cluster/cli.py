@@ -216,10 +216,10 @@ def train_config(options: argparse.Namespace) -> RunConfig:
     overrides = [*options.set, *(f"{name}={value}" for name, value in flags.items() if value is not None)]
     if options.resume != "never" and options.run_dir is None:
         raise ConfigError("--resume needs the folder of the run to continue: give it with --run-dir")
-    if options.resume == "must" or (options.resume == "auto" and holds_run(options.run_dir)):
+    goes_on = options.resume == "must" or (options.resume == "auto" and holds_run(options.run_dir))
+    if goes_on and options.source is None:
         read_config(options.run_dir)
-        if options.source is None:
-            return load_config(options.run_dir / "config.yaml", overrides)
+        return load_config(options.run_dir / "config.yaml", overrides)
     return load_config(options.source or "CartPole-v1", overrides)
 
 

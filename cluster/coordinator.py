@@ -83,6 +83,7 @@ class Coordinator:
             initial_weights=initial_weights,
         )
         self._restored = not self._recovery.restoring
+        self._paced_anew = resumed is not None and resumed.paced_anew
         now = time.monotonic()
         self._supervisor = Supervisor(context, self._recovery, now)
         self._evaluations = Evaluations(context, self._supervisor.count_env_restarts)
@@ -228,6 +229,8 @@ class Coordinator:
             self._fleet.ask_idle_actors(shards.take)
             for status in shards.living():
                 self._recorder.journal(status)
+            for shard, metrics in shards.living_metrics().items():
+                self._recorder.refusals(shard, metrics)
         if self._ask_logs.due(now):
             self._fleet.ask_logs()
             self._fleet.send_ranks()
@@ -245,7 +248,10 @@ class Coordinator:
     def _continue_restored(self) -> None:
         """Continues the run once the state of all its roles is restored."""
         self._restored = True
-        self._counters.begin_interval(time.monotonic())
+        if not self._engine.deterministic:  # whose lives follow each other within one interval
+            self._counters.begin_interval(time.monotonic())
+        if self._paced_anew:
+            self._pacer.begin_here()
         # The lost learner had sampled the newer transitions: counting that prevents a burst of updates.
         self._counters.sampled_transitions += self._pacer.pacing.surplus_samples(self._pacer.ledger())
 

@@ -47,6 +47,9 @@ class Lives:
         counters = Counters(
             started=self.started, discount=config.actors.discount, num_actors=config.actors.num_actors
         )
+        if resumed is not None:
+            counters.resume(resumed.manifest.run.counters)
+        counters.begin_interval(time.monotonic())
         diagnosis = Diagnosis(config)
         while True:
             context = self._context(resumed, counters)
@@ -72,7 +75,6 @@ class Lives:
         before = resumed.manifest.run if resumed else None
         if before is not None:
             counters.resume(before.counters)
-        counters.begin_interval(time.monotonic())
         fleet = Fleet(
             self.engine,
             self.config,
@@ -82,6 +84,7 @@ class Lives:
             learner_gpus=self.learner_gpus,
             run_started_at=time.time() - (time.monotonic() - self.started),
             incarnations=resumed.incarnations if resumed else {},
+            note_incarnations=self.recorder.incarnations,
         )
         selection = ModelSelection(
             self.config.evaluation, self.config.stop.target_return, before.selection if before else None

@@ -3,7 +3,6 @@
 Owns the file format; must not import torch, so that drivers and actors can read weights cheaply.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from replay_service.journal.durable_files import sync_folder
+from replay_service.journal.durable_files import write_whole
 
 
 def save_weights(path: Path, flat: np.ndarray, metadata: Mapping[str, str]) -> None:
@@ -42,18 +41,7 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappin
     """Writes named arrays to a file beside `path`, syncs it, and renames it to `path`."""
     # safetensors takes the bytes in their order in memory, which is wrong for a strided view.
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(safetensors.numpy.save(contiguous, dict(metadata)))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        partial.unlink(missing_ok=True)  # the disk may be full
-        raise
-    partial.replace(path)
-    # The rename itself is durable only once the folder is synced.
-    sync_folder(path.parent)
+    write_whole(path, safetensors.numpy.save(contiguous, dict(metadata)))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

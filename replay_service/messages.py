@@ -42,6 +42,8 @@ class ShardMetrics:
         inserted_bytes: bytes of the encoded blocks inserted.
         sampled_bytes: bytes of the sampled transitions, with their windows.
         repeated_pushes: pushes that the shard held already.
+        refused_pushes: pushes of actors that had been replaced.
+        refused_priorities: priorities for keys of earlier incarnations, which nobody should send any more.
         sample_age: number of transitions inserted into all shards since a drawn transition was (estimated:
             inserts of this shard times the number of shards). Measured for one request in 32.
         priorities: at most 5 seconds old; None while the shard is empty.
@@ -53,6 +55,8 @@ class ShardMetrics:
     inserted_bytes: int
     sampled_bytes: int
     repeated_pushes: int
+    refused_pushes: int
+    refused_priorities: int
     sample_age: Histogram
     priorities: PrioritySummary | None
     process: ProcessUsage | None = None
@@ -92,7 +96,9 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class InsertReply:
-    """Acknowledges a push. accepted: False if the shard holds the block already, which is no error."""
+    """Acknowledges a push. accepted: False if the shard holds the block already, which is no error, or if its
+    actor has been replaced, which is counted as refused.
+    """
 
     accepted: bool
     status: ShardStatus

@@ -39,7 +39,7 @@ class ReplayShard:
     """Storage, priorities and counters of one shard. It keeps no reference to its arguments.
 
     Keys count transitions from about `incarnation * 2^40` on, so a priority for a key of an earlier
-    incarnation counts as late.
+    incarnation is recognized: it is refused and counted.
 
     Attributes:
         store, selector: the transitions and their priorities, for reading.
@@ -70,6 +70,7 @@ class ReplayShard:
             found = FoundJournal(folder)
             first_key = found.first_key(first_key, capacity)
         self._schema = schema
+        self._first_key = first_key
         self._shard = shard
         self._incarnation = incarnation
         self._rng = np.random.default_rng(seed)
@@ -107,10 +108,13 @@ class ReplayShard:
         """
         self._meter.timer.enter("insert")
         block = decode(encoded, expected_schema=self._schema)
-        accepted = self._is_due(block)
+        replaced = block.incarnation < self._delivered.writers.get(block.writer, (0, 0))[0]
+        accepted = not replaced and self._is_due(block)
         self._heard.add(block.writer)
         if accepted:
             self._store_block(block, encoded)
+        elif replaced:
+            self._meter.refused_pushes += 1
         else:
             self._meter.repeated_pushes += 1
         self._meter.timer.enter("idle")
@@ -203,12 +207,10 @@ class ReplayShard:
         self._meter.inserted_bytes += encoded.nbytes
 
     def _is_due(self, block: TransitionBlock) -> bool:
-        """Whether this is the writer's next push; False if it is held already or its incarnation is over."""
+        """Whether this is the writer's next push; False if it is held already."""
         incarnation, due = self._delivered.writers.get(block.writer, (block.incarnation, 0))
         if block.incarnation > incarnation:
             due = 0
-        elif block.incarnation < incarnation:
-            return False
         if block.sequence > due and (self._incarnation == 0 or block.writer in self._heard):
             raise SequenceGapError(
                 f"writer {block.writer} (incarnation {block.incarnation}) sent push {block.sequence} "
@@ -229,6 +231,8 @@ class ReplayShard:
         held = keys >= self.store.oldest_key
         num_held = int(np.count_nonzero(held))
         if num_held < len(keys):
+            refused = int(np.count_nonzero(keys < self._first_key))
             keys, td_errors = keys[held], td_errors[held]
-            self._meter.late_priorities += len(held) - num_held
+            self._meter.refused_priorities += refused
+            self._meter.late_priorities += len(held) - num_held - refused
         self.selector.set_priorities(keys, td_errors)

@@ -22,7 +22,7 @@ class ShardMeter:
 
     Attributes:
         timer: measures the phases "insert", "sample", "update", and "idle", which is not reported.
-        *_transitions, late_priorities, repeated_pushes, inserted_bytes: counts since the shard began.
+        *_transitions, *_priorities, *_pushes, inserted_bytes: counts since the shard began.
     """
 
     def __init__(self, num_shards: int, transition_bytes: int) -> None:
@@ -32,6 +32,8 @@ class ShardMeter:
         self.sampled_transitions = 0
         self.late_priorities = 0
         self.repeated_pushes = 0
+        self.refused_pushes = 0
+        self.refused_priorities = 0
         self.inserted_bytes = 0
         self._num_shards = num_shards
         self._transition_bytes = transition_bytes
@@ -62,6 +64,8 @@ class ShardMeter:
             inserted_bytes=self.inserted_bytes,
             sampled_bytes=self.sampled_transitions * self._transition_bytes,
             repeated_pushes=self.repeated_pushes,
+            refused_pushes=self.refused_pushes,
+            refused_priorities=self.refused_priorities,
             sample_age=self._age,
             priorities=self._priorities,
         )

@@ -278,6 +278,7 @@ class Recovery:
             version=learner.version,
             updates=counters.updates - ahead,
             sampled_transitions=counters.sampled_transitions - ahead * context.config.learner.batch_size,
+            checkpoints=counters.checkpoints + 1,  # with this one
         )
         return RunState(
             seconds=time.monotonic() - context.started,

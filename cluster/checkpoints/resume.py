@@ -4,9 +4,9 @@ Owns the rules for these; must not import torch, ray or gymnasium.
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from cluster.checkpoints.checkpoint import (
 )
 from cluster.control.evaluation import Best
 from cluster.record.events import EventKind
-from cluster.record.run_dir import RESUMES, RunDir, read_config, read_spec
+from cluster.record.line_file import read_objects
+from cluster.record.run_dir import EVALUATIONS, RunDir, read_config, read_incarnations, read_spec
+from cluster.record.run_lock import RunLock
 from cluster.runtime.fleet import role_name
-from cluster.settings import renames
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import load_resolved
-from cluster.settings.renames import renamed
 from cluster.settings.resolved import ResolvedConfig
 from learner.core import LearnerState
 from learner.weights import load_weights
@@ -83,14 +83,22 @@ _FREE = (
     "run.wait_for_cluster_seconds",
 )
 
+# Up to commit 6afb764 runs did not note their incarnations: more are skipped than they can have used.
+_MOST_UNKNOWN = 1 << 16
+
 
 @dataclass(frozen=True, eq=False)
 class Resumed:
-    """The state from which a run continues. incarnations: role name -> the incarnation to start."""
+    """The state from which a run continues.
+
+    incarnations: role name -> the incarnation to start. paced_anew: whether settings of pacing have changed,
+    which hold from here on.
+    """
 
     manifest: Manifest
     learner: LearnerState
     incarnations: Mapping[str, int]
+    paced_anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,22 +128,36 @@ def reopen(path: Path, config: ResolvedConfig, spec: EnvSpec, *, required: bool)
     A run without a checkpoint begins anew, unless `required` asks for one.
     """
     checkpoints = path / "checkpoints"
-    read_config(path)
-    if not checkpoint_folders(checkpoints) and not required:
-        run_dir = RunDir.reopen(path.absolute(), config, None, {})
-        # Transitions without the learner's state that belongs to them are worth nothing.
-        shutil.rmtree(path / "replay", ignore_errors=True)
-        return OpenedRun(run_dir, None, (("info", "resumed before its first checkpoint: begins anew"),))
+    if required or checkpoint_folders(checkpoints):
+        read_config(path)
+    with ExitStack() as unless_opened:
+        # First of all: a process that is about to end may still write its last checkpoint.
+        lock = unless_opened.enter_context(closing(RunLock(path.absolute())))
+        if checkpoint_folders(checkpoints) or required:
+            opened = _go_on(lock, config, spec)
+        else:
+            run_dir = RunDir.reopen(lock, config, None, {})
+            # Transitions without the learner's state that belongs to them are worth nothing.
+            shutil.rmtree(path / "replay", ignore_errors=True)
+            note = "resumed before its first checkpoint: begins anew"
+            opened = OpenedRun(run_dir, None, (("info", note),))
+        unless_opened.pop_all()
+    return opened
+
+
+def _go_on(lock: RunLock, config: ResolvedConfig, spec: EnvSpec) -> OpenedRun:
+    """Opens the run from its newest good checkpoint. Raises ConfigError before anything is changed."""
+    path = lock.path
+    checkpoint, problems = newest_good_checkpoint(path / "checkpoints")
     if (saved_spec := read_spec(path)) != spec:
         raise ConfigError(
             f"{path}: the environment was {saved_spec}, it now is {spec}; a run can be "
             "resumed with its own environment only"
         )
-    checkpoint, problems = newest_good_checkpoint(checkpoints)
     manifest = checkpoint.manifest
     changed = allowed_changes(load_resolved(manifest.run.config), config)
     given = {change.name: change.given for change in changed}
-    run_dir = RunDir.reopen(path.absolute(), config, manifest.number, given)
+    run_dir = RunDir.reopen(lock, config, manifest.number, given)
     notes: list[tuple[EventKind, str]] = [
         ("warning", f"{each}; an older checkpoint is taken") for each in problems
     ]
@@ -157,7 +179,9 @@ def newest_good_checkpoint(checkpoints: Path) -> tuple[Checkpoint, tuple[str, ..
         except DamagedCheckpointError as error:
             problems.append(str(error))
     if not problems:
-        raise ConfigError(f"{checkpoints}: holds no checkpoint to resume from")
+        raise ConfigError(
+            f"{checkpoints}: holds no checkpoint to resume from; begin the run anew by --resume auto"
+        )
     raise ConfigError("no checkpoint can be used:\n" + "\n".join(problems))
 
 
@@ -182,19 +206,22 @@ def allowed_changes(saved: ResolvedConfig, given: ResolvedConfig) -> tuple[Chang
 
 
 def _next_incarnations(
-    manifest: Manifest, config: ResolvedConfig, *, lives_since: int, exact: bool
+    manifest: Manifest, config: ResolvedConfig, used: Mapping[str, int], *, exact: bool
 ) -> Mapping[str, int]:
     """Role name -> the incarnation to start, which selects the role's stream of random numbers.
 
-    exact: the streams that followed the checkpoint are repeated. Otherwise every stream is new: those of
-    lives that began since the checkpoint, each with all its replacements, are skipped.
+    used: role name -> the highest incarnation that ever began. exact: the streams that followed the
+    checkpoint are repeated; otherwise every stream is new.
     """
-    step = 1 if exact else (config.run.restarts + 1) * (1 + lives_since)
-    newest = manifest.run.incarnations
+    saved = manifest.run.incarnations
     # An added actor must not reuse an incarnation that an earlier one of its number had.
-    latest_actor = max((newest[name] for name in newest if name.startswith("actor")), default=-1)
+    latest_actor = max((saved[name] for name in saved if name.startswith("actor")), default=-1)
     actors = {role_name("actor", index): latest_actor for index in range(config.actors.num_actors)}
-    return {name: incarnation + step for name, incarnation in {**actors, **newest}.items()}
+    newest = {**actors, **saved}
+    for name in (*newest, *used) if not exact else actors.keys() - saved.keys():
+        newest[name] = max(newest.get(name, -1), used.get(name, -1))
+    step = 1 if exact or used else _MOST_UNKNOWN
+    return {name: incarnation + step for name, incarnation in newest.items()}
 
 
 def restore_run(run_dir: Path, checkpoint: Checkpoint, config: ResolvedConfig) -> Resumed:
@@ -209,12 +236,22 @@ def restore_run(run_dir: Path, checkpoint: Checkpoint, config: ResolvedConfig) -
     if exact or config.replay.persist != "continuous" or not journals:
         _restore_replay(checkpoint, replay, config.replay.num_shards)
     manifest = checkpoint.manifest
-    selection = dataclasses.replace(manifest.run.selection, best=_best(run_dir, manifest.run.selection.best))
-    run = dataclasses.replace(manifest.run, selection=selection)
-    incarnations = _next_incarnations(
-        manifest, config, lives_since=_lives_since(run_dir, manifest.number), exact=exact
+    saved = manifest.run.selection
+    selection = dataclasses.replace(
+        saved,
+        best=_best(run_dir, saved.best),
+        last_domain=saved.last_domain if exact else max(saved.last_domain, _last_domain(run_dir)),
     )
-    return Resumed(dataclasses.replace(manifest, run=run), checkpoint.learner, incarnations)
+    run = dataclasses.replace(manifest.run, selection=selection)
+    incarnations = _next_incarnations(manifest, config, read_incarnations(run_dir), exact=exact)
+    paced_anew = load_resolved(manifest.run.config).pacing != config.pacing
+    return Resumed(dataclasses.replace(manifest, run=run), checkpoint.learner, incarnations, paced_anew)
+
+
+def _last_domain(run_dir: Path) -> int:
+    """The highest seed domain of evaluations.jsonl; those after the checkpoint are not played again."""
+    lines = read_objects(run_dir / EVALUATIONS)
+    return max((line["seed_domain"] for line in lines if type(line.get("seed_domain")) is int), default=-1)
 
 
 def _best(run_dir: Path, at_checkpoint: Best | None) -> Best | None:
@@ -227,15 +264,6 @@ def _best(run_dir: Path, at_checkpoint: Best | None) -> Best | None:
     if at_checkpoint is not None and at_checkpoint.version == version:
         return at_checkpoint
     return Best(version, score, score)
-
-
-def _lives_since(run_dir: Path, number: int) -> int:
-    """Number of lives of the run that began from this checkpoint or a later one."""
-    try:
-        lines = (run_dir / RESUMES).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return sum(renamed(renames.RESUMES, json.loads(line))["checkpoint"] >= number for line in lines)
 
 
 def _restore_replay(checkpoint: Checkpoint, replay: Path, num_shards: int) -> None:

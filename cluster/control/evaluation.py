@@ -39,10 +39,14 @@ class Best:
 
 @dataclass(frozen=True)
 class ModelSelectionState:
-    """The part of a selection that a checkpoint keeps: not a version that waits for its second evaluation."""
+    """The part of a selection that a checkpoint keeps: not a version that waits for its second evaluation.
+
+    last_domain: the newest seed domain in which episodes were played.
+    """
 
     last_version: int = -1
     best: Best | None = None
+    last_domain: int = -1
 
 
 class ModelSelection:
@@ -63,12 +67,13 @@ class ModelSelection:
         self._target_return = target_return
         self._candidate: tuple[int, float] | None = None
         self._last_version = state.last_version
+        self._last_domain = state.last_domain
         self.best = state.best
         self.solved = False
 
     def state(self) -> ModelSelectionState:
         """The state for a checkpoint."""
-        return ModelSelectionState(self._last_version, self.best)
+        return ModelSelectionState(self._last_version, self.best, self._last_domain)
 
     def next_request(self, version: int, *, due: bool = False) -> EvaluationRequest | None:
         """The next evaluation now that `version` is the newest; None if none is due.
@@ -77,6 +82,9 @@ class ModelSelection:
         """
         if self._candidate is not None:
             return self._request(self._candidate[0], confirms=True)
+        if version < self._last_version:
+            # A learner that was replaced goes on from an older version, or begins anew.
+            self._last_version = version - 1
         if version == self._last_version:
             return None
         if due or version >= max(self._last_version, 0) + self._config.every_updates:
@@ -113,5 +121,7 @@ class ModelSelection:
         return self._target_return is not None and mean >= self._target_return
 
     def _request(self, version: int, *, confirms: bool) -> EvaluationRequest:
-        # Every evaluation has its own seeds, so no two means share their luck.
-        return EvaluationRequest(version, 2 * version + confirms, self._config.episodes, confirms)
+        # Every evaluation has its own seeds, so no two means share their luck. A version's number alone does
+        # not tell: it comes twice if a learner goes back.
+        self._last_domain = max(2 * version + confirms, self._last_domain + 1)
+        return EvaluationRequest(version, self._last_domain, self._config.episodes, confirms)

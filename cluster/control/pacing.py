@@ -27,6 +27,14 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class PacingOrigin:
+    """The totals from which on the ratio holds, in transitions: at the newest change of a pacing setting."""
+
+    inserted: int = 0
+    sampled: int = 0
+
+
+@dataclass(frozen=True)
 class Pacing:
     """Keeps sampled near samples_per_insert * (inserted - learning_starts), within fixed bounds.
 
@@ -37,11 +45,13 @@ class Pacing:
         samples_per_insert: the target ratio.
         learning_starts: transitions inserted before the first sample.
         slack_samples: how many samples acting may run ahead of learning.
+        origin: both totals are counted from there, so that a new ratio does not hold for what was before.
     """
 
     samples_per_insert: float
     learning_starts: int
     slack_samples: float
+    origin: PacingOrigin = PacingOrigin()
 
     def may_insert(self, ledger: Ledger, transitions: int) -> bool:
         """Whether acting stays within its bound if it inserts this many transitions more."""
@@ -59,13 +69,17 @@ class Pacing:
         return max(0, math.floor(self._owed(ledger.inserted) - ledger.sampled - self.slack_samples))
 
     def achieved(self, ledger: Ledger) -> float:
-        """Samples per insert so far, over the transitions inserted since learning could start; 0 before."""
-        paced = ledger.inserted - self.learning_starts
-        return ledger.sampled / paced if paced > 0 else 0.0
+        """Samples per insert since the origin, over the transitions inserted while learning could; or 0."""
+        paced = ledger.inserted - self._first_paced
+        return (ledger.sampled - self.origin.sampled) / paced if paced > 0 else 0.0
 
     def _owed(self, inserted: int) -> float:
         """Number of samples that the target ratio allows after `inserted` transitions."""
-        return self.samples_per_insert * (inserted - self.learning_starts)
+        return self.origin.sampled + self.samples_per_insert * (inserted - self._first_paced)
+
+    @property
+    def _first_paced(self) -> int:
+        return max(self.learning_starts, self.origin.inserted)
 
 
 def slack_samples(samples_per_insert: float, rollout_transitions: int, learn_transitions: int) -> float:

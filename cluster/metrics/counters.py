@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from actors.core import EnvRestartCause, EvaluationReport, RolloutReport
 from cluster.control.evaluation import Best
-from cluster.control.pacing import Ledger, Pacing
+from cluster.control.pacing import Ledger, Pacing, PacingOrigin
 from cluster.metrics.episodes import Episodes
 from cluster.metrics.role_metrics import (
     ActorMetrics,
@@ -35,7 +35,7 @@ class CountersState:
     """The counters that a checkpoint keeps. version: the learner's newest.
 
     updates counts every update applied, including those lost with a learner; sampled_transitions counts the
-    transitions that they consumed.
+    transitions that they consumed. shard_sums: see ShardTotals.sums.
     """
 
     version: int = 0
@@ -49,6 +49,11 @@ class CountersState:
     first_returns: tuple[float, ...] = ()
     evaluation_return_mean: float | None = None
     env_restarts: Mapping[EnvRestartCause, int] = field(default_factory=dict)
+    role_restarts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    evaluations: int = 0
+    checkpoints: int = 0
+    shard_sums: Mapping[str, float] = field(default_factory=dict)
+    pacing_origin: PacingOrigin = field(default_factory=PacingOrigin)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Counters:
         updates: updates applied, including those lost with a learner, so it may exceed `version`.
         sampled_transitions: transitions consumed by those updates.
         restarts: roles replaced.
+        pacing_origin: from where on pacing counts.
         longest_evaluation_seconds: the duration of the longest evaluation in this process.
     """
 
@@ -90,6 +96,7 @@ class Counters:
         """started: when the run began, on the monotonic clock; discount: gamma."""
         self.shards = ShardTotals()
         self.version = self.updates = self.sampled_transitions = self.restarts = 0
+        self.pacing_origin = PacingOrigin()
         self.longest_evaluation_seconds = 0.0
         self._skipped_updates = 0
         self._evaluation_return_mean: float | None = None
@@ -106,15 +113,24 @@ class Counters:
         self._processes = ProcessMetrics()
         self._role_restarts: collections.Counter[tuple[str, RestartCause]] = collections.Counter()
         self._env_restarts: collections.Counter[EnvRestartCause] = collections.Counter()
-        self._checkpoints = 0
-        self._checkpoint: CheckpointMetrics | None = None
+        self._saved: tuple[int, CheckpointMetrics | None] = (0, None)  # how many checkpoints, the newest
 
     def resume(self, state: CountersState) -> None:
         """Continues from a checkpoint's counters; the shards' totals begin at zero.
 
         Counters that a checkpoint does not keep continue as they are in this process.
         """
-        self.shards = ShardTotals()
+        self.shards = ShardTotals(state.shard_sums)
+        self.pacing_origin = state.pacing_origin
+        self._saved = (state.checkpoints, self._saved[1])
+        self._evaluation.evaluations = state.evaluations - len(self._evaluations)
+        self._role_restarts = collections.Counter(
+            {
+                (role, cause): state.role_restarts.get(role, {}).get(cause, 0)
+                for role in _ROLES
+                for cause in get_args(RestartCause)
+            }
+        )
         self.version, self.updates = state.version, state.updates
         self.sampled_transitions, self.restarts = state.sampled_transitions, state.restarts
         self._skipped_updates = state.skipped_updates
@@ -136,6 +152,11 @@ class Counters:
             first_returns=self._episodes.first_returns,
             evaluation_return_mean=self._evaluation_return_mean,
             env_restarts=dict(self._env_restarts),
+            role_restarts=self._restarts_by_role(),
+            evaluations=self._evaluation.evaluations + len(self._evaluations),
+            checkpoints=self._saved[0],
+            shard_sums=self.shards.sums(),
+            pacing_origin=self.pacing_origin,
         )
 
     @property
@@ -183,8 +204,7 @@ class Counters:
 
     def take_checkpoint(self, saved: CheckpointMetrics) -> None:
         """Counts a checkpoint that is complete on disk."""
-        self._checkpoints += 1
-        self._checkpoint = saved
+        self._saved = (self._saved[0] + 1, saved)
 
     def take_wait(self, seconds: float, of_seconds: float) -> None:
         """Counts of_seconds of the coordinator's time, in which it waited for completions for `seconds`."""
@@ -207,7 +227,7 @@ class Counters:
         usage: a new reading of the coordinator's process and machine; None if there is none.
         """
         self._sum_processes(usage)
-        saved = self._checkpoint
+        checkpoints, saved = self._saved
         snapshot = Snapshot(
             run_seconds=now - self._started,
             env_steps_total=self.shards.env_steps,
@@ -228,12 +248,9 @@ class Counters:
             unacknowledged_transitions=fleet.unacknowledged_transitions,
             roles_wanted=fleet.wanted,
             roles_up=fleet.up,
-            role_restarts_total={
-                role: {cause: self._role_restarts[role, cause] for cause in get_args(RestartCause)}
-                for role in _ROLES
-            },
+            role_restarts_total=self._restarts_by_role(),
             env_restarts_total={cause: self._env_restarts[cause] for cause in get_args(EnvRestartCause)},
-            checkpoints_total=self._checkpoints,
+            checkpoints_total=checkpoints,
             checkpoint_age_seconds=now - saved.at if saved else None,
             checkpoint_duration_seconds=saved.duration_seconds if saved else None,
             checkpoint_bytes=saved.num_bytes if saved else None,
@@ -247,6 +264,12 @@ class Counters:
         self._rollouts, self._chunks, self._evaluations = [], [], []
         self.begin_interval(now)
         return snapshot
+
+    def _restarts_by_role(self) -> dict[str, dict[str, int]]:
+        return {
+            role: {cause: self._role_restarts[role, cause] for cause in get_args(RestartCause)}
+            for role in _ROLES
+        }
 
     def _sum_processes(self, usage: tuple[ProcessUsage, MachineUsage] | None) -> None:
         """Adds times and process usage from the reports since the last snapshot, and from shards."""

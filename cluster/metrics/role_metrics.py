@@ -152,16 +152,16 @@ class LearnerMetrics:
 
 
 class EvaluationMetrics:
-    """Metrics of the newest evaluation. discount: gamma."""
+    """Metrics of the newest evaluation. discount: gamma. evaluations: how many there were."""
 
     def __init__(self, discount: float) -> None:
         self._discount = discount
-        self._evaluations = 0
+        self.evaluations = 0
         self._newest: Metrics = {}
 
     def add(self, evaluations: Sequence[EvaluationReport]) -> Metrics:
         """Adds evaluations, first and second ones of a version alike, and returns the metrics."""
-        self._evaluations += len(evaluations)
+        self.evaluations += len(evaluations)
         if evaluations:
             newest = evaluations[-1]
             errors = [v - g for v, g in zip(newest.start_values, newest.discounted_returns, strict=True)]
@@ -181,7 +181,7 @@ class EvaluationMetrics:
                 "evaluation_truncated_ratio": mean_of(newest.truncated),
                 "evaluation_action_entropy_ratio": _entropy_ratio([newest.action_counts]),
             }
-        return {"discount": self._discount, "evaluations_total": self._evaluations, **self._newest}
+        return {"discount": self._discount, "evaluations_total": self.evaluations, **self._newest}
 
 
 class ProcessMetrics:

@@ -231,6 +231,12 @@ class Snapshot:
     repeated_pushes_total: int | None = _metric(
         "counter", "Pushes refused because the shard held the block already"
     )
+    refused_pushes_total: int | None = _metric(
+        "counter", "Pushes refused because their actor had been replaced"
+    )
+    refused_priorities_total: int | None = _metric(
+        "counter", "Priorities refused because they were for an earlier life of their shard"
+    )
     reuse_mean: float | None = _metric(
         "gauge", "Mean number of times that a transition was sampled, over all inserted"
     )

@@ -9,11 +9,15 @@ from typing import Any
 from replay_service.histogram import Histogram
 from replay_service.messages import ShardMetrics, ShardStatus
 
+_PHASES = ("insert", "sample", "update")
+
 
 class ShardTotals:
     """The newest status of each (shard, incarnation); replies may arrive out of order."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        """before: the sums of earlier lives."""
+        self._before = dict(before or {})
         self._newest: dict[tuple[int, int], ShardStatus] = {}
         self._metrics: dict[tuple[int, int], ShardMetrics] = {}
 
@@ -48,14 +52,27 @@ class ShardTotals:
 
     def seconds(self) -> dict[str, float]:
         """Phase -> seconds over all shards and incarnations."""
-        return {
-            phase: sum(each.seconds[phase] for each in self._metrics.values())
-            for phase in ("insert", "sample", "update")
+        sums = self.sums()
+        return {phase: sums[f"{phase}_seconds"] for phase in _PHASES}
+
+    def sums(self) -> dict[str, float]:
+        """Name -> sum over all shards, incarnations and lives: metrics *_total, and *_seconds by phase."""
+        statuses, metrics = self._newest.values(), self._metrics.values()
+        own: dict[str, float] = {
+            "pushed_bytes_total": sum(each.inserted_bytes for each in metrics),
+            "sampled_bytes_total": sum(each.sampled_bytes for each in metrics),
+            "drawn_transitions_total": sum(each.sampled_transitions_total for each in statuses),
+            "evicted_transitions_total": sum(each.evicted_transitions_total for each in statuses),
+            "late_priorities_total": sum(each.late_priorities_total for each in statuses),
+            "repeated_pushes_total": sum(each.repeated_pushes for each in metrics),
+            "refused_pushes_total": sum(each.refused_pushes for each in metrics),
+            "refused_priorities_total": sum(each.refused_priorities for each in metrics),
+            **{f"{phase}_seconds": sum(each.seconds[phase] for each in metrics) for phase in _PHASES},
         }
+        return {name: value + self._before.get(name, 0) for name, value in own.items()}
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of a Snapshot that concern shards; totals are over all incarnations."""
-        statuses, metrics = self._newest.values(), self._metrics.values()
         living, living_metrics = self.living(), self.living_metrics()
         inserted = sum(each.inserted_transitions_total for each in living)
         sampled = sum(each.sampled_transitions_total for each in living)
@@ -63,13 +80,8 @@ class ShardTotals:
         return {
             "replay_transitions": sum(each.count for each in living),
             "replay_bytes": sum(each.stored_bytes for each in living),
-            "pushed_bytes_total": sum(each.inserted_bytes for each in metrics),
-            "sampled_bytes_total": sum(each.sampled_bytes for each in metrics),
-            "sample_age_transitions": sum((each.sample_age for each in metrics), Histogram()),
-            "drawn_transitions_total": sum(each.sampled_transitions_total for each in statuses),
-            "evicted_transitions_total": sum(each.evicted_transitions_total for each in statuses),
-            "late_priorities_total": sum(each.late_priorities_total for each in statuses),
-            "repeated_pushes_total": sum(each.repeated_pushes for each in metrics),
+            **{name: value for name, value in self.sums().items() if name.endswith("_total")},
+            "sample_age_transitions": sum((each.sample_age for each in self._metrics.values()), Histogram()),
             "reuse_mean": sampled / inserted if inserted else None,
             "shard_transitions": {str(each.shard): each.count for each in living},
             "shard_capacity_transitions": {

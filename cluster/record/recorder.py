@@ -5,7 +5,7 @@ or torch.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVarTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from cluster.control.evaluation import Best, EvaluationRequest
 from cluster.metrics.snapshot import Snapshot
 from cluster.record.events import Event, EventKind
 from cluster.record.run_dir import RunDir
-from replay_service.messages import ShardStatus
+from replay_service.messages import ShardMetrics, ShardStatus
 
 _Args = TypeVarTuple("_Args")
 
@@ -57,6 +57,7 @@ class Recorder:
         self._observers = tuple(observers)
         self._started = started
         self._incomplete_journals: set[tuple[int, int]] = set()
+        self._refusing: set[int] = set()
         self._is_complete = True
 
     def event(self, kind: EventKind, text: str) -> None:
@@ -92,6 +93,10 @@ class Recorder:
         """Records the newest weights [P] float32; returns whether they could be written."""
         return self._record(self._run_dir.write_weights, "latest", flat, {"version": str(version)})
 
+    def incarnations(self, started: Mapping[str, int]) -> None:
+        """Records, before roles (by name) start as these incarnations, that they do."""
+        self._record(self._run_dir.write_incarnations, started)
+
     def journal(self, status: ShardStatus) -> None:
         """Warns once per shard if its journal has become incomplete."""
         shard = (status.shard, status.incarnation)
@@ -100,6 +105,16 @@ class Recorder:
             self.warning(
                 f"shard {status.shard} goes on in memory only, its journal is incomplete: "
                 f"{status.journal_error}"
+            )
+
+    def refusals(self, shard: int, metrics: ShardMetrics) -> None:
+        """Warns once per shard if it refuses what belongs to an earlier life."""
+        if (metrics.refused_pushes or metrics.refused_priorities) and shard not in self._refusing:
+            self._refusing.add(shard)
+            self.warning(
+                f"shard {shard} refused {metrics.refused_pushes:,} pushes of replaced actors and "
+                f"{metrics.refused_priorities:,} priorities for an earlier life of the shard; "
+                "qfleet_refused_*_total count on"
             )
 
     def _notify(self, tell: Callable[[Observer], None]) -> None:

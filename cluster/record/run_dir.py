@@ -6,14 +6,13 @@ Owns file names and formats; reading it executes nothing. Must not import torch 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +28,19 @@ from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.record.events import LEVELS, Event, events_path
 from cluster.record.line_file import LineFile
 from cluster.record.logs import LogSource
+from cluster.record.run_lock import LOCK_FILES, RunLock
 from cluster.record.tensorboard import EventFile
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import dump_config, load_resolved
 from cluster.settings.resolved import ResolvedConfig
 from learner.weights import load_weights, save_weights
+from replay_service.journal.durable_files import write_whole
 
 RESUMES = "resumes.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+_CONFIG = "config.yaml"
+_PROVENANCE = "provenance.json"
+_INCARNATIONS = "incarnations.json"
 WeightsName = Literal["best", "latest"]
 _PACKAGES = ("ray", "torch", "gymnasium", "numpy", "msgpack", "prometheus-client")
 
@@ -47,20 +52,15 @@ class RunDir:
     first shard that keeps one. checkpoints: folder made by the first checkpoint.
     """
 
-    def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
-        """Raises ConfigError if another process uses this folder, OSError if a file cannot be opened."""
-        self.path = path
+    def __init__(self, lock: RunLock, *, tensorboard: bool = False) -> None:
+        """lock: the folder's; `close` releases it. Raises OSError if a file cannot be opened."""
+        self.path = path = lock.path
         self.logs, self.replay, self.checkpoints = (path / name for name in ("logs", "replay", "checkpoints"))
-        # The lock is held until this process ends, however it ends.
-        self._lock = (path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise ConfigError(f"run directory {path}: another process is running in it") from None
+        self.weaknesses = lock.weaknesses
+        self._lock = lock
         self._event_file = EventFile(path / "tensorboard") if tensorboard else None
         self._metrics = LineFile(path / "metrics.jsonl")
-        self._evaluations = LineFile(path / "evaluations.jsonl")
+        self._evaluations = LineFile(path / EVALUATIONS)
 
     @classmethod
     def create(
@@ -70,35 +70,36 @@ class RunDir:
         spec: EnvSpec,
         initial_weights: Mapping[str, str] | None = None,
     ) -> RunDir:
-        """Creates the folder, config.yaml and provenance.json. initial_weights: the origin of given weights.
+        """Creates the folder, config.yaml and provenance.json. initial_weights: see describe.
 
         Raises:
-            ConfigError: the folder is not empty, or cannot be written.
+            ConfigError: the folder is not empty, is in use, or cannot be written.
         """
-        refuse_unusable(path)
-        try:
-            for folder in (path, path / "weights", path / "logs"):
-                folder.mkdir(parents=True, exist_ok=True)
-            (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-            origin = {} if initial_weights is None else {"initial_weights": dict(initial_weights)}
-            provenance = _provenance(spec) | origin
-            (path / "provenance.json").write_text(json.dumps(provenance, indent=2), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
-        return cls(path, tensorboard=config.metrics.tensorboard)
+        with _writable(path), contextlib.ExitStack() as unless_created:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = unless_created.enter_context(contextlib.closing(RunLock(path)))
+            # Another process may have begun a run here since the command looked.
+            refuse_unusable(path)
+            for folder in (path / "weights", path / "logs"):
+                folder.mkdir(exist_ok=True)
+            _describe(path, config, spec, initial_weights)
+            run_dir = cls(lock, tensorboard=config.metrics.tensorboard)
+            unless_created.pop_all()
+        return run_dir
 
     @classmethod
     def reopen(
-        cls, path: Path, config: ResolvedConfig, checkpoint: int | None, changed: Mapping[str, Any]
+        cls, lock: RunLock, config: ResolvedConfig, checkpoint: int | None, changed: Mapping[str, Any]
     ) -> RunDir:
         """Opens the folder of a run that is resumed, and adds a line to resumes.jsonl.
 
         Args:
+            lock: of the folder; `close` releases it.
             checkpoint: number of the checkpoint that the run continues from; None: from the beginning.
             changed: the settings that were changed, with their values.
 
         Raises:
-            ConfigError: another process uses the folder, or it cannot be written.
+            ConfigError: the folder cannot be written.
         """
         note = {
             "checkpoint": -1 if checkpoint is None else checkpoint,
@@ -107,16 +108,24 @@ class RunDir:
             "host": platform.node(),
             "changed": changed,
         }
-        try:
-            run_dir = cls(path, tensorboard=config.metrics.tensorboard)
-            partial = path / "config.yaml.partial"
-            partial.write_text(dump_config(config), encoding="utf-8")
-            partial.replace(path / "config.yaml")
-            with contextlib.closing(LineFile(path / RESUMES)) as resumes:
+        with _writable(lock.path):
+            for folder in (lock.path / "weights", lock.path / "logs"):
+                folder.mkdir(exist_ok=True)
+            run_dir = cls(lock, tensorboard=config.metrics.tensorboard)
+            write_whole(lock.path / _CONFIG, dump_config(config).encode())
+            with contextlib.closing(LineFile(lock.path / RESUMES)) as resumes:
                 resumes.write(json.dumps(note, default=str))
-        except OSError as error:
-            raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
         return run_dir
+
+    def describe(
+        self, config: ResolvedConfig, spec: EnvSpec, initial_weights: Mapping[str, str] | None
+    ) -> None:
+        """Writes provenance.json and config.yaml of a run that begins. Raises ConfigError.
+
+        initial_weights: the origin of given weights.
+        """
+        with _writable(self.path):
+            _describe(self.path, config, spec, initial_weights)
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
         """Adds a line to metrics.jsonl, and to the TensorBoard events if there are any."""
@@ -145,6 +154,13 @@ class RunDir:
         }
         self._evaluations.write(json.dumps(line))
 
+    def write_incarnations(self, started: Mapping[str, int]) -> None:
+        """Notes that roles (by name) are about to start as these incarnations; see read_incarnations."""
+        newest = read_incarnations(self.path)
+        for role, incarnation in started.items():
+            newest[role] = max(newest.get(role, 0), incarnation)
+        write_whole(self.path / _INCARNATIONS, msgspec.json.encode(newest))
+
     def write_weights(self, name: WeightsName, flat: np.ndarray, facts: Mapping[str, str]) -> None:
         """Replaces weights/NAME.safetensors by flat [P] float32; readers see the old or the new file."""
         save_weights(self.path / "weights" / f"{name}.safetensors", flat, facts)
@@ -159,15 +175,19 @@ class RunDir:
 
 def holds_run(path: Path) -> bool:
     """Whether the folder holds a run (a config.yaml)."""
-    return (path / "config.yaml").is_file()
+    return (path / _CONFIG).is_file()
 
 
 def refuse_unusable(path: Path) -> None:
-    """Raises ConfigError if `path` is a file or a folder that is not empty, or cannot be written."""
+    """Raises ConfigError if `path` is a file or a folder that is not empty, or cannot be written.
+
+    A start that was killed before it had written config.yaml leaves nothing worth keeping: that counts as
+    empty.
+    """
     nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"run directory {path}: {nearest} cannot be written; choose another with --run-dir")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or not all(map(_is_left_by_a_start, path.iterdir()))):
         problem, remedy = (
             ("already holds a run", "resume that run with --resume")
             if holds_run(path)
@@ -179,9 +199,29 @@ def refuse_unusable(path: Path) -> None:
         )
 
 
+def _is_left_by_a_start(file: Path) -> bool:
+    """Whether a start that was killed may have left this file or folder before there was a run."""
+    names = (*LOCK_FILES, _PROVENANCE, *(f"{name}.partial" for name in (_PROVENANCE, _CONFIG)))
+    return file.name in names or (file.name in ("weights", "logs") and not any(file.iterdir()))
+
+
+def read_incarnations(path: Path) -> dict[str, int]:
+    """Role name -> the highest incarnation that ever began in this run; empty if none was noted.
+
+    Raises ConfigError if the file is damaged.
+    """
+    file = path / _INCARNATIONS
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, int])
+    except FileNotFoundError:
+        return {}
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); move it away to resume the run") from error
+
+
 def read_config(path: Path) -> ResolvedConfig:
     """The configuration of a run. Raises ConfigError if there is none."""
-    file = path / "config.yaml"
+    file = path / _CONFIG
     if not file.is_file():
         raise ConfigError(f"{path}: no run directory (config.yaml is missing)")
     try:
@@ -215,7 +255,7 @@ def read_weights(
 
 def read_provenance(path: Path) -> Mapping[str, Any]:
     """provenance.json of a run. Raises ConfigError if there is none."""
-    file = path / "provenance.json"
+    file = path / _PROVENANCE
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except (OSError, ValueError) as error:
@@ -228,8 +268,28 @@ def read_spec(path: Path) -> EnvSpec:
         return msgspec.convert(read_provenance(path)["environment"], EnvSpec)
     except (KeyError, msgspec.ValidationError) as error:
         raise ConfigError(
-            f"{path / 'provenance.json'}: does not describe the run's environment: {error!r}"
+            f"{path / _PROVENANCE}: does not describe the run's environment: {error!r}"
         ) from error
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Turns an OSError within the block into a ConfigError that names the run directory."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
+
+
+def _describe(
+    path: Path, config: ResolvedConfig, spec: EnvSpec, initial_weights: Mapping[str, str] | None
+) -> None:
+    """Writes both files that make a folder a run. Raises OSError."""
+    origin = {} if initial_weights is None else {"initial_weights": dict(initial_weights)}
+    provenance = _provenance(spec) | origin
+    write_whole(path / _PROVENANCE, json.dumps(provenance, indent=2).encode())
+    # Last: a folder with this file holds a run, which can be resumed.
+    write_whole(path / _CONFIG, dump_config(config).encode())
 
 
 def _provenance(spec: EnvSpec) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import yaml
 from cluster.metrics.snapshot import Finding, Verdict
 from cluster.record.events import Event, read_events
 from cluster.record.line_file import read_objects
-from cluster.record.run_dir import RESUMES, read_provenance
+from cluster.record.run_dir import EVALUATIONS, RESUMES, read_provenance
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.renames import rename_settings, renamed_metrics
 
@@ -88,7 +88,7 @@ def read_run(path: Path) -> Run:
     settings = config if isinstance(config, dict) else {}
     rename_settings(settings)
     metrics: list[Line] = [*map(renamed_metrics, read_objects(path / "metrics.jsonl"))]
-    evaluations: list[Line] = [*read_objects(path / "evaluations.jsonl")]
+    evaluations: list[Line] = [*read_objects(path / EVALUATIONS)]
     if (path / RESUMES).exists():
         # Only resumed runs repeat lines: in others, versions go back where a lost learner was replaced.
         metrics = _without_repeats(metrics, "env_steps_total")

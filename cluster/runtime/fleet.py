@@ -116,8 +116,12 @@ class Fleet:
         learner_gpus: float,
         run_started_at: float,
         incarnations: Mapping[str, int],
+        note_incarnations: Callable[[Mapping[str, int]], None],
     ) -> None:
-        """run_started_at: unix seconds. incarnations: role name -> first incarnation, if it is not 0."""
+        """run_started_at: unix seconds. incarnations: role name -> first incarnation, if it is not 0.
+
+        note_incarnations: called with role name -> incarnation before these roles start.
+        """
         self._engine = engine
         self._config = config
         self._spec = spec
@@ -138,6 +142,16 @@ class Fleet:
         def first(kind: RoleKind, index: int = 0) -> int:
             return incarnations.get(role_name(kind, index), 0)
 
+        self._note_incarnations = note_incarnations
+        counts: dict[RoleKind, int] = {
+            "shard": config.replay.num_shards,
+            "learner": 1,
+            "actor": config.actors.num_actors,
+            "evaluator": 1,
+        }
+        note_incarnations(
+            {role_name(kind, index): first(kind, index) for kind in counts for index in range(counts[kind])}
+        )
         # The learner has the slowest imports, so it is spawned as soon as the shards that it calls.
         self.shards = [self._spawn_shard(i, first("shard", i)) for i in range(config.replay.num_shards)]
         self.learner = self._spawn_learner(first("learner"))
@@ -212,6 +226,7 @@ class Fleet:
         for credit in [self.credits.pop(ref) for ref in dead.in_flight]:
             credit.lost(error)
         incarnation = dead.incarnation + 1
+        self._note_incarnations({dead.name: incarnation})
         if dead.kind == "shard":
             # Roles that waited for this shard could not answer meanwhile.
             for member in self.members:

@@ -3,7 +3,9 @@
 Owns the sizes of chunks and the credits of each role; grants nothing itself. Must not import ray or torch.
 """
 
-from cluster.control.pacing import Ledger, Pacing, slack_samples
+from dataclasses import replace
+
+from cluster.control.pacing import Ledger, Pacing, PacingOrigin, slack_samples
 from cluster.runtime.run_context import RunContext
 
 # One chunk in work and one waiting, so that no role idles until the coordinator grants the next.
@@ -29,6 +31,7 @@ class Pacer:
             config.pacing.samples_per_insert,
             config.pacing.learning_starts,
             slack_samples(config.pacing.samples_per_insert, inserting, sampling),
+            context.counters.pacing_origin,
         )
         # Enough for a batch without repeats; half the capacity if replay is smaller than two batches.
         self._fewest_transitions = min(learner.batch_size, config.replay.capacity // 2)
@@ -42,6 +45,13 @@ class Pacer:
             sampled=context.counters.sampled_transitions,
             sampling=context.fleet.sampling(),
         )
+
+    def begin_here(self) -> None:
+        """Paces from the present totals on, because a setting has changed."""
+        counters = self._context.counters
+        origin = PacingOrigin(counters.shards.inserted_transitions, counters.sampled_transitions)
+        counters.pacing_origin = origin
+        self.pacing = replace(self.pacing, origin=origin)
 
     def may_act(self) -> bool:
         """Whether pacing allows another rollout, or replay holds too few transitions after losing a shard."""

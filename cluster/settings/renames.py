@@ -24,9 +24,6 @@ METRICS = {
 MANIFEST = {"figures": "counters", "judge": "selection", "sampled_rows": "sampled_transitions"}
 """Key in a checkpoint's manifest, at any depth -> today's key."""
 
-RESUMES = {"cut": "checkpoint"}
-"""Key in a line of resumes.jsonl -> today's key."""
-
 CHECKPOINT_PREFIXES = ("checkpoint-", "cut-")
 """Prefixes of the names of checkpoint folders: today's first."""
 

@@ -33,6 +33,7 @@ from cluster.settings.renames import renamed_metrics
 from cluster.settings.resolved import ResolvedConfig, ResolvedStop
 from cluster.show.view import Headline, can_draw, make_view, metrics_line
 from cluster.wording import duration
+from replay_service.journal.durable_files import write_whole
 
 State = Literal["starting", "running", "ended", "failed", "gone"]
 
@@ -84,7 +85,7 @@ def announce(run_dir: Path, metrics_url: str) -> None:
     """Writes driver.json: this process drives the run and serves its metrics at `metrics_url`."""
     process = psutil.Process()
     driver = Driver(platform.node(), process.pid, process.create_time(), metrics_url)
-    (run_dir / "driver.json").write_bytes(msgspec.json.encode(driver))
+    write_whole(run_dir / "driver.json", msgspec.json.encode(driver))
 
 
 def status_document(config: ResolvedConfig, run_dir: Path, newest: Callable[[], Snapshot | None]) -> bytes:

@@ -3,6 +3,7 @@
 Owns what counts as torn, damaged and missing; must not import the shard or the sampler.
 """
 
+import filecmp
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -64,6 +65,11 @@ class FoundJournal:
         self._torn_bytes = 0
         paths = segment_paths(folder)
         for path in paths:
+            copied = [each.path for each in self._segments if filecmp.cmp(each.path, path, shallow=False)]
+            if copied:
+                self._damage.append(DamagedSegment(path.name, f"a copy of {copied[0].name}, removed"))
+                path.unlink()
+                continue
             segment = read_segment(path)
             if segment.torn and path == paths[-1]:
                 self._torn_bytes = segment.num_bytes - segment.good_bytes
@@ -101,6 +107,7 @@ class FoundJournal:
         Returns the journal to be continued, the state that it recorded, and what could not be read back.
         """
         delivered = Delivered({}, 0, 0)
+        read_to = 0  # the first key that no record has had yet
         runs: deque[KeyRun] = deque()
         files: list[SegmentFile] = []
         for segment in self._segments:
@@ -115,14 +122,18 @@ class FoundJournal:
                         runs = _renamed(runs, unpack_key_runs(record.payload))
                     elif record.kind == PRIORITIES:
                         _set_priorities(record, runs, store, selector)
+                    elif record.first_key < read_to:
+                        raise JournalError("holds transitions that an earlier segment holds, too")
                     else:
+                        before = store.next_key
                         delivered = _insert(record, delivered, runs, schema, store, selector)
+                        read_to = record.first_key + store.next_key - before
                 except (JournalError, BlockError, CapacityError) as error:
                     self._damage.append(DamagedSegment(segment.path.name, str(error), skipped_records=1))
             files.append(SegmentFile(segment.path, begin_key, store.next_key, segment.good_bytes))
         journal = JournalWriter(
             self._folder,
-            number=self._segments[-1].number + 1 if self._segments else 0,
+            number=max((segment.number for segment in self._segments), default=-1) + 1,
             next_key=store.next_key,
             files=files,
             renamed=runs,

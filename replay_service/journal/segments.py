@@ -85,8 +85,14 @@ def segment_path(folder: Path, number: int, first_key: int) -> Path:
 
 
 def segment_paths(folder: Path) -> list[Path]:
-    """The segment files of a folder in the order in which they were written."""
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+    """The segment files of a folder in the order in which they were written.
+
+    Keys only grow, so even a file that somebody copied to another number comes after those before it.
+    """
+    if not folder.is_dir():
+        return []
+    found = [name for path in folder.iterdir() if (name := _NAME.fullmatch(path.name))]
+    return [folder / name[0] for name in sorted(found, key=lambda name: (int(name[2]), int(name[1])))]
 
 
 def read_segment(path: Path) -> Segment:

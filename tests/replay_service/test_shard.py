@@ -288,7 +288,9 @@ def test_replies_are_copies(random_block: Callable[..., TransitionBlock]) -> Non
     assert third.reward == second.reward
 
 
-def test_keys_of_an_earlier_incarnation_are_late(random_block: Callable[..., TransitionBlock]) -> None:
+def test_keys_of_an_earlier_incarnation_are_refused(
+    random_block: Callable[..., TransitionBlock],
+) -> None:
     block = encode(random_block(VECTOR, np.random.default_rng(0), num_transitions=4, num_frames=5))
     old, new = _shard(incarnation=0), _shard(incarnation=1)
     old.insert(block)
@@ -296,7 +298,10 @@ def test_keys_of_an_earlier_incarnation_are_late(random_block: Callable[..., Tra
     keys = old.exchange(None, SampleRequest((4,))).keys
     status = _update(new, keys, np.full(4, 100.0, np.float32))
     assert status.mass == mass
-    assert status.late_priorities_total == 4
+    assert status.late_priorities_total == 0
+    metrics = new.status().metrics
+    assert metrics is not None
+    assert metrics.refused_priorities == 4
     assert status.incarnation == 1
 
 

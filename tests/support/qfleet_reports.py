@@ -105,6 +105,8 @@ def shard_metrics(**changes: Any) -> ShardMetrics:
         inserted_bytes=1_000,
         sampled_bytes=5_000,
         repeated_pushes=1,
+        refused_pushes=0,
+        refused_priorities=0,
         sample_age=Histogram((1,) * 25, 10.0),
         priorities=PrioritySummary(2.0, 0.5),
         process=ProcessUsage(1.0, 10),

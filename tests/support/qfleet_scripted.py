@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -285,6 +285,7 @@ class Notes:
         self.checkpoints = checkpoints
         self.evaluations: list[tuple[EvaluationRequest, EvaluationReport]] = []
         self.weights: dict[str, tuple[float, str]] = {}
+        self.incarnations: list[Mapping[str, int]] = []
 
     def write_snapshot(self, snapshot: Any) -> None: ...
 
@@ -292,6 +293,9 @@ class Notes:
 
     def write_evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
         self.evaluations.append((request, report))
+
+    def write_incarnations(self, started: Mapping[str, int]) -> None:
+        self.incarnations.append(started)
 
     def write_weights(self, name: str, flat: np.ndarray, facts: dict[str, str]) -> None:
         self.weights[name] = (float(flat[0]), facts["version"])
@@ -331,6 +335,7 @@ def context_of(engine: Any, config: ResolvedConfig, notes: Notes, recorder: Reco
         learner_gpus=0.0,
         run_started_at=time.time(),
         incarnations={},
+        note_incarnations=notes.write_incarnations,
     )
     return RunContext(
         engine,

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,15 @@ import pytest
 from qfleet_checkpoints import flip_a_bit
 from qfleet_serial import RECALL, SMALL, Recorder, train_serial
 
-from cluster.api import train
-from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint, shard_folder
-from cluster.record.run_dir import read_config, read_spec
+from cluster.api import prepare, train
+from cluster.checkpoints import resume as resume_module
+from cluster.checkpoints.checkpoint import Checkpoint, checkpoint_folders, read_checkpoint, shard_folder
+from cluster.checkpoints.resume import Resumed, newest_good_checkpoint, reopen
+from cluster.record.run_dir import RunDir, read_config, read_incarnations, read_spec
+from cluster.record.run_lock import RunLock
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import dump_config, load_config
+from cluster.settings.resolved import ResolvedConfig
 from learner.weights import load_weights
 from replay_service.shard import ReplayShard
 from replay_service.sharding import shard_capacities
@@ -250,21 +255,89 @@ def test_auto_begins_anew_before_the_first_checkpoint(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     recorder = Recorder()
     config = load_config(run_dir / "config.yaml")
-    with pytest.raises(ConfigError, match="holds no checkpoint"):
+    with pytest.raises(ConfigError, match=r"holds no checkpoint.*--resume auto"):
         train(config, run_dir, resume="must", view=lambda *_: recorder)
     train(config, run_dir, resume="auto", view=lambda *_: recorder)
     assert any("begins anew" in event for event in recorder.events)
 
 
 def test_two_processes_never_run_in_one_folder(run_dir: Path) -> None:
-    from cluster.record.run_dir import RunDir
-
-    holder = RunDir(run_dir)
+    holder = RunLock(run_dir)
     try:
         with pytest.raises(ConfigError, match="another process is running in it"):
             resume(run_dir)
     finally:
         holder.close()
+
+
+def test_the_checkpoint_is_chosen_under_the_lock(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that had the folder before may write one more until it lets go."""
+    chosen = []
+
+    def choose(checkpoints: Path) -> tuple[Checkpoint, tuple[str, ...]]:
+        with pytest.raises(ConfigError, match="another process is running in it"):
+            RunLock(run_dir)
+        chosen.append(checkpoints)
+        return newest_good_checkpoint(checkpoints)
+
+    monkeypatch.setattr(resume_module, "newest_good_checkpoint", choose)
+    reopened(run_dir)
+    assert len(chosen) == 1
+
+
+def reopened(run_dir: Path, *overrides: str) -> Resumed:
+    """What a run would go on from, in the local runtime."""
+    given = ("run.runtime=local", *overrides)
+    opened = reopen(run_dir, read_resolved(run_dir, given), read_spec(run_dir), required=True)
+    opened.run_dir.close()
+    assert opened.resumed is not None
+    return opened.resumed
+
+
+def read_resolved(run_dir: Path, overrides: Sequence[str]) -> ResolvedConfig:
+    return prepare(load_config(run_dir / "config.yaml", overrides)).config
+
+
+@pytest.mark.parametrize("restarts", [0, 10])
+def test_incarnations_come_from_what_was_used(run_dir: Path, restarts: int) -> None:
+    used = read_incarnations(run_dir)
+    assert set(used) == {"actor 0", "shard 0", "shard 1", "learner", "evaluator"}
+    with closing(RunDir(RunLock(run_dir))) as directory:
+        directory.write_incarnations({"shard 0": 17, "actor 0": 12, "actor 1": 5})
+    resumed = reopened(run_dir, f"run.restarts={restarts}", "actors.num_actors=3")
+    assert resumed.incarnations["shard 0"] == 18
+    assert resumed.incarnations["shard 1"] == used["shard 1"] + 1
+    assert resumed.incarnations["actor 0"] == 13
+    assert resumed.incarnations["actor 1"] == 6
+    # One that never was there is above what any actor had at the checkpoint.
+    assert resumed.incarnations["actor 2"] > 0
+    assert not resumed.paced_anew
+
+
+def test_a_run_of_an_older_version_skips_what_it_may_have_used(run_dir: Path) -> None:
+    (run_dir / "incarnations.json").unlink()
+    assert min(reopened(run_dir).incarnations.values()) > 10_000
+
+
+def test_seeds_of_evaluations_after_the_checkpoint_are_not_used_again(run_dir: Path) -> None:
+    with (run_dir / "evaluations.jsonl").open("a") as lines:
+        lines.write('{"version": 900, "seed_domain": 1800, "ret\n[]\n{"seed_domain": "x"}\n')
+        lines.write('{"version": 950, "seed_domain": 1900, "returns": []}\n')
+    (run_dir / "resumes.jsonl").write_text("no JSON\n")
+    assert reopened(run_dir).manifest.run.selection.last_domain == 1900
+
+
+@pytest.mark.parametrize("ratio", [1, 32])
+def test_another_ratio_holds_from_here_on(run_dir: Path, ratio: int) -> None:
+    before = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    recorder = resume(run_dir, [f"pacing.samples_per_insert={ratio}", "stop.updates=328"])
+    inserted = recorder.snapshots[-1].inserted_transitions_total - before["inserted_transitions_total"]
+    # 128 updates of 16 samples; acting may be ahead by about two chunks of 32 transitions.
+    assert 128 * 16 / ratio <= inserted <= 128 * 16 / ratio + 96
+    # And another life later still.
+    recorder = resume(run_dir, ["stop.updates=456"])
+    inserted = recorder.snapshots[-1].inserted_transitions_total - before["inserted_transitions_total"]
+    assert 256 * 16 / ratio <= inserted <= 256 * 16 / ratio + 96
 
 
 @pytest.mark.parametrize("on_disk_full", ["continue", "stop"])

@@ -128,9 +128,39 @@ def test_a_lost_confirmation_is_asked_again() -> None:
     play(selection, 100, 10.0)
     lost = selection.next_request(150)
     again = selection.next_request(151)  # its evaluator died: `take` was never called
-    assert lost == again
+    assert lost is not None
     assert again is not None
+    assert (again.version, again.confirms) == (lost.version, lost.confirms)
     assert selection.take(again, report(again, 9.0)) is True
+
+
+def test_no_seeds_are_used_for_two_versions_even_if_a_learner_goes_back() -> None:
+    selection = ModelSelection(CONFIG, target_return=None)
+    requests = []
+    # Version 200 comes again after a learner had gone back to 90, and 100 after it had begun anew.
+    for version in (100, 100, 200, 200, 90, 200, 200, 0, 100, 100):
+        request = selection.next_request(version)
+        if request is not None:
+            requests.append(request)
+            selection.take(request, report(request, 10.0 + len(requests)))
+    assert [request.version for request in requests] == [100, 100, 200, 200, 200, 200, 100, 100]
+    domains = [request.seed_domain for request in requests]
+    assert domains == sorted(set(domains))
+    # Nor by a run that goes on from a checkpoint.
+    resumed = ModelSelection(CONFIG, None, selection.state())
+    request = resumed.next_request(150, due=True)
+    assert request is not None
+    assert request.seed_domain > max(domains)
+
+
+def test_after_a_learner_begins_anew_evaluations_come_when_they_are_due() -> None:
+    selection = ModelSelection(CONFIG, target_return=None)
+    play(selection, 3_000, 10.0, 10.0)
+    assert selection.next_request(0) is None
+    assert selection.next_request(99) is None
+    request = selection.next_request(100)
+    assert request is not None
+    assert request.version == 100
 
 
 def test_a_candidate_whose_weights_are_lost_is_not_confirmed_any_more() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.control.pacing import Ledger, Pacing, slack_samples
+from cluster.control.pacing import Ledger, Pacing, PacingOrigin, slack_samples
 
 PACING = Pacing(samples_per_insert=4.0, learning_starts=100, slack_samples=200.0)
 
@@ -57,6 +57,23 @@ def test_achieved_ratio_counts_transitions_after_learning_could_start(
     inserted: int, sampled: int, ratio: float
 ) -> None:
     assert PACING.achieved(Ledger(inserted, 7, sampled, 7)) == ratio
+
+
+@pytest.mark.parametrize("ratio", [0.5, 32.0])
+def test_another_ratio_holds_from_its_origin_on(ratio: float) -> None:
+    pacing = Pacing(ratio, learning_starts=100, slack_samples=0.0, origin=PacingOrigin(1_000, 3_600))
+    assert not pacing.may_sample(Ledger(1_000, 0, 3_600, 0), 1)
+    assert pacing.may_sample(Ledger(1_010, 0, 3_600, 0), int(10 * ratio))
+    assert not pacing.may_sample(Ledger(1_010, 0, 3_600, 0), int(10 * ratio) + 1)
+    assert pacing.surplus_samples(Ledger(1_000, 0, 3_600, 0)) == 0
+    assert pacing.achieved(Ledger(1_000, 0, 3_600, 0)) == 0.0
+    assert pacing.achieved(Ledger(1_020, 0, 3_600 + int(20 * ratio), 0)) == ratio
+
+
+def test_a_later_start_of_learning_holds_from_the_origin_on_as_well() -> None:
+    pacing = Pacing(4.0, learning_starts=5_000, slack_samples=0.0, origin=PacingOrigin(1_000, 3_600))
+    assert not pacing.may_sample(Ledger(4_999, 0, 3_600, 0), 1)
+    assert pacing.may_sample(Ledger(5_001, 0, 3_600, 0), 4)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from qfleet_reports import evaluation_report, learn_report, rollout_report, shard_metrics, shard_status
 
 from cluster.control.evaluation import Best
-from cluster.control.pacing import Ledger, Pacing
+from cluster.control.pacing import Ledger, Pacing, PacingOrigin
 from cluster.metrics.counters import CheckpointMetrics, Counters, CountersState, FleetMetrics
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.usage import MachineUsage
@@ -228,6 +228,8 @@ def test_a_checkpoint_keeps_the_counters_and_another_process_goes_on_from_them()
     counters = full_counters()
     counters.take_restart("actor", "process")
     counters.take_env_restart("raise")
+    counters.take_checkpoint(CheckpointMetrics(at=8.0, duration_seconds=0.5, num_bytes=99))
+    counters.pacing_origin = PacingOrigin(10, 20)
     state = counters.state()
     assert state == CountersState(
         version=64,
@@ -240,6 +242,11 @@ def test_a_checkpoint_keeps_the_counters_and_another_process_goes_on_from_them()
         first_returns=(1.0,),
         evaluation_return_mean=2.0,
         env_restarts={"raise": 1},
+        role_restarts=snapshot_of(counters).role_restarts_total or {},
+        evaluations=1,
+        checkpoints=1,
+        shard_sums=counters.shards.sums(),
+        pacing_origin=PacingOrigin(10, 20),
     )
     resumed = new_counters()
     resumed.resume(state)
@@ -254,6 +261,17 @@ def test_a_checkpoint_keeps_the_counters_and_another_process_goes_on_from_them()
     assert (snapshot.episodes_total, snapshot.train_return_mean, snapshot.first_return_mean) == (2, 2.0, 2.0)
     assert (snapshot.restarts_total, resumed.env_restarts) == (1, 1)
     assert snapshot.evaluation_return_mean == 2.0
+    assert (snapshot.evaluations_total, snapshot.checkpoints_total) == (1, 1)
+    assert snapshot.role_restarts_total is not None
+    assert snapshot.role_restarts_total["actor"]["process"] == 1
+    # What shards count since they began goes on as well.
+    drawn = state.shard_sums["drawn_transitions_total"]
+    assert drawn > 0
+    assert snapshot.drawn_transitions_total == drawn
+    resumed.shards.take([shard_status(sampled_transitions_total=5, metrics=shard_metrics(refused_pushes=3))])
+    snapshot = snapshot_of(resumed, now=22.0)
+    assert snapshot.drawn_transitions_total == drawn + 5
+    assert (snapshot.refused_pushes_total, snapshot.refused_priorities_total) == (3, 0)
 
 
 def test_the_next_life_in_this_process_goes_on_with_what_no_checkpoint_keeps() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from qfleet_configs import VECTOR, resolved_config
-from qfleet_reports import evaluation_report, shard_status
+from qfleet_reports import evaluation_report, shard_metrics, shard_status
 from qfleet_serial import Recorder as View
 
 from cluster.control.evaluation import Best, EvaluationRequest
@@ -95,6 +95,17 @@ def test_a_view_that_fails_is_told_nothing_more_and_costs_nothing_else(run_dir: 
     assert warning.startswith("warning: BrokenView failed (")
     assert "qfleet status" in warning
     assert lines[-1] == "the end"
+
+
+def test_what_a_shard_refuses_is_warned_of_once(run_dir: RunDir) -> None:
+    view = View()
+    recorder = Recorder(run_dir, (view,), time.monotonic())
+    for shard, pushes, priorities in ((0, 0, 0), (0, 2, 0), (0, 3, 0), (1, 0, 4)):
+        recorder.refusals(shard, shard_metrics(refused_pushes=pushes, refused_priorities=priorities))
+    assert [text.partition(" pushes")[0] for text in view.events] == [
+        "warning: shard 0 refused 2",
+        "warning: shard 1 refused 0",
+    ]
 
 
 def test_each_incomplete_journal_is_warned_of_once(run_dir: RunDir) -> None:

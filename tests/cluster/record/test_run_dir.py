@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +19,13 @@ from cluster.record.run_dir import (
     RunDir,
     holds_run,
     read_config,
+    read_incarnations,
     read_provenance,
     read_spec,
     read_weights,
     refuse_unusable,
 )
+from cluster.record.run_lock import RunLock
 from cluster.settings.config import ConfigError
 from replay_service.block import FrameField
 
@@ -53,7 +58,7 @@ def test_a_resumed_run_has_its_new_config_and_a_note(run_dir: RunDir) -> None:
     run_dir.close()
     changed = resolved_config("learner.batch_size=32")
     for checkpoint in (None, 3):
-        RunDir.reopen(run_dir.path, changed, checkpoint, {"learner.batch_size": 32}).close()
+        RunDir.reopen(RunLock(run_dir.path), changed, checkpoint, {"learner.batch_size": 32}).close()
     assert read_config(run_dir.path) == changed
     notes = [json.loads(line) for line in (run_dir.path / "resumes.jsonl").read_text().splitlines()]
     assert [(note["checkpoint"], note["changed"]) for note in notes] == [
@@ -64,9 +69,46 @@ def test_a_resumed_run_has_its_new_config_and_a_note(run_dir: RunDir) -> None:
 
 def test_one_process_at_a_time_runs_in_a_folder(run_dir: RunDir) -> None:
     with pytest.raises(ConfigError, match="another process is running in it"):
-        RunDir.reopen(run_dir.path, CONFIG, None, {})
+        RunLock(run_dir.path)
     run_dir.close()
-    RunDir.reopen(run_dir.path, CONFIG, None, {}).close()
+    RunDir.reopen(RunLock(run_dir.path), CONFIG, None, {}).close()
+
+
+@pytest.mark.parametrize("operation", ["fsync", "replace", "mkdir"])
+def test_a_start_that_is_killed_at_any_moment_can_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    module = Path if operation in ("replace", "mkdir") else os
+    whole = getattr(module, operation)
+    for survived in itertools.count():
+        calls = itertools.count()
+
+        def killed(*given: Any, calls: Any = calls, survived: int = survived, **named: Any) -> Any:
+            if next(calls) == survived:
+                raise KeyboardInterrupt
+            return whole(*given, **named)
+
+        path = tmp_path / f"run-{survived}"
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(module, operation, killed)
+            RunDir.create(path, CONFIG, VECTOR).close()
+            break
+        if holds_run(path):
+            assert read_spec(path) == VECTOR
+            assert read_config(path) == CONFIG
+        else:
+            RunDir.create(path, CONFIG, VECTOR).close()
+    assert survived >= 2
+
+
+def test_incarnations_never_fall(run_dir: RunDir) -> None:
+    assert read_incarnations(run_dir.path) == {}
+    for started in ({"shard 0": 3, "learner": 0}, {"shard 0": 1}, {"learner": 2}):
+        run_dir.write_incarnations(started)
+    assert read_incarnations(run_dir.path) == {"shard 0": 3, "learner": 2}
+    (run_dir.path / "incarnations.json").write_text("{torn")
+    with pytest.raises(ConfigError, match=r"incarnations\.json: cannot be read.*move it away"):
+        read_incarnations(run_dir.path)
 
 
 def test_the_best_weights_are_read_unless_others_are_named(run_dir: RunDir) -> None:

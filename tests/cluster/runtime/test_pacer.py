@@ -99,6 +99,20 @@ def test_where_calls_run_when_they_are_made_one_credit_is_enough() -> None:
     assert granted_updates(run, Pacer(run.context)) == [4]
 
 
+@pytest.mark.parametrize("ratio", [1, 16])
+def test_a_changed_ratio_holds_from_here_on(ratio: int) -> None:
+    run = ByHand(f"pacing.samples_per_insert={ratio}")
+    inserted(run, 464)
+    learned(run, 100, 100)  # 1,600 samples: 4 per insert
+    pacer = Pacer(run.context)
+    pacer.begin_here()
+    assert granted_updates(run, pacer) == []
+    inserted(run, 464 + 64 // ratio)
+    assert granted_updates(run, pacer) == [4]
+    # A checkpoint keeps it.
+    assert Pacer(run.context).pacing.origin == run.context.counters.state().pacing_origin
+
+
 def test_acting_may_run_ahead_by_its_slack_and_no_further() -> None:
     # Two actors with 2 credits and 2 pushes each make 2 * 4 * 32 = 256 transitions, worth 1,024 samples;
     # two learning chunks are 128 more: 1,152 samples are 288 transitions.

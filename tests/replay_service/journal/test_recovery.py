@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,11 @@ def test_everything_within_capacity_comes_back_in_its_slots(
     # Keys are above all old ones, and each transition keeps its slot, so draws are the same, too.
     assert second.store.oldest_key >= KEYS_PER_INCARNATION
     assert second.store.oldest_key % capacity == first.store.oldest_key % capacity
-    late = PriorityUpdate(keys_of(first)[-1:], np.ones(1, np.float32))
-    assert second.exchange(late, SampleRequest(())).status.late_priorities_total == 1
+    old_life = PriorityUpdate(keys_of(first)[-1:], np.ones(1, np.float32))
+    assert second.exchange(old_life, SampleRequest(())).status.late_priorities_total == 0
+    metrics = second.status().metrics
+    assert metrics is not None
+    assert metrics.refused_priorities == 1
     # And so from one incarnation to the next, with transitions of both.
     insert(second, random_block, range(20, 24), writer=3)
     held = contents(second)
@@ -163,3 +167,30 @@ def test_an_incarnation_must_be_new(tmp_path: Path, random_block: BlockMaker) ->
     insert(make_shard(tmp_path, 3), random_block, range(2))
     with pytest.raises(ValueError, match="keys of a new incarnation begin at"):
         make_shard(tmp_path, 3)
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("number", [0, 99])
+def test_a_segment_copied_by_hand_is_not_replayed_twice(
+    tmp_path: Path, random_block: BlockMaker, number: int
+) -> None:
+    first = make_shard(tmp_path)
+    insert(first, random_block, range(30))
+    seal(first, tmp_path / "checkpoint")
+    held = contents(first)
+    source = [path for path in segment_paths(tmp_path) if b"BLCK" in path.read_bytes()][2]
+    copy = tmp_path / f"{number:08d}-{source.name.partition('-')[2]}"
+    shutil.copyfile(source, copy)
+    if number:  # not even the same bytes
+        with copy.open("ab") as file:
+            file.write(b"more")
+    back = make_shard(tmp_path, 1)
+    assert are_same(held, contents(back))
+    assert back.status().earlier_transitions_total == first.status().inserted_transitions_total
+    assert back.recovery is not None
+    found = " ".join(damaged.reason for damaged in back.recovery.damaged)
+    assert ("holds transitions that an earlier segment holds, too" if number else "a copy of") in found
+    # The journal goes on, and the next recovery finds the same.
+    insert(back, random_block, range(30, 33))
+    held = contents(back)
+    assert are_same(held, contents(make_shard(tmp_path, 2)))
