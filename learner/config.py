@@ -74,11 +74,13 @@ class LearnerConfig:
     deviations, by running statistics of the sampled minibatches, which travel with the weights.
 
     head selects what is learned about the return of each action: "q" its mean, "c51" its distribution over
-    num_atoms fixed values in value_range, "qr" num_atoms of its quantiles. dueling, noisy and double work
-    with each head.
+    num_atoms fixed values in value_range, "qr" num_atoms of its quantiles, "iqn" its quantiles at any
+    fractions, seen through iqn_cosines cosines: an update draws iqn_quantiles fractions for each transition
+    (N in the paper) and iqn_target_quantiles for its target (N'); acting takes iqn_acting_quantiles fixed
+    ones (K). dueling, noisy and double work with each head.
 
     loss (for head q) "squared" is mean (y - Q)^2; "huber" is quadratic below huber_delta, which is also the
-    kappa of head qr. The target network is copied every target_update_updates, or moves by the share
+    kappa of heads qr and iqn. The target network is copied every target_update_updates, or moves by the share
     target_polyak in each update where that is given. max_grad_norm None disables clipping.
     optimizer "adamw" also multiplies all weights by 1 - learning_rate * weight_decay in each update.
     learning_rate falls linearly to learning_rate_end over learning_rate_decay_updates where that is given.
@@ -97,8 +99,12 @@ class LearnerConfig:
     pool_size: int | None = None
     spectral_norm: bool = False
     normalize_observations: bool = False
-    head: Literal["q", "c51", "qr"] = "q"
+    head: Literal["q", "c51", "qr", "iqn"] = "q"
     num_atoms: int = 51
+    iqn_cosines: int = 64
+    iqn_quantiles: int = 8
+    iqn_target_quantiles: int = 8
+    iqn_acting_quantiles: int = 32
     value_range: tuple[float, float] = (-10.0, 10.0)
     dueling: bool = False
     noisy: bool = False
@@ -165,6 +171,8 @@ class LearnerConfig:
         share = "give a share in (0, 1], or null"
         above_zero("learner", self, "target_polyak", cure=share)
         within(0.0, 1.0, "learner", self, "target_polyak", cure=share)
+        quantiles = ("iqn_cosines", "iqn_quantiles", "iqn_target_quantiles", "iqn_acting_quantiles")
+        at_least(1, "learner", self, *quantiles)
         at_least(1, "learner", self, "impala_width", "pool_size")
         periods = ("target_update_updates", "updates_per_chunk", "learning_rate_decay_updates")
         at_least(1, "learner", self, "batch_size", "max_skipped_updates", *periods)
@@ -248,6 +256,10 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
             getattr(config, switch) and (network == "table" or is_import_path(network)),
             f"learner.{switch} is true, which only the MLP and the CNNs offer; learner.network is {network}",
         )
+    _refuse_if(
+        config.head == "iqn" and (network == "table" or is_import_path(network)),
+        f"learner.head is iqn, which only the MLP and the CNNs offer; learner.network is {network}; give qr",
+    )
     for switch, wanted in (
         ("impala_width", config.impala_width > 1),
         ("spectral_norm", config.spectral_norm),
@@ -315,8 +327,14 @@ def acts_in_numpy(spec: NetworkSpec, config: LearnerConfig) -> bool:
 
 
 def output_shape(spec: NetworkSpec, config: LearnerConfig) -> tuple[int, ...]:
-    """A network's outputs for one observation: [A], or [A, num_atoms] for a distributional head."""
-    return (spec.num_actions,) if config.head == "q" else (spec.num_actions, config.num_atoms)
+    """A network's outputs for one observation, where it acts: [A], or [A, N] for a distributional head."""
+    match config.head:
+        case "q":
+            return (spec.num_actions,)
+        case "iqn":
+            return (spec.num_actions, config.iqn_acting_quantiles)
+        case _:
+            return (spec.num_actions, config.num_atoms)
 
 
 def _refuse_if(wrong: bool, why: str) -> None:

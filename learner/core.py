@@ -101,7 +101,7 @@ class LearnerState:
 
     tensors: copies by name. "online" and "target" [P] float32; with Adam and AdamW "exp_avg" and "exp_avg_sq"
     [P] float32; with spectral norm "spectral_vectors" [S] float32, the singular vectors of all layers; of
-    noisy networks "noise", the state of the random generator, uint8; of normalized observations
+    noisy networks and head iqn "noise", the state of the random generator, uint8; of normalized observations
     "observation_size" [1], "observation_mean" [D] and "observation_m2" [D], float64.
     """
 

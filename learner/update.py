@@ -20,6 +20,7 @@ from learner.normalization import ObservationNormalizer, moments_of, moments_sta
 from learner.objectives.fit import Fit
 from learner.objectives.heads import make_head
 from learner.optimizer import FlatOptimizer, clip_
+from learner.passes import implicit_passes, passes
 from learner.skipped_updates import SkippedUpdate
 from learner.update_metrics import UpdateMeter
 
@@ -46,7 +47,8 @@ class UpdateStep:
 
     `seed` determines the initial weights and all noise; torch's global generator is left as it was, unless
     a custom network draws from it, as dropout does. Only the online network is in train() mode.
-    Each update of a noisy network draws one noise for the online network and one for the target network.
+    Each update of a noisy network draws one noise for the online network and one for the target network;
+    each update of implicit quantiles draws their fractions.
 
     Attributes:
         device: computes the updates.
@@ -67,7 +69,8 @@ class UpdateStep:
         self._online.module.train()
         self._target.weights.copy_(self._online.plain_weights())
         self._spectral = spectral_layers(self._online.module)
-        self._noise = torch.Generator().manual_seed(seed) if config.noisy else None
+        self._random = torch.Generator().manual_seed(seed)
+        self._draws = config.noisy or config.head == "iqn"
         self._normalizer = ObservationNormalizer(spec, self.device) if config.normalize_observations else None
         self._optimizer = FlatOptimizer(self._online, config)
         self._head = make_head(config, self.device)
@@ -160,8 +163,8 @@ class UpdateStep:
         given = {name: array.shape for name, array in state.tensors.items()}
         if given != expected:
             raise ValueError(f"the saved state holds tensors {given}, this configuration needs {expected}")
-        if self._noise is not None:
-            self._noise.set_state(torch.tensor(state.tensors["noise"]))
+        if self._draws:
+            self._random.set_state(torch.tensor(state.tensors["noise"]))
         tensors = {name: torch.tensor(array, device=self.device) for name, array in state.tensors.items()}
         self._online.weights.copy_(tensors["online"])
         self._target.weights.copy_(tensors["target"])
@@ -198,20 +201,19 @@ class UpdateStep:
         if self.device.type == "cuda" and self._config.compile:
             # CUDA graphs may reuse the memory of the previous update's outputs from here on.
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        if self._noise is not None:
-            redraw_noise(self._online.module, self._noise)
-            redraw_noise(self._target.module, self._noise)
+        if self._config.noisy:
+            redraw_noise(self._online.module, self._random)
+            redraw_noise(self._target.module, self._random)
         obs_tm1, obs_t = batch.obs_tm1, batch.obs_t
         if self._normalizer is not None:
             self._normalizer.absorb(obs_tm1)
             obs_tm1, obs_t = self._normalizer(obs_tm1), self._normalizer(obs_t)
-        outputs_t = self._target.evaluate(obs_t)
-        choosing = None
-        if self._config.double:
-            outputs_tm1, choosing = self._online.forward_pair(obs_tm1, obs_t)
+        networks = self._online, self._target
+        if self._config.head == "iqn":
+            outputs = implicit_passes(*networks, obs_tm1, obs_t, self._config, self._random)
         else:
-            outputs_tm1 = self._online.forward(obs_tm1)
-        fit = self._head.fit(batch, outputs_tm1, outputs_t, choosing)
+            outputs = passes(*networks, obs_tm1, obs_t, self._config)
+        fit = self._head.fit(batch, outputs)
         self._online.backward(fit.output_gradient)
         return fit, clip_(self._online.gradient, self._config.max_grad_norm)
 
@@ -240,7 +242,7 @@ class UpdateStep:
             tensors |= moments_state(self._normalizer.moments)
         if self._spectral:
             tensors["spectral_vectors"] = torch.cat(spectral_vectors(self._online.module))
-        return tensors if self._noise is None else {**tensors, "noise": self._noise.get_state()}
+        return {**tensors, "noise": self._random.get_state()} if self._draws else tensors
 
 
 def prepare_device(name: str) -> torch.device:

@@ -126,6 +126,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.normalize_observations": Meaning("whether float observations are scaled by running statistics"),
     "learner.head": Meaning("what is learned of the return: mean, distribution, or quantiles"),
     "learner.num_atoms": Meaning("values of c51, quantiles of qr", "atoms"),
+    "learner.iqn_cosines": Meaning("cosines through which head iqn sees a fraction", "cosines"),
+    "learner.iqn_quantiles": Meaning("quantiles of iqn drawn for each transition, N", "quantiles"),
+    "learner.iqn_target_quantiles": Meaning("quantiles of iqn drawn for its target, N'", "quantiles"),
+    "learner.iqn_acting_quantiles": Meaning("fixed quantiles by which iqn acts, K", "quantiles"),
     "learner.value_range": Meaning("lowest and highest return that c51 can express", "return"),
     "learner.dueling": Meaning("whether value and advantages have streams of their own"),
     "learner.noisy": Meaning("whether exploration is noise in the weights"),
@@ -204,9 +208,10 @@ def page() -> str:
         "# Settings",
         "",
         "`qfleet settings PATTERN` shows some of them; `python -m cluster.settings.catalog` writes",
-        "this page. Give a setting as `--set section.name=value` or in a YAML file. Durations may be written as",
-        "`10m`, counts as `100k` or `1e6`, sizes as `16GB`. Where the last column says how, a setting that",
-        "is left out is chosen to suit environment and machine; a run saves the choice in its `config.yaml`.",
+        "this page. Give a setting as `--set section.name=value` or in a YAML file. Durations may be written",
+        "as `10m`, counts as `100k` or `1e6`, sizes as `16GB`. Where the last column says how, a setting",
+        "that is left out is chosen to suit environment and machine; a run saves the choice in its",
+        "`config.yaml`.",
     ]
     section = ""
     for name, type_words, default, meaning in settings():

@@ -23,8 +23,8 @@ from learner.config import (
     resolve_network,
 )
 from learner.networks.inputs import features
-from learner.networks.noisy import NoisyLinear
 from learner.networks.products import Linear
+from learner.networks.streams import ImplicitQuantiles, TorsoAndStreams
 from learner.networks.torsos import (
     DenseTorso,
     Encoder,
@@ -32,7 +32,6 @@ from learner.networks.torsos import (
     JoinedTorso,
     MinatarTorso,
     NatureTorso,
-    dense,
 )
 from replay_service.block import OBSERVATION
 
@@ -69,6 +68,8 @@ def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
     encoders = {name: encoder(array, network, config) for name, array in spec.arrays.items()}
     torso = JoinedTorso(encoders) if spec.parts else encoders[OBSERVATION]
     hidden = CONVOLUTIONS[network][1] if network in CONVOLUTIONS else config.hidden_sizes[-1]
+    if config.head == "iqn":
+        return ImplicitQuantiles(torso, hidden, spec.num_actions, config)
     return TorsoAndStreams(torso, hidden, outputs, config)
 
 
@@ -96,60 +97,6 @@ class Mlp(nn.Module):
             hidden = functional.relu(layer(hidden))
         q: Tensor = self.layers[-1](hidden)
         return q
-
-
-class TorsoAndStreams(nn.Module):
-    """A torso, and above it a stream: one hidden layer and the outputs. A dueling network has a second
-    stream, for the value.
-
-    config.noisy makes the layers of the streams noisy: the fully connected layers of an image network, the
-    last hidden layer and the outputs of an MLP.
-    """
-
-    def __init__(
-        self,
-        torso: Encoder | JoinedTorso,
-        hidden: int,
-        outputs: tuple[int, ...],
-        config: LearnerConfig,
-    ) -> None:
-        super().__init__()
-        linear = NoisyLinear if config.noisy else Linear
-
-        def stream(shape: tuple[int, ...]) -> nn.Sequential:
-            layers = dense(torso.num_features, hidden, config.layer_norm, linear)
-            return nn.Sequential(*layers, linear(hidden, math.prod(shape)), nn.Unflatten(1, shape))
-
-        self.torso = torso
-        self.advantage = stream(outputs)
-        self.value = stream((1, *outputs[1:])) if config.dueling else None
-
-    def forward(self, observations: Observations) -> Tensor:
-        """[B, *shape], or a dict of parts -> [B, *outputs]."""
-        hidden = self.torso(observations)
-        advantage: Tensor = self.advantage(hidden)
-        return advantage if self.value is None else dueling(self.value(hidden), advantage)
-
-
-def dueling(value: Tensor, advantage: Tensor) -> Tensor:
-    """Q(s, a) = V(s) + A(s, a) - mean over a' of A(s, a') (Wang et al. 2016, arXiv:1511.06581, equation 9).
-
-    For distributions the same holds for each atom's logit (Hessel et al. 2018, arXiv:1710.02298) or quantile.
-
-    Args:
-        value: [B, 1] or [B, 1, N].
-        advantage: [B, A] or [B, A, N].
-
-    Returns:
-        In the shape of advantage.
-
-    Raises:
-        ValueError: shapes do not agree.
-    """
-    batch_size, _, *atoms = advantage.shape
-    if tuple(value.shape) != (batch_size, 1, *atoms):
-        raise ValueError(f"value has shape {list(value.shape)}, expected {[batch_size, 1, *atoms]}")
-    return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 
 def custom_network(path: str, spec: NetworkSpec, config: LearnerConfig) -> nn.Module:

@@ -26,7 +26,8 @@ class FlatNetwork:
     One vector makes each operation on the whole network (optimizer step, clipping, target copy, broadcast)
     one call. `forward` then `backward` is the only way to a gradient. `backward` starts from the output
     gradient, the derivative of the loss by the outputs, so that nothing can flow through a target. Outputs
-    are [B, A], or [B, A, N] where each action has a distribution.
+    are [B, A], or [B, A, N] where each action has a distribution. Implicit quantiles are taken at fractions
+    [B, N], or where these are not given at the fixed ones of acting; other networks take none.
 
     Attributes:
         module: the network, whose parameters are views of `weights`.
@@ -37,7 +38,7 @@ class FlatNetwork:
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.module = network.to(device)
-        self._forward: Callable[[Observations], Tensor] = self.module
+        self._forward: Callable[..., Tensor] = self.module
         parameters = list(self.module.parameters())
         self._shapes = [parameter.shape for parameter in parameters]
         # No output depends on the stand-in of a frozen parameter, so that its gradient is filled with zeros.
@@ -89,14 +90,14 @@ class FlatNetwork:
                 module.pack()
 
     @torch.no_grad()
-    def evaluate(self, observations: Observations) -> Tensor:
+    def evaluate(self, observations: Observations, *fractions: Tensor) -> Tensor:
         """[B, *shape], or a dict of parts -> outputs; keeps nothing for `backward`."""
-        return self._forward(observations)
+        return self._forward(observations, *fractions)
 
-    def forward(self, obs_tm1: Observations) -> Tensor:
+    def forward(self, obs_tm1: Observations, *fractions: Tensor) -> Tensor:
         """[B, *shape], or a dict of parts -> outputs, detached; keeps what `backward` needs."""
         with torch.enable_grad():
-            self._outputs = self._forward(obs_tm1)
+            self._outputs = self._forward(obs_tm1, *fractions)
         return torch.detach(self._outputs)
 
     def forward_pair(self, obs_tm1: Observations, obs_t: Observations) -> tuple[Tensor, Tensor]:
@@ -124,11 +125,11 @@ class FlatMlp(FlatNetwork):
         self._weights, self._biases = weights[0::2], weights[1::2]
         self._weight_gradients, self._bias_gradients = gradients[0::2], gradients[1::2]
 
-    def evaluate(self, observations: Observations) -> Tensor:
+    def evaluate(self, observations: Observations, *_: Tensor) -> Tensor:
         """[B, *shape] -> Q-values [B, A]; keeps nothing for `backward`."""
         return self._last_layer(self._layer_inputs(observations))
 
-    def forward(self, obs_tm1: Observations) -> Tensor:
+    def forward(self, obs_tm1: Observations, *_: Tensor) -> Tensor:
         """[B, *shape] -> Q-values [B, A]; keeps the inputs of each layer for `backward`."""
         self._inputs = self._layer_inputs(obs_tm1)
         return self._last_layer(self._inputs)
@@ -182,10 +183,10 @@ class InBfloat16(nn.Module):
         self._network = network
         self._device_type = device.type
 
-    def forward(self, observations: Observations) -> Tensor:
+    def forward(self, observations: Observations, *fractions: Tensor) -> Tensor:
         """[B, *shape], or a dict of parts -> outputs, float32."""
         with torch.autocast(self._device_type, torch.bfloat16):
-            outputs: Tensor = self._network(observations)
+            outputs: Tensor = self._network(observations, *fractions)
         return outputs.float()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from learner.batch import Batch
 from learner.config import LearnerConfig
-from learner.objectives.fit import Fit, at_action, of_action
+from learner.objectives.fit import Fit, Outputs, at_action, of_action
 from learner.objectives.q_learning import best_action
 from learner.objectives.shapes import require_matrix, require_rewards, require_shape, require_vector
 
@@ -103,18 +103,18 @@ class CategoricalHead:
         """Outputs [..., A, N] -> their means [..., A]."""
         return categorical_mean(outputs, self._atoms)
 
-    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
-        """Compares distributions; arguments as in QHead."""
-        values_t = self.values(outputs_t if choosing is None else choosing)
+    def fit(self, batch: Batch, outputs: Outputs) -> Fit:
+        """Compares distributions, see QHead."""
+        values_t = self.values(outputs.t if outputs.choosing is None else outputs.choosing)
         chosen = best_action(values_t, batch.allowed_t)
-        logits_tm1 = of_action(outputs_tm1, batch.a_tm1)
-        probability_t = of_action(outputs_t, chosen).softmax(dim=1)
+        logits_tm1 = of_action(outputs.tm1, batch.a_tm1)
+        probability_t = of_action(outputs.t, chosen).softmax(dim=1)
         target = categorical_target(batch.r_t, batch.discount_t, probability_t, self._atoms)
         q_tm1, y = self.values(logits_tm1), target @ self._atoms
         loss, gradient = cross_entropy_loss(logits_tm1, target, batch.weight)
         return Fit(
             loss=loss,
-            output_gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
+            output_gradient=at_action(gradient, batch.a_tm1, outputs.tm1),
             q_tm1=q_tm1,
             target=y,
             td_error=(y - q_tm1).abs(),

@@ -1,12 +1,29 @@
-"""The result of comparing a batch's outputs with their targets.
+"""What a head compares, the outputs for a batch, and what it finds.
 
-Owns that value, and picking outputs by action; must not import networks, optimizers or numpy.
+Owns these two values, and picking outputs by action; must not import networks, optimizers or numpy.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Outputs(NamedTuple):
+    """What the networks compute for a batch: [B, A] each, or [B, A, N] where actions have distributions.
+
+    Attributes:
+        tm1: the online network's for obs_tm1, which are fitted.
+        t: the target network's for obs_t.
+        choosing: outputs for obs_t that choose the next action: the online network's with double Q-learning,
+            those at fixed fractions for implicit quantiles; None: t itself chooses.
+        fractions: [B, N], those of tm1, if it has implicit quantiles.
+    """
+
+    tm1: Tensor
+    t: Tensor
+    choosing: Tensor | None = None
+    fractions: Tensor | None = None
 
 
 class Fit(NamedTuple):

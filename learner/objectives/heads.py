@@ -21,5 +21,5 @@ def make_head(config: LearnerConfig, device: torch.device) -> Head:
             return QHead(config)
         case "c51":
             return CategoricalHead(config, device)
-        case "qr":
+        case "qr" | "iqn":
             return QuantileHead(config)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from learner.batch import Batch
 from learner.config import LearnerConfig
-from learner.objectives.fit import Fit
+from learner.objectives.fit import Fit, Outputs
 from learner.objectives.shapes import require_matrix, require_rewards, require_shape, require_vector
 
 TdLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -159,23 +159,20 @@ class QHead:
         """Outputs [..., A] -> Q-values [..., A], the largest of which acting takes."""
         return outputs
 
-    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
-        """Compares outputs_tm1 (online network) with targets made of outputs_t (target network).
-
-        choosing: the online network's outputs for obs_t, which choose the next action (double Q-learning);
-        None where the target network chooses its own best.
-        """
+    def fit(self, batch: Batch, outputs: Outputs) -> Fit:
+        """Compares outputs.tm1 with targets made of outputs.t at the actions that outputs.choosing names."""
+        q_t, choosing = outputs.t, outputs.choosing
         if choosing is None:
-            target = q_learning_target(batch.r_t, batch.discount_t, outputs_t, batch.allowed_t)
+            target = q_learning_target(batch.r_t, batch.discount_t, q_t, batch.allowed_t)
         else:
-            target = double_q_target(batch.r_t, batch.discount_t, choosing, outputs_t, batch.allowed_t)
+            target = double_q_target(batch.r_t, batch.discount_t, choosing, q_t, batch.allowed_t)
         taken = batch.a_tm1.unsqueeze(1)
-        q_tm1 = outputs_tm1.gather(1, taken).squeeze(1)
+        q_tm1 = outputs.tm1.gather(1, taken).squeeze(1)
         td = target - q_tm1
         loss, gradient = self._loss(td, batch.weight)
         return Fit(
             loss=loss,
-            output_gradient=torch.zeros_like(outputs_tm1).scatter_(1, taken, gradient.unsqueeze(1)),
+            output_gradient=torch.zeros_like(outputs.tm1).scatter_(1, taken, gradient.unsqueeze(1)),
             q_tm1=q_tm1,
             target=target,
             td_error=td.abs(),

@@ -1,6 +1,7 @@
-"""QR-DQN: targets and loss for quantiles of the return (Dabney et al. 2018, arXiv:1710.10044).
+"""QR-DQN and IQN: targets and loss for quantiles of the return, at fixed or drawn fractions.
 
-Owns pure functions of quantiles; must not import networks, optimizers or numpy.
+Dabney et al. 2018, arXiv:1710.10044, and 2018b, arXiv:1806.06923. Owns pure functions of quantiles; must
+not import networks, optimizers or numpy.
 """
 
 import torch
@@ -9,9 +10,10 @@ from torch.nn import functional
 
 from learner.batch import Batch
 from learner.config import LearnerConfig
-from learner.objectives.fit import Fit, at_action, of_action
+from learner.fractions import midpoints
+from learner.objectives.fit import Fit, Outputs, at_action, of_action
 from learner.objectives.q_learning import best_action
-from learner.objectives.shapes import require_matrix, require_rewards, require_vector
+from learner.objectives.shapes import require_matrix, require_rewards, require_shape, require_vector
 
 
 def quantile_target(r_t: Tensor, discount_t: Tensor, quantiles_t: Tensor) -> Tensor:
@@ -34,12 +36,12 @@ def quantile_target(r_t: Tensor, discount_t: Tensor, quantiles_t: Tensor) -> Ten
 
 
 def quantile_huber_loss(
-    quantiles_tm1: Tensor, target: Tensor, weight: Tensor, kappa: float
+    quantiles_tm1: Tensor, target: Tensor, weight: Tensor, kappa: float, fractions: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """L = mean over B of weight * sum_i mean_j |tau_i - 1(u_ij < 0)| h(u_ij) / kappa (equations 9 and 10).
 
-    u_ij = target_j - quantiles_tm1_i; tau_i = (i + 1/2) / N counted from 0, the midpoint that quantile i
-    estimates; h is Huber's loss, u^2 / 2 up to |u| = kappa, then kappa (|u| - kappa / 2).
+    u_ij = target_j - quantiles_tm1_i; tau_i is the fraction that quantile i estimates; h is Huber's loss,
+    u^2 / 2 up to |u| = kappa, then kappa (|u| - kappa / 2). Equation 3 of the paper on IQN is the same.
     dL / dquantiles_tm1_i = -weight mean_j |tau_i - 1(u_ij < 0)| clip(u_ij, -kappa, kappa) / (kappa B).
 
     Args:
@@ -47,6 +49,7 @@ def quantile_huber_loss(
         target: [B, M], from `quantile_target`: a constant.
         weight: [B], importance weights.
         kappa: above 0, in units of the return.
+        fractions: [B, N], tau_i of each transition; None: the midpoints (i + 1/2) / N.
 
     Returns:
         L, a scalar, and dL / dquantiles_tm1 [B, N].
@@ -57,10 +60,11 @@ def quantile_huber_loss(
     require_vector("weight", weight)
     require_matrix("quantiles_tm1", quantiles_tm1, len(weight))
     require_matrix("target", target, len(weight))
-    num_quantiles = quantiles_tm1.shape[1]
-    tau = (torch.arange(num_quantiles, device=target.device, dtype=target.dtype) + 0.5) / num_quantiles
+    if fractions is None:
+        fractions = midpoints(quantiles_tm1.shape[1], like=target).expand_as(quantiles_tm1)
+    require_shape("fractions", fractions, tuple(quantiles_tm1.shape))
     error = target.unsqueeze(1) - quantiles_tm1.unsqueeze(2)  # u_ij, [B, N, M]
-    asymmetry = (tau[:, None] - (error < 0.0).to(error.dtype)).abs_()
+    asymmetry = (fractions.unsqueeze(2) - (error < 0.0).to(error.dtype)).abs_()
     huber = functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=kappa) / kappa
     loss = (weight * (asymmetry * huber).mean(dim=2).sum(dim=1)).mean()
     mean_error = (asymmetry * error.clamp(-kappa, kappa)).mean(dim=2)
@@ -68,7 +72,7 @@ def quantile_huber_loss(
 
 
 class QuantileHead:
-    """N quantiles of the return for each action, outputs [B, A, N]."""
+    """N quantiles of the return for each action, outputs [B, A, N]; at midpoints, or at drawn fractions."""
 
     def __init__(self, config: LearnerConfig) -> None:
         self._kappa = config.huber_delta
@@ -77,18 +81,20 @@ class QuantileHead:
         """Outputs [..., A, N] -> their means [..., A]."""
         return outputs.mean(dim=-1)
 
-    def fit(self, batch: Batch, outputs_tm1: Tensor, outputs_t: Tensor, choosing: Tensor | None) -> Fit:
-        """Compares distributions; arguments as in QHead."""
-        values_t = self.values(outputs_t if choosing is None else choosing)
+    def fit(self, batch: Batch, outputs: Outputs) -> Fit:
+        """Compares distributions, see QHead."""
+        values_t = self.values(outputs.t if outputs.choosing is None else outputs.choosing)
         chosen = best_action(values_t, batch.allowed_t)
-        quantiles_tm1 = of_action(outputs_tm1, batch.a_tm1)
-        quantiles_t = of_action(outputs_t, chosen)
+        quantiles_tm1 = of_action(outputs.tm1, batch.a_tm1)
+        quantiles_t = of_action(outputs.t, chosen)
         target = quantile_target(batch.r_t, batch.discount_t, quantiles_t)
         q_tm1, y = self.values(quantiles_tm1), self.values(target)
-        loss, gradient = quantile_huber_loss(quantiles_tm1, target, batch.weight, self._kappa)
+        loss, gradient = quantile_huber_loss(
+            quantiles_tm1, target, batch.weight, self._kappa, outputs.fractions
+        )
         return Fit(
             loss=loss,
-            output_gradient=at_action(gradient, batch.a_tm1, outputs_tm1),
+            output_gradient=at_action(gradient, batch.a_tm1, outputs.tm1),
             q_tm1=q_tm1,
             target=y,
             td_error=(y - q_tm1).abs(),

@@ -81,6 +81,21 @@ def test_distributions_act_on_their_means() -> None:
     np.testing.assert_allclose(policy.q_values(np.array([0])), [[2.0, 1.0]])
 
 
+def test_implicit_quantiles_act_on_the_mean_of_fixed_ones() -> None:
+    spec = SPECS["mlp"]
+    config = LearnerConfig(head="iqn", iqn_acting_quantiles=3, hidden_sizes=(8, 8))
+    weights = UpdateStep(spec, config, seed=0).weights()
+    policy = TorchPolicy(spec, config, threads=1)
+    policy.load(weights)
+    network = build_network(spec, config)
+    vector_to_parameters(torch.from_numpy(weights), network.parameters())
+    observations = torch.randn(5, 4)
+    quantiles = network(observations, torch.tensor([[1 / 6, 3 / 6, 5 / 6]])).detach()
+    q_values = policy.q_values(observations.numpy())
+    np.testing.assert_allclose(q_values, quantiles.mean(dim=2), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(policy.q_values(observations.numpy()), q_values)
+
+
 def test_noise_is_drawn_at_each_load_by_its_seed_and_only_where_asked_for() -> None:
     spec, config = SPECS["mlp"], LearnerConfig(noisy=True, hidden_sizes=(8, 8))
     weights = UpdateStep(spec, config, seed=0).weights()

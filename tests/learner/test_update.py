@@ -224,6 +224,7 @@ def test_updates_with_running_statistics_are_not_queued() -> None:
         {"double": True, "dueling": True, "noisy": True, "layer_norm": True},
         {"head": "c51", "network": "impala_cnn"},
         {"head": "qr", "network": "mlp", "normalize_observations": True},
+        {"head": "iqn", "noisy": True, "double": True},
     ],
     ids=str,
 )
@@ -254,8 +255,11 @@ def test_an_update_learns_from_all_parts_and_acting_repeats_the_network(
     np.testing.assert_allclose(policy.q_values(records[2:3]), q[2:3], rtol=1e-4, atol=1e-6)
 
 
-def test_a_state_goes_on_bit_for_bit(parts_spec: NetworkSpec, random_minibatch: MinibatchMaker) -> None:
-    config = LearnerConfig(hidden_sizes=(16, 8), normalize_observations=True)
+@pytest.mark.parametrize("switches", [{}, {"head": "iqn"}, {"noisy": True, "optimizer": "adamw"}], ids=str)
+def test_a_state_goes_on_bit_for_bit(
+    switches: dict[str, Any], parts_spec: NetworkSpec, random_minibatch: MinibatchMaker
+) -> None:
+    config = LearnerConfig(hidden_sizes=(16, 8), normalize_observations=True, **switches)
     minibatches = [random_minibatch(parts_spec, 8, seed=seed, width=4) for seed in range(4)]
     whole, first, second = (UpdateStep(parts_spec, config, seed=seed) for seed in (0, 0, 9))
     for minibatch in minibatches:

@@ -129,6 +129,21 @@ CASES = {
         "learner.network=impala_cnn",
         "learner.layer_norm=true",
     ],
+    "implicit quantiles": [
+        "env.id=CartPole-v1",
+        "learner.head=iqn",
+        "learner.hidden_sizes=[16,8]",
+        "learner.dueling=true",
+        "learner.noisy=true",
+    ],
+    "implicit quantiles of pictures": [
+        f"env.id={__name__}:Pictures",
+        "env.kwargs.side=12",
+        "learner.network=minatar_cnn",
+        "learner.head=iqn",
+        "learner.iqn_acting_quantiles=3",
+        "learner.layer_norm=true",
+    ],
     "pooled impala": [
         f"env.id={__name__}:Pictures",
         "learner.network=impala_cnn",

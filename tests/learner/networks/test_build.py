@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from learner.config import LearnerConfig, NetworkSpec
-from learner.networks.build import TorsoAndStreams, build_network, dueling, zero_observations
+from learner.config import LearnerConfig, NetworkSpec, output_shape
+from learner.networks.build import build_network, zero_observations
+from learner.networks.streams import TorsoAndStreams, dueling
 from learner.networks.torsos import DenseTorso, JoinedTorso, NatureTorso
 
 CPU = torch.device("cpu")
@@ -148,6 +149,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"layer_norm": True},
     {"head": "c51", "num_atoms": 5},
     {"head": "qr", "num_atoms": 4, "dueling": True, "noisy": True, "layer_norm": True},
+    {"head": "iqn", "iqn_acting_quantiles": 4, "dueling": True, "noisy": True, "layer_norm": True},
     {"pool_size": 1},
     {"pool_size": 2, "impala_width": 2, "spectral_norm": True, "layer_norm": True},
 ]
@@ -164,7 +166,7 @@ def test_every_switch_goes_with_every_network(network: str, switches: dict[str, 
     module = build_network(spec, config)
     observations = torch.randint(255, (2, *spec.observation_shape), dtype=torch.uint8)
     outputs = module(observations)
-    assert outputs.shape == ((2, 3) if config.head == "q" else (2, 3, config.num_atoms))
+    assert outputs.shape == (2, *output_shape(spec, config))
     assert (outputs[0] != outputs[1]).any()
     outputs.square().sum().backward()
     noise = {name for name, _ in module.named_parameters() if name.endswith("_sigma")}

@@ -1,11 +1,13 @@
 """Heads inside the update step, against the same thing written out with autograd and loops.
 
-Tests learner/objectives/fit.py, too, the result of every head.
+Tests learner/objectives/fit.py, too, the result of every head, and learner/passes.py, which computes the
+outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from learner.loop import Learner
 from learner.networks.build import build_network
 from learner.networks.noisy import redraw_noise
 from learner.objectives.categorical import categorical_target, support
+from learner.objectives.fit import Outputs
 from learner.objectives.heads import make_head
 from learner.objectives.quantile import quantile_huber_loss
 from learner.update import UpdateStep
@@ -39,9 +42,17 @@ N = 7
 
 
 def expected_loss(
-    config: LearnerConfig, batch: Batch, tm1: Tensor, target: Tensor, choosing: Tensor
+    config: LearnerConfig,
+    batch: Batch,
+    tm1: Tensor,
+    target: Tensor,
+    choosing: Tensor,
+    fractions: Tensor | None = None,
 ) -> tuple[Tensor, list[float]]:
-    """The loss by its definition, row by row, and the TD errors of the means; outputs are [B, A, N]."""
+    """The loss by its definition, one transition after the other, and the TD errors of the means.
+
+    Outputs are [B, A, N]. tm1 and target are at the fractions, choosing is at fixed ones.
+    """
     atoms = support(config.value_range, N)
     losses, errors = [], []
     for row in range(len(tm1)):
@@ -56,15 +67,15 @@ def expected_loss(
             a_t = int(choosing[row].mean(1).argmax())
             y = r_t + discount_t * target[row : row + 1, a_t]
             quantiles = tm1[row, batch.a_tm1[row]].unsqueeze(0)
-            losses.append(
-                quantile_huber_loss(quantiles, y, batch.weight[row : row + 1], config.huber_delta)[0]
-            )
+            at = None if fractions is None else fractions[row : row + 1]
+            weight = batch.weight[row : row + 1]
+            losses.append(quantile_huber_loss(quantiles, y, weight, config.huber_delta, at)[0])
             errors.append(abs(float(y.mean() - quantiles.detach().mean())))
     return torch.stack(losses).mean(), errors
 
 
 @pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("head", ["c51", "qr"])
+@pytest.mark.parametrize("head", ["c51", "qr", "iqn"])
 @pytest.mark.parametrize("switches", [{}, {"dueling": True, "noisy": True, "layer_norm": True}], ids=str)
 def test_sgd_moves_weights_by_the_gradient_of_the_definition(
     head: Any, double: bool, switches: dict[str, bool], random_minibatch: Callable[..., Minibatch]
@@ -73,6 +84,9 @@ def test_sgd_moves_weights_by_the_gradient_of_the_definition(
         head=head,
         double=double,
         num_atoms=N,
+        iqn_quantiles=5,
+        iqn_target_quantiles=4,
+        iqn_acting_quantiles=6,
         value_range=(-3.0, 2.0),
         huber_delta=0.5,
         hidden_sizes=(16, 16),
@@ -97,9 +111,11 @@ def test_sgd_moves_weights_by_the_gradient_of_the_definition(
     noise = torch.Generator().manual_seed(1)
     redraw_noise(online, noise)
     redraw_noise(target, noise)
+    fractions = [torch.rand(16, count, generator=noise) for count in (5, 4)] if head == "iqn" else []
     with torch.no_grad():
-        outputs_t, choosing = target(batch.obs_t), (online if double else target)(batch.obs_t)
-    loss, errors = expected_loss(config, batch, online(batch.obs_tm1), outputs_t, choosing)
+        outputs_t, choosing = target(batch.obs_t, *fractions[1:]), (online if double else target)(batch.obs_t)
+    outputs_tm1 = online(batch.obs_tm1, *fractions[:1])
+    loss, errors = expected_loss(config, batch, outputs_tm1, outputs_t, choosing, *fractions[:1])
     gradients = torch.autograd.grad(loss, list(online.parameters()))
     gradient = torch.cat([piece.flatten() for piece in gradients]).numpy()
 
@@ -122,9 +138,9 @@ def test_double_choice_differs_from_single_in_what_it_is_tested_on(
     for name in ("c51", "qr"):
         head = make_head(LearnerConfig(head=name, num_atoms=N), CPU)  # type: ignore[arg-type]
         tm1, outputs_t, choosing = torch.randn(3, 16, 3, N, generator=torch.Generator().manual_seed(0))
-        single, double = (head.fit(batch, tm1, outputs_t, other) for other in (None, choosing))
+        single, double = (head.fit(batch, Outputs(tm1, outputs_t, other)) for other in (None, choosing))
         assert not torch.equal(single.target, double.target)
-        own = head.fit(batch, tm1, outputs_t, outputs_t)
+        own = head.fit(batch, Outputs(tm1, outputs_t, outputs_t))
         assert torch.equal(single.target, own.target)
         # Actions not taken have no gradient.
         taken = single.output_gradient.abs().sum(2).argmax(1)
@@ -155,7 +171,7 @@ def test_every_head_bootstraps_from_the_best_allowed_action(head: Any, double: b
         allowed_t=torch.tensor([[True, False, True]]),
     )
     fit = make_head(config, torch.device("cpu")).fit(
-        batch, torch.zeros_like(outputs_t), outputs_t, outputs_t if double else None
+        batch, Outputs(torch.zeros_like(outputs_t), outputs_t, outputs_t if double else None)
     )
     assert support((-1.0, 1.0), 3).tolist() == [-1.0, 0.0, 1.0]
     torch.testing.assert_close(fit.target, torch.tensor([0.25]), rtol=0, atol=1e-5)
@@ -187,3 +203,41 @@ def test_qr_learns_the_quantiles_of_a_bandit(list_source: Any, table_minibatch: 
     source = list_source([bandit_minibatch(np.array([0, 0, 4, 8, 8]), table_minibatch)])
     _, flat = Learner(config, BANDIT, source, seed=0, threads=1).learn(1500)
     np.testing.assert_allclose(flat, [0.0, 0.0, 0.0, 8.0], atol=0.05)
+
+
+CONSTANT = NetworkSpec((1,), "float32", None, 1, stack=1)
+
+
+def test_iqn_learns_the_quantile_function_of_a_bandit(list_source: Any, random_minibatch: Any) -> None:
+    """Rewards uniform on [0, 8] have the quantile 8 tau at tau."""
+    config = LearnerConfig(
+        network="mlp",
+        head="iqn",
+        huber_delta=0.1,
+        iqn_cosines=16,
+        iqn_quantiles=16,
+        iqn_acting_quantiles=4,
+        hidden_sizes=(32, 32),
+        learning_rate=1e-2,
+        learning_rate_end=1e-4,
+        learning_rate_decay_updates=400,
+    )
+    rng = np.random.default_rng(0)
+    made = random_minibatch(CONSTANT, 256)
+    ones = {"observation": np.ones_like(made.windows["observation"])}
+    minibatches = [
+        replace(
+            made,
+            windows=ones,
+            reward=rng.uniform(0.0, 8.0, 256).astype(np.float32),
+            discount=np.zeros(256, np.float32),
+            weight=np.ones(256, np.float32),
+        )
+        for _ in range(50)
+    ]
+    _, flat = Learner(config, CONSTANT, list_source(minibatches), seed=0, threads=1).learn(400)
+    network = build_network(CONSTANT, config)
+    vector_to_parameters(torch.tensor(flat), network.parameters())
+    np.testing.assert_allclose(network(torch.ones(1, 1)).detach()[0, 0], [1.0, 3.0, 5.0, 7.0], atol=0.5)
+    sharp = network(torch.ones(1, 1), torch.tensor([[0.0625, 0.9375]])).detach()[0, 0]
+    np.testing.assert_allclose(sharp, [0.5, 7.5], atol=0.5)

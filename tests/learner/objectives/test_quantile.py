@@ -10,13 +10,15 @@ from torch import Tensor
 from learner.objectives.quantile import quantile_huber_loss, quantile_target
 
 
-def loss_in_loops(quantiles_tm1: Tensor, target: Tensor, weight: Tensor, kappa: float) -> float:
+def loss_in_loops(
+    quantiles_tm1: Tensor, target: Tensor, weight: Tensor, kappa: float, fractions: Tensor | None = None
+) -> float:
     """Equations 9 and 10 of the paper as they are written."""
     total = 0.0
     (batch_size, num_quantiles), num_targets = quantiles_tm1.shape, target.shape[1]
     for row in range(batch_size):
         for i in range(num_quantiles):
-            tau = (2 * i + 1) / (2 * num_quantiles)
+            tau = (2 * i + 1) / (2 * num_quantiles) if fractions is None else float(fractions[row, i])
             for j in range(num_targets):
                 u = float(target[row, j]) - float(quantiles_tm1[row, i])
                 huber = 0.5 * u * u if abs(u) <= kappa else kappa * (abs(u) - 0.5 * kappa)
@@ -41,6 +43,11 @@ def test_loss_by_hand() -> None:
     assert quantile_huber_loss(quantiles, torch.tensor([[-1.0]]), weight, 1.0)[0] == 0.75
     # Both targets: the mean over targets, the sum over quantiles.
     assert quantile_huber_loss(quantiles, torch.tensor([[3.0, -1.0]]), weight, 1.0)[0] == 1.25
+    # Fractions 0.9 and 0.2 instead of the midpoints: 0.9 * 2.5 + 0.2 * 1.5 = 2.55.
+    drawn = torch.tensor([[0.9, 0.2]])
+    torch.testing.assert_close(
+        quantile_huber_loss(quantiles, torch.tensor([[3.0]]), weight, 1.0, drawn)[0], torch.tensor(2.55)
+    )
     # kappa divides: u = 3, 2 with kappa 2: h = 4, 2; (1/4 * 4 + 3/4 * 2) / 2 = 1.25.
     assert quantile_huber_loss(quantiles, torch.tensor([[3.0]]), weight, 2.0)[0] == 1.25
 
@@ -51,17 +58,21 @@ def test_loss_by_hand() -> None:
     num_quantiles=st.integers(1, 6),
     num_targets=st.integers(1, 6),
     kappa=st.sampled_from([0.1, 1.0, 3.0]),
+    implicit=st.booleans(),
 )
 def test_loss_is_the_double_sum_and_gradient_its_gradient(
-    seed: int, batch_size: int, num_quantiles: int, num_targets: int, kappa: float
+    seed: int, batch_size: int, num_quantiles: int, num_targets: int, kappa: float, implicit: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     quantiles = torch.randn(batch_size, num_quantiles, dtype=torch.float64, generator=generator)
     target = 2.0 * torch.randn(batch_size, num_targets, dtype=torch.float64, generator=generator)
     weight = torch.rand(batch_size, dtype=torch.float64, generator=generator)
+    shape = (batch_size, num_quantiles)
+    fractions = torch.rand(*shape, dtype=torch.float64, generator=generator) if implicit else None
     quantiles.requires_grad_()
-    loss, gradient = quantile_huber_loss(quantiles, target, weight, kappa)
-    assert loss.item() == pytest.approx(loss_in_loops(quantiles.detach(), target, weight, kappa), rel=1e-9)
+    loss, gradient = quantile_huber_loss(quantiles, target, weight, kappa, fractions)
+    expected_loss = loss_in_loops(quantiles.detach(), target, weight, kappa, fractions)
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-9)
     (expected,) = torch.autograd.grad(loss, quantiles)
     torch.testing.assert_close(gradient.detach(), expected)
 
@@ -107,3 +118,5 @@ def test_nothing_is_broadcast() -> None:
     ]:
         with pytest.raises(ValueError, match="has shape"):
             quantile_huber_loss(quantiles, target, weights, 1.0)
+    with pytest.raises(ValueError, match=r"fractions has shape \[3\], expected \[2, 3\]"):
+        quantile_huber_loss(rows, rows, weight, 1.0, torch.ones(3))

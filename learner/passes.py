@@ -1,0 +1,51 @@
+"""The passes of online and target network that an update needs, and all of their outputs.
+
+Owns which network sees which observations; must not import the loop, optimizers or the replay service.
+"""
+
+import torch
+from torch import Tensor
+
+from learner.batch import Observations
+from learner.config import LearnerConfig
+from learner.fractions import drawn
+from learner.networks.flat import FlatNetwork
+from learner.objectives.fit import Outputs
+
+
+def passes(
+    online: FlatNetwork,
+    target: FlatNetwork,
+    obs_tm1: Observations,
+    obs_t: Observations,
+    config: LearnerConfig,
+) -> Outputs:
+    """The outputs that fit one batch; the online network keeps what `backward` needs of those for obs_tm1."""
+    outputs_t = target.evaluate(obs_t)
+    if config.double:
+        outputs_tm1, choosing = online.forward_pair(obs_tm1, obs_t)
+        return Outputs(outputs_tm1, outputs_t, choosing)
+    return Outputs(online.forward(obs_tm1), outputs_t)
+
+
+def implicit_passes(
+    online: FlatNetwork,
+    target: FlatNetwork,
+    obs_tm1: Observations,
+    obs_t: Observations,
+    config: LearnerConfig,
+    generator: torch.Generator,
+) -> Outputs:
+    """The same for implicit quantiles, at fractions drawn for each transition.
+
+    The next action is the one that acting would take: the best mean over the fixed fractions, of the target
+    network, or of the online network with double Q-learning.
+    """
+    device = online.weights.device
+    batch_size = len(obs_tm1) if isinstance(obs_tm1, Tensor) else len(next(iter(obs_tm1.values())))
+    fractions = drawn(batch_size, config.iqn_quantiles, generator, device)
+    fractions_t = drawn(batch_size, config.iqn_target_quantiles, generator, device)
+    outputs_t = target.evaluate(obs_t, fractions_t)
+    outputs_tm1 = online.forward(obs_tm1, fractions)
+    choosing = (online if config.double else target).evaluate(obs_t)
+    return Outputs(outputs_tm1, outputs_t, choosing, fractions=fractions)
