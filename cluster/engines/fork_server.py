@@ -120,6 +120,8 @@ class ForkServer:
 
     def status_of(self, number: int, wait_seconds: float) -> int | None:
         """How a role's process has ended, once the server has said so; None if it does not in time."""
+        if self.line.fileno() < 0:  # the server is gone
+            return self._statuses.pop(number, None)
         deadline, watch = time.monotonic() + wait_seconds, select.poll()
         watch.register(self.line, select.POLLIN)
         with suppress(OSError, EOFError):

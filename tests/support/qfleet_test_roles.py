@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -65,3 +67,48 @@ class Asker:
     def ask(self, method: Callable[..., object], *args: int) -> object:
         (ref,) = self.calls.call(self.other, method, *args)
         return self.calls.get(ref)
+
+
+class Echo:
+    """Gives back what it gets, and does to its process what it is told."""
+
+    def give(self, value: object) -> object:
+        return value
+
+    def zeros(self, num_bytes: int) -> bytes:
+        return bytes(num_bytes)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def lock(self) -> object:
+        return threading.Lock()
+
+    def leave(self) -> None:
+        raise SystemExit(3)
+
+    def start_daemon(self) -> int:
+        """Starts a program in a session of its own, and returns its pid."""
+        return subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+
+    def draws(self) -> float:
+        return float(np.random.random())  # noqa: NPY002 - as many environments do
+
+    def descriptors(self) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def environment(self, name: str) -> str | None:
+        return os.environ.get(name)
+
+    def product(self) -> float:
+        """A product of matrices by torch, large enough for all its threads."""
+        import torch
+
+        return float((torch.ones(300, 300) @ torch.ones(300, 300)).sum())
+
+
+class DiesAtBirth:
+    """Its process ends while it is made."""
+
+    def __init__(self) -> None:
+        os._exit(7)

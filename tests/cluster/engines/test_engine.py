@@ -1,20 +1,19 @@
 """What every engine promises, asked of each of them.
 
 Tests cluster/engines/engine.py, cluster/engines/ref.py, cluster/engines/serial_engine.py,
-cluster/engines/ray_engine.py and cluster/engines/process_engine.py with cluster/engines/process_calls.py,
-cluster/engines/role_process.py, cluster/engines/fork_server.py, cluster/engines/lines.py,
-cluster/engines/wire.py and cluster/runtime/preload.py.
+cluster/engines/ray_engine.py and cluster/engines/process_engine.py.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from qfleet_test_roles import Asker, BrokenFromTheStart, Counter
+from qfleet_test_roles import Asker, BrokenFromTheStart, Counter, Echo
 
 from cluster.engines.engine import Engine, EngineError, Handle, Need, RoleDied, RoleError
 from cluster.engines.serial_engine import SerialEngine
@@ -139,6 +138,65 @@ def test_the_error_behind_a_failed_call_is_named(engine: Engine, counter: Handle
     assert raised.value.role == "counter 3"
     assert "in deep_inside" in raised.value.message
     engine.kill(asker)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        np.zeros((0, 3), np.float32),
+        np.float64(0.1),
+        {"a": [np.arange(5), "x"], "b": (np.ones((3, 4), order="F"), np.arange(10)[::2])},
+        b"x" * 5_000_000,
+        np.arange(3_000_000, dtype=np.int64),
+        [np.full(20_000, n, np.uint8) for n in range(40)],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_of_all_sizes_come_back(engine: Engine, value: object) -> None:
+    echo = engine.spawn("echo", Echo, need=NEED)
+    # Twice: the second one is read where the first was.
+    for _ in range(2):
+        np.testing.assert_equal(ask(engine, echo, Echo.give, value), value)
+    engine.kill(echo)
+
+
+def test_hundreds_of_calls_are_outstanding(engine: Engine, counter: Handle[Any]) -> None:
+    refs = [engine.call(counter, Counter.add, 1)[0] for _ in range(700)]
+    assert engine.get(refs[-1]) == 800
+    assert [engine.get(ref) for ref in refs] == list(range(101, 801))
+
+
+def test_a_result_that_is_not_there_yet_can_be_an_argument(engine: Engine, counter: Handle[Any]) -> None:
+    echo = engine.spawn("echo", Echo, need=NEED)
+    (slow,) = engine.call(echo, Echo.give, np.ones(400_000))
+    (total,) = engine.call(counter, Counter.total_of, slow, 2)
+    (after,) = engine.call(counter, Counter.add, 1)
+    assert engine.get(after) == 101
+    assert engine.get(total) == 800_000.0
+    engine.kill(echo)
+
+
+def test_what_cannot_be_sent_is_refused(engine: Engine, counter: Handle[Any]) -> None:
+    if engine.own_processes:
+        with pytest.raises(TypeError, match="lock"):
+            engine.call(counter, Counter.add, threading.Lock())  # type: ignore[arg-type]
+        echo = engine.spawn("echo", Echo, need=NEED)
+        with pytest.raises(RoleError, match="lock"):
+            ask(engine, echo, Echo.lock)
+        assert ask(engine, echo, Echo.give, 3) == 3
+        engine.kill(echo)
+    assert ask(engine, counter, Counter.add, 1) == 101
+
+
+def test_one_caller_is_served_while_another_one_waits(engine: Engine) -> None:
+    shard = engine.spawn("shard 0", Counter, need=NEED)
+    askers = [engine.spawn(f"actor {n}", Asker, engine.calls, shard, need=NEED) for n in range(3)]
+    refs = [engine.call(asker, Asker.ask, Counter.add, 1)[0] for _ in range(20) for asker in askers]
+    assert sorted(engine.get(ref) for ref in refs) == list(range(1, 61))
+    for handle in (*askers, shard):
+        engine.kill(handle)
 
 
 def test_serial_get_refuses_what_is_no_ref() -> None:
