@@ -48,7 +48,8 @@ def carry(here: Line, there: Line, count: int) -> list[Message]:
     """Turns both sides until `count` messages are there; neither ever waits."""
     found = []
     for _ in range(100_000):
-        here.flush()
+        if here.fileno() >= 0:
+            here.flush()
         message = there.receive()
         if message is not None:
             found.append(message)
@@ -96,8 +97,7 @@ def test_the_other_side_is_gone_in_the_middle_of_a_message(lines: tuple[Line, Li
     assert there.receive() is None
     here.close()
     with pytest.raises(EOFError):
-        while there.receive() is None:
-            pass
+        carry(here, there, 1)
     with pytest.raises(OSError):  # noqa: PT011 - which one depends on the system
         there.send("answer")
 
