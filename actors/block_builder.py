@@ -16,6 +16,11 @@ from actors.exploration import ALL_LANES
 from actors.nstep import NStepTransitions, n_step_transitions
 from replay_service.block import BlockSchema, TransitionBlock
 
+UNVALUED_PRIORITY = np.float32(1.0)
+"""The priority of transitions acted before the first weights. Their TD errors are unknown, so they get the
+largest priority there is (Schaul et al. 2016, arXiv:1511.05952, algorithm 1, line 6). It is 1 in an empty
+shard, and a shard holds only such transitions until there are weights."""
+
 
 @dataclass(frozen=True, eq=False)
 class ChunkSteps:
@@ -101,6 +106,7 @@ class BlockBuilder:
             "fake": np.zeros(lanes, np.bool_),
             "starts": np.zeros(lanes, np.bool_),
             "pending": np.zeros(lanes, np.bool_),
+            "valued": np.zeros(lanes, np.bool_),
             # Actions before lanes: a maximum over the last and shortest axis would cost fifty times as much.
             "q": np.zeros((0, num_actions, num_lanes), np.float32),
             "version": np.zeros(lanes, np.int64),
@@ -124,8 +130,11 @@ class BlockBuilder:
         self._new_finals = []
         self._frames[0] = frames
 
-    def begin(self, steps: int, version: int) -> None:
-        """Makes room for a chunk of `steps` vector steps by weights `version`; all of them must be added."""
+    def begin(self, steps: int, version: int, *, valued: bool = True) -> None:
+        """Makes room for a chunk of `steps` vector steps by weights `version`; all of them must be added.
+
+        valued: whether there are weights, so that the q that `add` gets means something.
+        """
         self._first = self._length
         self._length += steps
         self._missing = steps * self._frames.shape[1]
@@ -135,6 +144,7 @@ class BlockBuilder:
                 name: _grown(array, self._first, self._length) for name, array in self._steps.items()
             }
         self._steps["version"][self._first : self._length] = version
+        self._steps["valued"][self._first : self._length] = valued
 
     def add(self, t: int, actions: np.ndarray, q: np.ndarray, step: Step, lanes: slice = ALL_LANES) -> None:
         """Stores the chunk's t-th step of the K lanes `lanes`: actions [K], q [K, A] of the frames before.
@@ -278,7 +288,8 @@ class BlockBuilder:
         discount = transitions.discount.take(at)
         bootstrap = self._values_after(steps["q"]).take(at + (span - 1) * num_lanes)
         taken = _taken(steps["q"], at, action)
-        priority = np.abs(n_step_reward + discount * bootstrap - taken).astype(np.float32)
+        td_error = np.abs(n_step_reward + discount * bootstrap - taken).astype(np.float32)
+        priority = np.where(steps["valued"].take(at), td_error, UNVALUED_PRIORITY)
         if not np.isfinite(priority).all():
             raise ValueError("a reward or Q-value is not finite; the policy's weights have diverged")
         return TransitionBlock(

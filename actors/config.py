@@ -15,6 +15,7 @@ class EnvConfig:
 
     discretize K divides each dimension of a Box action space into K bins and flattens MultiDiscrete.
     An observation holds `stack` frames. action_mask: info["action_mask"] says which actions may be taken.
+    image_layout: the order of the last three axes of images, channels last or first.
     Settings that are None are chosen to suit the environment.
     """
 
@@ -24,6 +25,7 @@ class EnvConfig:
     action_mask: bool | None = None
     discretize: int | None = None
     max_episode_steps: int | None = None
+    image_layout: Literal["HWC", "CHW"] | None = None
     backend: Literal["auto", "native", "sync", "async"] = "auto"
 
     def __post_init__(self) -> None:

@@ -3,8 +3,10 @@
 Owns protocols, the description of an environment and the reports of loops; must not import gymnasium.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -48,6 +50,10 @@ class EnvSpec:
     shape ()), else None. If an observation consists of several arrays, `parts` has name, dtype and shape of
     each, and the frame is a record: shape (), dtype "|V". action_mask: the environment says in
     info["action_mask"] which actions may be taken. backend and autoreset_mode: the ones used for acting.
+
+    pixels: names of the arrays with bounds 0 and 255, which networks divide by 255. image_layouts: name of
+    each array of two to four axes -> the order of its axes, see actors.envs.images. An array alone has the
+    name "observation".
     """
 
     observation_shape: tuple[int, ...]
@@ -61,6 +67,8 @@ class EnvSpec:
     reward_threshold: float | None
     parts: tuple[FrameField, ...] = ()
     action_mask: bool = False
+    pixels: tuple[str, ...] = ()
+    image_layouts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def frame_fields(self) -> tuple[FrameField, ...]:
@@ -78,6 +86,12 @@ class EnvSpec:
     def block_schema(self, n_step: int) -> BlockSchema:
         """The schema of this environment's blocks."""
         return BlockSchema(self.frame_fields, self.stack, n_step)
+
+    def read_as(self, saved: EnvSpec) -> EnvSpec:
+        """This spec with the meaning that a saved one gave to the numbers, if their arrays are the same."""
+        if self.frame_fields != saved.frame_fields:
+            return self
+        return replace(self, pixels=saved.pixels, image_layouts=saved.image_layouts)
 
 
 def frame_dtype(fields: tuple[FrameField, ...]) -> np.dtype[Any]:

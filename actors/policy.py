@@ -16,12 +16,13 @@ class MlpPolicy:
     """Fully connected layers with ReLU between them.
 
     Flat weights: for each layer W [out, in] row by row, then b [out]; then, if observations are normalized,
-    mean and inverse deviation of each value of a frame. Observations are flattened; uint8 ones are divided
-    by 255.
+    mean and inverse deviation of each value of a frame. Observations are flattened; pixels are divided by
+    255.
     """
 
-    def __init__(self, layer_sizes: Sequence[int], normalized: int = 0) -> None:
+    def __init__(self, layer_sizes: Sequence[int], normalized: int = 0, *, pixels: bool = False) -> None:
         """layer_sizes: inputs, hidden layers, actions; normalized: number of values of a frame, 0 if raw.
+        pixels: whether observations hold values from 0 to 255.
 
         Raises ValueError on fewer than two sizes, a size below 1, or inputs that are no whole frames.
         """
@@ -35,6 +36,7 @@ class MlpPolicy:
                 f"{self._sizes[0]} inputs are not a whole number of frames of {normalized} values"
             )
         self._normalized = normalized
+        self._pixels = pixels
         self._moments: tuple[np.ndarray, np.ndarray] | None = None
         parameters = sum(inputs * outputs + outputs for inputs, outputs in pairwise(self._sizes))
         self.num_weights = parameters + 2 * normalized
@@ -66,7 +68,7 @@ class MlpPolicy:
         hidden = observations.reshape(num_lanes, -1)
         if hidden.shape[1] != self._sizes[0]:
             raise ValueError(f"observations {observations.shape} do not flatten to [N, {self._sizes[0]}]")
-        if hidden.dtype == np.uint8:
+        if self._pixels:
             hidden = np.divide(hidden, np.float32(255), dtype=np.float32)
         else:
             hidden = hidden.astype(np.float32, copy=False)

@@ -133,7 +133,7 @@ class EnvActor:
             self._loaded = True
         epsilon = self._epsilon(global_env_steps)
         exploration = Exploration(steps, self._num_lanes, self.spec.num_actions, epsilon, self._rng)
-        self._builder.begin(steps, version)
+        self._builder.begin(steps, version, valued=self._loaded)
         final_observations: list[np.ndarray] = []
         for group in self._groups:
             self._begin_step(group, 0, exploration)

@@ -38,7 +38,15 @@ class Case:
 
 
 CARTPOLE = NetworkSpec((4,), "float32", None, 2, stack=1)
-ATARI = NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4)
+ATARI = NetworkSpec(
+    (4, 84, 84),
+    "uint8",
+    None,
+    6,
+    stack=4,
+    pixels=("observation",),
+    image_layouts={"observation": "HW"},
+)
 CASES = (
     Case("MLP 4-128-128-2, batch 64", CARTPOLE, LearnerConfig(batch_size=64), 600),
     Case("  same, double Q", CARTPOLE, LearnerConfig(batch_size=64, double=True), 600),

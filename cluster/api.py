@@ -32,7 +32,7 @@ from cluster.policies.saved_policy import load_policy
 from cluster.record.output import SerialLogs
 from cluster.record.prometheus import MetricsServer
 from cluster.record.recorder import NewestSnapshot, Recorder
-from cluster.record.run_dir import RunDir, holds_run, refuse_unusable
+from cluster.record.run_dir import RunDir, holds_run, read_spec, refuse_unusable
 from cluster.record.scrape_targets import advertised, home_folder, targets_folder
 from cluster.record.tensorboard import require_tensorboard
 from cluster.runtime.failure import RunFailed
@@ -70,14 +70,18 @@ class Prepared:
     spec: EnvSpec
 
 
-def prepare(config: RunConfig) -> Prepared:
+def prepare(config: RunConfig, saved: EnvSpec | None = None) -> Prepared:
     """Checks a config, probes its environment, and chooses the settings that it leaves out (None).
+
+    saved: the environment of the run that is resumed, whose numbers keep their meaning.
 
     Raises:
         ConfigError, EnvError: the message names value and cure. Both are ValueErrors.
     """
     check(config)
     spec = probe(config.env)
+    if saved is not None:
+        spec = spec.read_as(saved)
     resolved = resolve(config, spec, available_cores(), on_cluster=bool(cluster_address()))
     check(resolved)
     return Prepared(resolved, spec)
@@ -146,7 +150,7 @@ def train(
     if not goes_on:
         refuse_unusable(run_dir)
     require_tensorboard(config)
-    prepared = prepare(config)
+    prepared = prepare(config, read_spec(run_dir) if goes_on else None)
     resolved, spec, folder = prepared.config, prepared.spec, run_dir.absolute()
     plan = make_plan(resolved, spec, this_machine())
     require_fit(plan)

@@ -17,8 +17,11 @@ from cluster.engines.machine import this_machine
 from cluster.engines.threads import available_cores, env_threads
 from cluster.settings.config import RunConfig
 from cluster.settings.plan import make_plan
+from cluster.settings.resolve import network_spec
 from cluster.settings.resolved import ResolvedConfig, preset_text
 from cluster.wording import quantity
+from learner.config import NetworkSpec, image_shape
+from replay_service.block import OBSERVATION
 
 _MEASURED_SECONDS = 1.0
 
@@ -48,24 +51,31 @@ def describe(config: RunConfig) -> str:
 
 
 def observation_text(spec: EnvSpec) -> str:
-    """Describes an observation: "84 x 84 image, 4 stacked (uint8)"; several arrays with their names."""
+    """Describes an observation: "84 x 84 image, 4 stacked (uint8, divided by 255)"; several arrays with their
+    names."""
     if spec.num_states is not None:
         return f"a state number, {quantity(spec.num_states, 'state')}"
-    if not spec.parts:
-        return _array_text(spec.observation_dtype, spec.observation_shape, spec.stack)
-    return "; ".join(f"{part.name}: {_array_text(part.dtype, part.shape, spec.stack)}" for part in spec.parts)
+    arrays = network_spec(spec).arrays
+    texts = {name: _array_text(array) for name, array in arrays.items()}
+    return "; ".join(f"{name}: {text}" for name, text in texts.items()) if spec.parts else texts[OBSERVATION]
 
 
-def _array_text(dtype: str, shape: tuple[int, ...], stack: int) -> str:
-    kind = np.dtype(dtype)
-    sizes = " x ".join(map(str, shape))
-    if kind == np.uint8 and len(shape) in (2, 3):
-        text = f"{sizes} image"
-    elif len(shape) > 1:
-        text = f"{sizes} numbers"
-    else:
-        text = quantity(math.prod(shape), "number")
-    return f"{text}{f', {stack} stacked' if stack > 1 else ''} ({kind.name})"
+def _array_text(array: NetworkSpec) -> str:
+    kind = np.dtype(array.observation_dtype).name
+    shape, layout, image = array.frame_shape, array.image_layouts.get(OBSERVATION), image_shape(array)
+    text = f"{' x '.join(map(str, shape))} numbers" if len(shape) > 1 else ""
+    if array.is_pixels and image is not None:
+        text = f"{image.height} x {image.width} image"
+        if len(shape) == 4:
+            text += f", a stack of {shape[0]}"
+        if layout != "HW":
+            channels = shape[-1] if image.channels_last else shape[-3]
+            text += f", {quantity(channels, 'channel')} ({'last' if image.channels_last else 'first'})"
+    elif layout == "unknown":
+        text += " (env.image_layout would say which axis holds channels)"
+    text = text or quantity(math.prod(shape), "number")
+    stacked = f", {array.stack} stacked" if array.stack > 1 else ""
+    return f"{text}{stacked} ({kind}{', divided by 255' if array.is_pixels else ''})"
 
 
 def _steps_per_second(config: ResolvedConfig, spec: EnvSpec, lanes: int) -> float:

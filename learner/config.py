@@ -5,9 +5,10 @@ Owns names, defaults and checks; must not import torch, so that a driver can rea
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from replay_service.block import OBSERVATION, FrameField
@@ -31,6 +32,10 @@ class NetworkSpec:
     observations, whose observation_shape is (). Where an observation consists of several arrays, `parts` has
     the name, dtype and shape (with the stack) of each; observation_shape is then (), the dtype "|V", and a
     network takes a dict of tensors by name.
+
+    pixels: names of the arrays whose values go from 0 to 255; networks divide them by 255. image_layouts:
+    name of each array with the axes of an image -> their order, "HW", "HWC", "CHW" or "unknown". An array
+    alone has the name "observation".
     """
 
     observation_shape: tuple[int, ...]
@@ -39,16 +44,32 @@ class NetworkSpec:
     num_actions: int
     stack: int
     parts: tuple[FrameField, ...] = ()
+    pixels: tuple[str, ...] = ()
+    image_layouts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def arrays(self) -> dict[str, NetworkSpec]:
         """A spec for each array of an observation: the parts by name, or "observation" alone."""
         if not self.parts:
             return {OBSERVATION: self}
-        return {
-            part.name: replace(self, observation_shape=part.shape, observation_dtype=part.dtype, parts=())
-            for part in self.parts
-        }
+        return {part.name: self._alone(part) for part in self.parts}
+
+    def _alone(self, part: FrameField) -> NetworkSpec:
+        """A spec for one part as if it were the whole observation."""
+        layout = self.image_layouts.get(part.name)
+        return replace(
+            self,
+            observation_shape=part.shape,
+            observation_dtype=part.dtype,
+            parts=(),
+            pixels=(OBSERVATION,) if part.name in self.pixels else (),
+            image_layouts={} if layout is None else {OBSERVATION: layout},
+        )
+
+    @property
+    def is_pixels(self) -> bool:
+        """Whether the one array of an observation holds values from 0 to 255."""
+        return OBSERVATION in self.pixels
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -70,8 +91,8 @@ class LearnerConfig:
     their feature maps to p x p by adaptive max-pooling before the dense layers. spectral_norm divides the
     weights of impala_cnn's residual convolutions by their largest singular value.
 
-    normalize_observations: float observations enter networks as (x - mean) / deviation, clipped to 10
-    deviations, by running statistics of the sampled minibatches, which travel with the weights.
+    normalize_observations: numbers enter networks as (x - mean) / deviation, clipped to 10 deviations, by
+    running statistics of the sampled minibatches, which travel with the weights. Pixels and flags do not.
 
     head selects what is learned about the return of each action: "q" its mean, "c51" its distribution over
     num_atoms fixed values in value_range, "qr" num_atoms of its quantiles, "iqn" its quantiles at any
@@ -179,31 +200,36 @@ class LearnerConfig:
 
 
 class ImageShape(NamedTuple):
-    """One image observation: channels counts all frames of a stack.
+    """One image observation: channels counts all frames of all stacks.
 
-    channels_last gives the order of each frame's axes: [H, W, C], else [H, W] or [C, H, W].
+    channels_last gives the order of each frame's axes: [..., H, W, C], else [H, W] or [..., C, H, W].
+    pixels: whether values go from 0 to 255.
     """
 
     channels: int
     height: int
     width: int
     channels_last: bool
+    pixels: bool
 
 
 def image_shape(spec: NetworkSpec) -> ImageShape | None:
-    """The shape of an observation of one array as an image; None unless a frame has 2 or 3 axes.
+    """The shape of an observation of one array as an image; None if it is none, or its layout is unknown.
 
-    A frame with three axes is [H, W, C] or [C, H, W], whichever makes C smaller; [H, W, C] if both are equal.
+    A frame with four axes is a stack of images that the environment itself makes.
     """
-    match spec.frame_shape:
-        case (height, width):
-            return ImageShape(spec.stack, height, width, channels_last=False)
-        case (height, width, channels) if channels <= height:
-            return ImageShape(spec.stack * channels, height, width, channels_last=True)
-        case (channels, height, width):
-            return ImageShape(spec.stack * channels, height, width, channels_last=False)
+    layout = spec.image_layouts.get(OBSERVATION)
+    match layout:
+        case "HW":
+            stack, (height, width), channels = [], spec.frame_shape, 1
+        case "HWC":
+            *stack, height, width, channels = spec.frame_shape
+        case "CHW":
+            *stack, channels, height, width = spec.frame_shape
         case _:
             return None
+    channels *= spec.stack * math.prod(stack)
+    return ImageShape(channels, height, width, channels_last=layout == "HWC", pixels=spec.is_pixels)
 
 
 def feature_map(network: str, image: ImageShape) -> tuple[int, int]:
@@ -221,7 +247,7 @@ def feature_map(network: str, image: ImageShape) -> tuple[int, int]:
 def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
     """The network that config.network names; "auto" is a table for Discrete observations, the Nature CNN
     where there are images of at least 36 x 36, else an MLP. Raises ValueError where the named one does not
-    fit."""
+    fit, and where it depends on the order of an image's axes, which is unknown."""
     arrays = spec.arrays.values()
     large_enough = any(map(is_large_image, arrays))
     discrete = spec.num_states is not None
@@ -232,6 +258,12 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
         f"Discrete observations cannot be stacked, but env.stack is {spec.stack}; give 1",
     )
     network = config.network
+    for array in arrays:
+        _refuse_if(
+            _needs_layout(array, network),
+            f"observations of shape {list(array.frame_shape)} are images, but which axis holds the channels? "
+            "Set env.image_layout=HWC (channels last) or CHW (channels first), or learner.network=mlp",
+        )
     if network == "auto":
         network = "table" if discrete else "nature_cnn" if large_enough else "mlp"
     _refuse_if(
@@ -272,8 +304,9 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
     if config.pool_size is not None:
         _check_pool_size(network, config.pool_size, [convolved(network, array) for array in arrays])
     _refuse_if(
-        config.normalize_observations and not any(map(is_float, arrays)),
-        f"learner.normalize_observations is true, which needs float observations; {seen}; give false",
+        config.normalize_observations and not any(map(is_normalizable, arrays)),
+        "learner.normalize_observations is true, which needs numbers other than pixels, flags and states; "
+        f"{seen}; give false",
     )
     return network
 
@@ -305,9 +338,18 @@ def is_large_image(spec: NetworkSpec) -> bool:
     return image is not None and min(image.height, image.width) >= NATURE_CNN_SMALLEST_IMAGE
 
 
-def is_float(spec: NetworkSpec) -> bool:
-    """Whether an observation of one array can be normalized: it holds no bytes, flags or state numbers."""
-    return spec.observation_dtype in ("<f4", "float32")
+def is_normalizable(spec: NetworkSpec) -> bool:
+    """Whether an observation of one array can be normalized: it holds no pixels, flags or state numbers."""
+    return spec.observation_dtype in ("<f4", "float32", "|u1", "uint8") and not spec.is_pixels
+
+
+def _needs_layout(spec: NetworkSpec, network: str) -> bool:
+    """Whether a network depends on the order of the axes of one array, which is unknown."""
+    if spec.image_layouts.get(OBSERVATION) != "unknown":
+        return False
+    # Some order of the axes makes it a large image.
+    large = sorted(spec.frame_shape[-3:])[1] >= NATURE_CNN_SMALLEST_IMAGE
+    return network in ("impala_cnn", "minatar_cnn") or (network in ("auto", "nature_cnn") and large)
 
 
 def is_import_path(network: str) -> bool:

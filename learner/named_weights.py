@@ -65,6 +65,8 @@ def network_facts(spec: NetworkSpec, config: LearnerConfig) -> dict[str, object]
             name: [array.observation_dtype, list(array.observation_shape)]
             for name, array in spec.arrays.items()
         },
+        "pixels": list(spec.pixels),
+        "image_layouts": dict(spec.image_layouts) if config.network not in ("mlp", "table") else {},
         "states": spec.num_states,
         "stack": spec.stack,
         "actions": spec.num_actions,

@@ -1,4 +1,4 @@
-"""Running statistics of float observations, and normalization by them.
+"""Running statistics of observed numbers, and normalization by them.
 
 Owns the statistics and the formula; must not import networks, optimizers or the learning loop.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learner.batch import Observations
-from learner.config import NetworkSpec, is_float
+from learner.config import NetworkSpec, is_normalizable
 from learner.objectives.shapes import require_shape
 from replay_service.block import OBSERVATION
 
@@ -57,7 +57,7 @@ def merged(moments: Moments, samples: Tensor) -> Moments:
 class ObservationNormalizer:
     """x -> clip((x - mean) / sqrt(variance), -10, 10), elementwise for each value of a frame, in float32.
 
-    The frames of a stack share their statistics. Parts that are not float stay as they are. Before the first
+    The frames of a stack share their statistics. Pixels and flags stay as they are. Before the first
     `absorb` or `restore`, mean is 0 and variance 1.
 
     The learner absorbs the observations that it samples: there is one learner, and its network must fit
@@ -70,7 +70,7 @@ class ObservationNormalizer:
     """
 
     def __init__(self, spec: NetworkSpec, device: torch.device) -> None:
-        shapes = {name: array.frame_shape for name, array in spec.arrays.items() if is_float(array)}
+        shapes = {name: array.frame_shape for name, array in spec.arrays.items() if is_normalizable(array)}
         sizes = [math.prod(shape) for shape in shapes.values()]
         zeros = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
         self.moments = Moments(torch.zeros(1, dtype=torch.float64, device=device), zeros, zeros)
@@ -82,7 +82,7 @@ class ObservationNormalizer:
         }
 
     def __call__(self, observations: Observations) -> Observations:
-        """Normalized copies in the shapes of the observations; parts that are not float as they are."""
+        """Normalized copies in the shapes of the observations; pixels and flags as they are."""
         if isinstance(observations, Tensor):
             return _normalized(observations, *self._scales[OBSERVATION])
         return {
@@ -93,7 +93,7 @@ class ObservationNormalizer:
     def absorb(self, observations: Observations) -> None:
         """Adds observations to the statistics, every frame of a stack as one sample."""
         arrays = {OBSERVATION: observations} if isinstance(observations, Tensor) else observations
-        flat = [arrays[name].reshape(-1, mean.numel()) for name, (mean, _) in self._scales.items()]
+        flat = [arrays[name].reshape(-1, mean.numel()).float() for name, (mean, _) in self._scales.items()]
         self.restore(merged(self.moments, torch.cat(flat, dim=1)))
 
     def restore(self, moments: Moments) -> None:
@@ -118,7 +118,7 @@ def moments_of(tail: Tensor) -> Moments:
 
 def tail_size(spec: NetworkSpec) -> int:
     """The number of floats, 2 D, that travel behind the weights where observations are normalized."""
-    return 2 * sum(math.prod(array.frame_shape) for array in spec.arrays.values() if is_float(array))
+    return 2 * sum(math.prod(array.frame_shape) for array in spec.arrays.values() if is_normalizable(array))
 
 
 def moments_state(moments: Moments) -> dict[str, Tensor]:

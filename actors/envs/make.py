@@ -27,10 +27,11 @@ from actors.envs.discretize import DiscretizedActions
 from actors.envs.errors import EnvError
 from actors.envs.guard import AnyVectorEnv, GuardedLane
 from actors.envs.guarded_vector import GuardedVector
+from actors.envs.images import image_layouts
 from actors.envs.native import NoNativeError, make_native
 from actors.envs.observations import masks_of, parts_of
 from actors.envs.stepper import VectorStepper
-from replay_service.block import ACTION_MASK
+from replay_service.block import ACTION_MASK, OBSERVATION
 
 _EXTRAS = {atari.NAMESPACE: "atari", minatar.NAMESPACE: "minatar"}
 """Namespace of ids -> the extra of this project that installs their package."""
@@ -224,7 +225,8 @@ def _stepper(vector: GuardedVector, config: EnvConfig, source: _Source, backend:
 
 def _spec(config: EnvConfig, source: _Source, env: AnyVectorEnv, backend: str) -> EnvSpec:
     space = env.single_observation_space
-    fields = tuple(part.field for part in parts_of(space))
+    parts = parts_of(space)
+    fields = tuple(part.field for part in parts)
     shape, dtype = (fields[0].shape, fields[0].dtype) if len(fields) == 1 else ((), "|V")
     assert isinstance(env.single_action_space, spaces.Discrete)
     num_actions = int(env.single_action_space.n)
@@ -237,6 +239,11 @@ def _spec(config: EnvConfig, source: _Source, env: AnyVectorEnv, backend: str) -
         if "stack_num" not in config.kwargs:
             shape = shape[1:]  # its own stack of one
             default_stack = atari.STACK
+    layout = config.image_layout
+    if isinstance(source, Registration) and source.id.startswith(minatar.NAMESPACE):
+        layout = layout or minatar.IMAGE_LAYOUT
+    names = [field.name for field in fields] if len(fields) > 1 else [OBSERVATION]
+    shapes = [field.shape for field in fields] if len(fields) > 1 else [shape]
     return EnvSpec(
         observation_shape=shape,
         observation_dtype=dtype,
@@ -249,6 +256,8 @@ def _spec(config: EnvConfig, source: _Source, env: AnyVectorEnv, backend: str) -
         reward_threshold=threshold,
         parts=fields if len(fields) > 1 else (),
         action_mask=_gives_masks(config, env, num_actions),
+        pixels=tuple(name for name, part in zip(names, parts, strict=True) if part.pixels),
+        image_layouts=image_layouts(dict(zip(names, shapes, strict=True)), layout),
     )
 
 

@@ -4,11 +4,13 @@ Owns their registration and a fix of their resets; must not know of policies, tr
 """
 
 import importlib
-from typing import Any
+from typing import Any, Final
 
 import gymnasium as gym
 
 NAMESPACE = "MinAtar/"
+IMAGE_LAYOUT: Final = "HWC"
+"""Stated, because the frames of Seaquest have 10 x 10 x 10 values."""
 
 
 def register() -> None:

@@ -28,6 +28,7 @@ class Part:
         raw_shape: its shape in the environment's own observation.
         starts: first value of each Discrete or MultiDiscrete component; empty for other spaces.
         sizes: number of values of each component that becomes one-hot; empty if the array is kept as it is.
+        pixels: whether the space's bounds are 0 and 255, in which case networks divide the values by 255.
     """
 
     path: tuple[Any, ...]
@@ -35,6 +36,7 @@ class Part:
     raw_shape: tuple[int, ...]
     starts: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
+    pixels: bool = False
 
     def of(self, observation: Any) -> Any:
         """This part of an observation, or of a vector environment's batch of observations."""
@@ -223,7 +225,7 @@ def _parts(space: spaces.Space[Any], path: tuple[Any, ...]) -> Iterator[Part]:
             shape = tuple(space.shape)
             if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
                 _require_exact(space, name)
-            yield Part(path, FrameField(name, _stored_dtype(space), shape), shape)
+            yield Part(path, FrameField(name, _stored_dtype(space), shape), shape, pixels=_has_pixels(space))
         case _:
             where = f" {name!r}:" if path else ""
             raise EnvError(
@@ -252,3 +254,8 @@ def _stored_dtype(space: spaces.Space[Any]) -> str:
     if isinstance(space, spaces.MultiBinary) or space.dtype == np.bool_:
         return "|b1"
     return "|u1" if space.dtype == np.uint8 else "<f4"
+
+
+def _has_pixels(space: spaces.Space[Any]) -> bool:
+    """Whether bounds are 0 and 255 throughout: other bytes are codes or counters, which stay as they are."""
+    return isinstance(space, spaces.Box) and bool((space.low == 0).all() and (space.high == 255).all())

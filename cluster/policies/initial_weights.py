@@ -14,6 +14,7 @@ import numpy as np
 from actors.core import EnvSpec
 from cluster.policies.saved_policy import read_policy
 from cluster.settings.config import ConfigError
+from cluster.settings.renames import with_network_meanings
 from cluster.settings.resolve import network_spec
 from cluster.settings.resolved import ResolvedConfig
 from learner.weights import load_tensors
@@ -75,7 +76,7 @@ def _of_run(path: Path) -> _Read:
 def _of_file(path: Path) -> _Read:
     try:
         named, metadata = load_tensors(path)
-        there = json.loads(metadata["policy"])
+        there = with_network_meanings(json.loads(metadata["policy"]))
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"learner.initial_weights is {path}: give a run directory, or a file that qfleet export "

@@ -32,6 +32,7 @@ from cluster.record.run_lock import LOCK_FILES, RunLock
 from cluster.record.tensorboard import EventFile
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import dump_config, load_resolved
+from cluster.settings.renames import with_meanings
 from cluster.settings.resolved import ResolvedConfig
 from learner.weights import load_weights, save_weights
 from replay_service.journal.durable_files import write_whole
@@ -265,7 +266,7 @@ def read_provenance(path: Path) -> Mapping[str, Any]:
 def read_spec(path: Path) -> EnvSpec:
     """The properties of a run's environment. Raises ConfigError if provenance.json lacks them."""
     try:
-        return msgspec.convert(read_provenance(path)["environment"], EnvSpec)
+        return msgspec.convert(with_meanings(read_provenance(path)["environment"]), EnvSpec)
     except (KeyError, msgspec.ValidationError) as error:
         raise ConfigError(
             f"{path / _PROVENANCE}: does not describe the run's environment: {error!r}"

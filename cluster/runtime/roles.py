@@ -214,4 +214,4 @@ def make_policy(config: ResolvedConfig, spec: EnvSpec, noise: np.random.SeedSequ
         return TablePolicy(spec.num_states or 0, spec.num_actions)
     sizes = (math.prod(fitted.observation_shape), *config.learner.hidden_sizes, spec.num_actions)
     normalized = math.prod(fitted.frame_shape) if config.learner.normalize_observations else 0
-    return MlpPolicy(sizes, normalized)
+    return MlpPolicy(sizes, normalized, pixels=fitted.is_pixels)

@@ -45,6 +45,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "env.max_episode_steps": Meaning(
         "steps after which an episode is truncated", "env steps", "the environment's own limit"
     ),
+    "env.image_layout": Meaning(
+        "the order of the axes of images: channels last (HWC) or first (CHW)",
+        automatic="the axis that differs from two equal ones holds the channels",
+    ),
     "env.backend": Meaning(
         "how lanes are stepped: registered vector form, one after the other, a process each",
         automatic="the vector form if it plays the same game, else one after the other",
@@ -123,7 +127,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.spectral_norm": Meaning(
         "whether weights of impala_cnn's residual convolutions are divided by their largest singular value"
     ),
-    "learner.normalize_observations": Meaning("whether float observations are scaled by running statistics"),
+    "learner.normalize_observations": Meaning("whether observed numbers are scaled by running statistics"),
     "learner.head": Meaning("what is learned of the return: mean, distribution, or quantiles"),
     "learner.num_atoms": Meaning("values of c51, quantiles of qr", "atoms"),
     "learner.iqn_cosines": Meaning("cosines through which head iqn sees a fraction", "cosines"),

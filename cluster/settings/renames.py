@@ -1,9 +1,9 @@
-"""Names that runs up to commit 6afb764 wrote to disk, and their names today.
+"""Names that runs up to commit 6afb764 wrote to disk, and their names today; meanings that they left out.
 
 Owns these tables and their use; must not import anything of the project.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 SETTINGS = {
@@ -72,6 +72,46 @@ def renamed_manifest(manifest: Any) -> Any:
     if isinstance(manifest, dict):
         return {name: renamed_manifest(value) for name, value in renamed(MANIFEST, manifest).items()}
     return manifest
+
+
+def with_meanings(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved environment with "pixels" and "image_layouts", which runs up to 9fb8909 did not write.
+
+    Their networks divided every array of bytes by 255, and read a frame of three axes as channels last where
+    the last axis is at most as long as the first, else as channels first. Four axes were no image.
+    """
+    if "pixels" in environment:
+        return dict(environment)
+    alone = {
+        "name": "observation",
+        "dtype": environment["observation_dtype"],
+        "shape": environment["observation_shape"],
+    }
+    arrays = environment.get("parts") or [alone]
+    layouts = {
+        array["name"]: _old_layout(array["shape"]) for array in arrays if len(array["shape"]) in (2, 3)
+    }
+    pixels = [array["name"] for array in arrays if array["dtype"] == "|u1"]
+    return {**environment, "pixels": pixels, "image_layouts": layouts}
+
+
+def with_network_meanings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for the facts of an exported network, whose shapes begin with the stack if there is one."""
+    if "pixels" in facts:
+        return dict(facts)
+    frames = 1 if facts["stack"] > 1 else 0
+    shapes = {name: shape[frames:] for name, (_, shape) in facts["observations"].items()}
+    if facts["network"] in ("mlp", "table"):
+        shapes = {}
+    layouts = {name: _old_layout(shape) for name, shape in shapes.items() if len(shape) in (2, 3)}
+    pixels = [name for name, (dtype, _) in facts["observations"].items() if dtype == "|u1"]
+    return {**facts, "pixels": pixels, "image_layouts": layouts}
+
+
+def _old_layout(shape: Sequence[int]) -> str:
+    if len(shape) == 2:
+        return "HW"
+    return "HWC" if shape[2] <= shape[0] else "CHW"
 
 
 def rename_settings(tree: dict[str, Any]) -> None:

@@ -104,7 +104,16 @@ def network_spec(spec: EnvSpec) -> NetworkSpec:
     stack = () if spec.stack == 1 else (spec.stack,)
     parts = tuple(FrameField(part.name, part.dtype, (*stack, *part.shape)) for part in spec.parts)
     shape = () if parts else (*stack, *spec.observation_shape)
-    return NetworkSpec(shape, spec.observation_dtype, spec.num_states, spec.num_actions, spec.stack, parts)
+    return NetworkSpec(
+        shape,
+        spec.observation_dtype,
+        spec.num_states,
+        spec.num_actions,
+        spec.stack,
+        parts,
+        spec.pixels,
+        spec.image_layouts,
+    )
 
 
 def _network(spec: EnvSpec, learner: LearnerConfig) -> str:

@@ -64,7 +64,8 @@ def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
         nn.init.zeros_(table.weight)
         return table if config.head == "q" else nn.Sequential(table, nn.Unflatten(1, outputs))
     if network == "mlp" and is_plain(config) and not spec.parts:
-        return Mlp((math.prod(spec.observation_shape), *config.hidden_sizes, spec.num_actions))
+        sizes = (math.prod(spec.observation_shape), *config.hidden_sizes, spec.num_actions)
+        return Mlp(sizes, pixels=spec.is_pixels)
     encoders = {name: encoder(array, network, config) for name, array in spec.arrays.items()}
     torso = JoinedTorso(encoders) if spec.parts else encoders[OBSERVATION]
     hidden = CONVOLUTIONS[network][1] if network in CONVOLUTIONS else config.hidden_sizes[-1]
@@ -80,19 +81,20 @@ def encoder(array: NetworkSpec, network: str, config: LearnerConfig) -> Encoder:
     if image is not None:
         return CONVOLUTIONS[network][0](image, config)
     sizes = (math.prod(array.observation_shape), *config.hidden_sizes[:-1])
-    return DenseTorso(sizes, config.layer_norm)
+    return DenseTorso(sizes, config.layer_norm, pixels=array.is_pixels)
 
 
 class Mlp(nn.Module):
     """Fully connected layers with ReLU between them; sizes are [D, hidden…, A]."""
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
+    def __init__(self, sizes: tuple[int, ...], *, pixels: bool = False) -> None:
         super().__init__()
+        self.pixels = pixels
         self.layers = nn.ModuleList(Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(sizes))
 
     def forward(self, observations: Tensor) -> Tensor:
         """[B, *shape] -> [B, A]."""
-        hidden = features(observations)
+        hidden = features(observations, pixels=self.pixels)
         for layer in self.layers[:-1]:
             hidden = functional.relu(layer(hidden))
         q: Tensor = self.layers[-1](hidden)

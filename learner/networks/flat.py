@@ -121,6 +121,7 @@ class FlatMlp(FlatNetwork):
 
     def __init__(self, network: Mlp, device: torch.device) -> None:
         super().__init__(network, device)
+        self._pixels = network.pixels
         weights, gradients = self.views(self.weights), self.views(self.gradient)
         self._weights, self._biases = weights[0::2], weights[1::2]
         self._weight_gradients, self._bias_gradients = gradients[0::2], gradients[1::2]
@@ -155,7 +156,7 @@ class FlatMlp(FlatNetwork):
     def _layer_inputs(self, observations: Observations) -> list[Tensor]:
         """The inputs of each layer: the features [B, D], then every hidden activation [B, H]."""
         assert isinstance(observations, Tensor), "an observation of several parts gets no Mlp"
-        inputs = [features(observations)]
+        inputs = [features(observations, pixels=self._pixels)]
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
             inputs.append(linear_relu(inputs[-1], weight, bias))
         return inputs

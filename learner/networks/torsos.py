@@ -19,8 +19,9 @@ from learner.networks.spectral import SpectralConv2d
 class DenseTorso(nn.Module):
     """Fully connected layers, each with ReLU; sizes are [D, hidden…]. With one size there is no layer."""
 
-    def __init__(self, sizes: Sequence[int], layer_norm: bool) -> None:
+    def __init__(self, sizes: Sequence[int], layer_norm: bool, *, pixels: bool = False) -> None:
         super().__init__()
+        self._pixels = pixels
         self.num_features = sizes[-1]
         self.layers = nn.Sequential(
             *(layer for fan_in, fan_out in pairwise(sizes) for layer in dense(fan_in, fan_out, layer_norm))
@@ -28,7 +29,7 @@ class DenseTorso(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """[B, *shape] -> [B, num_features]."""
-        hidden: Tensor = self.layers(features(observations))
+        hidden: Tensor = self.layers(features(observations, pixels=self._pixels))
         return hidden
 
 

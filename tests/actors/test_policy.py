@@ -28,14 +28,15 @@ def plain_forward(sizes: list[int], flat: list[float], observation: list[float])
 
 @pytest.mark.parametrize("sizes", [[6, 2], [6, 5, 2], [6, 5, 7, 3]])
 @pytest.mark.parametrize("dtype", ["f4", "u1", "i8"])
-def test_mlp_equals_a_plain_loop(sizes: list[int], dtype: str) -> None:
+@pytest.mark.parametrize("pixels", [False, True])
+def test_mlp_equals_a_plain_loop(sizes: list[int], dtype: str, pixels: bool) -> None:
     rng = np.random.default_rng(0)
-    policy = MlpPolicy(sizes)
+    policy = MlpPolicy(sizes, pixels=pixels)
     flat = rng.normal(size=policy.num_weights).astype(np.float32)
     policy.load(flat)
     for num_lanes in (4, 1, 4):  # buffers must follow the batch
         observations = (rng.normal(size=(num_lanes, 2, 3)) * 50 + 100).astype(dtype)
-        scale = 255.0 if dtype == "u1" else 1.0
+        scale = 255.0 if pixels else 1.0
         expected = [
             plain_forward(sizes, flat.tolist(), (observation.ravel() / scale).tolist())
             for observation in observations

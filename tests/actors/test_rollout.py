@@ -17,7 +17,7 @@ from actors.config import ActorsConfig, EnvConfig, LadderConfig
 from actors.core import EnvRestart, RolloutReport
 from actors.envs.make import make_vector
 from actors.envs.stepper import VectorStepper
-from actors.policy import MlpPolicy
+from actors.policy import MlpPolicy, TablePolicy
 from actors.rollout import EnvActor
 from replay_service.block import TRANSITION_FIELDS, TransitionBlock
 
@@ -42,6 +42,22 @@ def make_actor(
         incarnation=3,
         num_actors=num_actors,
         seed=np.random.SeedSequence(seed),
+    )
+    return made, sink
+
+
+def make_table_actor(config: ActorsConfig) -> tuple[EnvActor, ListSink]:
+    """On FrozenLake, whose 16 states have 4 actions."""
+    sink = ListSink(STATUS)
+    made = EnvActor(
+        EnvConfig("FrozenLake-v1"),
+        config,
+        policy=TablePolicy(16, 4),
+        sink=sink,
+        actor=0,
+        incarnation=0,
+        num_actors=1,
+        seed=np.random.SeedSequence(0),
     )
     return made, sink
 
@@ -135,8 +151,33 @@ def test_acts_at_random_before_the_first_weights() -> None:
     assert report.action_counts == tuple(np.bincount(block.action, minlength=2).tolist())
     mean, tolerance = float(np.mean(block.action)), 5 * 0.5 / block.num_transitions**0.5
     assert abs(mean - 0.5) < tolerance
-    # No Q-values are known, so the error is the reward itself.
-    assert np.array_equal(block.priority, np.abs(block.reward))
+    # No Q-values are known, so nothing is known to be worth less.
+    assert np.array_equal(block.priority, np.ones(block.num_transitions))
+
+
+def test_what_was_acted_before_the_first_weights_is_drawn_like_any_other() -> None:
+    """Nearly all rewards of FrozenLake are 0: as TD errors they would hide what comes first."""
+    config = ActorsConfig(envs_per_actor=8, n_step=3)
+    actor, sink = make_table_actor(config)
+    actor.rollout(300, 0, None, 0)
+    assert (sink.blocks[0].reward == 0.0).mean() > 0.9
+    assert (sink.blocks[0].priority == 1.0).all()
+    actor.rollout(300, 4, np.full(64, 0.5, np.float32), 0)
+    (later,) = sink.blocks[1:]
+    before = later.policy_version == 0
+    # The last steps of the first chunk waited for the rewards and values of the second.
+    assert 0 < np.count_nonzero(before) <= 3 * 8
+    assert (later.priority[before] == 1.0).all()
+    error = np.abs(later.reward + later.discount * np.float32(0.5) - np.float32(0.5))
+    assert np.allclose(later.priority[~before], error[~before])
+
+
+def test_an_actor_that_has_weights_keeps_them_over_a_reset() -> None:
+    actor, sink = make_table_actor(ActorsConfig(envs_per_actor=8))
+    actor.rollout(10, 1, np.full(64, 0.5, np.float32), 0)
+    actor.reset(np.random.SeedSequence(1))
+    actor.rollout(10, 1, None, 0)
+    assert (sink.blocks[1].priority < 1.0).all()
 
 
 def test_weights_are_kept_until_new_ones_come() -> None:

@@ -16,6 +16,17 @@ VECTOR = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, 475.0)
 PARTS = (FrameField("position", "<f4", (3,)), FrameField("door", "|b1", (1,)))
 
 
+def pictures(shape: tuple[int, ...], layout: str, stack: int = 1) -> EnvSpec:
+    return replace(
+        VECTOR,
+        observation_shape=shape,
+        observation_dtype="|u1",
+        stack=stack,
+        pixels=("observation",),
+        image_layouts={"observation": layout},
+    )
+
+
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
@@ -25,12 +36,28 @@ PARTS = (FrameField("position", "<f4", (3,)), FrameField("door", "|b1", (1,)))
         (replace(VECTOR, observation_shape=(2, 3)), "2 x 3 numbers (float32)"),
         (replace(VECTOR, stack=3), "4 numbers, 3 stacked (float32)"),
         (
-            replace(VECTOR, observation_shape=(84, 84), observation_dtype="|u1", stack=4),
-            "84 x 84 image, 4 stacked (uint8)",
+            pictures((84, 84), "HW", stack=4),
+            "84 x 84 image, 4 stacked (uint8, divided by 255)",
         ),
         (
-            replace(VECTOR, observation_shape=(64, 64, 3), observation_dtype="|u1"),
-            "64 x 64 x 3 image (uint8)",
+            pictures((64, 64, 3), "HWC"),
+            "64 x 64 image, 3 channels (last) (uint8, divided by 255)",
+        ),
+        (
+            pictures((4, 3, 64, 64), "CHW"),
+            "64 x 64 image, a stack of 4, 3 channels (first) (uint8, divided by 255)",
+        ),
+        (
+            replace(pictures((7, 7, 20), "HWC"), pixels=()),
+            "7 x 7 x 20 numbers (uint8)",
+        ),
+        (
+            replace(pictures((20, 30, 40), "unknown"), pixels=()),
+            "20 x 30 x 40 numbers (env.image_layout would say which axis holds channels) (uint8)",
+        ),
+        (
+            replace(VECTOR, observation_shape=(128,), observation_dtype="|u1", pixels=("observation",)),
+            "128 numbers (uint8, divided by 255)",
         ),
         (
             replace(VECTOR, observation_shape=(), observation_dtype="<i8", num_states=16),

@@ -48,7 +48,7 @@ def parts_spec() -> NetworkSpec:
         FrameField("arm.flags", "|b1", (2, 5)),
         FrameField("height", "<f4", (2,)),
     )
-    return NetworkSpec((), "|V", None, 3, stack=2, parts=parts)
+    return NetworkSpec((), "|V", None, 3, 2, parts, pixels=("camera",), image_layouts={"camera": "HW"})
 
 
 def random_frames(spec: NetworkSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

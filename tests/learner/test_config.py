@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from qfleet_specs import image_spec
 
 from learner.config import (
     IMAGE_NETWORKS,
@@ -20,7 +21,7 @@ from replay_service.block import FrameField
 
 CARTPOLE = NetworkSpec((4,), "float32", None, 2, stack=1)
 TAXI = NetworkSpec((), "int64", 500, 6, stack=1)
-ATARI = NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4)
+ATARI = image_spec((4, 84, 84), 6, stack=4)
 DICT = NetworkSpec(
     (),
     "|V",
@@ -28,6 +29,8 @@ DICT = NetworkSpec(
     3,
     stack=2,
     parts=(FrameField("camera", "|u1", (2, 36, 36)), FrameField("speed", "<f4", (2, 3))),
+    pixels=("camera",),
+    image_layouts={"camera": "HW"},
 )
 
 
@@ -37,11 +40,11 @@ DICT = NetworkSpec(
         (CARTPOLE, "mlp"),
         (TAXI, "table"),
         (ATARI, "nature_cnn"),
-        (NetworkSpec((96, 96, 3), "uint8", None, 5, stack=1), "nature_cnn"),
-        (NetworkSpec((4, 96, 96, 3), "uint8", None, 5, stack=4), "nature_cnn"),
+        (image_spec((96, 96, 3), 5, layout="HWC"), "nature_cnn"),
+        (image_spec((4, 96, 96, 3), 5, stack=4, layout="HWC"), "nature_cnn"),
         (NetworkSpec((128,), "uint8", None, 6, stack=1), "mlp"),  # Atari's memory is no image
-        (NetworkSpec((7, 7, 3), "uint8", None, 7, stack=1), "mlp"),  # too small to convolve
-        (NetworkSpec((4, 84, 84), "float32", None, 6, stack=4), "nature_cnn"),
+        (image_spec((7, 7, 3), 7, layout="HWC"), "mlp"),  # too small to convolve
+        (image_spec((4, 84, 84), 6, stack=4, dtype="float32"), "nature_cnn"),
         (NetworkSpec((4, 84), "float32", None, 6, stack=4), "mlp"),
         (DICT, "nature_cnn"),
         (replace(DICT, parts=DICT.parts[1:] * 2), "mlp"),
@@ -52,21 +55,39 @@ def test_auto_network(spec: NetworkSpec, network: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "stack", "expected"),
+    ("shape", "stack", "layout", "expected"),
     [
-        ((4, 84, 80), 4, (4, 84, 80, False)),
-        ((84, 80), 1, (1, 84, 80, False)),
-        ((84, 80, 3), 1, (3, 84, 80, True)),
-        ((84, 80, 9), 1, (9, 84, 80, True)),
-        ((3, 84, 80), 1, (3, 84, 80, False)),
-        ((4, 84, 80, 3), 4, (12, 84, 80, True)),
-        ((4, 3, 84, 80), 4, (12, 84, 80, False)),
-        ((128,), 1, None),
-        ((4, 128), 4, None),
+        ((4, 84, 80), 4, "HW", (4, 84, 80, False)),
+        ((84, 80), 1, "HW", (1, 84, 80, False)),
+        ((84, 80, 3), 1, "HWC", (3, 84, 80, True)),
+        ((3, 84, 80), 1, "CHW", (3, 84, 80, False)),
+        ((4, 84, 80, 3), 4, "HWC", (12, 84, 80, True)),
+        ((4, 3, 84, 80), 4, "CHW", (12, 84, 80, False)),
+        ((4, 64, 60, 3), 1, "HWC", (12, 64, 60, True)),
+        ((2, 4, 3, 64, 60), 2, "CHW", (24, 64, 60, False)),
+        ((20, 30, 40), 1, "unknown", None),
     ],
 )
-def test_image_axes(shape: tuple[int, ...], stack: int, expected: object) -> None:
-    assert image_shape(NetworkSpec(shape, "uint8", None, 2, stack)) == expected
+def test_image_axes(shape: tuple[int, ...], stack: int, layout: str, expected: object) -> None:
+    image = image_shape(image_spec(shape, 2, stack, layout=layout))
+    assert (image and image[:4]) == expected
+
+
+def test_what_is_no_image_has_no_image_axes() -> None:
+    assert image_shape(CARTPOLE) is None
+
+
+@pytest.mark.parametrize("network", ["auto", "nature_cnn", "impala_cnn", "minatar_cnn"])
+def test_a_network_that_depends_on_unknown_axes_asks_for_them(network: Any) -> None:
+    spec = image_spec((20, 40, 38), 2, layout="unknown")
+    with pytest.raises(ValueError, match=r"\[20, 40, 38\] are images.*Set env.image_layout=HWC"):
+        resolve_network(spec, LearnerConfig(network=network))
+
+
+def test_a_network_that_does_not_depend_on_unknown_axes_does_not_ask() -> None:
+    assert resolve_network(image_spec((20, 38, 30), 2, layout="unknown"), LearnerConfig()) == "mlp"
+    large = image_spec((40, 40, 40), 2, layout="unknown")
+    assert resolve_network(large, LearnerConfig(network="mlp")) == "mlp"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +96,7 @@ def test_image_axes(shape: tuple[int, ...], stack: int, expected: object) -> Non
         ("table", CARTPOLE, "needs Discrete observations"),
         ("mlp", TAXI, "give table"),
         ("nature_cnn", CARTPOLE, "needs images"),
-        ("nature_cnn", NetworkSpec((4, 84, 35), "uint8", None, 6, stack=4), "at least 36 x 36"),
+        ("nature_cnn", image_spec((4, 84, 35), 6, stack=4), "at least 36 x 36"),
         ("auto", NetworkSpec((4,), "int64", 500, 6, stack=4), "cannot be stacked"),
         ("table", DICT, r"needs Discrete observations; these are \|u1 \[2, 36, 36\], <f4 \[2, 3\]"),
     ],
@@ -108,7 +129,7 @@ def test_switches_of_image_networks_are_refused_elsewhere(
 @pytest.mark.parametrize("network", IMAGE_NETWORKS)
 @pytest.mark.parametrize("side", [36, 37, 44, 71, 84])
 def test_feature_maps_have_the_size_that_the_network_gives_them(network: str, side: int) -> None:
-    spec = NetworkSpec((3, side, side + 5), "float32", None, 2, stack=1)
+    spec = image_spec((3, side, side + 5), 2, layout="CHW", dtype="float32")
     image = image_shape(spec)
     assert image is not None
     torso = build_network(spec, LearnerConfig(network=network)).torso
@@ -169,12 +190,12 @@ def test_an_observation_of_several_arrays_acts_in_torch() -> None:
 def test_each_part_is_an_array_with_a_spec_of_its_own() -> None:
     arrays = DICT.arrays
     assert list(arrays) == ["camera", "speed"]
-    assert image_shape(arrays["camera"]) == (2, 36, 36, False)
+    assert image_shape(arrays["camera"]) == (2, 36, 36, False, True)
     assert arrays["speed"].frame_shape == (3,)
     assert CARTPOLE.arrays == {"observation": CARTPOLE}
 
 
 @pytest.mark.parametrize("spec", [TAXI, ATARI, replace(DICT, parts=DICT.parts[:1])])
 def test_nothing_to_normalize_is_refused(spec: NetworkSpec) -> None:
-    with pytest.raises(ValueError, match=r"normalize_observations is true, which needs float observations"):
+    with pytest.raises(ValueError, match=r"normalize_observations is true, which needs numbers"):
         resolve_network(spec, LearnerConfig(normalize_observations=True))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from qfleet_specs import image_spec
 
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import DivergedError
@@ -20,7 +21,7 @@ from replay_service.shard import EmptyShardError
 MinibatchMaker = Callable[..., Minibatch]
 
 VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
-IMAGES = NetworkSpec((2, 36, 36), "uint8", None, 3, stack=2)
+IMAGES = image_spec((2, 36, 36), 3, stack=2)
 SWITCHES: list[dict[str, Any]] = [{}, {"head": "qr", "double": True, "dueling": True}]
 SMALL = LearnerConfig(hidden_sizes=(16,), batch_size=8)
 CASES = {

@@ -84,7 +84,7 @@ def test_only_float_parts_are_normalized() -> None:
         FrameField("on", "|b1", (3,)),
         FrameField("b", "<f4", ()),
     )
-    spec = NetworkSpec((), "|V", None, 3, stack=1, parts=parts)
+    spec = NetworkSpec((), "|V", None, 3, 1, parts, pixels=("camera",))
     normalizer = ObservationNormalizer(spec, CPU)
     rng = np.random.default_rng(0)
     given: dict[str, Any] = {

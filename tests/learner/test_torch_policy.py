@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from qfleet_specs import image_spec
 from torch import nn
 from torch.nn.utils import vector_to_parameters
 
@@ -15,7 +16,7 @@ from learner.update import UpdateStep
 
 SPECS = {
     "mlp": NetworkSpec((4,), "float32", None, 3, stack=1),
-    "images": NetworkSpec((2, 36, 36), "uint8", None, 3, stack=2),
+    "images": image_spec((2, 36, 36), 3, stack=2),
     "table": NetworkSpec((), "int64", 7, 3, stack=1),
 }
 
@@ -41,7 +42,7 @@ def test_q_values_are_those_of_the_learner_s_network(name: str) -> None:
 
 
 def test_large_layers_act_on_the_weights_loaded_last() -> None:
-    spec = NetworkSpec((4, 84, 84), "uint8", None, 3, stack=4)
+    spec = image_spec((4, 84, 84), 3, stack=4)
     config = LearnerConfig(network="nature_cnn")
     policy = TorchPolicy(spec, config, threads=1)
     observations = np.random.default_rng(0).integers(256, size=(4, 4, 84, 84)).astype(np.uint8)

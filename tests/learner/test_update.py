@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from qfleet_specs import image_spec
 from torch import nn
 from torch.nn.utils import vector_to_parameters
 
@@ -27,7 +28,7 @@ MinibatchMaker = Callable[..., Minibatch]
 
 VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
 STACKED = NetworkSpec((2, 4), "float32", None, 3, stack=2)
-IMAGES = NetworkSpec((2, 36, 36), "uint8", None, 3, stack=2)
+IMAGES = image_spec((2, 36, 36), 3, stack=2)
 TABLE = NetworkSpec((), "int64", 5, 3, stack=1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from qfleet_specs import image_spec
 
 from learner.batch import Batch, to_batch
 from learner.config import NetworkSpec
@@ -17,7 +18,7 @@ from replay_service.messages import Minibatch
 
 CPU = torch.device("cpu")
 VECTOR = NetworkSpec((4,), "float32", None, 2, stack=1)
-IMAGES = NetworkSpec((3, 36, 36), "uint8", None, 3, stack=3)
+IMAGES = image_spec((3, 36, 36), 3, stack=3)
 
 
 @pytest.fixture(params=[CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)], ids=str)

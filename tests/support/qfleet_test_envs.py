@@ -195,3 +195,26 @@ class Signals(gym.Env[dict[str, Any], int]):
         if self.steps == 3:
             return {"action_mask": np.zeros(3, np.int8)}
         return {"action_mask": np.array([1, 1, 0] if self.steps == 2 else [0, 0, 1], np.int8)}
+
+
+class ByteCodes(gym.Env[np.ndarray, int]):
+    """Three codes from 0 to 3 of any dtype; the action equal to the first earns 1."""
+
+    action_space = spaces.Discrete(4)
+
+    def __init__(self, dtype: str = "uint8") -> None:
+        self.observation_space = spaces.Box(0, 3, (3,), np.dtype(dtype).type)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(action == self.codes[0])
+        self.steps += 1
+        return self.observation(), reward, False, self.steps == 8, {}
+
+    def observation(self) -> np.ndarray:
+        self.codes = self.np_random.integers(4, size=3)
+        return self.codes.astype(self.observation_space.dtype)

@@ -93,7 +93,8 @@ def test_a_run_of_parts_repeats_bit_for_bit(tmp_path: Path) -> None:
 def test_check_env_and_plan_speak_of_every_part() -> None:
     config = load_config(None, SIGNALS)
     text = describe(config)
-    assert "lamp: 36 x 36 x 1 image, 3 stacked (uint8); panel.0: 2 numbers, 3 stacked (float32); " in text
+    assert "lamp: 36 x 36 image, 1 channel (last), 3 stacked (uint8, divided by 255); " in text
+    assert "panel.0: 2 numbers, 3 stacked (float32); " in text
     assert "panel.1: 3 numbers, 3 stacked (bool)" in text
     assert "3, masked by info['action_mask']" in text
     prepared = prepare(config)
@@ -105,7 +106,7 @@ def test_check_env_and_plan_speak_of_every_part() -> None:
 
 
 def test_settings_that_do_not_fit_the_spaces_are_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match="normalize_observations is true, which needs float observations"):
+    with pytest.raises(ConfigError, match="normalize_observations is true, which needs numbers"):
         prepare(load_config(None, ["env.id=FrozenLake-v1", "learner.normalize_observations=true"]))
     with pytest.raises(ConfigError, match="network is table, which needs Discrete observations"):
         prepare(load_config(None, [*SIGNALS, "learner.network=table"]))
@@ -151,3 +152,14 @@ def test_acting_takes_the_statistics_that_travel_with_the_weights(spec: EnvSpec,
             record["observation.a"] = values
         raw, normal = records
     np.testing.assert_allclose(policy.q_values(raw), reference.q_values(normal), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [(), ("learner.normalize_observations=true", "env.stack=2")])
+def test_codes_are_learned_equally_whatever_their_dtype(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    flat = []
+    for dtype in ("uint8", "int32", "float32"):
+        run = tmp_path / dtype
+        env = ("env.id=qfleet_test_envs:ByteCodes", f"env.kwargs.dtype={dtype}")
+        train_serial(run, [*SMALL, *env, *settings])
+        flat.append(load_weights(run / "weights" / "latest.safetensors")[0].tobytes())
+    assert flat[0] == flat[1] == flat[2]

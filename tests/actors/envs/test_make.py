@@ -266,7 +266,19 @@ def test_what_fails_in_its_first_reset_is_closed(module: ModuleType) -> None:
 def test_atari_is_native_and_gives_single_frames() -> None:
     pytest.importorskip("ale_py")
     spec = probe(EnvConfig("ALE/Pong-v5"))
-    assert spec == EnvSpec((84, 84), "|u1", None, 6, 4, "native", "NextStep", 27_000, None)
+    assert spec == EnvSpec(
+        (84, 84),
+        "|u1",
+        None,
+        6,
+        4,
+        "native",
+        "NextStep",
+        27_000,
+        None,
+        pixels=("observation",),
+        image_layouts={"observation": "HW"},
+    )
     assert probe(EnvConfig("ALE/Pong-v5", kwargs={"stack_num": 4})).observation_shape == (4, 84, 84)
 
 
@@ -301,3 +313,33 @@ def test_processes_give_what_lanes_in_this_one_give() -> None:
         streams.append(np.array(frames))
         stepper.close()
     assert np.array_equal(*streams)
+
+
+@pytest.mark.parametrize(
+    ("space", "pixels"),
+    [
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), True),
+        (spaces.Box(0.0, 255.0, (8, 8, 3), np.float32), True),
+        (spaces.Box(0, 255, (128,), np.int32), True),
+        (spaces.Box(0, 3, (8,), np.uint8), False),
+        (spaces.Box(0, 1, (8, 8, 3), np.uint8), False),
+        (spaces.Box(np.zeros(2, np.uint8), np.array([255, 7], np.uint8), dtype=np.uint8), False),
+        (spaces.Box(-255.0, 255.0, (4,)), False),
+    ],
+)
+def test_bounds_tell_pixels_from_codes_and_counters(
+    module: ModuleType, space: spaces.Space[Any], pixels: bool
+) -> None:
+    spec = probe(EnvConfig("my_envs:make", {"observation_space": space}))
+    assert spec.pixels == (("observation",) if pixels else ())
+    both = spaces.Dict({"a": space, "b": spaces.Box(0, 1, (2,))})
+    assert probe(EnvConfig("my_envs:make", {"observation_space": both})).pixels == (("a",) if pixels else ())
+
+
+def test_the_layout_of_images_is_found_or_set(module: ModuleType) -> None:
+    tall = {"observation_space": spaces.Box(0, 255, (7, 7, 20), np.uint8)}
+    assert probe(EnvConfig("my_envs:make", tall)).image_layouts == {"observation": "HWC"}
+    cube = {"observation_space": spaces.Box(0, 255, (9, 9, 9), np.uint8)}
+    assert probe(EnvConfig("my_envs:make", cube)).image_layouts == {"observation": "unknown"}
+    told = probe(EnvConfig("my_envs:make", cube, image_layout="CHW"))
+    assert told.image_layouts == {"observation": "CHW"}

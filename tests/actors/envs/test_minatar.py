@@ -19,7 +19,18 @@ pytest.importorskip("minatar")
 def test_observations_are_flags_and_actions_the_minimal_set(
     game: str, channels: int, num_actions: int
 ) -> None:
-    spec = EnvSpec((10, 10, channels), "|b1", None, num_actions, 1, "sync", "NextStep", None, None)
+    spec = EnvSpec(
+        (10, 10, channels),
+        "|b1",
+        None,
+        num_actions,
+        1,
+        "sync",
+        "NextStep",
+        None,
+        None,
+        image_layouts={"observation": "HWC"},
+    )
     assert probe(EnvConfig(f"MinAtar/{game}-v1")) == spec
 
 

@@ -24,7 +24,19 @@ from replay_service.messages import SampleReply
 from replay_service.sampler import ReplaySampler
 
 CONFIG = RunConfig(replay=ReplayConfig(capacity=200, sampling="prioritized"))
-SPEC = EnvSpec((84, 84), "|u1", None, 2, 4, "sync", "next_step", None, None)
+SPEC = EnvSpec(
+    (84, 84),
+    "|u1",
+    None,
+    2,
+    4,
+    "sync",
+    "next_step",
+    None,
+    None,
+    pixels=("observation",),
+    image_layouts={"observation": "HW"},
+)
 
 
 class _Recording(EngineTransport):

@@ -88,7 +88,19 @@ def test_a_game_whose_twin_cannot_be_made_is_closed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         "cluster.policies.playback.make_atari", mock.Mock(side_effect=[game, EnvError("no screen")])
     )
-    spec = EnvSpec((84, 84), "|u1", None, 6, 4, "native", "next_step", None, None)
+    spec = EnvSpec(
+        (84, 84),
+        "|u1",
+        None,
+        6,
+        4,
+        "native",
+        "next_step",
+        None,
+        None,
+        pixels=("observation",),
+        image_layouts={"observation": "HW"},
+    )
     with pytest.raises(EnvError, match="no screen"):
         open_env(CARTPOLE, spec, pictures=True)
     game.close.assert_called_once_with()

@@ -23,10 +23,22 @@ from learner.update import UpdateStep
 
 SPECS = {
     "vector": EnvSpec((5,), "<f4", None, 3, 1, "sync", "next_step", None, None),
-    "bytes": EnvSpec((7,), "|u1", None, 3, 1, "sync", "next_step", None, None),
+    "bytes": EnvSpec((7,), "|u1", None, 3, 1, "sync", "next_step", None, None, pixels=("observation",)),
     "stacked": EnvSpec((2, 3), "<f4", None, 4, 3, "sync", "next_step", None, None),
     "table": EnvSpec((), "<i8", 11, 4, 1, "sync", "next_step", None, None),
-    "image": EnvSpec((40, 40), "|u1", None, 3, 4, "sync", "next_step", None, None),
+    "image": EnvSpec(
+        (40, 40),
+        "|u1",
+        None,
+        3,
+        4,
+        "sync",
+        "next_step",
+        None,
+        None,
+        pixels=("observation",),
+        image_layouts={"observation": "HW"},
+    ),
 }
 
 

@@ -7,15 +7,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-from qfleet_serial import Recorder
+from qfleet_serial import SMALL, Recorder, train_serial
 
-from cluster.api import load_policy, train
+from cluster.api import load_policy, prepare, train
 from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
 from cluster.record.events import read_events
-from cluster.record.run_dir import read_config
+from cluster.record.run_dir import read_config, read_spec
 from cluster.report.runs import periods, read_run
 from cluster.settings.load_config import load_config
-from cluster.settings.renames import rename_settings, renamed_manifest, renamed_metrics
+from cluster.settings.renames import (
+    rename_settings,
+    renamed_manifest,
+    renamed_metrics,
+    with_meanings,
+    with_network_meanings,
+)
 from cluster.show.status import snapshot_of, status_of_directory
 
 OLD_RUN = Path(__file__).parents[2] / "data" / "run_6afb764"
@@ -101,3 +107,44 @@ def test_only_what_the_table_names_is_renamed() -> None:
     assert renamed_manifest(manifest) == {
         "run": {"counters": {"sampled_transitions": 3, "updates": 1}, "selection": {}}, "number": 1,
     }  # fmt: skip
+
+
+def test_bytes_and_images_of_old_runs_keep_their_meaning() -> None:
+    """Those runs divided bytes by 255, and took the last axis for the channels unless it was the longest."""
+    alone = {"observation_dtype": "|u1", "observation_shape": [7, 7, 20], "parts": []}
+    today = with_meanings(alone)
+    assert (today["pixels"], today["image_layouts"]) == (["observation"], {"observation": "CHW"})
+    parts = [
+        {"name": "camera", "dtype": "|u1", "shape": [20, 8, 8]},
+        {"name": "map", "dtype": "<f4", "shape": [48, 48]},
+        {"name": "stack", "dtype": "<f4", "shape": [4, 64, 64, 3]},
+    ]
+    today = with_meanings({"observation_dtype": "|V", "observation_shape": [], "parts": parts})
+    assert today["pixels"] == ["camera"]
+    assert today["image_layouts"] == {"camera": "HWC", "map": "HW"}
+    assert with_meanings(today) == today
+
+
+def test_facts_of_exported_networks_keep_their_meaning() -> None:
+    facts = {"network": "impala_cnn", "stack": 4, "observations": {"observation": ["|u1", [4, 20, 8, 8]]}}
+    assert with_network_meanings(facts) == facts | {
+        "pixels": ["observation"],
+        "image_layouts": {"observation": "HWC"},
+    }
+    assert with_network_meanings(facts | {"network": "mlp"})["image_layouts"] == {}
+
+
+def test_an_old_run_on_bytes_is_resumed_as_it_was(tmp_path: Path) -> None:
+    """Its codes 0 to 3 were divided by 255; a new run takes them as they are."""
+    settings = [*SMALL, "env.id=qfleet_test_envs:ByteCodes", "stop.updates=100"]
+    train_serial(tmp_path / "run", settings)
+    path = tmp_path / "run" / "provenance.json"
+    provenance = json.loads(path.read_text())
+    assert provenance["environment"].pop("pixels") == []
+    provenance["environment"].pop("image_layouts")
+    path.write_text(json.dumps(provenance))
+    config = load_config(tmp_path / "run" / "config.yaml", ["stop.updates=120"])
+    assert prepare(config).spec.pixels == ()
+    assert prepare(config, read_spec(tmp_path / "run")).spec.pixels == ("observation",)
+    ended = train(config, tmp_path / "run", resume="must", view=lambda *_: Recorder())
+    assert "stop.updates = 120" in ended.outcome.reason

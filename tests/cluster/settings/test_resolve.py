@@ -17,7 +17,19 @@ from cluster.settings.resolve import network_spec, resolve
 
 VECTOR = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, 475.0)
 TABLE = EnvSpec((), "<i8", 16, 4, 1, "sync", "next_step", 100, None)
-ATARI = EnvSpec((84, 84), "|u1", None, 6, 4, "native", "next_step", 27_000, None)
+ATARI = EnvSpec(
+    (84, 84),
+    "|u1",
+    None,
+    6,
+    4,
+    "native",
+    "next_step",
+    27_000,
+    None,
+    pixels=("observation",),
+    image_layouts={"observation": "HW"},
+)
 OPEN_ON_PURPOSE = {
     "learner.initial_weights",
     "learner.max_grad_norm",
@@ -45,6 +57,7 @@ def test_everything_that_decides_the_run_is_filled_in(spec: EnvSpec, runtime: st
     assert not {name for name in still_open if name.startswith(("replay.",))}
     assert still_open <= OPEN_ON_PURPOSE | {
         "env.discretize",
+        "env.image_layout",
         "env.max_episode_steps",
         "actors.epsilon_ladder",
         "actors.min_actors",
@@ -146,7 +159,7 @@ def test_serial_draws_only_when_it_needs() -> None:
 def test_images_bound_the_replay_by_memory() -> None:
     capacity = resolve(RunConfig(), ATARI, cores=2).replay.capacity
     assert capacity == 100_000
-    large = replace(ATARI, observation_shape=(512, 512, 3))
+    large = replace(ATARI, observation_shape=(512, 512, 3), image_layouts={"observation": "HWC"})
     assert resolve(RunConfig(), large, cores=2).replay.capacity == (2 << 30) // (512 * 512 * 3)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from qfleet_specs import image_spec
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -18,7 +20,7 @@ from learner.networks.torsos import DenseTorso, JoinedTorso, NatureTorso
 
 CPU = torch.device("cpu")
 VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
-IMAGES = NetworkSpec((2, 36, 40), "uint8", None, 3, stack=2)
+IMAGES = image_spec((2, 36, 40), 3, stack=2)
 
 
 def test_mlp_is_the_numpy_forward_pass_over_its_flat_vector() -> None:
@@ -39,11 +41,16 @@ def test_mlp_is_the_numpy_forward_pass_over_its_flat_vector() -> None:
     np.testing.assert_allclose(network(torch.from_numpy(observations)).detach(), hidden, rtol=1e-4, atol=1e-6)
 
 
-def test_mlp_takes_bytes_as_fractions_of_255_and_other_numbers_as_they_are() -> None:
-    network = build_network(NetworkSpec((3,), "uint8", None, 2, stack=1), LearnerConfig())
+def test_mlp_takes_pixels_as_fractions_of_255_and_other_numbers_as_they_are() -> None:
+    codes = NetworkSpec((3,), "uint8", None, 2, stack=1)
+    of_pixels = build_network(replace(codes, pixels=("observation",)), LearnerConfig())
+    of_codes = build_network(codes, LearnerConfig())
+    of_codes.load_state_dict(of_pixels.state_dict())
     whole = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
-    torch.testing.assert_close(network(whole), network(torch.tensor([[0.0, 0.2, 1.0]])))
-    torch.testing.assert_close(network(whole.double()), network(whole.float()))
+    torch.testing.assert_close(of_pixels(whole), of_codes(torch.tensor([[0.0, 0.2, 1.0]])))
+    for dtype in (torch.float32, torch.float64):
+        torch.testing.assert_close(of_codes(whole), of_codes(whole.to(dtype)))
+        torch.testing.assert_close(of_pixels(whole), of_pixels(whole.to(dtype)))
 
 
 def test_mlp_of_a_scalar_observation() -> None:
@@ -68,15 +75,15 @@ def test_tables_of_distributions() -> None:
 
 def test_nature_cnn_works_down_to_36_pixels_and_refuses_less() -> None:
     config = LearnerConfig(network="nature_cnn")
-    network = build_network(NetworkSpec((36, 36), "uint8", None, 2, stack=1), config)
+    network = build_network(image_spec((36, 36), 2), config)
     assert network(torch.zeros(2, 36, 36, dtype=torch.uint8)).shape == (2, 2)
     with pytest.raises(ValueError, match="at least 36 x 36"):
-        build_network(NetworkSpec((36, 35), "uint8", None, 2, stack=1), config)
+        build_network(image_spec((36, 35), 2), config)
 
 
 def test_impala_cnn_takes_small_images_and_nothing_else() -> None:
     config = LearnerConfig(network="impala_cnn")
-    small = NetworkSpec((7, 7, 3), "uint8", None, 5, stack=1)
+    small = image_spec((7, 7, 3), 5, layout="HWC")
     assert build_network(small, config)(torch.zeros(2, 7, 7, 3, dtype=torch.uint8)).shape == (2, 5)
     with pytest.raises(ValueError, match="impala_cnn, which needs images"):
         build_network(VECTOR, config)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from qfleet_specs import image_spec
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
@@ -27,10 +28,10 @@ from learner.update import UpdateStep
 from replay_service.messages import Minibatch
 
 CPU = torch.device("cpu")
-IMAGES = NetworkSpec((2, 36, 40), "uint8", None, 3, stack=2)
+IMAGES = image_spec((2, 36, 40), 3, stack=2)
 TABLE = NetworkSpec((), "int64", 5, 3, stack=1)
 VECTOR = NetworkSpec((4,), "float32", None, 2, stack=1)
-STACKS = NetworkSpec((3, 36, 36), "uint8", None, 3, stack=3)
+STACKS = image_spec((3, 36, 36), 3, stack=3)
 SMALL = LearnerConfig(hidden_sizes=(16,), batch_size=8)
 CASES = {
     "mlp": (VECTOR, SMALL),

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from qfleet_specs import image_spec
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from learner.batch import to_batch
-from learner.config import LearnerConfig, NetworkSpec
+from learner.config import LearnerConfig
 from learner.core import LearnerState
 from learner.named_weights import network_facts, seeded_network
 from learner.networks.build import build_network
@@ -24,7 +25,7 @@ from learner.torch_policy import TorchPolicy
 from learner.update import UpdateStep
 from replay_service.messages import Minibatch
 
-IMAGES = NetworkSpec((12, 12, 2), "uint8", None, 3, stack=1)
+IMAGES = image_spec((12, 12, 2), 3, layout="HWC")
 CONFIG = LearnerConfig(network="impala_cnn", spectral_norm=True, learning_rate=0.01, batch_size=8)
 
 

@@ -5,35 +5,44 @@ Tests learner/networks/inputs.py, too, through which torsos read observations.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from qfleet_specs import image_spec
 from torch import nn
 
-from learner.config import LearnerConfig, NetworkSpec
+from learner.config import LearnerConfig
+from learner.named_weights import seeded_network
 from learner.networks.build import build_network
 from learner.networks.torsos import DenseTorso, JoinedTorso, ResidualBlock
 
 
 def test_nature_cnn_has_the_sizes_of_the_paper() -> None:
-    network = build_network(NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), LearnerConfig())
+    network = build_network(image_spec((4, 84, 84), 6, stack=4), LearnerConfig())
     sizes = [tuple(parameter.shape) for parameter in network.parameters()]
     assert sizes[0::2] == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]
 
 
 @pytest.mark.parametrize(
-    ("shape", "stack", "to_channels_first"),
+    ("shape", "stack", "layout", "to_channels_first"),
     [
-        ((4, 44, 36), 4, (0, 1, 2, 3)),
-        ((44, 36, 3), 1, (0, 3, 1, 2)),
-        ((3, 44, 36), 1, (0, 1, 2, 3)),
-        ((2, 44, 36, 3), 2, (0, 1, 4, 2, 3)),
+        ((4, 44, 36), 4, "HW", (0, 1, 2, 3)),
+        ((44, 36, 3), 1, "HWC", (0, 3, 1, 2)),
+        ((3, 44, 36), 1, "CHW", (0, 1, 2, 3)),
+        ((2, 44, 36, 3), 2, "HWC", (0, 1, 4, 2, 3)),
+        # Stacks that the environment makes, alone and within a stack of stacks.
+        ((4, 44, 36, 3), 1, "HWC", (0, 1, 4, 2, 3)),
+        ((4, 3, 44, 36), 1, "CHW", (0, 1, 2, 3, 4)),
+        ((2, 4, 44, 36, 3), 2, "HWC", (0, 1, 2, 5, 3, 4)),
     ],
 )
 def test_nature_cnn_sees_the_same_image_in_every_layout(
-    shape: tuple[int, ...], stack: int, to_channels_first: tuple[int, ...]
+    shape: tuple[int, ...], stack: int, layout: str, to_channels_first: tuple[int, ...]
 ) -> None:
-    network = build_network(NetworkSpec(shape, "uint8", None, 2, stack), LearnerConfig())
+    network = build_network(image_spec(shape, 2, stack, layout=layout), LearnerConfig())
     images = np.random.default_rng(0).integers(256, size=(5, *shape), dtype=np.uint8)
     plain = images.transpose(to_channels_first).reshape(5, -1, 44, 36).astype(np.float32) / 255
     first, *others = [parameter.detach() for parameter in network.parameters()]
@@ -46,9 +55,7 @@ def test_nature_cnn_sees_the_same_image_in_every_layout(
 
 
 def test_impala_cnn_has_the_sizes_of_the_paper() -> None:
-    network = build_network(
-        NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), LearnerConfig(network="impala_cnn")
-    )
+    network = build_network(image_spec((4, 84, 84), 6, stack=4), LearnerConfig(network="impala_cnn"))
     sizes = [tuple(parameter.shape) for parameter in network.parameters()][0::2]
     sections = [
         size
@@ -61,7 +68,7 @@ def test_impala_cnn_has_the_sizes_of_the_paper() -> None:
 def test_width_multiplies_channels_and_pooling_fixes_the_maps() -> None:
     """BTR (arXiv:2411.03820): channels of 32, 64, 64 and maps of 6 x 6."""
     config = LearnerConfig(network="impala_cnn", impala_width=2, pool_size=6)
-    network = build_network(NetworkSpec((4, 84, 84), "uint8", None, 6, stack=4), config)
+    network = build_network(image_spec((4, 84, 84), 6, stack=4), config)
     sizes = [tuple(parameter.shape) for parameter in network.parameters()][0::2]
     assert [sizes[0], sizes[5], sizes[10]] == [(32, 4, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3)]
     assert sizes[-2:] == [(256, 64 * 6 * 6), (6, 256)]
@@ -69,7 +76,7 @@ def test_width_multiplies_channels_and_pooling_fixes_the_maps() -> None:
 
 @pytest.mark.parametrize(("network", "side"), [("minatar_cnn", 10), ("nature_cnn", 68), ("impala_cnn", 60)])
 def test_pooling_takes_the_maximum_of_windows_that_cover_the_map(network: str, side: int) -> None:
-    spec = NetworkSpec((side, side), "float32", None, 2, stack=1)
+    spec = image_spec((side, side), 2, dtype="float32")
     plain = build_network(spec, LearnerConfig(network=network)).torso
     pooled = build_network(spec, LearnerConfig(network=network, pool_size=3)).torso
     pooled.load_state_dict(plain.state_dict())
@@ -101,15 +108,13 @@ def test_a_residual_block_adds_to_what_enters_it() -> None:
 
 def test_minatar_cnn_has_the_sizes_of_the_paper() -> None:
     """Young and Tian 2019, section 4: 16 filters of 3 x 3 at stride 1, then 128 units."""
-    network = build_network(
-        NetworkSpec((10, 10, 4), "|b1", None, 6, stack=1), LearnerConfig(network="minatar_cnn")
-    )
+    network = build_network(image_spec((10, 10, 4), 6, layout="HWC"), LearnerConfig(network="minatar_cnn"))
     shapes = [tuple(parameter.shape) for parameter in network.parameters()]
     assert shapes == [(16, 4, 3, 3), (16,), (128, 16 * 8 * 8), (128,), (6, 128), (6,)]
 
 
 def test_flags_enter_a_network_as_zeros_and_ones() -> None:
-    spec = NetworkSpec((10, 10, 4), "|b1", None, 3, stack=1)
+    spec = replace(image_spec((10, 10, 4), 3, layout="HWC", dtype="|b1"), pixels=())
     network = build_network(spec, LearnerConfig(network="minatar_cnn"))
     flags = torch.rand(5, 10, 10, 4) < 0.3
     channels_first = flags.permute(0, 3, 1, 2).float()
@@ -119,12 +124,19 @@ def test_flags_enter_a_network_as_zeros_and_ones() -> None:
     assert torch.allclose(network(flags), expected, atol=1e-6)
 
 
-def test_float_images_are_taken_as_they_are_and_bytes_in_units_of_255() -> None:
-    config = LearnerConfig(network="nature_cnn")
-    bytes_spec = NetworkSpec((36, 36, 3), "uint8", None, 2, stack=1)
-    network = build_network(bytes_spec, config)
+@pytest.mark.parametrize("network", ["nature_cnn", "impala_cnn", "mlp"])
+def test_the_space_decides_whether_values_are_divided_by_255_and_the_dtype_does_not(network: Any) -> None:
+    config = LearnerConfig(network=network, hidden_sizes=(8,))
     images = torch.randint(256, (2, 36, 36, 3), dtype=torch.uint8)
-    torch.testing.assert_close(network(images), network(images / 255))
+    pixels = image_spec((36, 36, 3), 2, layout="HWC")
+    codes = replace(pixels, pixels=())
+    of_pixels, of_codes = (seeded_network(spec, config) for spec in (pixels, codes))
+    of_codes.load_state_dict(of_pixels.state_dict())
+    kept = images.float()
+    assert torch.equal(of_pixels(images), of_pixels(kept))
+    assert torch.equal(kept, images.float())
+    torch.testing.assert_close(of_pixels(images), of_codes(images / 255))
+    torch.testing.assert_close(of_codes(images), of_codes(kept))
 
 
 def test_features_are_joined_in_the_order_of_the_parts() -> None:
