@@ -13,7 +13,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m compileall -q actors cluster learner replay_service
+	$(BIN)/python -m compileall -q actors cluster learner qfleet replay_service
 	@touch $@
 
 train: install

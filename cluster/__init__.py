@@ -2,3 +2,5 @@
 
 The only package that imports both actors and learner, and, in `engines`, the only one that imports ray.
 """
+
+__version__ = "0.1.0"

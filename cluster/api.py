@@ -5,14 +5,16 @@ Owns the life of a run from checked config to closed engine; ray is imported onl
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from actors.core import EnvSpec
@@ -21,8 +23,10 @@ from cluster.checkpoints.resume import OpenedRun, reopen
 from cluster.coordinator import Outcome
 from cluster.engines.engine import Engine
 from cluster.engines.machine import cluster_address, this_machine
+from cluster.engines.own_code import OWN_ROOT
 from cluster.engines.placement import Claims, Placement, place
 from cluster.engines.process_engine import ForkServers, ProcessEngine, can_run
+from cluster.engines.process_info import another_checkout
 from cluster.engines.signals import StopSignals
 from cluster.engines.threads import available_cores
 from cluster.lives import Lives
@@ -38,6 +42,7 @@ from cluster.record.tensorboard import require_tensorboard
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.preload import fork_servers
 from cluster.settings.config import ConfigError, RunConfig, check
+from cluster.settings.load_config import load_config
 from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import resolve
 from cluster.settings.resolved import ResolvedConfig, preset_text
@@ -79,12 +84,23 @@ def prepare(config: RunConfig, saved: EnvSpec | None = None) -> Prepared:
         ConfigError, EnvError: the message names value and cure. Both are ValueErrors.
     """
     check(config)
+    _refuse_another_checkout()
     spec = probe(config.env)
     if saved is not None:
         spec = spec.read_as(saved)
     resolved = resolve(config, spec, available_cores(), on_cluster=bool(cluster_address()))
     check(resolved)
     return Prepared(resolved, spec)
+
+
+def _refuse_another_checkout() -> None:
+    """Raises ConfigError if the current folder is in a checkout whose code this process does not run."""
+    checkout = another_checkout(Path.cwd())
+    if checkout is not None:
+        raise ConfigError(
+            f"this is the qfleet of {OWN_ROOT}, started in a checkout with other code, {checkout}: run that "
+            f"code with `cd {checkout} && python -m qfleet …`, or start from a folder outside of it"
+        )
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -118,9 +134,11 @@ def is_ray_working_dir(folder: Path) -> bool:
 
 
 def train(
-    config: RunConfig,
-    run_dir: Path | None = None,
+    source: RunConfig | Path | str,
+    run_dir: Path | str | None = None,
     *,
+    seed: int | None = None,
+    settings: Mapping[str, object] = MappingProxyType({}),
     resume: Resume = "never",
     view: Callable[..., View] = make_view,
     servers: ForkServers | None = None,
@@ -128,7 +146,11 @@ def train(
     """Trains until a stop condition, SIGINT, SIGTERM or SIGHUP; the run directory then holds everything.
 
     Args:
-        config: settings that are None are chosen; the resolved config is saved as config.yaml.
+        source: an environment id, "package.module:factory" or a YAML file, as in the command; or the config
+            that load_config makes of one. Settings that it leaves out are chosen, and the resolved config is
+            saved as config.yaml.
+        seed: run.seed.
+        settings: name -> value, such as {"learner.batch_size": 64}; `qfleet settings` lists all.
         run_dir: must not hold a run unless `resume` allows it; default: see default_run_dir.
         resume: "must" continues from the newest good checkpoint in run_dir; "auto" does so if run_dir holds a
             run and begins a new one otherwise, so that a job can be restarted by the same command.
@@ -140,7 +162,8 @@ def train(
         RunFailed: the run could not continue; the run directory holds everything saved until then.
     """
     began = time.monotonic()
-    run_dir = run_dir or default_run_dir(config)
+    config = _config(source, dict(settings) if seed is None else {**settings, "run.seed": seed})
+    run_dir = Path(run_dir) if run_dir is not None else default_run_dir(config)
     if is_ray_working_dir(run_dir):
         raise ConfigError(
             f"run directory {run_dir}: lies in the copy of the code that Ray made for this job and will "
@@ -189,6 +212,15 @@ def train(
         lives = Lives(engine, resolved, spec, start.run_dir, recorder, gpus, started, signals.request)
         outcome = lives.run(resumed, initial.flat if initial else None)
     return Result(run_dir, outcome, time.monotonic() - began, signals.received)
+
+
+def _config(source: RunConfig | Path | str, settings: Mapping[str, object]) -> RunConfig:
+    """The config to train. Raises ConfigError."""
+    if not isinstance(source, RunConfig):
+        return load_config(source, [f"{name}={json.dumps(value)}" for name, value in settings.items()])
+    if settings:
+        raise ConfigError(f"a RunConfig has its settings; give {', '.join(settings)} to load_config")
+    return source
 
 
 def _serve_metrics(

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from actors.envs.errors import EnvError
+from cluster import __version__
 from cluster.engines.signals import Interrupted
 from cluster.policies.scores import human_comparison, reference
 from cluster.record.logs import last_lines, log_path
@@ -76,6 +77,7 @@ def _drop_output() -> None:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `run`, a function of the options that returns the exit status."""
     parser = argparse.ArgumentParser(prog="qfleet", description="Distributed DQN: train, evaluate, inspect.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     run_dir, source, overrides = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     run_dir.add_argument("run_dir", type=Path)

@@ -1,4 +1,4 @@
-"""The `qfleet` command, also `python -m cluster.main`.
+"""The `qfleet` command, also `python -m qfleet` and `python -m cluster.main`.
 
 Owns the start of the process: thread limits and import path. The commands are in cluster.cli.
 """
@@ -7,6 +7,7 @@ import os
 import sys
 from io import TextIOWrapper
 
+from cluster.engines.own_code import own_code_first
 from cluster.engines.threads import SINGLE_THREADED
 
 # numpy and torch read these when they load, so they are set before the other imports.
@@ -22,6 +23,7 @@ def main() -> None:
     # Like `python -m`: a factory in the current folder can be imported here and in every role.
     if "" not in sys.path:
         sys.path.insert(0, os.getcwd())
+    own_code_first()
     sys.exit(run(sys.argv[1:]))
 
 

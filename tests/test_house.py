@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("replay_service", "actors", "learner", "cluster")
+PACKAGES = ("replay_service", "actors", "learner", "cluster", "qfleet")
 
 CLASS_LINES = 350
 CLASS_ATTRIBUTES = 22

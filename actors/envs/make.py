@@ -147,7 +147,7 @@ def _explained(config: EnvConfig) -> Iterator[None]:
         extra = next((name for start, name in _EXTRAS.items() if config.id.startswith(start)), None)
         cure = "Install what is missing into this environment, or put your module's folder on PYTHONPATH"
         if extra is not None:
-            cure = f"Install it: pip install '.[{extra}]' in the checkout"
+            cure = f"Install it: pip install 'qfleet[{extra}]'"
         raise EnvError(f"{config.id} cannot be imported: {error}. {cure}") from error
     except gym.error.Error as error:
         raise EnvError(f"no environment {config.id!r}: {error}") from error

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.engines.own_code import OWN_ROOT, own_code_first
 from cluster.engines.role_process import RoleServer
 from cluster.engines.threads import SINGLE_THREADED
 from cluster.engines.wire import DescriptorsLost, Line, Message, Packed
@@ -85,10 +86,9 @@ class ForkServer:
         self._is_loaded = False
         self._statuses: dict[int, int] = {}
         own, theirs = socket.socketpair()
-        root = str(Path(__file__).resolve().parent.parent.parent)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, root, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _CODE, str(OWN_ROOT), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **SINGLE_THREADED},
                 stdin=subprocess.DEVNULL,
@@ -204,6 +204,7 @@ class _Server:
 
     def _load(self, request: _Load) -> None:
         sys.path[:] = request.path
+        own_code_first()
         with suppress(Exception):  # a role that needs what is missing raises it again, and says so
             for module in request.modules:
                 importlib.import_module(module)

@@ -8,12 +8,11 @@ import os
 import platform
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 
 import psutil
 
-_PACKAGES = ("actors", "cluster", "learner", "replay_service")
+from cluster.engines.own_code import OWN_ROOT, PACKAGES, own_code_first
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,20 @@ class ProcessInfo:
 
 
 def process_info() -> ProcessInfo:
-    """Describes this process. Raises ImportError if the four packages come from more than one folder."""
-    files = [Path(import_module(name).__file__ or "") for name in _PACKAGES]
-    root, *others = sorted({str(file.resolve().parent.parent) for file in files})
-    if others:
-        raise ImportError(
-            f"{', '.join(_PACKAGES)} come from: {', '.join((root, *others))}; a folder of the same name "
-            "shadows one of them: rename it or start from another folder"
-        )
+    """Describes this process. Raises ImportError if one of the packages comes from another folder."""
+    own_code_first()
+    root = str(OWN_ROOT)
     return ProcessInfo(os.getpid(), platform.node(), root, code=code_digest(root))
+
+
+def another_checkout(folder: Path) -> Path | None:
+    """The checkout that the folder lies in, if its code differs from that of this process; else None."""
+    marks = [Path(name) / "__init__.py" for name in PACKAGES if name != "qfleet"]  # older ones lack it
+    for above in (folder, *folder.parents):
+        if all((above / mark).is_file() for mark in marks):
+            same = above == OWN_ROOT or code_digest(str(above)) == code_digest(str(OWN_ROOT))
+            return None if same else above
+    return None
 
 
 def require_same_code(other: ProcessInfo) -> None:
@@ -71,11 +75,11 @@ def is_alive(pid: int, started: float) -> bool:
         return False
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def code_digest(root: str) -> str:
     """A digest of names and contents of the packages' sources. Cached: later changes do not count."""
     digest = hashlib.sha256()
-    for package in _PACKAGES:
+    for package in PACKAGES:
         for path in sorted((Path(root) / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root)}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())

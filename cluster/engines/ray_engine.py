@@ -27,6 +27,7 @@ from cluster.engines.engine import (
     RoleT,
 )
 from cluster.engines.machine import cluster_address
+from cluster.engines.own_code import entry_hook
 from cluster.engines.placement import Claims, Node
 from cluster.engines.ray_placement import Reservation, free_nodes
 from cluster.engines.ray_private import (
@@ -126,13 +127,14 @@ class RayEngine(RayCalls):
             OSError: RAY_ADDRESS cannot be reached, or (ConnectionError) the cluster refuses this user.
         """
         mute_error_messages()
+        own_code = {"worker_process_setup_hook": entry_hook()}
         if self._temp_dir is not None:
             self._closing.enter_context(private_environment())
-            start_on_loopback(self._temp_dir)
+            start_on_loopback(self._temp_dir, own_code)
             return
         _require_listener(cluster_address())
         try:
-            ray.init(address="auto", log_to_driver=False, logging_level="error")
+            ray.init(address="auto", log_to_driver=False, logging_level="error", runtime_env=own_code)
         except (ray_exceptions.AuthenticationError, RuntimeError) as error:
             raise ConnectionError(str(error).strip().splitlines()[0]) from error
 

@@ -76,7 +76,7 @@ def mute_error_messages() -> None:
     worker._worker_logs_enabled = False
 
 
-def start_on_loopback(temp_dir: Path) -> None:
+def start_on_loopback(temp_dir: Path, runtime_env: dict[str, Any]) -> None:
     """Starts a Ray whose processes listen at 127.0.0.1 only and keep sockets and logs in temp_dir.
 
     No public argument of `ray.init` sets either. Call it within `private_environment`.
@@ -87,6 +87,7 @@ def start_on_loopback(temp_dir: Path) -> None:
         log_to_driver=False,
         logging_level="error",
         _node_ip_address="127.0.0.1",
+        runtime_env=runtime_env,
         _temp_dir=str(temp_dir),
     )
 

@@ -24,10 +24,10 @@ class Played:
     returns: tuple[float, ...]
 
 
-def evaluate_run(run_dir: Path, episodes: int, seed: int) -> Played:
+def evaluate_run(run_dir: Path | str, episodes: int = 100, seed: int = 0) -> Played:
     """Plays greedy episodes of a run's best (else latest) weights. Raises ConfigError without weights."""
     check_episodes(episodes, seed)
-    saved = read_policy(run_dir)
+    saved = read_policy(Path(run_dir))
     report = evaluate(
         saved.config.env,
         saved.acting(),

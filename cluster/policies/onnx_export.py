@@ -66,8 +66,8 @@ def write_onnx(path: Path, saved: SavedPolicy, metadata: Mapping[str, str]) -> C
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"an ONNX graph needs {error.name}: install the extra with pip install -e '.[export]' in the "
-            "checkout, or take --format safetensors"
+            f"an ONNX graph needs {error.name}: install it with pip install 'qfleet[export]', or take "
+            "--format safetensors"
         ) from error
     recorded = _record(saved)
     graph = ExportedPolicy(saved, recorded.parts, recorded.adapter)

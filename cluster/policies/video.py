@@ -21,7 +21,7 @@ from cluster.settings.config import ConfigError
 MAX_STEPS = 10_000
 """Most steps of one episode that are shown, because an episode without a time limit may never end."""
 
-_INSTALL = "install the extra with pip install -e '.[video]' in the checkout"
+_INSTALL = "install it with pip install 'qfleet[video]'"
 _SEED_DOMAIN = 1 << 41
 
 

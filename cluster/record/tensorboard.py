@@ -20,8 +20,8 @@ def require_tensorboard(config: RunConfig) -> None:
     """Raises ConfigError if the config asks for event files and the package is missing."""
     if config.metrics.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError(
-            "metrics.tensorboard is true, but tensorboardX is not installed: install the extra "
-            "(pip install -e '.[tensorboard]'), or leave it false"
+            "metrics.tensorboard is true, but tensorboardX is not installed: install it with "
+            "pip install 'qfleet[tensorboard]', or leave it false"
         )
 
 

@@ -28,9 +28,7 @@ _STYLES: Mapping[str, Mapping[str, Any]] = {
 def require_matplotlib() -> None:
     """Raises ConfigError if the package is missing."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError(
-            "--png needs matplotlib: install the extra (pip install -e '.[report]'); the HTML page does not"
-        )
+        raise ConfigError("--png needs matplotlib: pip install 'qfleet[report]'; the HTML page does not")
 
 
 def write_pngs(drawings: Iterable[Drawing], folder: Path) -> tuple[Path, ...]:

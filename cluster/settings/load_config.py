@@ -13,6 +13,7 @@ import yaml
 
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.parse import parse
+from cluster.settings.presets import presets_folder
 from cluster.settings.renames import rename_settings
 from cluster.settings.resolved import ResolvedConfig
 from cluster.settings.tree import Tree, read_file, read_text
@@ -21,7 +22,7 @@ _Config = TypeVar("_Config", bound=RunConfig)
 
 _FAMILIES = {"ALE/": "atari", "MinAtar/": "minatar"}
 """Prefix of environment ids -> the preset that these environments share."""
-PRESETS = Path(__file__).resolve().parents[2] / "configs"
+PRESETS = presets_folder()
 
 
 def load_config(source: Path | str | None = None, overrides: Sequence[str] = ()) -> RunConfig:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from actors.envs import make
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text("utf-8")
-PACKAGES = ("replay_service", "actors", "learner", "cluster")
+PACKAGES = ("replay_service", "actors", "learner", "cluster", "qfleet")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 FOLDERS = (*PACKAGES, "benchmarks", "configs", "deploy", "docs", "tests")
 
@@ -107,7 +109,11 @@ def test_the_architecture_knows_how_long_files_are() -> None:
 
 def test_extras_that_are_named_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    files = (*SOURCES, *DOCUMENTS, *(ROOT / "deploy").rglob("*.yaml"), ROOT / "deploy/Dockerfile")
-    named = {name for file in files for name in re.findall(r"'\.\[(\w+)\]'", file.read_text("utf-8"))}
-    assert {"atari", "export", "video"} <= named
+    deployed = (*(ROOT / "deploy").rglob("*.yaml"), ROOT / "deploy/Dockerfile")
+    files = (*SOURCES, *DOCUMENTS, *deployed, ROOT / "Makefile", ROOT / "pyproject.toml")
+    texts = [file.read_text("utf-8") for file in files]
+    lists = [names for text in texts for names in re.findall(r"(?:'\.|qfleet)\[([\w,]+)\]", text)]
+    named = {name for names in lists for name in names.split(",")}
+    assert {"all", "atari", "dev", "export", "report", "tensorboard", "video"} <= named
     assert named <= extras.keys()
+    assert set(make._EXTRAS.values()) <= extras.keys()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import learner
-from cluster.engines.process_info import code_digest, process_info, require_same_code
+from cluster.engines.own_code import OWN_ROOT, PACKAGES
+from cluster.engines.process_info import another_checkout, code_digest, process_info, require_same_code
 
 
 def test_all_packages_come_from_one_root() -> None:
@@ -17,7 +19,7 @@ def test_all_packages_come_from_one_root() -> None:
 
 def test_a_shadowed_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(learner, "__file__", str(tmp_path / "learner" / "__init__.py"))
-    with pytest.raises(ImportError, match="a folder of the same name shadows one of them") as raised:
+    with pytest.raises(ImportError, match="rename") as raised:
         process_info()
     assert str(tmp_path) in str(raised.value)
 
@@ -57,3 +59,17 @@ def test_the_digest_sees_content_names_and_folders(tmp_path: Path) -> None:
         {"cluster/a.py": "1"},
     ):
         assert digest(other) != first
+
+
+def test_a_checkout_of_other_code_is_found_from_within(tmp_path: Path) -> None:
+    for name in PACKAGES:
+        shutil.copytree(
+            OWN_ROOT / name, tmp_path / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    within = tmp_path / "checkout" / "runs"
+    assert another_checkout(within) is None  # its code is that of this process
+    code_digest.cache_clear()
+    (tmp_path / "checkout" / "learner" / "core.py").write_text("")
+    assert another_checkout(within) == tmp_path / "checkout"
+    assert another_checkout(OWN_ROOT / "runs") is None
+    assert another_checkout(tmp_path) is None
