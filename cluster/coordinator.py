@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ _WAIT_SECONDS = 0.25
 _ASK_SHARDS_SECONDS = 0.5
 _ASK_LOGS_SECONDS = 5.0
 _LAST_LOGS_SECONDS = 2.0
+_SLOWEST_STARTS = 6
 # Short, because the thread that writes a checkpoint does not end a wait.
 _POLL_SECONDS = 0.02
 
@@ -83,6 +85,7 @@ class Coordinator:
             initial_weights=initial_weights,
         )
         self._restored = not self._recovery.restoring
+        self._is_up = False
         self._paced_anew = resumed is not None and resumed.paced_anew
         now = time.monotonic()
         self._supervisor = Supervisor(context, self._recovery, now)
@@ -221,6 +224,9 @@ class Coordinator:
 
     def _do_periodic_work(self, *, idle: bool) -> None:
         now = time.monotonic()
+        if not self._is_up and all(member.is_up for member in self._fleet.members):
+            self._is_up = True
+            self._recorder.info(self._start_text(now))
         self._supervisor.look(now, idle=idle)
         self._recovery.tick(now)
         shards = self._counters.shards
@@ -240,6 +246,12 @@ class Coordinator:
             self._snapshot(now)
         if self._save_weights.due(now):
             self._save_latest()
+
+    def _start_text(self, now: float) -> str:
+        """How long the start of this life took, and how long each role's, the slowest first."""
+        seconds = sorted(self._fleet.start_seconds.items(), key=itemgetter(1), reverse=True)
+        roles = ", ".join(f"{name} {each:.1f}" for name, each in seconds[:_SLOWEST_STARTS])
+        return f"all roles are up {now - self._context.started:.1f} s after the start; theirs took: {roles} s"
 
     def _publish(self, weights: Ref[np.ndarray] | None) -> None:
         """Sets the weights that roles act with from now on; None: they keep those that they have."""

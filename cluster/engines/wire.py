@@ -16,12 +16,13 @@ import struct
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 _HEADER = struct.Struct("<QI")  # bytes of the body; file descriptors that come with it
 _ALIGNMENT = 64
 _MOST_DESCRIPTORS = 253  # of one message; the kernel's own limit
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4)
 SHARED_BYTES = 256 * 1024
 """From this size on, the arrays of a value travel in shared memory. Making the memory costs more than the
 copies of smaller ones through a socket."""
@@ -185,8 +186,8 @@ class _Outgoing:
 class _Incoming:
     """A message that has not wholly arrived. body: None until the header is there."""
 
-    header: bytearray = field(default_factory=bytearray)
-    descriptors: array.array[int] = field(default_factory=lambda: array.array("i"))
+    header: bytes = b""
+    descriptors: tuple[int, ...] = ()
     body: bytearray | None = None
     received: int = 0
 
@@ -291,7 +292,7 @@ class Line:
         missing = _HEADER.size - len(incoming.header)
         try:
             data, ancillary, _, _ = self.socket.recvmsg(
-                missing, socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+                missing, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return False
@@ -299,7 +300,7 @@ class Line:
             raise EOFError("the other side has closed the connection")
         incoming.header += data
         for _, _, descriptors in ancillary:
-            incoming.descriptors.frombytes(descriptors[: len(descriptors) // 4 * 4])
+            incoming.descriptors += tuple(memoryview(descriptors).cast("i"))
         if len(incoming.header) < _HEADER.size:
             return False
         incoming.body = bytearray(_HEADER.unpack(incoming.header)[0])
@@ -334,7 +335,8 @@ class Line:
 
 def _opened(incoming: _Incoming) -> Message:
     """The message whose bytes have arrived. Raises DescriptorsLost."""
-    head, described, num_sockets = pickle.loads(incoming.body or b"")
+    assert incoming.body is not None
+    head, described, num_sockets = pickle.loads(incoming.body)
     _, expected = _HEADER.unpack(incoming.header)
     if len(incoming.descriptors) != expected:
         for descriptor in incoming.descriptors:

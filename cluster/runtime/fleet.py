@@ -132,12 +132,15 @@ class Fleet:
         self._torch_acts = not acts_in_numpy(network_spec(spec), config.learner)
         self._capacities = shard_capacities(config.replay.capacity, config.replay.num_shards)
         self.credits: dict[Ref[Any], Credit] = {}
-        self.clock = AwakeClock(time.monotonic())
+        self._created = time.monotonic()
+        self.clock = AwakeClock(self._created)
         self.timeouts = RoleTimeouts(
             config.run.frozen_seconds, spec.max_episode_steps, config.actors.chunk_deadline_seconds
         )
         self.starts = 0
         """Number of roles that have come up so far."""
+        self.start_seconds: dict[str, float] = {}
+        """Role -> seconds from the creation of the fleet until its first incarnation was up."""
 
         def first(kind: RoleKind, index: int = 0) -> int:
             return incarnations.get(role_name(kind, index), 0)
@@ -415,3 +418,4 @@ class Fleet:
         member.process = process
         member.machine = self._engine.machine_of(member.handle)
         self.starts += 1
+        self.start_seconds.setdefault(member.name, time.monotonic() - self._created)
