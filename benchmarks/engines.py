@@ -1,7 +1,7 @@
 """The process engine against Ray: calls, large values, deaths, start, memory and whole runs.
 
 Run as `python -m benchmarks.engines [calls|starts|runs] [--pairs N]`. Both engines run in turns, in one
-process (calls) or as commands (starts, runs: `qfleet train CartPole-v1`); the figures are medians.
+process (calls) or as commands (starts, runs: `qfleet train CartPole-v1`); the numbers are medians.
 """
 
 import argparse

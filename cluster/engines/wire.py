@@ -291,9 +291,7 @@ class Line:
         # Exactly the header, so that the descriptors that come along are this message's.
         missing = _HEADER.size - len(incoming.header)
         try:
-            data, ancillary, _, _ = self.socket.recvmsg(
-                missing, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, _, _ = self.socket.recvmsg(missing, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return False
         if not data:
