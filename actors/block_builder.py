@@ -14,6 +14,7 @@ from actors.core import frame_dtype
 from actors.envs.stepper import Step
 from actors.exploration import ALL_LANES
 from actors.nstep import NStepTransitions, n_step_transitions
+from actors.soft_values import GREEDY, Values
 from replay_service.block import BlockSchema, TransitionBlock
 
 UNVALUED_PRIORITY = np.float32(1.0)
@@ -46,7 +47,7 @@ class _Finals:
 
     Attributes:
         step, lane: [K] int64, the steps that ended the episodes.
-        value: [K] float32, max Q of the frames.
+        value: [K] float32, values of the frames.
         frames: [K, *shape].
     """
 
@@ -83,18 +84,22 @@ class BlockBuilder:
         *,
         reward_clip: float | None = None,
         life_loss_ends_episode: bool = False,
+        values: Values = GREEDY,
     ) -> None:
         """Frames have the dtype frame_dtype(schema.frame_fields), see actors.core.
 
         Blocks have writer, incarnation and sequence 0: the sink numbers them. Q-values of actions that a
         frame does not allow must be -inf. reward_clip c clips the transitions' rewards to [-c, c].
-        life_loss_ends_episode makes a lost life terminate transitions; the episode itself continues.
+        life_loss_ends_episode makes a lost life terminate transitions; the episode itself continues. values
+        says which targets priorities are made of. Over n steps only the first reward gets a bonus, as in the
+        learner's targets.
         """
         self._schema = schema
         dtype = frame_dtype(schema.frame_fields)
         self._gamma = gamma
         self._reward_clip = reward_clip
         self._life_loss_ends_episode = life_loss_ends_episode
+        self._values = values
         lanes = (0, num_lanes)
         self._frames = np.zeros((1, num_lanes), dtype)
         self._steps: dict[str, np.ndarray] = {
@@ -187,7 +192,7 @@ class BlockBuilder:
     def build(self, final_values: np.ndarray) -> TransitionBlock | None:
         """The block of all transitions known by now; None if there are none (env steps wait for the next).
 
-        final_values: [K] max Q of the final frames given to `add` since the last build, in that order (any
+        final_values: [K] values of the final frames given to `add` since the last build, in that order (any
         value if the episode terminated). Raises ValueError on another number of them, if steps are missing
         or if a priority is not finite.
         """
@@ -248,10 +253,13 @@ class BlockBuilder:
         reaches = transitions.next_step[newest] == num_steps
         ready[newest] &= ~(reaches & unknown & (transitions.discount[newest] != 0.0))
 
-    def _values_after(self, q: np.ndarray) -> np.ndarray:
-        """[T, N] float32: max Q of the frame after each step; 0 if it is not known."""
-        value = np.zeros((len(q), q.shape[2]), np.float32)
-        np.max(q[1:], axis=1, out=value[:-1])
+    def _values_after(self, values: np.ndarray) -> np.ndarray:
+        """[T, N] float32: value of the frame after each step; 0 if it is not known.
+
+        values: [T, N] float32, of the frames before the steps.
+        """
+        value = np.zeros_like(values)
+        value[:-1] = values[1:]
         value[self._finals.step, self._finals.lane] = self._finals.value
         return value
 
@@ -286,9 +294,11 @@ class BlockBuilder:
         action = steps["action"].take(at)
         n_step_reward = transitions.reward.take(at)
         discount = transitions.discount.take(at)
-        bootstrap = self._values_after(steps["q"]).take(at + (span - 1) * num_lanes)
+        values = self._values.state_values(steps["q"])
+        bootstrap = self._values_after(values).take(at + (span - 1) * num_lanes)
         taken = _taken(steps["q"], at, action)
-        td_error = np.abs(n_step_reward + discount * bootstrap - taken).astype(np.float32)
+        bonus = self._values.bonus(taken, values.take(at))
+        td_error = np.abs(n_step_reward + bonus + discount * bootstrap - taken).astype(np.float32)
         priority = np.where(steps["valued"].take(at), td_error, UNVALUED_PRIORITY)
         if not np.isfinite(priority).all():
             raise ValueError("a reward or Q-value is not finite; the policy's weights have diverged")

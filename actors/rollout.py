@@ -18,6 +18,7 @@ from actors.envs.observations import masked, split
 from actors.envs.stepper import VectorStepper
 from actors.episodes import EpisodeLedger
 from actors.exploration import Exploration, ladder_epsilons, linear_epsilon
+from actors.soft_values import GREEDY, Values
 from replay_service.block import TransitionBlock
 from replay_service.phase_timer import PhaseTimer
 
@@ -55,13 +56,15 @@ class EnvActor:
         seed: np.random.SeedSequence,
         env_threads: int = 1,
         overlap: bool = False,
+        values: Values = GREEDY,
     ) -> None:
         """actor counts from 0 to num_actors - 1; config.envs_per_actor must be set. env_threads: see
         make_vector; groups of lanes share them, each has at least one.
 
         overlap: while the policy computes Q-values for one group of lanes, the other groups step, if
         environments step in threads or processes of their own. This is faster if a core is free for them and
-        the policy takes about as long as they do; it does not change the transitions.
+        the policy takes about as long as they do; it does not change the transitions. values: see
+        BlockBuilder.
 
         Raises ValueError if config.envs_per_actor is not set, and EnvError.
         """
@@ -69,6 +72,7 @@ class EnvActor:
             raise ValueError("actors.envs_per_actor is not set")
         self._config = config
         self._policy = policy
+        self._state_values = values.state_values
         self._sink = sink
         self._actor = actor
         self._incarnation = incarnation
@@ -88,6 +92,7 @@ class EnvActor:
                 config.discount,
                 reward_clip=config.reward_clip,
                 life_loss_ends_episode=config.life_loss_ends_episode,
+                values=values,
             )
             self.reset(seed)
             unless_made.pop_all()
@@ -199,13 +204,12 @@ class EnvActor:
         return tuple(chunk.q.max(axis=1)[starts[:-1]].tolist()) if self._loaded else ()
 
     def _values(self, final_observations: list[np.ndarray]) -> np.ndarray:
-        """Max Q [K] of the final observations, in one forward pass."""
+        """Values [K] of the final observations, in one forward pass."""
         count = sum(map(len, final_observations))
         if not count or not self._loaded:
             return np.zeros(count, np.float32)
         observations, allowed = split(np.concatenate(final_observations))
-        values: np.ndarray = masked(self._policy.q_values(observations), allowed).max(axis=1)
-        return values
+        return self._state_values(masked(self._policy.q_values(observations), allowed))
 
     def _report(
         self,

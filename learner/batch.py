@@ -22,7 +22,8 @@ class Batch:
     """B transitions as tensors on the learner's device.
 
     obs_tm1, obs_t [B, *observation_shape], or dicts of parts (NetworkSpec.parts); a_tm1 [B] int64;
-    r_t, discount_t, weight [B] float32; allowed_t [B, A] bool, the actions that obs_t allows (None: all).
+    r_t, discount_t, weight [B] float32; allowed_tm1, allowed_t [B, A] bool, the actions that obs_tm1 and
+    obs_t allow (None: all).
     """
 
     obs_tm1: Observations
@@ -31,6 +32,7 @@ class Batch:
     discount_t: Tensor
     obs_t: Observations
     weight: Tensor
+    allowed_tm1: Tensor | None = None
     allowed_t: Tensor | None = None
 
 
@@ -63,6 +65,7 @@ def batch_of(tensors: Mapping[str, Tensor], stack: int) -> Batch:
         discount_t=tensors["discount"],
         obs_t=obs_t,
         weight=tensors["weight"],
+        allowed_tm1=None if mask is None else mask[:, stack - 1],
         allowed_t=None if mask is None else mask[:, -1],
     )
 

@@ -100,6 +100,10 @@ class LearnerConfig:
     (N in the paper) and iqn_target_quantiles for its target (N'); acting takes iqn_acting_quantiles fixed
     ones (K). dueling, noisy and double work with each head.
 
+    munchausen: targets bootstrap from the soft policy pi = softmax(Q / munchausen_temperature) of the target
+    network, and each first reward gets munchausen_alpha times the scaled log of its action's probability,
+    temperature * ln pi, which counts as at least munchausen_clip. It needs head q, qr or iqn.
+
     loss (for head q) "squared" is mean (y - Q)^2; "huber" is quadratic below huber_delta, which is also the
     kappa of heads qr and iqn. The target network is copied every target_update_updates, or moves by the share
     target_polyak in each update where that is given. max_grad_norm None disables clipping.
@@ -132,6 +136,10 @@ class LearnerConfig:
     loss: Literal["squared", "huber"] = "squared"
     huber_delta: float = 1.0
     double: bool = False
+    munchausen: bool = False
+    munchausen_alpha: float = 0.9
+    munchausen_temperature: float = 0.03
+    munchausen_clip: float = -1.0
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: float = 0.0
     learning_rate: float = 5e-4
@@ -171,6 +179,16 @@ class LearnerConfig:
             list(self.hidden_sizes),
             "give one or more sizes of at least 1",
         )
+        require(
+            not self.munchausen or (self.head != "c51" and not self.double),
+            "learner.munchausen",
+            "true",
+            f"it takes heads q, qr and iqn (this is {self.head}), and its soft policy makes double useless "
+            f"(this is {self.double}); give learner.head=qr and learner.double=false",
+        )
+        within(0.0, 1.0, "learner", self, "munchausen_alpha", cure="give a factor in [0, 1]")
+        above_zero("learner", self, "munchausen_temperature")
+        within(-math.inf, 0.0, "learner", self, "munchausen_clip", cure="log-probabilities are at most 0")
         above_zero("learner", self, "huber_delta", "learning_rate", "adam_epsilon")
         at_least(0, "learner", self, "weight_decay")
         require(

@@ -25,7 +25,8 @@ def passes(
     if config.double:
         outputs_tm1, choosing = online.forward_pair(obs_tm1, obs_t)
         return Outputs(outputs_tm1, outputs_t, choosing)
-    return Outputs(online.forward(obs_tm1), outputs_t)
+    policy_tm1 = target.evaluate(obs_tm1) if config.munchausen else None
+    return Outputs(online.forward(obs_tm1), outputs_t, policy_tm1=policy_tm1)
 
 
 def implicit_passes(
@@ -39,7 +40,7 @@ def implicit_passes(
     """The same for implicit quantiles, at fractions drawn for each transition.
 
     The next action is the one that acting would take: the best mean over the fixed fractions, of the target
-    network, or of the online network with double Q-learning.
+    network, or of the online network with double Q-learning. Munchausen's policy is of these means, too.
     """
     device = online.weights.device
     batch_size = len(obs_tm1) if isinstance(obs_tm1, Tensor) else len(next(iter(obs_tm1.values())))
@@ -48,4 +49,5 @@ def implicit_passes(
     outputs_t = target.evaluate(obs_t, fractions_t)
     outputs_tm1 = online.forward(obs_tm1, fractions)
     choosing = (online if config.double else target).evaluate(obs_t)
-    return Outputs(outputs_tm1, outputs_t, choosing, fractions=fractions)
+    policy_tm1 = target.evaluate(obs_tm1) if config.munchausen else None
+    return Outputs(outputs_tm1, outputs_t, choosing, fractions, policy_tm1)

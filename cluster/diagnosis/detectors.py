@@ -159,7 +159,7 @@ def overestimation(window: Window, config: ResolvedConfig) -> Reading | None:
     cause, cure = _first_case(
         (_targets_move(learner), *_instability(learner)),
         (
-            not learner.double,
+            not learner.double and not learner.munchausen,
             "the maximum over noisy values picks those that are too high",
             "learner.double=true",
         ),

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
+from actors.soft_values import GREEDY, SoftValues, Values
 from cluster.engines.engine import Calls, Handle
 from cluster.engines.threads import available_cores, env_threads
 from cluster.metrics.usage import MemoryMeter
@@ -18,7 +19,7 @@ from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
 from cluster.runtime.shard_role import ShardRole
 from cluster.settings.resolve import network_spec
 from cluster.settings.resolved import ResolvedConfig
-from learner.config import acts_in_numpy
+from learner.config import LearnerConfig, acts_in_numpy
 from learner.core import LearnerState, LearnReport
 from replay_service.messages import ShardStatus
 
@@ -64,6 +65,7 @@ class ActorRole(Role):
             overlap=threads > 1
             and context.source is not None
             and not acts_in_numpy(network_spec(context.spec), config.learner),
+            values=target_values(config.learner),
         )
 
     def rollout(
@@ -196,6 +198,13 @@ class EvaluatorRole(Role):
     def close(self) -> None:
         """Closes the environments."""
         self._evaluator.close()
+
+
+def target_values(learner: LearnerConfig) -> Values:
+    """The values that the learner's targets are made of, for initial priorities."""
+    if not learner.munchausen:
+        return GREEDY
+    return SoftValues(learner.munchausen_alpha, learner.munchausen_temperature, learner.munchausen_clip)
 
 
 def make_policy(config: ResolvedConfig, spec: EnvSpec, noise: np.random.SeedSequence | None = None) -> Policy:

@@ -140,6 +140,12 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.loss": Meaning("loss of the TD error, for head q"),
     "learner.huber_delta": Meaning("TD error at which the Huber loss becomes linear", "return"),
     "learner.double": Meaning("whether the online network chooses the action that the target network rates"),
+    "learner.munchausen": Meaning(
+        "whether targets follow the soft policy softmax(Q / temperature) and reward likely actions"
+    ),
+    "learner.munchausen_alpha": Meaning("factor on that reward, the action's scaled log-probability"),
+    "learner.munchausen_temperature": Meaning("temperature of the soft policy", "return"),
+    "learner.munchausen_clip": Meaning("least scaled log-probability, temperature x ln pi", "return"),
     "learner.optimizer": Meaning("the optimizer"),
     "learner.weight_decay": Meaning("adamw multiplies all weights by 1 - rate x weight_decay in each update"),
     "learner.learning_rate": Meaning("learning rate at the start"),

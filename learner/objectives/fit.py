@@ -18,12 +18,14 @@ class Outputs(NamedTuple):
         choosing: outputs for obs_t that choose the next action: the online network's with double Q-learning,
             those at fixed fractions for implicit quantiles; None: t itself chooses.
         fractions: [B, N], those of tm1, if it has implicit quantiles.
+        policy_tm1: the target network's for obs_tm1, with Munchausen targets.
     """
 
     tm1: Tensor
     t: Tensor
     choosing: Tensor | None = None
     fractions: Tensor | None = None
+    policy_tm1: Tensor | None = None
 
 
 class Fit(NamedTuple):

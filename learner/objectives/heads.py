@@ -7,7 +7,7 @@ import torch
 
 from learner.config import LearnerConfig
 from learner.objectives.categorical import CategoricalHead
-from learner.objectives.q_learning import QHead
+from learner.objectives.q_head import QHead
 from learner.objectives.quantile import QuantileHead
 
 Head = QHead | CategoricalHead | QuantileHead

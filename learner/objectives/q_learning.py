@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from learner.batch import Batch
 from learner.config import LearnerConfig
-from learner.objectives.fit import Fit, Outputs
 from learner.objectives.shapes import require_matrix, require_rewards, require_shape, require_vector
 
 TdLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -83,6 +81,11 @@ def masked(q: Tensor, allowed: Tensor | None) -> Tensor:
     return q.masked_fill(~allowed, torch.finfo(q.dtype).min)
 
 
+def best_action(q_t: Tensor, allowed_t: Tensor | None) -> Tensor:
+    """The allowed action of the highest Q-value, [B] int64, of q_t [B, A]."""
+    return masked(q_t, allowed_t).argmax(dim=1)
+
+
 def tabular_backup(
     q: Tensor, s_tm1: int, a_tm1: int, r_t: float, discount_t: float, s_t: int, alpha: float
 ) -> Tensor:
@@ -142,38 +145,3 @@ def td_loss(config: LearnerConfig) -> TdLoss:
 def _require_shapes(td: Tensor, weight: Tensor) -> None:
     require_vector("td", td)
     require_shape("weight", weight, tuple(td.shape))
-
-
-def best_action(q_t: Tensor, allowed_t: Tensor | None) -> Tensor:
-    """The allowed action of the highest Q-value, [B] int64, of q_t [B, A]."""
-    return masked(q_t, allowed_t).argmax(dim=1)
-
-
-class QHead:
-    """One mean return for each action, outputs [B, A]."""
-
-    def __init__(self, config: LearnerConfig) -> None:
-        self._loss = td_loss(config)
-
-    def values(self, outputs: Tensor) -> Tensor:
-        """Outputs [..., A] -> Q-values [..., A], the largest of which acting takes."""
-        return outputs
-
-    def fit(self, batch: Batch, outputs: Outputs) -> Fit:
-        """Compares outputs.tm1 with targets made of outputs.t at the actions that outputs.choosing names."""
-        q_t, choosing = outputs.t, outputs.choosing
-        if choosing is None:
-            target = q_learning_target(batch.r_t, batch.discount_t, q_t, batch.allowed_t)
-        else:
-            target = double_q_target(batch.r_t, batch.discount_t, choosing, q_t, batch.allowed_t)
-        taken = batch.a_tm1.unsqueeze(1)
-        q_tm1 = outputs.tm1.gather(1, taken).squeeze(1)
-        td = target - q_tm1
-        loss, gradient = self._loss(td, batch.weight)
-        return Fit(
-            loss=loss,
-            output_gradient=torch.zeros_like(outputs.tm1).scatter_(1, taken, gradient.unsqueeze(1)),
-            q_tm1=q_tm1,
-            target=target,
-            td_error=td.abs(),
-        )

@@ -12,6 +12,7 @@ from learner.batch import Batch
 from learner.config import LearnerConfig
 from learner.fractions import midpoints
 from learner.objectives.fit import Fit, Outputs, at_action, of_action
+from learner.objectives.munchausen import munchausen, munchausen_target
 from learner.objectives.q_learning import best_action
 from learner.objectives.shapes import require_matrix, require_rewards, require_shape, require_vector
 
@@ -76,6 +77,7 @@ class QuantileHead:
 
     def __init__(self, config: LearnerConfig) -> None:
         self._kappa = config.huber_delta
+        self._munchausen = munchausen(config)
 
     def values(self, outputs: Tensor) -> Tensor:
         """Outputs [..., A, N] -> their means [..., A]."""
@@ -84,10 +86,13 @@ class QuantileHead:
     def fit(self, batch: Batch, outputs: Outputs) -> Fit:
         """Compares distributions, see QHead."""
         values_t = self.values(outputs.t if outputs.choosing is None else outputs.choosing)
-        chosen = best_action(values_t, batch.allowed_t)
         quantiles_tm1 = of_action(outputs.tm1, batch.a_tm1)
-        quantiles_t = of_action(outputs.t, chosen)
-        target = quantile_target(batch.r_t, batch.discount_t, quantiles_t)
+        if self._munchausen is not None and outputs.policy_tm1 is not None:
+            policy_q = self.values(outputs.policy_tm1)
+            target = munchausen_target(batch, policy_q, values_t, outputs.t, self._munchausen)
+        else:
+            quantiles_t = of_action(outputs.t, best_action(values_t, batch.allowed_t))
+            target = quantile_target(batch.r_t, batch.discount_t, quantiles_t)
         q_tm1, y = self.values(quantiles_tm1), self.values(target)
         loss, gradient = quantile_huber_loss(
             quantiles_tm1, target, batch.weight, self._kappa, outputs.fractions

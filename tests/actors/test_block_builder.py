@@ -5,6 +5,7 @@ Tests actors/block_builder.py, and through EnvActor also actors/nstep.py and act
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from actors.block_builder import BlockBuilder
 from actors.config import ActorsConfig, EnvConfig
 from actors.envs.stepper import VectorStepper
 from actors.rollout import EnvActor
+from actors.soft_values import GREEDY, SoftValues, Values
 from replay_service.block import (
     TERMINATED,
     TRANSITION_FIELDS,
@@ -84,6 +86,7 @@ def plain_transitions(
     gamma: float,
     reward_clip: float | None = None,
     life_loss: bool = False,
+    soft: SoftValues | None = None,
 ) -> dict[FrameId, Transition]:
     """Every transition of one lane's script, keyed by the frame that it starts from."""
     transitions = {}
@@ -107,12 +110,24 @@ def plain_transitions(
             terminated = terminated or (life_loss and any(lost))
             reward = sum(gamma ** (k - i) * rewards[k] for k in range(i, after))
             discount = 0.0 if terminated else gamma ** (after - i)
-            error = abs(reward + discount * float(q(after).max()) - float(q(i)[actions[i]]))
+            value, bonus = float(q(after).max()), 0.0
+            if soft is not None:
+                value = soft_value(q(after), soft.temperature)
+                earned = float(q(i)[actions[i]]) - soft_value(q(i), soft.temperature)
+                bonus = soft.alpha * min(0.0, max(soft.clip, earned))
+            error = abs(reward + bonus + discount * value - float(q(i)[actions[i]]))
             end = TERMINATED * terminated | TRUNCATED * truncated
             transitions[lane, episode, i] = Transition(
                 stacked(i), stacked(after), actions[i], reward, discount, rewards[i], end, error
             )
     return transitions
+
+
+def soft_value(q: np.ndarray, temperature: float) -> float:
+    """sum_a pi(a) (q(a) - tau ln pi(a)), pi = softmax(q / tau)."""
+    likely = [math.exp(float(value) / temperature) for value in q]
+    policy = [each / math.fsum(likely) for each in likely]
+    return math.fsum(pi * (float(v) - temperature * math.log(pi)) for pi, v in zip(policy, q, strict=True))
 
 
 def transitions_of(block: TransitionBlock) -> dict[FrameId, tuple[Transition, int]]:
@@ -162,6 +177,7 @@ def act(
     chunks: list[int],
     gamma: float = GAMMA,
     learned: dict[str, Any] | None = None,
+    values: Values = GREEDY,
     **backend: Any,
 ) -> tuple[list[TransitionBlock], ScriptedPolicy, list[float]]:
     """Acts greedily in chunks, over and over, until every scripted transition must have left.
@@ -187,6 +203,7 @@ def act(
             incarnation=2,
             num_actors=1,
             seed=np.random.SeedSequence(0),
+            values=values,
         )
     enough = max(sum(len(episode) + 1 for episode in script) for script in scripts) + n_step + 1
     returns: list[float] = []
@@ -216,10 +233,13 @@ def check(
     gamma: float = GAMMA,
     reward_clip: float | None = None,
     life_loss: bool = False,
+    soft: SoftValues | None = None,
     **backend: Any,
 ) -> None:
     learned = {"reward_clip": reward_clip, "life_loss_ends_episode": life_loss}
-    blocks, policy, returns = act(scripted, scripts, mode, n_step, stack, chunks, gamma, learned, **backend)
+    blocks, policy, returns = act(
+        scripted, scripts, mode, n_step, stack, chunks, gamma, learned, soft or GREEDY, **backend
+    )
     seen: dict[FrameId, Transition] = {}
     for block in blocks:
         assert (block.writer, block.incarnation, block.sequence) == (0, 0, 0)  # the sink numbers blocks
@@ -236,7 +256,7 @@ def check(
 
     expected: dict[FrameId, Transition] = {}
     for lane, script in enumerate(scripts):
-        expected |= plain_transitions(lane, script, n_step, stack, gamma, reward_clip, life_loss)
+        expected |= plain_transitions(lane, script, n_step, stack, gamma, reward_clip, life_loss, soft)
     scripted_transitions = {
         start: transition for start, transition in seen.items() if start[1] < len(scripts[start[0]])
     }
@@ -288,6 +308,14 @@ def test_staggered_lanes(
     scripted: Callable[..., VectorStepper], mode: AutoresetMode, n_step: int, stack: int
 ) -> None:
     check(scripted, STAGGERED, mode, n_step, stack, [4])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_priorities_of_munchausen_targets_have_the_first_bonus_and_soft_values(
+    scripted: Callable[..., VectorStepper], mode: AutoresetMode, n_step: int
+) -> None:
+    check(scripted, STAGGERED, mode, n_step, 2, [4], soft=SoftValues(0.9, 0.5, -0.3))
 
 
 scripts_strategy = st.lists(

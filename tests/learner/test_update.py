@@ -226,6 +226,8 @@ def test_updates_with_running_statistics_are_not_queued() -> None:
         {"head": "c51", "network": "impala_cnn"},
         {"head": "qr", "network": "mlp", "normalize_observations": True},
         {"head": "iqn", "noisy": True, "double": True},
+        {"head": "iqn", "dueling": True, "munchausen": True},
+        {"head": "q", "munchausen": True},
     ],
     ids=str,
 )
@@ -256,7 +258,9 @@ def test_an_update_learns_from_all_parts_and_acting_repeats_the_network(
     np.testing.assert_allclose(policy.q_values(records[2:3]), q[2:3], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("switches", [{}, {"head": "iqn"}, {"noisy": True, "optimizer": "adamw"}], ids=str)
+@pytest.mark.parametrize(
+    "switches", [{}, {"head": "iqn", "munchausen": True}, {"noisy": True, "optimizer": "adamw"}], ids=str
+)
 def test_a_state_goes_on_bit_for_bit(
     switches: dict[str, Any], parts_spec: NetworkSpec, random_minibatch: MinibatchMaker
 ) -> None:

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from actors.core import EnvSpec
+from actors.soft_values import GREEDY, SoftValues
 from cluster.engines.serial_engine import SerialEngine
 from cluster.record.logs import LogSource
 from cluster.runtime.role import RoleContext
-from cluster.runtime.roles import ActorRole, make_policy
+from cluster.runtime.roles import ActorRole, make_policy, target_values
 from cluster.settings.config import RunConfig
 from cluster.settings.load_config import load_config
 from cluster.settings.resolve import network_spec, resolve
+from learner.config import LearnerConfig
 from learner.networks.build import build_network
 from learner.update import UpdateStep
 
@@ -111,3 +113,10 @@ def test_environments_step_beside_the_policy_where_that_pays(
     context = RoleContext("actor 0", config, SPECS[name], logs=tmp_path, replay=tmp_path, source=source)
     ActorRole(context, SerialEngine().calls, [], 0, 0)
     assert given["overlap"] is overlap
+    assert given["values"] == GREEDY
+
+
+def test_initial_priorities_are_of_the_learner_s_targets() -> None:
+    learner = LearnerConfig(munchausen=True, munchausen_alpha=0.8, munchausen_temperature=0.1)
+    assert target_values(learner) == SoftValues(alpha=0.8, temperature=0.1, clip=-1.0)
+    assert target_values(LearnerConfig(munchausen_alpha=0.8)) == GREEDY

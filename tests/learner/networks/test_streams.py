@@ -21,7 +21,7 @@ from learner.networks.noisy import redraw_noise
 from learner.networks.streams import CosineEmbedding, ImplicitQuantiles
 
 VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
-IMAGES = NetworkSpec((10, 10, 4), "|b1", None, 3, stack=1)
+IMAGES = NetworkSpec((10, 10, 4), "|b1", None, 3, stack=1, image_layouts={"observation": "HWC"})
 
 
 def test_midpoints_and_draws() -> None:
