@@ -23,6 +23,9 @@ IMAGE_NETWORKS = ("nature_cnn", "impala_cnn", "minatar_cnn")
 NETWORKS = ("auto", "mlp", *IMAGE_NETWORKS, "table")
 """Names that `learner.network` may have, besides an import path."""
 
+TARGET_UPDATE_UPDATES = 200
+"""Updates between two copies to the target network, if neither they nor env steps are given."""
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -105,8 +108,9 @@ class LearnerConfig:
     temperature * ln pi, which counts as at least munchausen_clip. It needs head q, qr or iqn.
 
     loss (for head q) "squared" is mean (y - Q)^2; "huber" is quadratic below huber_delta, which is also the
-    kappa of heads qr and iqn. The target network is copied every target_update_updates, or moves by the share
-    target_polyak in each update where that is given. max_grad_norm None disables clipping.
+    kappa of heads qr and iqn. The target network is copied every target_update_updates, or about every
+    target_update_env_steps (see `target_period`), or moves by the share target_polyak in each update where
+    that is given. max_grad_norm None disables clipping.
     optimizer "adamw" also multiplies all weights by 1 - learning_rate * weight_decay in each update.
     learning_rate falls linearly to learning_rate_end over learning_rate_decay_updates where that is given.
     An update whose loss or gradient is not finite is skipped; max_skipped_updates of them end the run.
@@ -149,7 +153,8 @@ class LearnerConfig:
     max_grad_norm: float | None = 10.0
     max_skipped_updates: int = 10
     batch_size: int = 64
-    target_update_updates: int = 200
+    target_update_updates: int | None = None
+    target_update_env_steps: int | None = None
     target_polyak: float | None = None
     updates_per_chunk: int | None = None
     device: str = "auto"
@@ -213,8 +218,35 @@ class LearnerConfig:
         quantiles = ("iqn_cosines", "iqn_quantiles", "iqn_target_quantiles", "iqn_acting_quantiles")
         at_least(1, "learner", self, *quantiles)
         at_least(1, "learner", self, "impala_width", "pool_size")
-        periods = ("target_update_updates", "updates_per_chunk", "learning_rate_decay_updates")
+        require(
+            self.target_update_updates is None or self.target_update_env_steps is None,
+            "learner.target_update_env_steps",
+            self.target_update_env_steps,
+            f"learner.target_update_updates is {self.target_update_updates}, too; give one, the other null",
+        )
+        require(
+            self.target_polyak is None or self.target_update_env_steps is None,
+            "learner.target_update_env_steps",
+            self.target_update_env_steps,
+            f"learner.target_polyak = {self.target_polyak} moves the target network instead; give one",
+        )
+        periods = (
+            "target_update_updates",
+            "target_update_env_steps",
+            "updates_per_chunk",
+            "learning_rate_decay_updates",
+        )
         at_least(1, "learner", self, "batch_size", "max_skipped_updates", *periods)
+
+
+def target_period(config: LearnerConfig, samples_per_insert: float) -> int:
+    """Updates between two copies to the target network: as given, or what target_update_env_steps take.
+
+    Each env step inserts a transition, which is sampled samples_per_insert times, batch_size in each update.
+    """
+    if config.target_update_env_steps is None:
+        return config.target_update_updates or TARGET_UPDATE_UPDATES
+    return max(1, round(config.target_update_env_steps * samples_per_insert / config.batch_size))
 
 
 class ImageShape(NamedTuple):

@@ -46,7 +46,8 @@ class Learner:
     """Draws minibatches, learns from them and gives their TD errors back.
 
     The same seed and the same minibatches give bit-identical weights on a CPU. `threads` sets torch's threads
-    for the whole process. `record_skipped` is called for each skipped update. `queues`: see UpdateStep.
+    for the whole process. `record_skipped` is called for each skipped update. `queues` and
+    `samples_per_insert`: see UpdateStep.
 
     Raises:
         ValueError: the network or the device does not fit, or threads is below 1.
@@ -65,13 +66,14 @@ class Learner:
         threads: int,
         record_skipped: Callable[[SkippedBatch], None] | None = None,
         queues: bool | None = None,
+        samples_per_insert: float = 1.0,
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads is {threads}; give at least 1")
         torch.set_num_threads(threads)
         self._config = config
         self._source = source
-        self.step = UpdateStep(spec, config, seed=seed, queues=queues)
+        self.step = UpdateStep(spec, config, seed=seed, queues=queues, samples_per_insert=samples_per_insert)
         self._stack = spec.stack
         self._staged = StagedUpload(spec.stack, self.step.device) if self.step.queues else None
         # A device with a queue works on one update while the next minibatch is drawn, uploaded and queued.

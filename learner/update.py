@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learner.batch import Batch
-from learner.config import LearnerConfig, NetworkSpec
+from learner.config import LearnerConfig, NetworkSpec, target_period
 from learner.core import LearnerState, Note, UpdateMetrics
 from learner.networks.flat import compile_passes, flat_network
 from learner.networks.noisy import redraw_noise
@@ -48,7 +48,8 @@ class UpdateStep:
     `seed` determines the initial weights and all noise; torch's global generator is left as it was, unless
     a custom network draws from it, as dropout does. Only the online network is in train() mode.
     Each update of a noisy network draws one noise for the online network and one for the target network;
-    each update of implicit quantiles draws their fractions.
+    each update of implicit quantiles draws their fractions. samples_per_insert: of pacing; it counts only for
+    target_update_env_steps.
 
     Attributes:
         device: computes the updates.
@@ -58,7 +59,13 @@ class UpdateStep:
     """
 
     def __init__(
-        self, spec: NetworkSpec, config: LearnerConfig, *, seed: int, queues: bool | None = None
+        self,
+        spec: NetworkSpec,
+        config: LearnerConfig,
+        *,
+        seed: int,
+        queues: bool | None = None,
+        samples_per_insert: float = 1.0,
     ) -> None:
         self.device = prepare_device(config.device)
         with torch.random.fork_rng(devices=[]):
@@ -75,6 +82,7 @@ class UpdateStep:
         self._optimizer = FlatOptimizer(self._online, config)
         self._head = make_head(config, self.device)
         self._config = config
+        self._target_period = target_period(config, samples_per_insert)
         self._meter = UpdateMeter(self.device, config.max_grad_norm)
         self._gap_at_copy = torch.zeros((), device=self.device)
         self.version = 0
@@ -225,10 +233,10 @@ class UpdateStep:
         self._update_target()
 
     def _update_target(self) -> None:
-        """Moves the target network by its share, or copies the online network every target_update_updates."""
+        """Moves the target network by its share, or copies the online network every target period."""
         if self._config.target_polyak is not None:
             self._target.weights.lerp_(self._online.plain_weights(), self._config.target_polyak)
-        elif self.version % self._config.target_update_updates == 0:
+        elif self.version % self._target_period == 0:
             self._gap_at_copy = self._target_gap()
             self._target.weights.copy_(self._online.plain_weights())
 

@@ -64,6 +64,7 @@ _FREE = (
     "learner.learning_rate_end",
     "learner.learning_rate_decay_updates",
     "learner.target_update_updates",
+    "learner.target_update_env_steps",
     "learner.max_grad_norm",
     "learner.updates_per_chunk",
     "learner.max_skipped_updates",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cluster.diagnosis.significance import CRITICAL_Z, Sample, difference_lower_bound, mean_lower_bound, trend
 from cluster.metrics.snapshot import FindingName, Snapshot
 from cluster.settings.resolved import ResolvedConfig
-from learner.config import LearnerConfig
+from learner.config import TARGET_UPDATE_UPDATES, LearnerConfig
 from replay_service.histogram import Histogram
 
 Window = Sequence[Snapshot]
@@ -36,8 +36,6 @@ ONE_ACTION_ENTROPY = 0.05
 
 ALIKE_VARIATION = 0.01
 """Ratio of standard deviation to mean of priorities below which sampling is practically uniform."""
-
-_DEFAULTS = LearnerConfig()
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def diverging_q(window: Window, config: ResolvedConfig) -> Reading | None:
     "Soft divergence" of van Hasselt et al. 2018 (arXiv:1812.02648), 3.1.
     """
     now, before = window[-1], window[0]
-    cause, cure = _instability(config.learner)
+    cause, cure = _instability(config)
     skipped = now.skipped_updates_total - before.skipped_updates_total
     if skipped > 0:
         why = "because loss or gradient was not finite (logs/*.skipped.jsonl has them)"
@@ -157,7 +155,7 @@ def overestimation(window: Window, config: ResolvedConfig) -> Reading | None:
     if surplus is None:
         return None
     cause, cure = _first_case(
-        (_targets_move(learner), *_instability(learner)),
+        (_targets_move(config), *_instability(config)),
         (
             not learner.double and not learner.munchausen,
             "the maximum over noisy values picks those that are too high",
@@ -167,8 +165,8 @@ def overestimation(window: Window, config: ResolvedConfig) -> Reading | None:
         (
             True,
             "targets follow the values too fast, or the environment reports ends of episodes as truncated",
-            f"learner.target_update_updates={2 * learner.target_update_updates}; and check that the "
-            "environment terminates",
+            f"{_copies_every(config, 2 * config.target_update_updates)}; and check that the environment "
+            "terminates",
         ),
     )
     return Reading(
@@ -336,11 +334,12 @@ DETECTORS = (
 )
 
 
-def _instability(learner: LearnerConfig) -> tuple[str, str]:
+def _instability(config: ResolvedConfig) -> tuple[str, str]:
     """Cause and cure of updates that make errors greater."""
+    learner = config.learner
     cause, cure = _first_case(
         (
-            not _targets_move(learner),
+            not _targets_move(config),
             "steps are so large that an update makes errors greater",
             _slower(learner),
         ),
@@ -352,8 +351,7 @@ def _instability(learner: LearnerConfig) -> tuple[str, str]:
         (
             True,
             "the network that is being fitted computes its own targets, so errors feed on themselves",
-            f"learner.target_update_updates={_DEFAULTS.target_update_updates} (now "
-            f"{learner.target_update_updates})",
+            f"{_copies_every(config, TARGET_UPDATE_UPDATES)} (now {_copies_now(learner)})",
         ),
     )
     return cause, cure + _and_clip(learner)
@@ -364,11 +362,23 @@ def _first_case(*cases: tuple[bool, str, str]) -> tuple[str, str]:
     return next((cause, cure) for holds, cause, cure in cases if holds)
 
 
-def _targets_move(learner: LearnerConfig) -> bool:
+def _targets_move(config: ResolvedConfig) -> bool:
     """Whether targets follow the network within fewer than ten updates."""
-    if learner.target_polyak is not None:
-        return learner.target_polyak > TENTH
-    return learner.target_update_updates < 1.0 / TENTH
+    if config.learner.target_polyak is not None:
+        return config.learner.target_polyak > TENTH
+    return config.target_update_updates < 1.0 / TENTH
+
+
+def _copies_every(config: ResolvedConfig, updates: int) -> str:
+    """The setting that copies to the target network every so many updates, in the unit that is in use."""
+    if config.learner.target_update_env_steps is None:
+        return f"learner.target_update_updates={updates}"
+    env_steps = updates * config.learner.batch_size / config.pacing.samples_per_insert
+    return f"learner.target_update_env_steps={env_steps:.0f}"
+
+
+def _copies_now(learner: LearnerConfig) -> int | None:
+    return learner.target_update_env_steps or learner.target_update_updates
 
 
 def _slower(learner: LearnerConfig) -> str:
@@ -404,7 +414,7 @@ def _is_mature(snapshot: Snapshot, config: ResolvedConfig) -> bool:
     """
     learner, version = config.learner, snapshot.evaluation_version or 0
     polyak = learner.target_polyak
-    copies = version / learner.target_update_updates if polyak is None else version * polyak
+    copies = version / config.target_update_updates if polyak is None else version * polyak
     steps = config.actors.n_step * copies
     return config.actors.discount**steps < TENTH or steps > (snapshot.train_length_mean or math.inf)
 

@@ -136,6 +136,7 @@ class LearnerRole(Role):
             seed=int(torch_seed.generate_state(1)[0]),
             threads=threads,
             record_skipped=partial(append_skipped, context.logs / f"{context.name}.skipped.jsonl"),
+            samples_per_insert=config.pacing.samples_per_insert,
         )
 
     def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:

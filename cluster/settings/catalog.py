@@ -157,7 +157,14 @@ MEANINGS: Mapping[str, Meaning] = {
         "updates skipped because loss or gradient is not finite before the run fails", "updates"
     ),
     "learner.batch_size": Meaning("transitions in a minibatch", "transitions"),
-    "learner.target_update_updates": Meaning("updates between two copies to the target network", "updates"),
+    "learner.target_update_updates": Meaning(
+        "updates between two copies to the target network",
+        "updates",
+        "200, unless target_update_env_steps is given",
+    ),
+    "learner.target_update_env_steps": Meaning(
+        "the same in env steps: samples_per_insert and batch_size make updates of them", "env steps"
+    ),
     "learner.target_polyak": Meaning(
         "share by which the target network moves in each update, instead of copies", "share"
     ),

@@ -18,7 +18,7 @@ from cluster.settings.resolved import (
     Runtime,
     narrowed,
 )
-from learner.config import LearnerConfig, NetworkSpec, resolve_network
+from learner.config import TARGET_UPDATE_UPDATES, LearnerConfig, NetworkSpec, resolve_network
 from replay_service.block import FrameField
 
 _IMAGE_BYTES = 1_024
@@ -81,6 +81,7 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
             ResolvedLearner,
             learner,
             network=_network(spec, learner),
+            target_update_updates=target_updates(learner),
             updates_per_chunk=learner.updates_per_chunk or (8 if image else 64),
         ),
         pacing=config.pacing,
@@ -90,6 +91,16 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
         metrics=config.metrics,
         run=narrowed(ResolvedRun, config.run, runtime=runtime, preset=preset),
     )
+
+
+def target_updates(learner: LearnerConfig) -> int | None:
+    """Updates between two copies to the target network; None where env steps are given instead.
+
+    Those stay in the unit in which they were given, so that a resumed run with other pacing follows them.
+    """
+    if learner.target_update_env_steps is not None:
+        return None
+    return learner.target_update_updates or TARGET_UPDATE_UPDATES
 
 
 def _most_minibatches(config: RunConfig, spec: EnvSpec) -> int:

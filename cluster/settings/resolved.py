@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from actors.config import ActorsConfig, EnvConfig
 from cluster.settings.config import RunConfig, RunSection, StopConfig
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, target_period
 from replay_service.config import ReplayConfig
 
 _Section = TypeVar("_Section")
@@ -75,6 +75,11 @@ class ResolvedConfig(RunConfig):
     learner: ResolvedLearner = field(default_factory=ResolvedLearner)
     stop: ResolvedStop = field(default_factory=ResolvedStop)
     run: ResolvedRun = field(default_factory=ResolvedRun)
+
+    @property
+    def target_update_updates(self) -> int:
+        """Updates between two copies to the target network."""
+        return target_period(self.learner, self.pacing.samples_per_insert)
 
 
 def preset_text(config: ResolvedConfig) -> str:

@@ -158,6 +158,18 @@ def test_target_stays_put_between_its_copies(spec: NetworkSpec, random_minibatch
         np.testing.assert_array_equal(step.state().tensors["target"], held)
 
 
+def test_target_is_copied_by_env_steps(random_minibatch: MinibatchMaker) -> None:
+    # 12 env steps at 4 samples per insert are 48 samples, or 3 updates of 16.
+    config = LearnerConfig(target_update_env_steps=12, batch_size=16)
+    step = UpdateStep(VECTOR, config, seed=0, samples_per_insert=4.0)
+    held = step.weights()
+    for update in range(1, 8):
+        run(step, VECTOR, random_minibatch(VECTOR, 16, seed=update))
+        if update % 3 == 0:
+            held = step.weights()
+        np.testing.assert_array_equal(step.state().tensors["target"], held)
+
+
 def test_polyak_target_moves_its_share_each_update(random_minibatch: MinibatchMaker) -> None:
     step = UpdateStep(VECTOR, LearnerConfig(target_polyak=0.25, target_update_updates=1), seed=0)
     target = step.weights()

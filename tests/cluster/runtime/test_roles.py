@@ -15,7 +15,7 @@ from actors.soft_values import GREEDY, SoftValues
 from cluster.engines.serial_engine import SerialEngine
 from cluster.record.logs import LogSource
 from cluster.runtime.role import RoleContext
-from cluster.runtime.roles import ActorRole, make_policy, target_values
+from cluster.runtime.roles import ActorRole, LearnerRole, make_policy, target_values
 from cluster.settings.config import RunConfig
 from cluster.settings.load_config import load_config
 from cluster.settings.resolve import network_spec, resolve
@@ -120,3 +120,19 @@ def test_initial_priorities_are_of_the_learner_s_targets() -> None:
     learner = LearnerConfig(munchausen=True, munchausen_alpha=0.8, munchausen_temperature=0.1)
     assert target_values(learner) == SoftValues(alpha=0.8, temperature=0.1, clip=-1.0)
     assert target_values(LearnerConfig(munchausen_alpha=0.8)) == GREEDY
+
+
+def test_the_learner_knows_the_reuse_that_its_target_period_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    class Recorded:
+        def __init__(self, *_: object, **options: object) -> None:
+            given.update(options)
+
+    monkeypatch.setattr("learner.loop.Learner", Recorded)
+    config = resolve(load_config(None, ["pacing.samples_per_insert=3.5"]), SPECS["vector"], cores=1)
+    context = RoleContext("learner", config, SPECS["vector"], logs=tmp_path, replay=tmp_path, source=None)
+    LearnerRole(context, SerialEngine().calls, [], 0, 1)
+    assert given["samples_per_insert"] == 3.5

@@ -11,7 +11,7 @@ from actors.core import EnvSpec
 from cluster.api import prepare
 from cluster.cli import make_parser
 from cluster.cli import train_config as options_config
-from cluster.settings.config import RunConfig, check
+from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.load_config import dump_config, load_config, load_resolved, preset_paths
 from cluster.settings.resolve import network_spec, resolve
 
@@ -34,6 +34,7 @@ OPEN_ON_PURPOSE = {
     "learner.initial_weights",
     "learner.max_grad_norm",
     "learner.pool_size",
+    "learner.target_update_env_steps",
     "learner.target_polyak",
     "learner.learning_rate_decay_updates",
 }
@@ -113,7 +114,7 @@ def test_what_was_given_is_kept() -> None:
     config = resolve(given, VECTOR, cores=2)
     assert (asdict(config.actors), asdict(config.stop)) == (asdict(given.actors), asdict(given.stop))
     assert asdict(config.replay) == asdict(replace(given.replay, persist="checkpoint"))
-    assert asdict(config.learner) == asdict(replace(given.learner, network="mlp"))
+    assert asdict(config.learner) == asdict(replace(given.learner, network="mlp", target_update_updates=200))
 
 
 def test_the_target_return_is_the_environments_own_unless_it_is_switched_off() -> None:
@@ -180,3 +181,43 @@ def test_a_network_that_does_not_fit_is_bad_input(network: str) -> None:
     with pytest.raises(ValueError, match=f"learner.network is {network}") as raised:
         prepare(config)
     assert type(raised.value).__name__ == "ConfigError"
+
+
+@pytest.mark.parametrize(
+    ("given", "updates"),
+    [
+        ([], 200),
+        (["learner.target_update_updates=7"], 7),
+        # BTR's: 32,000 env steps at 4 samples per insert and batches of 256 are 500 updates.
+        (["learner.target_update_env_steps=32_000"], 500),
+        (["learner.target_update_env_steps=32_000", "pacing.samples_per_insert=8"], 1_000),
+        (["learner.target_update_env_steps=32_000", "learner.batch_size=512"], 250),
+        (["learner.target_update_env_steps=1"], 1),
+    ],
+)
+def test_env_steps_between_copies_to_the_target_network_become_updates(
+    given: list[str], updates: int
+) -> None:
+    pacing = ["pacing.samples_per_insert=4", "learner.batch_size=256"]
+    config = resolve(load_config(None, [*pacing, *given]), VECTOR, cores=4)
+    assert config.target_update_updates == updates
+    # As saved, the unit stays: a resumed run with twice the reuse copies after twice as many updates.
+    again = load_resolved(dump_config(config))
+    assert again == config
+    doubled = replace(
+        again, pacing=replace(again.pacing, samples_per_insert=2 * again.pacing.samples_per_insert)
+    )
+    in_env_steps = config.learner.target_update_env_steps is not None and updates > 1
+    assert doubled.target_update_updates == updates * (2 if in_env_steps else 1)
+
+
+def test_copies_are_given_in_one_unit_only() -> None:
+    both = ["learner.target_update_updates=7", "learner.target_update_env_steps=9"]
+    with pytest.raises(
+        ConfigError, match=r"target_update_env_steps is 9; learner.target_update_updates is 7, too"
+    ):
+        load_config(None, both)
+    with pytest.raises(ConfigError, match=r"target_polyak = 0.1 moves the target network instead"):
+        load_config(None, ["learner.target_update_env_steps=9", "learner.target_polyak=0.1"])
+    with pytest.raises(ConfigError, match=r"target_update_env_steps is 0; give at least 1"):
+        load_config(None, ["learner.target_update_env_steps=0"])
