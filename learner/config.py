@@ -90,9 +90,10 @@ class LearnerConfig:
     of several arrays, each has an encoder: the convolutions that `network` names for images, the layers of
     the MLP below its last hidden one for the rest. Their outputs are joined below the last hidden layer.
 
-    impala_width multiplies the channels 16, 32, 32 of impala_cnn. pool_size p makes image networks shrink
-    their feature maps to p x p by adaptive max-pooling before the dense layers. spectral_norm divides the
-    weights of impala_cnn's residual convolutions by their largest singular value.
+    image_hidden_size is the width of an image network's layer between convolutions and outputs; None: that
+    of its paper. impala_width multiplies the channels 16, 32, 32 of impala_cnn. pool_size p makes image
+    networks shrink their feature maps to p x p by adaptive max-pooling before the dense layers. spectral_norm
+    divides the weights of impala_cnn's residual convolutions by their largest singular value.
 
     normalize_observations: numbers enter networks as (x - mean) / deviation, clipped to 10 deviations, by
     running statistics of the sampled minibatches, which travel with the weights. Pixels and flags do not.
@@ -124,6 +125,7 @@ class LearnerConfig:
     network: str = "auto"
     hidden_sizes: tuple[int, ...] = (128, 128)
     layer_norm: bool = False
+    image_hidden_size: int | None = None
     impala_width: int = 1
     pool_size: int | None = None
     spectral_norm: bool = False
@@ -217,7 +219,7 @@ class LearnerConfig:
         within(0.0, 1.0, "learner", self, "target_polyak", cure=share)
         quantiles = ("iqn_cosines", "iqn_quantiles", "iqn_target_quantiles", "iqn_acting_quantiles")
         at_least(1, "learner", self, *quantiles)
-        at_least(1, "learner", self, "impala_width", "pool_size")
+        at_least(1, "learner", self, "image_hidden_size", "impala_width", "pool_size")
         require(
             self.target_update_updates is None or self.target_update_env_steps is None,
             "learner.target_update_env_steps",
@@ -351,6 +353,11 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
             f"learner.{switch} is {getattr(config, switch)}, which only impala_cnn offers; "
             f"learner.network is {network}",
         )
+    _refuse_if(
+        config.image_hidden_size is not None and network not in IMAGE_NETWORKS,
+        f"learner.image_hidden_size is {config.image_hidden_size}, which only {', '.join(IMAGE_NETWORKS)} "
+        f"have; learner.network is {network}; give learner.hidden_sizes",
+    )
     if config.pool_size is not None:
         _check_pool_size(network, config.pool_size, [convolved(network, array) for array in arrays])
     _refuse_if(

@@ -120,6 +120,11 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "learner.hidden_sizes": Meaning("sizes of the hidden layers", "units"),
     "learner.layer_norm": Meaning("whether a layer norm stands before each ReLU"),
+    "learner.image_hidden_size": Meaning(
+        "width of an image network's layer between convolutions and outputs",
+        "units",
+        "512 for nature_cnn, 256 for impala_cnn, 128 for minatar_cnn",
+    ),
     "learner.impala_width": Meaning("factor on the channels 16, 32, 32 of impala_cnn"),
     "learner.pool_size": Meaning(
         "side of the maps to which image networks pool before the dense layers; null: no pooling", "pixels"

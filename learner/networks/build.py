@@ -68,7 +68,9 @@ def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
         return Mlp(sizes, pixels=spec.is_pixels)
     encoders = {name: encoder(array, network, config) for name, array in spec.arrays.items()}
     torso = JoinedTorso(encoders) if spec.parts else encoders[OBSERVATION]
-    hidden = CONVOLUTIONS[network][1] if network in CONVOLUTIONS else config.hidden_sizes[-1]
+    hidden = config.image_hidden_size or (
+        CONVOLUTIONS[network][1] if network in CONVOLUTIONS else config.hidden_sizes[-1]
+    )
     if config.head == "iqn":
         return ImplicitQuantiles(torso, hidden, spec.num_actions, config)
     return TorsoAndStreams(torso, hidden, outputs, config)

@@ -40,10 +40,19 @@ SHORT_ATARI = (
 silent = partial(make_view, stream=io.StringIO())
 
 
-@pytest.mark.parametrize("name", ["atari", "atari_apex", "atari_rainbow"])
+# Its target network is copied by env steps, and images of 36 pixels leave maps of 5.
+SHORT_BTR = (
+    "learner.target_update_updates=null",
+    "learner.target_update_env_steps=100",
+    "learner.pool_size=5",
+)
+
+
+@pytest.mark.parametrize("name", ["atari", "atari_apex", "atari_rainbow", "atari_btr"])
 def test_atari_presets_train(name: str, tmp_path: Path) -> None:
     pytest.importorskip("ale_py")
-    config = load_config(preset_paths()[name], [*SHORT_ATARI, "env.id=ALE/Breakout-v5"])
+    own = SHORT_BTR if name == "atari_btr" else ()
+    config = load_config(preset_paths()[name], [*SHORT_ATARI, *own, "env.id=ALE/Breakout-v5"])
     final = train(config, tmp_path / "run", view=silent).outcome.final
     assert final.updates_total >= 200
     assert final.skipped_updates_total == 0
@@ -60,7 +69,30 @@ def test_the_minatar_preset_trains(tmp_path: Path) -> None:
     assert final.skipped_updates_total == 0
 
 
-@pytest.mark.parametrize("name", ["atari", "atari_apex", "atari_rainbow", "minatar"])
+def test_btr_has_the_rhythm_of_its_paper() -> None:
+    pytest.importorskip("ale_py")
+    config = prepare(load_config(preset_paths()["atari_btr"], ["run.runtime=local"])).config
+    acting, learner = config.actors, config.learner
+    lanes = acting.num_actors * acting.envs_per_actor
+    assert lanes == 64
+    # One update each 64 env steps, a target copy each 500 updates.
+    assert learner.batch_size / config.pacing.samples_per_insert == lanes
+    assert config.target_update_updates == 500
+    assert config.stop.env_steps is not None
+    updates = (config.stop.env_steps - config.pacing.learning_starts) / lanes
+    assert config.replay.importance_anneal_updates == pytest.approx(updates, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["atari", "atari_apex", "atari_btr", "atari_rainbow", "minatar"])
+def test_games_presets_name_their_protocol(name: str) -> None:
+    text = preset_paths()[name].read_text(encoding="utf-8")
+    protocol = text[text.index("# Protocol: ") : text.index("\nenv:")]
+    sticky = load_config(preset_paths()[name]).env.kwargs.get("repeat_action_probability", 0.1)
+    assert ("no sticky" if sticky == 0.0 else f"sticky actions ({sticky})") in protocol
+    assert "minimal actions" in protocol
+
+
+@pytest.mark.parametrize("name", ["atari", "atari_apex", "atari_rainbow", "atari_btr", "minatar"])
 def test_presets_fit_a_small_machine(name: str) -> None:
     pytest.importorskip("ale_py")
     pytest.importorskip("minatar")

@@ -33,6 +33,7 @@ ATARI = EnvSpec(
 OPEN_ON_PURPOSE = {
     "learner.initial_weights",
     "learner.max_grad_norm",
+    "learner.image_hidden_size",
     "learner.pool_size",
     "learner.target_update_env_steps",
     "learner.target_polyak",

@@ -66,12 +66,12 @@ def test_impala_cnn_has_the_sizes_of_the_paper() -> None:
 
 
 def test_width_multiplies_channels_and_pooling_fixes_the_maps() -> None:
-    """BTR (arXiv:2411.03820): channels of 32, 64, 64 and maps of 6 x 6."""
-    config = LearnerConfig(network="impala_cnn", impala_width=2, pool_size=6)
+    """BTR (arXiv:2411.03820): channels of 32, 64, 64, maps of 6 x 6, 512 hidden units."""
+    config = LearnerConfig(network="impala_cnn", impala_width=2, pool_size=6, image_hidden_size=512)
     network = build_network(image_spec((4, 84, 84), 6, stack=4), config)
     sizes = [tuple(parameter.shape) for parameter in network.parameters()][0::2]
     assert [sizes[0], sizes[5], sizes[10]] == [(32, 4, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3)]
-    assert sizes[-2:] == [(256, 64 * 6 * 6), (6, 256)]
+    assert sizes[-2:] == [(512, 64 * 6 * 6), (6, 512)]
 
 
 @pytest.mark.parametrize(("network", "side"), [("minatar_cnn", 10), ("nature_cnn", 68), ("impala_cnn", 60)])
