@@ -18,8 +18,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from actors.core import EnvSpec
-from actors.envs.make import probe
+from actors.envs.trial import told, try_out
 from cluster.checkpoints.resume import OpenedRun, reopen
+from cluster.control.ends import is_own_end, is_target
 from cluster.coordinator import Outcome
 from cluster.engines.engine import Engine
 from cluster.engines.machine import cluster_address, this_machine
@@ -33,10 +34,12 @@ from cluster.lives import Lives
 from cluster.policies.initial_weights import read_initial_weights
 from cluster.policies.playback import GreedyPolicy
 from cluster.policies.saved_policy import load_policy
+from cluster.record.events import read_events
+from cluster.record.line_file import read_objects
 from cluster.record.output import SerialLogs
 from cluster.record.prometheus import MetricsServer
 from cluster.record.recorder import NewestSnapshot, Recorder
-from cluster.record.run_dir import RunDir, holds_run, read_spec, refuse_unusable
+from cluster.record.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
 from cluster.record.scrape_targets import advertised, home_folder, targets_folder
 from cluster.record.tensorboard import require_tensorboard
 from cluster.runtime.failure import RunFailed
@@ -44,12 +47,15 @@ from cluster.runtime.preload import fork_servers
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.load_config import load_config
 from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
-from cluster.settings.resolve import resolve
+from cluster.settings.resolve import network_spec, resolve
 from cluster.settings.resolved import ResolvedConfig, preset_text
-from cluster.show.status import announce, status_document
+from cluster.show.status import announce, snapshot_of, status_document
 from cluster.show.view import Headline, View, make_view, shown
+from cluster.wording import quantity
+from learner.config import is_import_path
 
 Resume = Literal["never", "must", "auto"]
+ALREADY_ENDED = "this run has already ended"
 
 if TYPE_CHECKING:
     from cluster.engines.ray_engine import RayEngine
@@ -85,11 +91,12 @@ def prepare(config: RunConfig, saved: EnvSpec | None = None) -> Prepared:
     """
     check(config)
     _refuse_another_checkout()
-    spec = probe(config.env)
+    spec = try_out(config.env)
     if saved is not None:
         spec = spec.read_as(saved)
     resolved = resolve(config, spec, available_cores(), on_cluster=bool(cluster_address()))
     check(resolved)
+    _try_network(resolved, spec)
     return Prepared(resolved, spec)
 
 
@@ -101,6 +108,37 @@ def _refuse_another_checkout() -> None:
             f"this is the qfleet of {OWN_ROOT}, started in a checkout with other code, {checkout}: run that "
             f"code with `cd {checkout} && python -m qfleet …`, or start from a folder outside of it"
         )
+
+
+def _try_network(config: ResolvedConfig, spec: EnvSpec) -> None:
+    """Raises ConfigError if the user's own network cannot be built, or the device is not there.
+
+    Loads torch for these only; on a cluster, only the machine that learns knows its devices.
+    """
+    device = config.learner.device
+    if device.startswith("cuda") and config.run.runtime != "cluster":
+        import torch
+
+        there = torch.cuda.device_count()
+        if int(device.partition(":")[2] or 0) >= there:
+            raise ConfigError(
+                f"learner.device is {device}, but torch sees {quantity(there, 'GPU')} on this machine; "
+                "give auto or cpu"
+            )
+    if is_import_path(config.learner.network):
+        import torch
+
+        from learner.networks.build import build_network
+
+        try:
+            with torch.random.fork_rng(devices=[]):
+                build_network(network_spec(spec), config.learner)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        except Exception as error:
+            raise ConfigError(
+                f"learner.network is {config.learner.network}, which raised {told(error)}"
+            ) from error
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -153,7 +191,8 @@ def train(
         settings: name -> value, such as {"learner.batch_size": 64}; `qfleet settings` lists all.
         run_dir: must not hold a run unless `resume` allows it; default: see default_run_dir.
         resume: "must" continues from the newest good checkpoint in run_dir; "auto" does so if run_dir holds a
-            run and begins a new one otherwise, so that a job can be restarted by the same command.
+            run and begins a new one otherwise, so that a job can be restarted by the same command. A run that
+            has ended by itself goes on only with another limit or target.
         view: makes the display of the run's progress; see cluster.show.view.make_view.
         servers: fork the roles of the local runtime; None: its own, started when they are needed.
 
@@ -163,18 +202,15 @@ def train(
     """
     began = time.monotonic()
     config = _config(source, dict(settings) if seed is None else {**settings, "run.seed": seed})
-    run_dir = Path(run_dir) if run_dir is not None else default_run_dir(config)
-    if is_ray_working_dir(run_dir):
-        raise ConfigError(
-            f"run directory {run_dir}: lies in the copy of the code that Ray made for this job and will "
-            "delete; give an absolute path, on storage that outlives the machine"
-        )
+    run_dir = _lasting(Path(run_dir) if run_dir is not None else default_run_dir(config))
     goes_on = resume == "must" or (resume == "auto" and holds_run(run_dir))
     if not goes_on:
         refuse_unusable(run_dir)
     require_tensorboard(config)
     prepared = prepare(config, read_spec(run_dir) if goes_on else None)
     resolved, spec, folder = prepared.config, prepared.spec, run_dir.absolute()
+    if goes_on and (ended := _ended(run_dir, resolved)) is not None:
+        return Result(run_dir, ended, ended.final.run_seconds, None)
     plan = make_plan(resolved, spec, this_machine())
     require_fit(plan)
     with ExitStack() as stack:
@@ -221,6 +257,35 @@ def _config(source: RunConfig | Path | str, settings: Mapping[str, object]) -> R
     if settings:
         raise ConfigError(f"a RunConfig has its settings; give {', '.join(settings)} to load_config")
     return source
+
+
+def _lasting(run_dir: Path) -> Path:
+    """The run directory. Raises ConfigError if Ray will delete it."""
+    if is_ray_working_dir(run_dir):
+        raise ConfigError(
+            f"run directory {run_dir}: lies in the copy of the code that Ray made for this job and will "
+            "delete; give an absolute path, on storage that outlives the machine"
+        )
+    return run_dir
+
+
+def _ended(run_dir: Path, config: ResolvedConfig) -> Outcome | None:
+    """The end of a run that has ended by itself and gets no other limit or target; None if it goes on."""
+    events = read_events(run_dir)
+    lines = read_objects(run_dir / "metrics.jsonl")
+    if not events or events[-1].kind != "ended" or not is_own_end(events[-1].text) or not lines:
+        return None
+    if config.stop != read_config(run_dir).stop:
+        return None
+    final, reason = snapshot_of(lines[-1]), events[-1].text
+    return Outcome(
+        reason=f"{ALREADY_ENDED}: {reason}",
+        solved=is_target(reason),
+        best_version=final.best_version,
+        best_return_mean=final.best_return_mean,
+        final=final,
+        restarts=final.restarts_total,
+    )
 
 
 def _serve_metrics(

@@ -4,6 +4,7 @@ Owns parsing, exit statuses and the answers on the terminal. Heavy imports wait 
 """
 
 import argparse
+import difflib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from actors.envs.errors import EnvError
 from cluster import __version__
@@ -24,7 +26,9 @@ from cluster.policies.scores import human_comparison, reference
 from cluster.record.logs import last_lines, log_path
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import dump_config, load_config, preset_paths
+from cluster.settings.names import nearest
 from cluster.settings.resolved import preset_text
+from cluster.wording import number
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 _LAST_WORDS = 20
@@ -36,8 +40,10 @@ def run(arguments: Sequence[str]) -> int:
 
     A reader that closes the pipe early, as `| head` does, ends a command without a word, like SIGPIPE.
     """
-    options = make_parser().parse_args(arguments)
+    options, unknown = make_parser().parse_known_args(arguments)
     try:
+        if unknown:
+            raise ConfigError(_unknown_option(unknown, arguments))
         status: int = options.run(options)
         sys.stdout.flush()
     except (ConfigError, EnvError) as error:
@@ -58,6 +64,32 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the nearest command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints usage and message, and exits with status 2."""
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            near = difflib.get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
+        super().error(message)
+
+
+def _unknown_option(unknown: Sequence[str], arguments: Sequence[str]) -> str:
+    """What to write instead of the first argument that no command knows."""
+    first, equals, value = unknown[0].partition("=")
+    if not equals:
+        value = unknown[1] if len(unknown) > 1 and not unknown[1].startswith("-") else "VALUE"
+    known = ("--runtime", "--run-dir", "--seed", "--resume", "--metrics-addr", "--set", "--episodes", "--out")
+    near = difflib.get_close_matches(first, known, n=1, cutoff=0.7)
+    meant = nearest(first.lstrip("-"), RunConfig)
+    hint = near[0] if near else f"--set {meant}={value}" if meant else ""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    help_text = f"qfleet {command} --help lists what it takes"
+    kind = "option" if first.startswith("-") else "argument"
+    return f"unknown {kind} {unknown[0]}; {f'did you mean {hint}? ' if hint else ''}{help_text}"
+
+
 def _output_is_broken() -> bool:
     """Whether standard output refuses one more line, so that an error may be one of printing."""
     try:
@@ -76,10 +108,10 @@ def _drop_output() -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `run`, a function of the options that returns the exit status."""
-    parser = argparse.ArgumentParser(prog="qfleet", description="Distributed DQN: train, evaluate, inspect.")
+    parser = _Parser(prog="qfleet", description="Distributed DQN: train, evaluate, inspect.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    run_dir, source, overrides = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    run_dir, source, overrides = (_Parser(add_help=False) for _ in range(3))
     run_dir.add_argument("run_dir", type=Path)
     source.add_argument(
         "source", nargs="?", default="CartPole-v1", metavar=_SOURCE, help="default: %(default)s"
@@ -88,9 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="section.name=value", help="override one setting"
     )
 
-    def add(
-        name: str, command: Callable[[argparse.Namespace], int], text: str, *parents: argparse.ArgumentParser
-    ) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str, *parents: _Parser) -> _Parser:
         added = commands.add_parser(name, help=text, parents=parents)
         added.set_defaults(run=command)
         return added
@@ -101,6 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = add("eval", _eval, "play greedy episodes with the weights of a run", run_dir)
     evaluate.add_argument("--episodes", type=int, default=100, help="default: %(default)s")
     evaluate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    evaluate.add_argument("--which", choices=("best", "latest"), help="default: best, else latest")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object with every return")
 
     status = add("status", _status, "print the state of a run, on this machine or elsewhere")
@@ -176,7 +207,7 @@ def _train(options: argparse.Namespace) -> int:
             # They load what roles need while this process loads the rest, which takes as long.
             if runtime_of(config.run, on_cluster=bool(cluster_address())) == "local" and can_run():
                 servers.start()
-            from cluster.api import train
+            from cluster.api import ALREADY_ENDED, train
 
             result = train(config, options.run_dir, resume=options.resume, servers=servers)
     except RunFailed as failure:
@@ -189,12 +220,16 @@ def _train(options: argparse.Namespace) -> int:
     best = "no version was confirmed by a second evaluation"
     if outcome.best_return_mean is not None:
         best = (
-            f"best version {outcome.best_version}: greedy return {outcome.best_return_mean:.1f}, confirmed"
-            + human_comparison(config.env.id, outcome.best_return_mean)
+            f"version {outcome.best_version} is the best: greedy return {number(outcome.best_return_mean)}, "
+            "confirmed" + human_comparison(config.env.id, outcome.best_return_mean)
         )
+    following = [f"{best}; evaluate it:", f"  qfleet eval {result.run_dir} --episodes 100"]
+    if outcome.reason.startswith(ALREADY_ENDED):
+        following = [f"{outcome.reason}; give it another limit or target to go on", *following]
+    elif outcome.final.updates_total == 0:
+        following = ["it holds no weights to evaluate"]
     try:
-        print(f"{outcome.reason} after {result.seconds:.1f} s; {best}")
-        print(f"evaluate it: qfleet eval {result.run_dir} --episodes 100", flush=True)
+        print("\n".join(following), flush=True)
     except OSError:
         # The run has ended well and holds all this; a terminal that is gone does not make it a failure.
         _drop_output()
@@ -229,7 +264,7 @@ def _eval(options: argparse.Namespace) -> int:
     from cluster.policies.evaluate import evaluate_run
     from cluster.record.run_dir import read_config
 
-    played = evaluate_run(options.run_dir, options.episodes, options.seed)
+    played = evaluate_run(options.run_dir, options.episodes, options.seed, options.which)
     mean, std = statistics.fmean(played.returns), statistics.pstdev(played.returns)
     env_id = read_config(options.run_dir).env.id
     if options.json:
@@ -326,7 +361,6 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> int:
     from cluster.settings import catalog
-    from cluster.settings.names import nearest
 
     try:
         found = catalog.settings(options.pattern)
@@ -347,7 +381,9 @@ def _presets(options: argparse.Namespace) -> int:
             first = path.read_text(encoding="utf-8").splitlines()[0]
             print(f"{name:20} {first.removeprefix('# ')}")
     elif options.name not in paths:
-        raise ConfigError(f"no preset {options.name}; there are: {', '.join(paths)}")
+        near = difflib.get_close_matches(options.name, paths, n=1)
+        hint = f"did you mean {near[0]}? There" if near else "there"
+        raise ConfigError(f"no preset {options.name}; {hint} are: {', '.join(paths)}")
     else:
         print(paths[options.name].read_text(encoding="utf-8"))
         print("# With every default filled in:")

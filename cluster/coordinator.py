@@ -17,6 +17,7 @@ from actors.core import EnvRestart, RolloutReport
 from cluster.checkpoints.checkpoint import SavedCheckpoint
 from cluster.checkpoints.recovery import Recovery
 from cluster.checkpoints.resume import Resumed
+from cluster.control.ends import limit_reached, target_reached
 from cluster.control.every import Every
 from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import EngineError, ObjectLost, RoleDied
@@ -38,6 +39,7 @@ _ASK_SHARDS_SECONDS = 0.5
 _ASK_LOGS_SECONDS = 5.0
 _LAST_LOGS_SECONDS = 2.0
 _SLOWEST_STARTS = 6
+_LAST_EVALUATION_SECONDS = 1.0
 # Short, because the thread that writes a checkpoint does not end a wait.
 _POLL_SECONDS = 0.02
 
@@ -143,7 +145,7 @@ class Coordinator:
             for actor in self._fleet.actors:
                 if actor.is_up and len(actor.in_flight) <= depth and self._pacer.may_act():
                     self._grant_rollout(actor)
-        while self._fleet.learner.is_up and (updates := self._pacer.next_updates()):
+        while self._fleet.learner.is_up and self._may_learn() and (updates := self._pacer.next_updates()):
             self._fleet.grant_pair(
                 self._fleet.learner,
                 LearnerRole.learn,
@@ -156,10 +158,21 @@ class Coordinator:
         due = self._counters.version == 0 and self._recovery.starts_from_weights
         self._evaluations.grant(self._weights, due=due)
 
+    def _may_learn(self) -> bool:
+        """Whether a further chunk of updates would begin before stop.seconds is reached."""
+        granted = self._fleet.granted(self._fleet.learner, "learn")
+        return granted * self._counters.clock.longest_chunk_seconds <= self._seconds_left()
+
+    def _seconds_left(self) -> float:
+        """Seconds until stop.seconds is reached, infinite if there is no such limit."""
+        limit = self._config.stop.seconds
+        return float("inf") if limit is None else limit - self._counters.clock.seconds(time.monotonic())
+
     def _grant_rollout(self, actor: Member[ActorRole]) -> None:
         # Weights that the actor has are not sent again, except to noisy networks: loading draws new noise.
         known = self._weights is actor.weights and not self._config.learner.noisy
         actor.weights = self._weights
+        self._counters.clock.acted(time.monotonic())
         self._fleet.grant(
             actor,
             ActorRole.rollout,
@@ -290,14 +303,9 @@ class Coordinator:
         if asked is not None:
             return asked
         if self._selection.solved:
-            return f"the target return {stop.target_return:g} was reached and confirmed"
-        if stop.env_steps is not None and counters.shards.env_steps >= stop.env_steps:
-            return f"stop.env_steps = {stop.env_steps} reached"
-        if stop.updates is not None and counters.version >= stop.updates:
-            return f"stop.updates = {stop.updates} reached"
-        if stop.seconds is not None and time.monotonic() - self._context.started >= stop.seconds:
-            return f"stop.seconds = {stop.seconds:g} reached"
-        return None
+            return target_reached(stop)
+        acting_seconds = counters.clock.seconds(time.monotonic())
+        return limit_reached(stop, counters.shards.env_steps, counters.version, acting_seconds)
 
     def _finish(self, reason: str) -> Outcome:
         """Evaluates and saves the last version, takes the last checkpoint and snapshot."""
@@ -315,6 +323,11 @@ class Coordinator:
             folder = self._context.run_dir.path
             raise RunFailed(f"{reason}, but the newest weights could not be written to {folder}")
         self._collect_logs()
+        if self._counters.updates == 0:
+            self._recorder.warning(
+                f"this run has learned nothing: it ended before its first update, after "
+                f"{final.env_steps_total:,} environment steps; raise what ended it ({reason})"
+            )
         self._recorder.event("ended", reason)
         best = self._selection.best
         return Outcome(
@@ -328,19 +341,27 @@ class Coordinator:
 
     def _evaluate_last(self) -> None:
         """Evaluates the last version, which may be the best, after the calls to the learner have finished."""
-        seconds = max(self._config.run.stall_seconds, 10 * self._counters.longest_evaluation_seconds)
+        counters, late = self._counters, self._seconds_left() <= 0.0
+        seconds = max(self._config.run.stall_seconds, 10 * counters.clock.longest_evaluation_seconds)
+        if late:
+            # stop.seconds means what it says: at most a chunk of updates and a second more.
+            seconds = counters.clock.longest_chunk_seconds + _LAST_EVALUATION_SECONDS
+        deadline = time.monotonic() + seconds
 
         def wait_idle(member: Callable[[], Member[Any]]) -> bool:
             done = self._work_until(
-                lambda: not member().in_flight or self._stop_requested() is not None, seconds
+                lambda: not member().in_flight or self._stop_requested() is not None,
+                deadline - time.monotonic() if late else seconds,
             )
             return done and self._stop_requested() is None
 
         idle = wait_idle(lambda: self._fleet.learner) and wait_idle(lambda: self._fleet.evaluator)
-        while idle and self._evaluations.grant(self._weights, due=True):
+        while idle and not (late and time.monotonic() + counters.clock.longest_evaluation_seconds > deadline):
+            if not self._evaluations.grant(self._weights, due=True):
+                return
             idle = wait_idle(lambda: self._fleet.evaluator)
-        if not idle and self._stop_requested() is None:
-            self._recorder.info(f"the last evaluation did not end within {seconds:g} s and is left out")
+        if self._stop_requested() is None:
+            self._recorder.info(f"the last evaluation would not end within {seconds:.3g} s and is left out")
 
     def _finish_checkpoint(self) -> SavedCheckpoint | None:
         """Waits for a checkpoint in progress; returns it if it was saved."""

@@ -4,6 +4,7 @@ Owns wording only; pure, must not import anything but the standard library.
 """
 
 import math
+import textwrap
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -13,6 +14,26 @@ def number(value: float | None, digits: int = 1) -> str:
     if not math.isfinite(value):
         return str(value)
     return count(value) if abs(value) >= 10_000 else f"{value:,.{digits}f}"
+
+
+def short(value: float | None) -> str:
+    """A number with three significant digits, as "12.3k" or "1.23M" where it is large; "-" for None."""
+    if value is None:
+        return "-"
+    rounded = float(f"{value:.3g}")
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if scale <= abs(rounded) < 1e15:
+            return f"{rounded / scale:.3g}{unit}"
+    return f"{rounded:.3g}"
+
+
+def wrapped(text: str, width: int, indent: str) -> str:
+    """The text in lines of at most `width` characters; all but the first begin with `indent`."""
+    first, *others = text.splitlines() or [""]
+    lines = textwrap.wrap(first, width, subsequent_indent=indent)
+    for other in others:
+        lines += textwrap.wrap(other, width, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(lines)
 
 
 def count(value: float) -> str:

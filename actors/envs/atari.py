@@ -3,6 +3,7 @@
 Owns its arguments and its limits; must not know of policies, transitions or blocks.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -11,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec as Registration
 from actors.config import EnvConfig
 from actors.envs.errors import EnvError
 
-NAMESPACE = "ALE/"
+PACKAGE, NAMESPACE = "ale_py", "ALE/"
 _VECTOR_ENTRY_POINT = "ale_py.vector_env:AtariVectorEnv"
 """The vector environment of ALE/ ids: up to 30 frames of no-ops at the start (FIRE first, if a game has
 it), frame skip 4, maximum over the last two frames, 84 x 84 gray (Mnih et al. 2015,
@@ -28,6 +29,17 @@ _LEARNING_ONLY = {
     "episodic_life": "actors.life_loss_ends_episode=true",
     "life_loss_info": "actors.life_loss_ends_episode=true",
 }
+
+
+def refuse_raw(env_id: str) -> None:
+    """Raises EnvError for the older ids of these games, as PongNoFrameskip-v4 and every ale_py:Pong-v4."""
+    package, _, name = env_id.rpartition(":")
+    older = re.fullmatch(r"(\w+?)(?:-ram)?(NoFrameskip|Deterministic)?-v[04]", name)
+    if older and (older[2] or package == PACKAGE):
+        raise EnvError(
+            f"{env_id} gives raw color frames without preprocessing, which is another game; take "
+            f"{NAMESPACE}{older[1]}-v5"
+        )
 
 
 def is_atari(source: object) -> TypeGuard[Registration]:

@@ -114,6 +114,7 @@ def lane_seeds(seed: np.random.SeedSequence, num_seeds: int) -> np.ndarray:
 def _find(env_id: str) -> _Source:
     """A registered environment; or, for "module:name", one that the module registers, or its factory."""
     module_name, colon, name = env_id.partition(":")
+    atari.refuse_raw(env_id)
     if not colon:
         if env_id.startswith(atari.NAMESPACE):
             importlib.import_module("ale_py")  # registers them
@@ -136,13 +137,6 @@ def _explained(config: EnvConfig) -> Iterator[None]:
     """Turns what gymnasium and imports raise into EnvError."""
     try:
         yield
-    except gym.error.UnregisteredEnv as error:
-        near = difflib.get_close_matches(config.id, gym.registry, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "is the package that registers it installed?"
-        raise EnvError(
-            f"no environment {config.id!r}: {hint} Write package:id for an id that a package registers when "
-            "it is imported, package.module:factory for a factory"
-        ) from error
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         extra = next((name for start, name in _EXTRAS.items() if config.id.startswith(start)), None)
         cure = "Install what is missing into this environment, or put your module's folder on PYTHONPATH"
@@ -150,7 +144,14 @@ def _explained(config: EnvConfig) -> Iterator[None]:
             cure = f"Install it: pip install 'qfleet[{extra}]'"
         raise EnvError(f"{config.id} cannot be imported: {error}. {cure}") from error
     except gym.error.Error as error:
-        raise EnvError(f"no environment {config.id!r}: {error}") from error
+        if config.id in gym.registry:
+            raise EnvError(f"{config.id} cannot be made: {error}") from error
+        near = difflib.get_close_matches(config.id, gym.registry, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "is the package that registers it installed?"
+        raise EnvError(
+            f"no environment {config.id!r}: {hint} Write package:id for an id that a package registers when "
+            "it is imported, package.module:factory for a factory"
+        ) from error
     except TypeError as error:
         if not _is_wrong_call(error):
             raise

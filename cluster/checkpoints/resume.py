@@ -150,10 +150,13 @@ def _go_on(lock: RunLock, config: ResolvedConfig, spec: EnvSpec) -> OpenedRun:
     """Opens the run from its newest good checkpoint. Raises ConfigError before anything is changed."""
     path = lock.path
     checkpoint, problems = newest_good_checkpoint(path / "checkpoints")
-    if (saved_spec := read_spec(path)) != spec:
+    saved_spec, spec_now = dataclasses.asdict(read_spec(path)), dataclasses.asdict(spec)
+    if differing := [name for name, value in spec_now.items() if saved_spec[name] != value]:
         raise ConfigError(
-            f"{path}: the environment was {saved_spec}, it now is {spec}; a run can be "
-            "resumed with its own environment only"
+            f"{path}: a run can be resumed with its own environment only, and this one differs: "
+            + ", ".join(
+                f"{name} was {saved_spec[name]!r}, it now is {spec_now[name]!r}" for name in differing
+            )
         )
     manifest = checkpoint.manifest
     changed = allowed_changes(load_resolved(manifest.run.config), config)

@@ -111,10 +111,10 @@ class ModelSelection:
         assert self._candidate is not None
         (_, screened), self._candidate = self._candidate, None
         passed = self._passes(screened) and self._passes(mean)
-        if self.best is not None and mean <= self.best.score and not passed:
+        self.solved = self.solved or passed
+        if self.best is not None and mean <= self.best.score:
             return False
         self.best = Best(request.version, screened, mean, pstdev(report.returns))
-        self.solved = self.solved or passed
         return True
 
     def _passes(self, mean: float) -> bool:

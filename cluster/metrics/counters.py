@@ -4,12 +4,14 @@ Owns the counters, the part of them that checkpoints keep, and their snapshot. I
 """
 
 import collections
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal, get_args
 
 from actors.core import EnvRestartCause, EvaluationReport, RolloutReport
+from cluster.control.ends import ActingClock
 from cluster.control.evaluation import Best
 from cluster.control.pacing import Ledger, Pacing, PacingOrigin
 from cluster.metrics.episodes import Episodes
@@ -35,7 +37,7 @@ class CountersState:
     """The counters that a checkpoint keeps. version: the learner's newest.
 
     updates counts every update applied, including those lost with a learner; sampled_transitions counts the
-    transitions that they consumed. shard_sums: see ShardTotals.sums.
+    transitions that they consumed. shard_sums: see ShardTotals.sums. acting_seconds: see ActingClock.
     """
 
     version: int = 0
@@ -54,6 +56,7 @@ class CountersState:
     checkpoints: int = 0
     shard_sums: Mapping[str, float] = field(default_factory=dict)
     pacing_origin: PacingOrigin = field(default_factory=PacingOrigin)
+    acting_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Counters:
         sampled_transitions: transitions consumed by those updates.
         restarts: roles replaced.
         pacing_origin: from where on pacing counts.
-        longest_evaluation_seconds: the duration of the longest evaluation in this process.
+        clock: that of stop.seconds.
     """
 
     def __init__(self, *, started: float, discount: float, num_actors: int) -> None:
@@ -97,7 +100,7 @@ class Counters:
         self.shards = ShardTotals()
         self.version = self.updates = self.sampled_transitions = self.restarts = 0
         self.pacing_origin = PacingOrigin()
-        self.longest_evaluation_seconds = 0.0
+        self.clock = ActingClock()
         self._skipped_updates = 0
         self._evaluation_return_mean: float | None = None
         self._episodes = Episodes()
@@ -137,6 +140,7 @@ class Counters:
         self._evaluation_return_mean = state.evaluation_return_mean
         self._episodes = Episodes(state.episodes, state.returns, state.lengths, state.first_returns)
         self._env_restarts = collections.Counter(state.env_restarts)
+        self.clock.resume(state.acting_seconds)
 
     def state(self) -> CountersState:
         """The counters for a checkpoint."""
@@ -157,6 +161,7 @@ class Counters:
             checkpoints=self._saved[0],
             shard_sums=self.shards.sums(),
             pacing_origin=self.pacing_origin,
+            acting_seconds=self.clock.seconds(time.monotonic()),
         )
 
     @property
@@ -181,6 +186,8 @@ class Counters:
     def take_learning(self, report: LearnReport, batch_size: int) -> None:
         """Takes a chunk of updates, with its statuses of shards."""
         self.shards.take(report.statuses)
+        seconds = sum(report.seconds.values()) - report.seconds.get("idle", 0.0)
+        self.clock.longest_chunk_seconds = max(self.clock.longest_chunk_seconds, seconds)
         self.version = report.version
         self.updates += report.updates
         self.sampled_transitions += report.updates * batch_size
@@ -189,7 +196,7 @@ class Counters:
 
     def take_evaluation(self, report: EvaluationReport) -> None:
         """Takes an evaluation, whether it is a version's first or second."""
-        self.longest_evaluation_seconds = max(self.longest_evaluation_seconds, report.seconds)
+        self.clock.longest_evaluation_seconds = max(self.clock.longest_evaluation_seconds, report.seconds)
         self._evaluation_return_mean = fmean(report.returns)
         self._evaluations.append(report)
 
@@ -230,6 +237,7 @@ class Counters:
         checkpoints, saved = self._saved
         snapshot = Snapshot(
             run_seconds=now - self._started,
+            acting_seconds=self.clock.seconds(now),
             env_steps_total=self.shards.env_steps,
             inserted_transitions_total=ledger.inserted,
             sampled_transitions_total=ledger.sampled,

@@ -79,6 +79,9 @@ class Snapshot:
     """
 
     run_seconds: float = _metric("gauge", "Seconds since the run began", default=0.0)
+    acting_seconds: float = _metric(
+        "gauge", "Seconds since the first environment step, without start-ups", default=0.0
+    )
     env_steps_total: int = _metric("counter", "Environment steps stored by the shards", default=0)
     episodes_total: int = _metric("counter", "Training episodes finished", default=0)
     inserted_transitions_total: int = _metric("counter", "Transitions inserted into replay", default=0)

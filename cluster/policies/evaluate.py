@@ -24,10 +24,15 @@ class Played:
     returns: tuple[float, ...]
 
 
-def evaluate_run(run_dir: Path | str, episodes: int = 100, seed: int = 0) -> Played:
-    """Plays greedy episodes of a run's best (else latest) weights. Raises ConfigError without weights."""
+def evaluate_run(
+    run_dir: Path | str, episodes: int = 100, seed: int = 0, which: WeightsName | None = None
+) -> Played:
+    """Plays greedy episodes of a run's weights (best, else latest, unless `which` names them).
+
+    Raises ConfigError without such weights.
+    """
     check_episodes(episodes, seed)
-    saved = read_policy(Path(run_dir))
+    saved = read_policy(Path(run_dir), which)
     report = evaluate(
         saved.config.env,
         saved.acting(),

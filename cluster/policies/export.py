@@ -48,8 +48,8 @@ def export_run(
         EnvError: the environment cannot be made.
         ExportError: graph and policy differ.
     """
-    path = output_path(out, run_dir / f"policy.{format}")
     saved = read_policy(run_dir, which)
+    path = output_path(out, run_dir / f"policy.{format}")
     metadata = _metadata(saved)
     if format == "safetensors":
         save_tensors(path, saved.named_weights(), metadata)

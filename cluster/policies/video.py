@@ -47,10 +47,10 @@ def film_run(run_dir: Path, episodes: int, seed: int, out: Path | None = None) -
         EnvError: the environment cannot be made.
     """
     check_episodes(episodes, seed)
+    config, spec = read_config(run_dir), read_spec(run_dir)
     path = output_path(out, run_dir / "video.gif")
     if path.suffix != ".gif":
         raise ConfigError(f"--out is {path}: videos are written as GIF, so give a name that ends in .gif")
-    config, spec = read_config(run_dir), read_spec(run_dir)
     policy = load_policy(run_dir)
     seeds = lane_seeds(np.random.SeedSequence(seed, spawn_key=(_SEED_DOMAIN,)), episodes)
     rewards: list[list[float]] = []

@@ -223,6 +223,8 @@ def read_incarnations(path: Path) -> dict[str, int]:
 def read_config(path: Path) -> ResolvedConfig:
     """The configuration of a run. Raises ConfigError if there is none."""
     file = path / _CONFIG
+    if not path.exists():
+        raise ConfigError(f"{path}: no run directory: there is no such folder (qfleet runs lists all runs)")
     if not file.is_file():
         raise ConfigError(f"{path}: no run directory (config.yaml is missing)")
     try:

@@ -41,6 +41,7 @@ CreditKind = Literal["rollout", "learn", "evaluate", "start", "log", "other"]
 """Kinds of calls. Chunks of work are counted, starts are timed, and calls for logs are neither."""
 
 _CLOSE_SECONDS = 5.0
+_CLOSE_BUSY_SECONDS = 1.0
 
 
 def role_name(kind: RoleKind, index: int) -> str:
@@ -301,9 +302,12 @@ class Fleet:
     def close_environments(self) -> None:
         """Closes the environments of all roles; waits five seconds at most, because a role may hang.
 
+        An evaluation that was left unfinished gets one second: its role is busy, and its process is ended.
+
         A role in a process of its own that has not come up is left out: its process is ended instead.
         """
-        engine, deadline = self._engine, time.monotonic() + _CLOSE_SECONDS
+        seconds = _CLOSE_SECONDS if not self.granted(self.evaluator, "evaluate") else _CLOSE_BUSY_SECONDS
+        engine, deadline = self._engine, time.monotonic() + seconds
         pending = {
             engine.call(member.handle, Role.close)[0]
             for member in self.members

@@ -162,6 +162,7 @@ def check(config: RunConfig) -> None:
             if not isfinite(value)
         ),
         *_pacing_problems(config),
+        *_update_problems(config),
         *_replay_problems(config),
         *_actor_problems(config),
     ]
@@ -184,6 +185,27 @@ def _pacing_problems(config: RunConfig) -> Iterator[str]:
         yield (
             f"pacing.learning_starts is {starts}, below learner.batch_size = {batch_size}: "
             "the first batch would repeat the same few transitions; raise learning_starts"
+        )
+
+
+def _update_problems(config: RunConfig) -> Iterator[str]:
+    """Whether stop.env_steps allows the first chunk of updates; known once that chunk's size is chosen."""
+    limit, starts, chunk = (
+        config.stop.env_steps,
+        config.pacing.learning_starts,
+        config.learner.updates_per_chunk,
+    )
+    if limit is None or chunk is None or limit <= starts:
+        return
+    updates, batch_size = min(chunk, config.stop.updates or chunk), config.learner.batch_size
+    allowed = (limit - starts) * config.pacing.samples_per_insert
+    if allowed < updates * batch_size:
+        yield (
+            f"stop.env_steps is {limit}, too few for a single update: pacing.learning_starts = {starts} and "
+            f"pacing.samples_per_insert = {config.pacing.samples_per_insert:g} allow {allowed:,.0f} samples "
+            f"by then, and the first chunk of learner.updates_per_chunk = {updates} updates with "
+            f"learner.batch_size = {batch_size} takes {updates * batch_size:,}; raise stop.env_steps, or "
+            "lower learner.updates_per_chunk"
         )
 
 

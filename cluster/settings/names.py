@@ -97,7 +97,7 @@ def nearest(name: str, kind: type) -> str | None:
     section = f"{'.'.join(above)}."
     by_leaf = {setting.rpartition(".")[2]: setting for setting in reversed(settings)}
     own = {setting.removeprefix(section): setting for setting in settings if setting.startswith(section)}
-    tries = ((_BY_ALIAS, 1.0), (own, 0.7), (by_leaf, 0.7), (own, 0.5), (_BY_ALIAS, 0.85))
+    tries = ((_BY_ALIAS, 1.0), (by_leaf, 1.0), (own, 0.7), (by_leaf, 0.7), (own, 0.5), (_BY_ALIAS, 0.85))
     for known, cutoff in tries:
         if near := difflib.get_close_matches(leaf, known, n=1, cutoff=cutoff):
             return known[near[0]]

@@ -5,6 +5,7 @@ Owns the suffixes and the messages about them; must not import anything but the 
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Literal
 
 Unit = Literal["seconds", "bytes", "number"]
@@ -60,6 +61,5 @@ def parsed(text: str, unit: Unit) -> float | None:
         return None
     if not all(part[2] in scales or not part[2] for part in parts):
         return None
-    # Rounded, because 0.29 * 100 is not 29 in floats, and a count must be whole.
-    total = sum(float(part[1].replace("_", "")) * scales.get(part[2], 1.0) for part in parts)
-    return round(total, 9)
+    # In decimals, because 0.29 * 100 is not 29 in floats, and a count must be whole.
+    return float(sum(Decimal(part[1].replace("_", "")) * Decimal(scales.get(part[2], 1.0)) for part in parts))

@@ -17,12 +17,14 @@ from rich.text import Text
 
 from cluster.metrics.snapshot import ByLabel, Snapshot
 from cluster.settings.resolved import ResolvedStop
-from cluster.show.progress import progress
-from cluster.wording import byte_size, count, duration, number
+from cluster.show.progress import progress, start_text
+from cluster.wording import byte_size, count, duration, short
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _GROUP_CELLS = 26
 _MAX_WIDTH = 220
+# The border, the line above the messages, and the line of the cursor.
+_FRAME_LINES = 4
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,15 @@ class Screen:
         parts = [
             *([] if self.stop is None else [_progress_line(self.snapshot, self.stop, inner)]),
             *_return_line(self.returns, inner),
-            *_groups(self.snapshot, inner),
-            *_messages(self.snapshot, self.note),
+            *_groups(self.snapshot, self.stop.target_return if self.stop else None, inner),
         ]
+        rows = [row for message in self._messages() for row in message.wrap(console, inner)]
+        if console.is_terminal:
+            # Else the progress, which is at the top, would leave the screen.
+            used = sum(len(console.render_lines(part, options.update(width=inner))) for part in parts)
+            rows = rows[: max(0, options.size.height - used - _FRAME_LINES)]
+        if rows:
+            parts += [Text(), *rows]
         yield Panel(
             Group(*parts),
             title=Text(f"{self.title} · {duration(self.snapshot.run_seconds)}", style="bold"),
@@ -59,6 +67,17 @@ class Screen:
             box=box.ROUNDED,
             width=width,
         )
+
+    def _messages(self) -> Iterator[Text]:
+        """The note, and while the run goes on what diagnosis says."""
+        if self.note:
+            yield Text(self.note)
+        if self.stop is None:
+            return
+        for warning in self.snapshot.warnings:
+            yield Text(f"! {warning.text}", style="bold yellow")
+        if self.snapshot.verdict:
+            yield Text(self.snapshot.verdict.line, style="cyan")
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -75,10 +94,12 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def _progress_line(snapshot: Snapshot, stop: ResolvedStop, width: int) -> RenderableType:
+    if snapshot.env_steps_total == 0:
+        return Text(start_text(snapshot), style="dim")
     target = stop.target_return
     share, left = progress(snapshot, stop)
     if share is None:
-        end = "it is stopped" if target is None else f"the greedy return reaches {target:g}"
+        end = "it is stopped" if target is None else f"the greedy return reaches {short(target)}"
         return Text(f"runs until {end}", style="dim")
     most = "" if target is None else "at most "
     text = f"{share:4.0%}  {'' if left is None else f'{most}{duration(left)} left'}"
@@ -92,19 +113,20 @@ def _progress_line(snapshot: Snapshot, stop: ResolvedStop, width: int) -> Render
 def _return_line(returns: Sequence[float], width: int) -> Iterator[RenderableType]:
     if len(returns) < 2:
         return
-    low, high = number(min(returns)), number(max(returns))
+    low, high = short(min(returns)), short(max(returns))
     bars = sparkline(returns, width - len("training return ") - len(low) - len(high) - 2)
     yield Text.assemble(("training return ", "dim"), f"{low} ", (bars, "green"), f" {high}", no_wrap=True)
 
 
-def _groups(snapshot: Snapshot, width: int) -> Iterator[RenderableType]:
+def _groups(snapshot: Snapshot, target: float | None, width: int) -> Iterator[RenderableType]:
     age = snapshot.checkpoint_age_seconds
+    best = short(snapshot.best_return_mean)
     groups = (
         (
             "return",
-            ("training", number(snapshot.train_return_mean)),
-            ("greedy", number(snapshot.evaluation_return_mean)),
-            ("best", number(snapshot.best_return_mean)),
+            ("training", short(snapshot.train_return_mean)),
+            ("greedy", short(snapshot.evaluation_return_mean)),
+            ("best", best if target is None else f"{best} of {short(target)}"),
             ("episodes", count(snapshot.episodes_total)),
         ),
         (
@@ -112,22 +134,22 @@ def _groups(snapshot: Snapshot, width: int) -> Iterator[RenderableType]:
             ("updates", count(snapshot.updates_total)),
             ("skipped", count(snapshot.skipped_updates_total)),
             ("updates/s", count(snapshot.updates_per_second)),
-            ("loss", number(snapshot.loss, 4)),
-            ("mean Q", number(snapshot.q_mean, 2)),
+            ("loss", short(snapshot.loss)),
+            ("mean Q", short(snapshot.q_mean)),
         ),
         (
             "acting",
             ("env steps", count(snapshot.env_steps_total)),
             ("env steps/s", count(snapshot.env_steps_per_second)),
-            ("epsilon", number(snapshot.epsilon, 3)),
-            ("policy lag", number(snapshot.policy_lag_updates, 0)),
+            ("epsilon", short(snapshot.epsilon)),
+            ("updates behind", short(snapshot.policy_lag_updates)),
         ),
         (
             "replay",
             ("transitions", count(snapshot.replay_transitions)),
             ("memory", byte_size(snapshot.replay_bytes)),
-            ("samples/insert", f"{snapshot.samples_per_insert:.2f}"),
-            ("target", f"{snapshot.samples_per_insert_target:g}"),
+            ("times sampled", short(snapshot.samples_per_insert)),
+            ("aimed at", short(snapshot.samples_per_insert_target)),
         ),
         (
             "time",
@@ -164,14 +186,3 @@ def _group(title: str, *rows: tuple[str, str]) -> RenderableType:
 
 def _total(by_role: ByLabel | None) -> str:
     return "-" if by_role is None else f"{sum(by_role.values()):.0f}"
-
-
-def _messages(snapshot: Snapshot, note: str | None) -> Iterator[RenderableType]:
-    lines = [
-        *([Text(note)] if note else []),
-        *([Text(snapshot.verdict.line, style="cyan")] if snapshot.verdict else []),
-        *(Text(f"! {warning.text}", style="bold yellow") for warning in snapshot.warnings),
-    ]
-    if lines:
-        yield Text()
-        yield from lines

@@ -31,8 +31,8 @@ from cluster.record.run_dir import read_config
 from cluster.settings.config import ConfigError
 from cluster.settings.renames import renamed_metrics
 from cluster.settings.resolved import ResolvedConfig, ResolvedStop
-from cluster.show.view import Headline, can_draw, make_view, metrics_line
-from cluster.wording import duration
+from cluster.show.view import LINE_WIDTH, Headline, can_draw, make_view, metrics_line
+from cluster.wording import duration, wrapped
 from replay_service.journal.durable_files import write_whole
 
 State = Literal["starting", "running", "ended", "failed", "gone"]
@@ -256,4 +256,5 @@ def _print(status: RunStatus, stream: TextIO) -> None:
     if snapshot is not None:
         lines.append(metrics_line(snapshot, status.stop if status.goes_on else ResolvedStop()))
         lines += [f"warning: {warning.text}" for warning in snapshot.warnings]
-    print("\n".join(lines), file=stream)
+        lines += [snapshot.verdict.line] if snapshot.verdict and status.goes_on else []
+    print("\n".join(wrapped(line, LINE_WIDTH, "  ") for line in lines), file=stream)

@@ -14,18 +14,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from cluster.metrics.snapshot import Snapshot
+from cluster.metrics.snapshot import Snapshot, Stage
 from cluster.record.events import Event
 from cluster.record.recorder import Observer
 from cluster.settings.resolved import ResolvedStop
-from cluster.show.progress import progress
-from cluster.wording import duration, number
+from cluster.show.progress import progress, start_text
+from cluster.wording import duration, short, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _MIN_GAP_SECONDS, _MAX_GAP_SECONDS = 1.0, 60.0
 _MAX_RETURNS = 2_048
+LINE_WIDTH = 120
+_INDENT = " " * 10 + "|   "
 _STYLES = {"failed": "red", "warning": "yellow"}
 
 
@@ -83,7 +85,11 @@ def can_draw(stream: TextIO) -> bool:
 
 
 class LineView:
-    """Prints a line for each event, and one with metrics at intervals that grow with the run to a minute."""
+    """Prints lines of at most 120 characters, and nothing after the end.
+
+    There is one for each event, one whenever the verdict names another stage, and one with metrics at
+    intervals that grow with the run to a minute.
+    """
 
     def __init__(self, headline: Headline, stop: ResolvedStop, stream: TextIO) -> None:
         self._headline = headline
@@ -91,49 +97,68 @@ class LineView:
         self._stream = stream
         self._next_seconds = 0.0
         self._pending: Snapshot | None = None
+        self._stage: Stage | None = None
 
     def __enter__(self) -> Self:
-        self._print(self._headline.text)
+        for line in self._headline.text.splitlines():
+            self._print(line, "  ")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pending is not None:
-            self._print(metrics_line(self._pending, self._stop))
+        self._flush()
 
     def metrics(self, snapshot: Snapshot) -> None:
-        """Prints a line of the main metrics if the interval has passed."""
-        if snapshot.run_seconds < self._next_seconds:
-            self._pending = snapshot
-            return
-        gap = min(max(0.1 * snapshot.run_seconds, _MIN_GAP_SECONDS), _MAX_GAP_SECONDS)
-        self._next_seconds, self._pending = snapshot.run_seconds + gap, None
-        self._print(metrics_line(snapshot, self._stop))
+        """Prints a line of the main metrics if the interval has passed, and a changed verdict at once."""
+        if snapshot.verdict is not None and snapshot.verdict.stage != self._stage:
+            self._stage = snapshot.verdict.stage
+            self._print(f"{_clock(snapshot.run_seconds)} | {snapshot.verdict.line}")
+        self._pending = snapshot
+        if snapshot.run_seconds >= self._next_seconds:
+            gap = min(max(0.1 * snapshot.run_seconds, _MIN_GAP_SECONDS), _MAX_GAP_SECONDS)
+            self._next_seconds = snapshot.run_seconds + gap
+            self._flush()
 
     def event(self, event: Event) -> None:
         """Prints the event with its time."""
-        self._print(f"{event.run_seconds:7.1f} s | {event.line}")
+        if event.kind in ("ended", "failed"):
+            self._flush()
+        self._print(f"{_clock(event.run_seconds)} | {event.line}")
 
-    def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+    def _flush(self) -> None:
+        if self._pending is not None:
+            self._print(metrics_line(self._pending, self._stop))
+        self._pending = None
+
+    def _print(self, text: str, indent: str = _INDENT) -> None:
+        print(wrapped(text, LINE_WIDTH, indent), file=self._stream, flush=True)
 
 
 def metrics_line(snapshot: Snapshot, stop: ResolvedStop) -> str:
-    """The main metrics in one line."""
+    """The main metrics in one line of at most 120 characters, or what the run waits for at its start."""
+    if snapshot.env_steps_total == 0:
+        return f"{_clock(snapshot.run_seconds)} | {start_text(snapshot)}"
     share, left = progress(snapshot, stop)
+    target = stop.target_return
+    greedy = f"greedy {short(snapshot.evaluation_return_mean)}"
     parts = [
-        f"{snapshot.run_seconds:7.1f} s",
+        _clock(snapshot.run_seconds),
         *([] if share is None else [f"{share:4.0%}"]),
-        *([] if left is None else [f"ETA {duration(left)}"]),
-        f"steps {snapshot.env_steps_total:,}",
-        f"updates {snapshot.updates_total:,}",
-        f"return {number(snapshot.train_return_mean)}",
-        f"greedy {number(snapshot.evaluation_return_mean)}",
-        f"{snapshot.env_steps_per_second:,.0f} steps/s",
-        f"{snapshot.updates_per_second:,.0f} updates/s",
-        f"samples/insert {snapshot.samples_per_insert:.2f} of {snapshot.samples_per_insert_target:g}",
-        f"lag {number(snapshot.policy_lag_updates, 0)}",
+        # Nobody knows when a target will be reached.
+        *([] if left is None or target is not None else [f"ETA {duration(left)}"]),
+        f"steps {short(snapshot.env_steps_total)}",
+        f"updates {short(snapshot.updates_total)}",
+        f"return {short(snapshot.train_return_mean)}",
+        greedy if target is None else f"{greedy} of {short(target)}",
+        f"{short(snapshot.env_steps_per_second)} steps/s",
+        f"{short(snapshot.updates_per_second)} updates/s",
     ]
-    return " | ".join([*parts, snapshot.verdict.line] if snapshot.verdict else parts)
+    while len(line := " | ".join(parts)) > LINE_WIDTH:
+        parts.pop()
+    return line
+
+
+def _clock(run_seconds: float) -> str:
+    return f"{run_seconds:7.1f} s"
 
 
 class Returns:
@@ -165,6 +190,8 @@ class LiveView:
         self._headline = headline
         self._stop = stop
         self._returns = Returns()
+        self._last: Snapshot | None = None
+        self._ends: list[Event] = []
         # No timer redraws the panel: that would cost about 1 % of a core.
         self._live = Live(console=console, auto_refresh=False)
 
@@ -176,20 +203,35 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._last is not None:
+            self._draw(self._last, stop=None)
         self._live.__exit__(kind, error, trace)
+        for event in self._ends:
+            self._say(event)
 
     def metrics(self, snapshot: Snapshot) -> None:
         """Redraws the panel."""
+        self._returns.take(snapshot)
+        self._last = snapshot
+        self._draw(snapshot, self._stop)
+
+    def _draw(self, snapshot: Snapshot, stop: ResolvedStop | None) -> None:
+        """Draws the panel; without `stop` it is the last one."""
         from cluster.show.panel import Screen
 
-        self._returns.take(snapshot)
         headline, returns = self._headline, self._returns.values
-        screen = Screen(headline.title, str(headline.run_dir), self._stop, snapshot, returns)
+        screen = Screen(headline.title, str(headline.run_dir), stop, snapshot, returns)
         self._live.update(screen, refresh=True)
 
     def event(self, event: Event) -> None:
-        """Prints the event above the panel."""
-        self._print(f"{event.run_seconds:7.1f} s  {event.line}", _STYLES.get(event.kind))
+        """Prints the event above the panel, or the end of the run below it."""
+        if event.kind in ("ended", "failed"):
+            self._ends.append(event)
+        else:
+            self._say(event)
+
+    def _say(self, event: Event) -> None:
+        self._print(f"{_clock(event.run_seconds)}  {event.line}", _STYLES.get(event.kind))
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._live.console.print(text, style=style, highlight=False, markup=False)

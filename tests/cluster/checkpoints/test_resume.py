@@ -25,6 +25,7 @@ from cluster.api import prepare, train
 from cluster.checkpoints import resume as resume_module
 from cluster.checkpoints.checkpoint import Checkpoint, checkpoint_folders, read_checkpoint, shard_folder
 from cluster.checkpoints.resume import Resumed, newest_good_checkpoint, reopen
+from cluster.cli import run
 from cluster.record.run_dir import RunDir, read_config, read_incarnations, read_spec
 from cluster.record.run_lock import RunLock
 from cluster.settings.config import ConfigError
@@ -209,7 +210,7 @@ def test_with_no_good_checkpoint_each_is_named(run_dir: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"(?s)no checkpoint can be used.*checkpoint-000001.*checkpoint-000000"
     ):
-        resume(run_dir)
+        resume(run_dir, ["stop.updates=210"])
     assert sorted(run_dir.rglob("*")) == before
 
 
@@ -243,9 +244,27 @@ def test_totals_go_on_and_files_are_added_to(run_dir: Path) -> None:
     assert recorder.snapshots[-1].updates_total == 260
 
 
+def test_a_run_that_has_ended_says_so_and_goes_on_only_with_another_limit(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+    before = files()
+    assert run(["train", "--run-dir", str(run_dir), "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("this run has already ended: stop.updates = 200 reached; give it another limit")
+    assert f"qfleet eval {run_dir}" in said
+    assert files() == before
+    result = train(load_config(run_dir / "config.yaml"), run_dir, resume="auto")
+    assert (result.outcome.final.updates_total, result.outcome.solved) == (200, False)
+    recorder = resume(run_dir, ["stop.updates=210"])
+    assert recorder.snapshots[-1].updates_total == 210
+
+
 def test_auto_begins_where_there_is_nothing_and_goes_on_where_there_is(tmp_path: Path) -> None:
-    config = load_config(None, [*SMALL, *CHECKPOINTS, "stop.updates=100"])
-    for expected in (False, True):
+    for expected, updates in ((False, 100), (True, 120)):
+        config = load_config(None, [*SMALL, *CHECKPOINTS, f"stop.updates={updates}"])
         recorder = Recorder()
         train(config, tmp_path / "run", resume="auto", view=lambda *_, r=recorder: r)
         assert any(event.startswith("resumed from") for event in recorder.events) == expected
@@ -254,7 +273,7 @@ def test_auto_begins_where_there_is_nothing_and_goes_on_where_there_is(tmp_path:
 def test_auto_begins_anew_before_the_first_checkpoint(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     recorder = Recorder()
-    config = load_config(run_dir / "config.yaml")
+    config = load_config(run_dir / "config.yaml", ["stop.updates=210"])
     with pytest.raises(ConfigError, match=r"holds no checkpoint.*--resume auto"):
         train(config, run_dir, resume="must", view=lambda *_: recorder)
     train(config, run_dir, resume="auto", view=lambda *_: recorder)
@@ -265,7 +284,7 @@ def test_two_processes_never_run_in_one_folder(run_dir: Path) -> None:
     holder = RunLock(run_dir)
     try:
         with pytest.raises(ConfigError, match="another process is running in it"):
-            resume(run_dir)
+            resume(run_dir, ["stop.updates=210"])
     finally:
         holder.close()
 

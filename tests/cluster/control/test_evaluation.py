@@ -6,7 +6,7 @@ import pytest
 from qfleet_reports import evaluation_report
 
 from actors.core import EvaluationReport
-from cluster.control.evaluation import Best, EvaluationRequest, ModelSelection
+from cluster.control.evaluation import Best, EvaluationRequest, ModelSelection, ModelSelectionState
 from cluster.settings.config import EvaluationConfig
 
 CONFIG = EvaluationConfig(every_updates=100, episodes=4)
@@ -119,8 +119,16 @@ def test_a_passing_version_is_confirmed_even_below_the_best() -> None:
     assert not selection.solved
     play(selection, 200, 120.0, 110.0)
     assert selection.solved
-    # What is delivered is what passed.
-    assert selection.best == Best(200, screened=120.0, score=110.0)
+    # The best version never falls: its own confirmed score is above the target, too.
+    assert selection.best == Best(100, screened=99.0, score=150.0)
+
+
+def test_a_run_that_goes_on_after_it_was_solved_keeps_the_better_version() -> None:
+    before = ModelSelectionState(200, Best(200, screened=120.0, score=110.0))
+    selection = ModelSelection(CONFIG, target_return=100.0, state=before)
+    play(selection, 300, 130.0, 109.0)
+    assert selection.solved
+    assert selection.best == before.best
 
 
 def test_a_lost_confirmation_is_asked_again() -> None:

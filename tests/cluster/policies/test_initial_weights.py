@@ -72,7 +72,7 @@ def test_the_first_evaluation_is_that_of_the_earlier_runs_weights(tmp_path: Path
     ("overrides", "words"),
     [
         (["learner.hidden_sizes=[8]"], ["layers.0.weight is [16, 4] there, [8, 4] here"]),
-        (["env.id=Acrobot-v1"], ["observations", "[6]", "[4]", "actions 2 there, 3 here"]),
+        (["env.id=Acrobot-v1", "run.preset=none"], ["observations", "[6]", "[4]", "actions 2 there, 3 here"]),
         (["learner.head=qr"], ["head q there, qr here"]),
         (["learner.dueling=true"], ["layers.0.weight is [16, 4] there, missing here"]),
         (["learner.initial_weights=nowhere"], ["nowhere", "give a run directory"]),

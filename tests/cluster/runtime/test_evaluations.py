@@ -122,7 +122,7 @@ def test_restarted_environments_and_the_time_it_took_are_told() -> None:
     assert playing.at(20, weights(20))
     playing.report(1.0, env_restarts=(restart,), seconds=2.0)
     assert playing.restarts == [("evaluator", restart)]
-    assert playing.run.context.counters.longest_evaluation_seconds == 2.0
+    assert playing.run.context.counters.clock.longest_evaluation_seconds == 2.0
     # An evaluator has a limit from now on, so that one that hangs is found.
     assert playing.run.fleet.timeouts.limits()["evaluator"] < float("inf")
     assert [request.version for request, _ in playing.run.notes.evaluations] == [20]

@@ -15,6 +15,7 @@ from cluster.settings.quantities import Unit, parsed, unit_of
         ("1.5M", "number", 1_500_000),
         ("1e6", "number", 1_000_000),
         ("1e-3", "number", 0.001),
+        ("1e-30", "number", 1e-30),
         ("1_000", "number", 1_000),
         ("0.29k", "number", 290),
         ("10m", "seconds", 600),

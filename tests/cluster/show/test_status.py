@@ -158,7 +158,7 @@ def test_a_run_that_goes_on_is_attached_to_both_ways(
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
-        (["status", "nowhere"], ["nowhere: no run directory", "config.yaml"]),
+        (["status", "nowhere"], ["nowhere: no run directory", "no such folder"]),
         (["status"], ["no run below", "runs", "--address"]),
         (["status", "somewhere", "--address", "127.0.0.1:1"], ["not both"]),
         (["status", "--address", "127.0.0.1"], ["--address is 127.0.0.1", "HOST:PORT"]),
