@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install train test test-all lint bench clean
+.PHONY: install train test test-all test-python lint bench clean
 
 install: $(INSTALLED)
 
@@ -32,8 +32,21 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 
+# Types and the tests that need no torch by another Python: make test-python PYTHON=python3.13. torch for these
+# Pythons may come as gigabytes of CUDA; everything else is installed in the versions of constraints.txt.
+TORCHLESS := tests/actors tests/replay_service tests/cluster/control tests/cluster/diagnosis tests/cluster/metrics \
+	tests/cluster/record tests/cluster/report tests/cluster/settings tests/cluster/show tests/cluster/engines \
+	tests/qfleet tests/docs tests/test_house.py tests/test_words.py
+
+test-python:
+	$(PYTHON) -m venv $(VENV)-$(notdir $(PYTHON))
+	grep -v -e '^#' -e '^torch==' constraints.txt | $(VENV)-$(notdir $(PYTHON))/bin/pip install --quiet \
+		--disable-pip-version-check --no-deps --requirement /dev/stdin
+	$(VENV)-$(notdir $(PYTHON))/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(VENV)-$(notdir $(PYTHON))/bin/pytest -m 'not slow and not gpu' $(TORCHLESS) $(ARGS)
+
 bench: install
 	$(BIN)/python -m benchmarks.run
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

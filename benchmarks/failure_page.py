@@ -48,7 +48,7 @@ nor memory.
 *Clusters.* For `--resume auto` the run directory must be on storage that outlives the machines. With
 
 ```
-ray job submit … -- python -m cluster.main train configs/apex.yaml --run-dir /shared/runs/apex --resume auto
+ray job submit … -- python -m qfleet train configs/apex.yaml --run-dir /shared/runs/apex --resume auto
 ```
 
 the same command begins a run or goes on with it, so whatever restarts the job (KubeRay's `backoffLimit`,

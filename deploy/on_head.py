@@ -12,4 +12,4 @@ os.chdir(code)
 os.environ["RAY_ADDRESS"] = "auto"
 os.environ["RAY_AUTH_MODE"] = "token"
 # In place of this process, so that signals and the exit status are those of the run.
-os.execv(sys.executable, [sys.executable, "-m", "cluster.main", *sys.argv[1:]])
+os.execv(sys.executable, [sys.executable, "-m", "qfleet", *sys.argv[1:]])

@@ -33,7 +33,7 @@ def small_head() -> Iterator[RayHead]:
 
 
 def qfleet(head: RayHead, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return head.run(sys.executable, "-m", "cluster.main", *arguments, **{"RAY_ADDRESS": head.address, **env})
+    return head.run(sys.executable, "-m", "qfleet", *arguments, **{"RAY_ADDRESS": head.address, **env})
 
 
 def test_plan_asks_the_cluster_and_starts_nothing(small_head: RayHead) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -124,7 +126,7 @@ def test_the_jobs_command_is_one_that_the_program_takes() -> None:
     from cluster.settings.load_config import load_config
 
     entrypoint = load("kuberay/ray-job.yaml")["spec"]["entrypoint"].split()
-    assert entrypoint[:3] == ["python", "-m", "cluster.main"]
+    assert entrypoint[:3] == ["python", "-m", "qfleet"]
     options = make_parser().parse_args(entrypoint[3:])
     assert options.run_dir.is_relative_to("/runs")
     assert options.resume == "auto"
@@ -163,6 +165,22 @@ def test_the_image_holds_code_only_and_belongs_to_no_root() -> None:
     assert copied - {"constraints.txt"} <= allowed
     assert {"actors", "cluster", "configs", "learner", "qfleet", "replay_service"} <= copied
     assert all((ROOT / name).exists() for name in allowed)
+
+
+def test_the_image_takes_its_extras_by_argument_and_reaps_its_children() -> None:
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    (chosen,) = re.findall(r"^ARG EXTRAS=(.*)$", text, re.MULTILINE)
+    assert chosen == "atari,minatar"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert {"cluster", *chosen.split(",")} <= extras.keys()
+    (installed,) = re.findall(r"--editable (\".+\")", text)
+    for value, expected in ((chosen, ".[cluster,atari,minatar]"), ("", ".[cluster]")):
+        shown = subprocess.run(
+            ["sh", "-c", f"echo {installed}"], env={"EXTRAS": value}, capture_output=True, text=True
+        )
+        assert shown.stdout == f"{expected}\n"
+    assert re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE) == ['["tini", "--", "qfleet"]']
+    assert re.search(r"^ +&& apt-get install .* tini=", text, re.MULTILINE)
 
 
 def test_what_ray_ships_is_the_code_and_little_else(tmp_path: Path) -> None:

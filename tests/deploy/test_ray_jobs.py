@@ -18,7 +18,7 @@ def submit(head: RayHead, *arguments: str, job: str, wait: bool = True) -> tuple
         options.append("--no-wait")
     done = head.run(
         str(RAY), "job", "submit", *options, "--working-dir", ".", "--",
-        "python", "-m", "cluster.main", "train", *arguments,
+        "python", "-m", "qfleet", "train", *arguments,
     )  # fmt: skip
     return done.returncode, done.stdout
 

@@ -57,7 +57,7 @@ def test_a_run_across_hosts_survives_the_loss_of_one(hosts: list[Host], tmp_path
     submitted = head.run(
         "ray", "job", "submit", *JOBS, "--submission-id", "across", "--no-wait",
         "--runtime-env", "deploy/job-runtime-env.yaml", "--working-dir", ".", "--",
-        "python", "-m", "cluster.main", "train", "configs/cartpole.yaml", "--run-dir", str(tmp_path / "run"),
+        "python", "-m", "qfleet", "train", "configs/cartpole.yaml", "--run-dir", str(tmp_path / "run"),
         *overrides,
     )  # fmt: skip
     assert submitted.returncode == 0, submitted.stderr

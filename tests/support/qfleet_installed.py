@@ -72,9 +72,22 @@ def install(folder: Path) -> Installed:
     offline = ("--no-deps", "--no-index")
     _checked(*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", dist, unpacked, cwd=folder)
     (wheel,) = dist.glob("*.whl")
-    venv.create(folder / "env", with_pip=False, symlinks=True)
-    installed = Installed(wheel, sdist, folder / "env" / "bin")
-    _checked(*pip, "--python", installed.bin / "python", "install", *offline, wheel, cwd=folder)
-    # A folder that a .pth file names is searched, but its own .pth files, the editable one, are not read.
-    (installed.packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    installed = Installed(wheel, sdist, environment(folder / "env"))
+    _checked(installed.bin / "pip", "install", *offline, wheel, cwd=folder)
     return installed
+
+
+def environment(folder: Path) -> Path:
+    """Makes an environment with pip and all that qfleet needs, but not qfleet; returns its bin folder."""
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    dependencies = folder / "dependencies"
+    dependencies.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "qfleet" not in entry.name:
+            (dependencies / entry.name).symlink_to(entry)
+    (packages / "dependencies.pth").write_text(f"{dependencies}\n")
+    pip = folder / "bin" / "pip"
+    pip.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m pip --disable-pip-version-check "$@"\n')
+    pip.chmod(0o755)
+    return folder / "bin"
