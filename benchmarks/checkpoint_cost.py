@@ -16,8 +16,8 @@ from statistics import median
 from time import perf_counter
 
 from actors.core import EnvSpec
+from benchmarks.called_roles import Writer
 from benchmarks.replay_data import ATARI, CONFIG
-from benchmarks.replay_through_ray import Writer
 from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheckpoint, shard_folder
 from cluster.control.evaluation import ModelSelectionState
 from cluster.engines.engine import Need

@@ -14,16 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.engine_target import Target
+from benchmarks.called_roles import Target, both_engines
 from cluster.engines.engine import Engine, Handle, Need, RoleDied
-from cluster.engines.process_engine import ForkServers, ProcessEngine
-from cluster.engines.ray_engine import RayEngine
 
 CALLS = 300
 ROUNDS = 15
@@ -73,16 +71,10 @@ def measure_calls(engine: Engine) -> dict[str, float]:
 
 def compare_calls(pairs: int) -> None:
     """Prints seconds of calls through both engines, and their ratio."""
-    modules = ("benchmarks.engine_target", "numpy")
-    with (
-        closing(ProcessEngine(ForkServers(modules, modules))) as ours,
-        closing(RayEngine(private=True)) as ray,
-    ):
-        ours.start()
-        ray.start()
-        found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
+    with both_engines() as engines:
         for _ in range(pairs):
-            mine, theirs = measure_calls(ours), measure_calls(ray)
+            mine, theirs = map(measure_calls, engines.values())
             for name in mine:
                 found.setdefault(name, []).append((mine[name], theirs[name]))
     print(f"{'':32s} {'processes':>10s} {'Ray':>10s} {'ratio':>6s}")

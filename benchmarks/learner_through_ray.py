@@ -18,13 +18,12 @@ from time import perf_counter
 import torch
 
 from actors.core import EnvSpec
+from benchmarks.called_roles import Writer, both_engines
 from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG
-from benchmarks.replay_through_ray import Writer
 from benchmarks.update_step import ATARI as ATARI_NETWORK
 from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
 from benchmarks.update_step import BareLoop, Case, Minibatches, updates_per_second
-from cluster.engines.engine import Need
-from cluster.engines.ray_engine import RayEngine
+from cluster.engines.engine import Engine, Need
 from cluster.runtime.role import RoleContext
 from cluster.runtime.roles import LearnerRole
 from cluster.runtime.shard_role import ShardRole
@@ -62,7 +61,7 @@ class Turn:
     wait: float
 
 
-def turns_of(engine: RayEngine, case: Case, schema: BlockSchema, capacity: int, folder: Path) -> list[Turn]:
+def turns_of(engine: Engine, case: Case, schema: BlockSchema, capacity: int, folder: Path) -> list[Turn]:
     (field,) = schema.frame_fields
     actions = case.spec.num_actions
     spec = EnvSpec(field.shape, field.dtype, None, actions, schema.stack, "sync", "next_step", None, None)
@@ -74,7 +73,9 @@ def turns_of(engine: RayEngine, case: Case, schema: BlockSchema, capacity: int, 
     engine.get(engine.call(writer, Writer.push, capacity // 512 + 1)[0])
     engine.kill(writer)
     context = replace(context, name="learner")
-    learner = engine.spawn("learner", LearnerRole, context, engine.calls, [shard], 0, 1, need=Need())
+    learner = engine.spawn(
+        "learner", LearnerRole, context, engine.calls, [shard], 0, 1, need=Need(torch=True)
+    )
 
     def learn() -> tuple[float, float]:
         """Updates a second and the share of time spent waiting, both by the caller's clock."""
@@ -96,24 +97,18 @@ def turns_of(engine: RayEngine, case: Case, schema: BlockSchema, capacity: int, 
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(
-        f"{'prioritized, through Ray':24s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s} {'bar':>5s} waiting"
-    )
-    engine = RayEngine(private=True)
-    try:
-        engine.start()
-        with tempfile.TemporaryDirectory() as folder:
-            for (case, schema, capacity), bar in zip(CASES, BARS, strict=True):
+    print(f"{'prioritized':36s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s} {'bar':>5s} waiting")
+    with both_engines() as engines, tempfile.TemporaryDirectory() as folder:
+        for (case, schema, capacity), bar in zip(CASES, BARS, strict=True):
+            for name, engine in engines.items():
                 turns = turns_of(engine, case, schema, capacity, Path(folder))
                 bare, ours = median(t.bare for t in turns), median(t.ours for t in turns)
                 print(
-                    f"{case.name:24s} {bare:9.1f} {ours:9.1f} "
+                    f"{case.name:24s} {name:11s} {bare:9.1f} {ours:9.1f} "
                     f"{median(t.ours / t.bare for t in turns):6.2f} {bar:5.2f} "
                     f"{median(t.wait for t in turns):7.1%} (at most {MOST_WAITING:.0%})",
                     flush=True,
                 )
-    finally:
-        engine.close()
 
 
 if __name__ == "__main__":

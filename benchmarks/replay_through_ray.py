@@ -1,4 +1,4 @@
-"""A shard in a process of its own, as in a run: a writer and a sampler at once, and what windows cost.
+"""A shard in a process of its own, through both engines: writer and sampler at once, and what windows cost.
 
 Run as `python -m benchmarks.replay_through_ray --peer-python PATH`, the interpreter of an environment that
 has dm-reverb; without it the peer is not measured.
@@ -18,11 +18,11 @@ from unittest.mock import patch
 import numpy as np
 
 from actors.core import EnvSpec
-from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG, full_shard, peer, print_paired, random_block
-from cluster.engines.engine import Calls, Handle, Need
-from cluster.engines.ray_engine import RayEngine
+from benchmarks.called_roles import Writer, both_engines
+from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG, full_shard, peer, print_paired
+from cluster.engines.engine import Engine, Handle, Need
 from cluster.runtime.role import RoleContext
-from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
+from cluster.runtime.shard_calls import EngineTransport
 from cluster.runtime.shard_role import ShardRole
 from cluster.settings.config import RunConfig
 from replay_service import window_slots
@@ -35,24 +35,11 @@ ATARI_CAPACITY = 20_000
 BATCH = 512
 MINIBATCHES = 16
 SECONDS = 4.0
+PAIRS = 5
 REPEATS = 60
 
 
-class Writer:
-    """Pushes blocks of 512 transitions as an actor does: several in flight."""
-
-    def __init__(self, calls: Calls, shard: Handle, schema: BlockSchema) -> None:
-        self._block = random_block(schema, 512)
-        self._sink = RoundRobinSink(calls, [shard], writer=0, incarnation=0, pushes_in_flight=4)
-
-    def push(self, blocks: int) -> int:
-        """Returns the number of transitions pushed."""
-        for _ in range(blocks):
-            self._sink.push(self._block)
-        return blocks * self._block.num_transitions
-
-
-def spawn(engine: RayEngine, schema: BlockSchema, capacity: int, folder: Path) -> tuple[Handle, Handle]:
+def spawn(engine: Engine, schema: BlockSchema, capacity: int, folder: Path) -> tuple[Handle, Handle]:
     """A full shard, and its writer."""
     (field,) = schema.frame_fields
     spec = EnvSpec(field.shape, field.dtype, None, 2, schema.stack, "sync", "next_step", None, None)
@@ -64,7 +51,7 @@ def spawn(engine: RayEngine, schema: BlockSchema, capacity: int, folder: Path) -
     return shard, writer
 
 
-def sampler_of(engine: RayEngine, shard: Handle, minibatches: int, prefetch: int) -> ReplaySampler[object]:
+def sampler_of(engine: Engine, shard: Handle, minibatches: int, prefetch: int) -> ReplaySampler[object]:
     return ReplaySampler(
         CONFIG,
         EngineTransport(engine.calls, [shard]),
@@ -78,7 +65,7 @@ def sampler_of(engine: RayEngine, shard: Handle, minibatches: int, prefetch: int
 class Traffic:
     """Loops of insert 64, sample 512, update 512; the writer's process pushes meanwhile."""
 
-    def __init__(self, engine: RayEngine, shard: Handle, writer: Handle) -> None:
+    def __init__(self, engine: Engine, shard: Handle, writer: Handle) -> None:
         self._engine = engine
         self._writer = writer
         self._sampler = sampler_of(engine, shard, MINIBATCHES, prefetch=2)
@@ -107,7 +94,7 @@ def windows_milliseconds(sampler: ReplaySampler[object]) -> float:
     return took
 
 
-def print_windows(engine: RayEngine, shard: Handle) -> None:
+def print_windows(engine: Engine, shard: Handle) -> None:
     """One Atari request at a time, by reply and by slot, beside the same in one process."""
     local = full_shard(ATARI, ATARI_CAPACITY)
     print(f"\n{'windows':>10s} {'bytes':>12s} {'in process':>10s} {'by reply':>14s} {'by slot':>14s}   (ms)")
@@ -145,23 +132,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", type=Path)
     peer_python: Path | None = parser.parse_args(arguments).peer_python
-    engine = RayEngine(private=True)
-    try:
-        engine.start()
-        with tempfile.TemporaryDirectory() as folder:
-            shard, writer = spawn(engine, CARTPOLE, CARTPOLE_CAPACITY, Path(folder))
-            traffic = Traffic(engine, shard, writer)
-            traffic.rate()
-            print(f"{'CartPole, 1M held, writer and sampler at once':48s}   (medians of pairs in turns)")
-            print(f"{'sampled transitions/s':40s} {BATCH * traffic.rate():12,.0f}", flush=True)
-            with peer(peer_python, "dm-reverb", "cartpole") as other:
-                print_paired("loops/s", traffic.rate, other, "dm-reverb", pairs=5)
+    with both_engines() as engines, tempfile.TemporaryDirectory() as folder:
+        spawned = [spawn(one, CARTPOLE, CARTPOLE_CAPACITY, Path(folder)) for one in engines.values()]
+        ours, ray = (Traffic(engine, *roles) for engine, roles in zip(engines.values(), spawned, strict=True))
+        ours.rate()
+        ray.rate()
+        rates = [(ours.rate(), ray.rate()) for _ in range(PAIRS)]
+        print(f"{'CartPole, 1M held, writer and sampler at once':48s}   (medians of pairs in turns)")
+        for name, side in zip(engines, zip(*rates, strict=True), strict=True):
+            print(f"sampled transitions/s, {name:17s} {BATCH * median(side):12,.0f}")
+        print(f"processes / Ray {median(a / b for a, b in rates):33.2f}", flush=True)
+        with peer(peer_python, "dm-reverb", "cartpole") as other:
+            print_paired("loops/s", ours.rate, other, "dm-reverb", pairs=5)
+        for engine, roles in zip(engines.values(), spawned, strict=True):
+            for role in roles:
+                engine.kill(role)
+        for name, engine in engines.items():
+            shard, writer = spawn(engine, ATARI, ATARI_CAPACITY, Path(folder))
+            print(f"\n{name}:")
+            print_windows(engine, shard)
             engine.kill(writer)
             engine.kill(shard)
-            shard, writer = spawn(engine, ATARI, ATARI_CAPACITY, Path(folder))
-            print_windows(engine, shard)
-    finally:
-        engine.close()
 
 
 if __name__ == "__main__":

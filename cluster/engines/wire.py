@@ -123,8 +123,8 @@ def pack(value: Any, connect: Connect) -> Packed:
     if sum(view.nbytes for view in views) < SHARED_BYTES:
         return Packed(data, tuple(map(bytes, views)), sockets=sockets)
     memory = Memory(os.memfd_create("qfleet"), sum(_room(view.nbytes) for view in views))
-    # Allocates the pages now: if memory ran out later, the copy would end in a SIGBUS.
-    os.posix_fallocate(memory.descriptor, 0, memory.num_bytes)
+    # Writing allocates the pages, so that a lack of memory is an error here and no SIGBUS of a reader.
+    os.ftruncate(memory.descriptor, memory.num_bytes)
     offset = 0
     for view in views:
         _write(memory.descriptor, view, offset)

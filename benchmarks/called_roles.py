@@ -1,0 +1,86 @@
+"""Roles that benchmarks call, and engines to call them through.
+
+In a module of its own, because the processes of the roles import it.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import numpy as np
+
+from benchmarks.replay_data import random_block
+from cluster.engines.engine import Calls, Engine, Handle
+from cluster.engines.process_engine import ProcessEngine
+from cluster.engines.ray_engine import RayEngine
+from cluster.runtime.preload import fork_servers
+from cluster.runtime.shard_calls import RoundRobinSink
+from cluster.runtime.shard_role import ShardRole
+from replay_service.block import BlockSchema
+
+
+@contextmanager
+def both_engines() -> Iterator[dict[str, Engine]]:
+    """The process engine and a private Ray, both started: name -> engine."""
+    with ExitStack() as stack:
+        engines = {
+            "processes": stack.enter_context(closing(ProcessEngine(fork_servers()))),
+            "Ray": stack.enter_context(closing(RayEngine(private=True))),
+        }
+        for engine in engines.values():
+            engine.start()
+        yield dict(engines)
+
+
+class Target:
+    """Answers calls and calls another one."""
+
+    def __init__(self, calls: Calls | None = None, other: "Handle[Target] | None" = None) -> None:
+        self._calls = calls
+        self._other = other
+
+    def nothing(self) -> None:
+        """Returns at once."""
+
+    def take(self, array: np.ndarray) -> int:
+        """Returns the size of what it gets."""
+        return array.nbytes
+
+    def zeros(self, num_bytes: int) -> np.ndarray:
+        """A new array, [num_bytes] uint8."""
+        return np.zeros(num_bytes, np.uint8)
+
+    def push(self, num_bytes: int, rounds: int) -> float:
+        """Median seconds until the other role has acknowledged an array of this size."""
+        assert self._calls is not None
+        assert self._other is not None
+        array, seconds = np.ones(num_bytes, np.uint8), []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            self._calls.get(self._calls.call(self._other, Target.take, array)[0])
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
+
+    def pid(self) -> int:
+        """The pid of this process."""
+        return os.getpid()
+
+    def sleep(self) -> None:
+        """Returns after minutes."""
+        time.sleep(1000.0)
+
+
+class Writer:
+    """Pushes blocks of 512 transitions as an actor does: several in flight."""
+
+    def __init__(self, calls: Calls, shard: Handle[ShardRole], schema: BlockSchema) -> None:
+        self._block = random_block(schema, 512)
+        self._sink = RoundRobinSink(calls, [shard], writer=0, incarnation=0, pushes_in_flight=4)
+
+    def push(self, blocks: int) -> int:
+        """Returns the number of transitions pushed."""
+        for _ in range(blocks):
+            self._sink.push(self._block)
+        return blocks * self._block.num_transitions
