@@ -136,7 +136,7 @@ class BlockBuilder:
         self._frames[0] = frames
 
     def begin(self, steps: int, version: int, *, valued: bool = True) -> None:
-        """Makes room for a chunk of `steps` vector steps by weights `version`; all of them must be added.
+        """Makes room for a chunk of `steps` vector steps by weights `version`; `end` may make it shorter.
 
         valued: whether there are weights, so that the q that `add` gets means something.
         """
@@ -150,6 +150,12 @@ class BlockBuilder:
             }
         self._steps["version"][self._first : self._length] = version
         self._steps["valued"][self._first : self._length] = valued
+
+    def end(self, steps: int) -> None:
+        """Ends the chunk after its first `steps` steps; all of these must be added."""
+        surplus = self._length - self._first - steps
+        self._length -= surplus
+        self._missing -= surplus * self._frames.shape[1]
 
     def add(self, t: int, actions: np.ndarray, q: np.ndarray, step: Step, lanes: slice = ALL_LANES) -> None:
         """Stores the chunk's t-th step of the K lanes `lanes`: actions [K], q [K, A] of the frames before.

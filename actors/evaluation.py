@@ -5,6 +5,7 @@ Owns which episode is played with which seed; must not know of exploration, tran
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -55,7 +56,19 @@ class Evaluator:
         self._stepper: VectorStepper | None = None
 
     def evaluate(self, policy: Policy, *, version: int, seed_domain: int, episodes: int) -> EvaluationReport:
+        """Plays `episodes` episodes; see play."""
+        return next(
+            report
+            for report in self.play(policy, version=version, seed_domain=seed_domain, episodes=episodes)
+            if report is not None
+        )
+
+    def play(
+        self, policy: Policy, *, version: int, seed_domain: int, episodes: int
+    ) -> Iterator[EvaluationReport | None]:
         """Plays `episodes` episodes with the weights that policy holds, the i-th with the domain's i-th seed.
+
+        Yields None after each step of all lanes, and the report at the end.
 
         Raises ValueError if episodes < 1, EnvError, and EnvFailed if environments fail again and again.
         """
@@ -63,6 +76,7 @@ class Evaluator:
             raise ValueError(f"{episodes} evaluation episodes; give at least 1")
         began = perf_counter()
         stepper = self._lanes(min(episodes, self._max_lanes))
+        yield None
         domain = np.random.SeedSequence(self._seed, spawn_key=(seed_domain,))
         rounds: list[_Round] = []
         played = 0
@@ -74,11 +88,11 @@ class Evaluator:
             first = len(rounds) * stepper.num_envs
             round_seeds = lane_seeds(domain, first + stepper.num_envs)[first:]
             count = min(stepper.num_envs, episodes - played)
-            rounds.append(self._play(stepper, policy, round_seeds, count))
+            rounds.append((yield from self._play(stepper, policy, round_seeds, count)))
             played += len(rounds[-1].returns)
         idle_seconds = began - self._ended_at
         self._ended_at = perf_counter()
-        return EvaluationReport(
+        yield EvaluationReport(
             version,
             seed_domain,
             returns=_joined([part.returns for part in rounds]),
@@ -104,7 +118,9 @@ class Evaluator:
             self._stepper = make_vector(self._env, num_lanes)
         return self._stepper
 
-    def _play(self, stepper: VectorStepper, policy: Policy, seeds: np.ndarray, count: int) -> _Round:
+    def _play(
+        self, stepper: VectorStepper, policy: Policy, seeds: np.ndarray, count: int
+    ) -> Generator[None, None, _Round]:
         """The first episode of the first `count` lanes, without those that broke off."""
         stack = FrameStack(stepper.spec.stack, stepper.reset(seeds))
         start_values = None
@@ -133,6 +149,7 @@ class Evaluator:
             if np.count_nonzero(playing) == 0:
                 break
             stack.push(step.frames, step.starts)
+            yield
         assert start_values is not None
         returns, discounted_returns = self._sums(np.array(rewards)[:, whole], lengths[whole])
         taken = np.array(actions)[np.arange(len(actions))[:, None] < lengths * whole]

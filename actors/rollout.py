@@ -3,6 +3,8 @@
 Owns one actor's environments, exploration and counters; must not know where blocks go or who asks for them.
 """
 
+import math
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -123,9 +125,16 @@ class EnvActor:
             self._ladder = ladder[rank * self._num_lanes : (rank + 1) * self._num_lanes]
 
     def rollout(
-        self, steps: int, version: int, flat_weights: np.ndarray | None, global_env_steps: int
+        self,
+        steps: int,
+        version: int,
+        flat_weights: np.ndarray | None,
+        global_env_steps: int,
+        seconds: float = math.inf,
     ) -> RolloutReport:
         """Acts for `steps` vector steps, then pushes all complete transitions as one block.
+
+        After `seconds` it ends the chunk with the step that it is at.
 
         flat_weights belong to `version`; None keeps those loaded. Before the first weights every action is
         uniformly random. global_env_steps counts all actors' env steps and decides epsilon for the chunk.
@@ -142,7 +151,9 @@ class EnvActor:
         final_observations: list[np.ndarray] = []
         for group in self._groups:
             self._begin_step(group, 0, exploration)
+        deadline = time.monotonic() + seconds
         for t in range(steps):
+            is_last = t + 1 == steps or time.monotonic() >= deadline
             # While one group is served here, the others step.
             for group in self._groups:
                 self._timer.enter("env")
@@ -152,8 +163,11 @@ class EnvActor:
                 if len(step.final_lanes):
                     final_observations.append(group.stack.followed_by(step.final_frames, step.final_lanes))
                 group.stack.push(step.frames, step.starts)
-                if t + 1 < steps:
+                if not is_last:
                     self._begin_step(group, t + 1, exploration)
+            if is_last:
+                self._builder.end(t + 1)
+                break
         chunk = self._builder.chunk()
         self._episodes.add(chunk.reward, chunk.ended, chunk.starts)
         env_steps = int(np.count_nonzero(chunk.real))

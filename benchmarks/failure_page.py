@@ -20,13 +20,13 @@ that nothing moves before the lost role is back: CartPole, prioritized replay wi
 every 3 seconds. The learner's state is kept every 5 seconds.
 
 *Killed* processes are noticed at once. *Frozen* ones (stopped, or hanging) are noticed because they do
-not answer within a limit:
+not answer within a limit. Slow ones are left alone: chunks end after 2 s with the step or update at hand.
 
 | role | limit |
 |---|---|
 | shard | `run.frozen_seconds` (30) |
 | learner | twice that, or 20 times its longest chunk |
-| evaluator | four times that, or what its evaluations are known to need |
+| evaluator | four times that, or 20 times its longest chunk |
 | actor | a minute, 20 times its longest chunk, or 4 times its longest start |
 
 Of several limits the largest counts; `actors.chunk_deadline_seconds` replaces those of actors. Only time

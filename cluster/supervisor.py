@@ -34,7 +34,7 @@ class Supervisor:
         self._gone: dict[str, tuple[float, set[str]]] = {}
         self._leaving: frozenset[str] = frozenset()
         self._ask_machines = Every(ASK_MACHINES_SECONDS, now)
-        self._progress = (0, 0)
+        self._progress = (0, 0, 0)
         self._progress_at = now
 
     def look(self, now: float, *, idle: bool) -> None:
@@ -48,10 +48,14 @@ class Supervisor:
         if self._ask_machines.due(now):
             self._notice_leaving()
         counters = self._context.counters
-        progress = (counters.shards.inserted_transitions + counters.version, self._fleet.starts)
+        progress = (
+            counters.shards.inserted_transitions + counters.version,
+            self._fleet.starts,
+            self._recovery.slices_read,
+        )
         if progress != self._progress:
             self._progress, self._progress_at = progress, now
-        elif idle and now - self._progress_at > self._context.config.run.stall_seconds:
+        elif idle and now - self._progress_at > self._stall_seconds():
             self._fail_stalled()
 
     def replace_dead(self, dead: Member[Any], error: EngineError, now: float) -> None:
@@ -156,6 +160,10 @@ class Supervisor:
             return False
         roles.add(dead.name)
         return True
+
+    def _stall_seconds(self) -> float:
+        """run.stall_seconds, but no less than slow chunks of acting and learning take."""
+        return max(self._context.config.run.stall_seconds, self._fleet.timeouts.slow_chunk_seconds())
 
     def _fail_stalled(self) -> None:
         """Makes every role on this machine write its stack, and ends the run by RunFailed."""

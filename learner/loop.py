@@ -4,6 +4,7 @@ Owns the chunk and its report; must not import any transport or Ray.
 """
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,11 +84,12 @@ class Learner:
         self._skipped_total = 0
         self._timer = PhaseTimer("idle", "wait", "draw", "update", "other")
 
-    def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:
+    def learn(self, updates: int, seconds: float = math.inf) -> tuple[LearnReport, np.ndarray]:
         """Applies `updates` updates; returns the report and a fresh copy of the weights [P] float32.
 
-        If replay runs out of transitions because a shard was lost, it applies fewer. A minibatch whose loss
-        or gradient is not finite changes nothing and keeps its old priorities; another one is drawn.
+        After `seconds`, or if replay runs out of transitions because a shard was lost, it applies fewer.
+        A minibatch whose loss or gradient is not finite changes nothing and keeps its old priorities; another
+        one is drawn.
 
         Raises:
             ValueError: updates is below 1.
@@ -98,6 +100,7 @@ class Learner:
         self._timer.enter("other")
         counts = _Counts(self.step.version)
         end = self.step.version + updates
+        deadline = time.monotonic() + seconds
         started: deque[_Started] = deque()
         while started or self.step.version < end:
             if self.step.version < end and len(started) < self._max_started:
@@ -107,6 +110,8 @@ class Learner:
                     end = 0  # draws no more, and finishes what was started
             else:
                 self._finish(started.popleft(), counts)
+                if time.monotonic() >= deadline:
+                    end = 0
         self._timer.enter("other")
         weights = self.step.weights()
         return self._report(counts), weights

@@ -3,6 +3,8 @@
 Owns the order of operations; must not import ray or anything outside replay_service.
 """
 
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +45,6 @@ class ReplayShard:
 
     Attributes:
         store, selector: the transitions and their priorities, for reading.
-        recovery: what could not be read back from the journal; None without a journal.
     """
 
     def __init__(
@@ -56,8 +57,11 @@ class ReplayShard:
         capacity: int,
         seed: np.random.SeedSequence,
         folder: Path | None = None,
+        recovers_later: bool = False,
     ) -> None:
         """folder: where the journal is, if config.persist needs one; a journal found there is recovered.
+
+        recovers_later: not here but by `recover`; whatever else is called first makes up for it.
 
         Raises ValueError if config.persist needs a folder and there is none, or if the journal has keys of
         this incarnation or a later one; OSError if the folder cannot be read.
@@ -90,12 +94,34 @@ class ReplayShard:
         self._meter = ShardMeter(config.num_shards, transition_bytes)
         self._heard: set[int] = set()  # writers that have pushed to this incarnation
         self._earlier = Delivered({}, 0, 0)
-        self.recovery: RecoveryReport | None = None
-        self._durability: Durability | None = None
-        if found is not None:
-            journal, self._earlier, self.recovery = found.replay(schema, self.store, self.selector)
-            self._durability = Durability(config, journal, self.store, self.selector)
         self._delivered = self._earlier
+        self._report: RecoveryReport | None = None
+        self._durability: Durability | None = None
+        self._config = config
+        self._recovering = None if found is None else found.replay(schema, self.store, self.selector)
+        if not recovers_later:
+            self.recover()
+
+    def recover(self, seconds: float = math.inf) -> bool:
+        """Reads the journal for so long; returns whether that is done. Raises OSError."""
+        deadline = time.monotonic() + seconds
+        while self._recovering is not None:
+            try:
+                next(self._recovering)
+            except StopIteration as end:
+                journal, self._earlier, self._report = end.value
+                self._delivered = self._earlier
+                self._durability = Durability(self._config, journal, self.store, self.selector)
+                self._recovering = None
+            if time.monotonic() >= deadline:
+                break
+        return self._recovering is None
+
+    @property
+    def recovery(self) -> RecoveryReport | None:
+        """What could not be read back from the journal; None without a journal."""
+        self.recover()
+        return self._report
 
     def insert(self, encoded: np.ndarray) -> InsertReply:
         """Stores an encoded block ([bytes] uint8), unless it is held already or its writer was replaced.
@@ -106,6 +132,7 @@ class ReplayShard:
         Raises BlockError (malformed, or of another schema), CapacityError (too large) and SequenceGapError;
         nothing has changed then. Raises JournalFullError if the disk is full and that stops the run.
         """
+        self.recover()
         self._meter.timer.enter("insert")
         block = decode(encoded, expected_schema=self._schema)
         replaced = block.incarnation < self._delivered.writers.get(block.writer, (0, 0))[0]
@@ -128,6 +155,7 @@ class ReplayShard:
         Raises EmptyShardError if transitions are requested of an empty shard, UnknownKeyError for a key that
         is not assigned yet, ValueError for a TD error that is NaN, infinite or negative.
         """
+        self.recover()
         self._meter.timer.enter("update")
         if update is not None:
             self._set_priorities(update)
@@ -155,6 +183,7 @@ class ReplayShard:
 
     def status(self) -> ShardStatus:
         """The shard's state, with the metrics of its work."""
+        self.recover()
         metrics = self._meter.read(self.selector, self.store.count, self.store.capacity)
         return replace(self._status(), metrics=metrics)
 
@@ -167,6 +196,7 @@ class ReplayShard:
         Raises RuntimeError if replay.persist is none, JournalFullError if the disk is full and that stops the
         run, OSError if the disk fails otherwise.
         """
+        self.recover()
         if self._durability is None:
             raise RuntimeError("replay.persist is none: there is no journal to seal")
         return self._durability.seal_slice(into, self._delivered)

@@ -65,6 +65,8 @@ class Recovery:
         self._asking_state = False
         self._lost_transitions: dict[int, tuple[int, float]] = {}
         self._initial_weights = initial_weights if resumed is None else None
+        self.slices_read = 0
+        """How often shards have answered that they have read a part of their journals."""
         # Roles whose state is not restored yet. Until all are, nothing is granted.
         self._restoring: set[str] = set()
         fleet = context.fleet
@@ -204,9 +206,13 @@ class Recovery:
         self._context.fleet.grant(shard, ShardRole.recovery, then=partial(self._take_recovery, shard))
 
     def _take_recovery(
-        self, shard: Member[ShardRole], answer: tuple[RecoveryReport | None, ShardStatus]
+        self, shard: Member[ShardRole], answer: tuple[RecoveryReport | None, ShardStatus] | None
     ) -> None:
         """Takes the recovery report of a started shard, and introduces a replacement to its callers."""
+        if answer is None:
+            self.slices_read += 1
+            self._ask_recovery(shard)
+            return
         report, status = answer
         recorder = self._context.recorder
         self._context.counters.shards.take([status])

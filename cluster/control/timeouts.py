@@ -7,15 +7,15 @@ import collections
 import math
 from collections.abc import Mapping
 
-from actors.core import EvaluationReport
-
 # A longer gap between two looks means that the machine or the owner was suspended, so it counts no more.
 _MOST_GAP_SECONDS = 1.0
 # Work is taken to hang when it exceeds its longest duration so far by these factors.
 _TIMES_THE_LONGEST = 20.0
-_TIMES_FULL_LENGTH = 4.0
 _TIMES_THE_START = 4.0
 _LEAST_CHUNK_SECONDS = 60.0
+_COMPILE_SECONDS = 600.0
+# Much longer than most chunks take, and short enough for whoever waits for the end of a run.
+_CHUNK_SECONDS = 2.0
 
 
 class AwakeClock:
@@ -32,30 +32,36 @@ class AwakeClock:
         self._looked_at = now
 
 
+def chunk_seconds(frozen_seconds: float, chunk_deadline_seconds: float | None) -> float:
+    """After this many seconds a role ends its chunk with the step or update at hand, and answers.
+
+    So answers tell that a role works, on whichever machine, however slow its environment or network is.
+    """
+    return min(_CHUNK_SECONDS, frozen_seconds / 4.0, (chunk_deadline_seconds or math.inf) / 4.0)
+
+
 class RoleTimeouts:
-    """Timeouts per kind of role, in seconds of work; they grow with the time that work has taken.
+    """Timeouts per kind of role, in seconds without an answer; they grow with the time that answers take.
+
+    Chunks end after `chunk_seconds`, so an answer takes that and one step of all lanes, or one update.
 
     Shard: frozen_seconds, because it answers between any two calls.
-    Learner: twice that, or 20 times its longest answer if that is more.
-    Evaluator: no timeout until the first evaluation has finished; then the largest of 4 times frozen_seconds,
-        20 times its longest answer, and 4 times the slowest evaluation as it would have been with episodes of
-        full length, which they may reach as the policy gets better.
+    Learner: twice that, or 20 times its longest answer if that is more; 10 minutes if it compiles.
+    Evaluator: four times frozen_seconds, or 20 times its longest answer; before its first one, in which it
+        makes and resets its environments, 20 times the longest start of an actor.
     Actor: chunk_deadline_seconds; if that is None, the largest of a minute, 20 times the longest chunk, and 4
         times the longest start, in which all of its environments were reset.
     """
 
     def __init__(
-        self,
-        frozen_seconds: float,
-        max_episode_steps: int | None,
-        chunk_deadline_seconds: float | None = None,
+        self, frozen_seconds: float, chunk_deadline_seconds: float | None = None, *, compiles: bool = False
     ) -> None:
+        """compiles: whether the learner compiles its network in its first update."""
         self._frozen_seconds = frozen_seconds
-        self._max_episode_steps = max_episode_steps
         self._chunk_deadline_seconds = chunk_deadline_seconds
+        self._compile_seconds = _COMPILE_SECONDS if compiles else 0.0
         self._longest_answer: dict[str, float] = collections.defaultdict(float)
         self._longest_start: dict[str, float] = collections.defaultdict(float)
-        self._full_length_seconds: float | None = None
 
     def answered(self, kind: str, seconds: float) -> None:
         """Notes that a role of this kind answered after `seconds`."""
@@ -65,27 +71,26 @@ class RoleTimeouts:
         """Notes that a role of this kind came up after `seconds`."""
         self._longest_start[kind] = max(self._longest_start[kind], seconds)
 
-    def evaluated(self, report: EvaluationReport) -> None:
-        """Notes the duration of an evaluation, scaled to episodes of full length."""
-        steps = max(report.lengths, default=0)
-        longer = self._max_episode_steps / steps if self._max_episode_steps and steps else 1.0
-        self._full_length_seconds = max(self._full_length_seconds or 0.0, report.seconds * max(1.0, longer))
+    def slow_chunk_seconds(self) -> float:
+        """Twice the longest answer of actors and learner so far; what compiling may take, if it compiles."""
+        longest = max(self._longest_answer["actor"], self._longest_answer["learner"])
+        return max(2.0 * longest, self._compile_seconds)
 
     def limits(self) -> Mapping[str, float]:
-        """Kind of role -> timeout; infinite if nothing is known yet."""
-        full = math.inf if self._full_length_seconds is None else self._full_length_seconds
+        """Kind of role -> timeout."""
+        frozen, answer, start = self._frozen_seconds, self._longest_answer, self._longest_start
         return {
-            "shard": self._frozen_seconds,
-            "learner": max(2.0 * self._frozen_seconds, _TIMES_THE_LONGEST * self._longest_answer["learner"]),
+            "shard": frozen,
+            "learner": max(2.0 * frozen, _TIMES_THE_LONGEST * answer["learner"], self._compile_seconds),
             "evaluator": max(
-                4.0 * self._frozen_seconds,
-                _TIMES_THE_LONGEST * self._longest_answer["evaluator"],
-                _TIMES_FULL_LENGTH * full,
+                4.0 * frozen,
+                _TIMES_THE_LONGEST * answer["evaluator"],
+                0.0 if answer["evaluator"] else _TIMES_THE_LONGEST * start["actor"],
             ),
             "actor": self._chunk_deadline_seconds
             or max(
                 _LEAST_CHUNK_SECONDS,
-                _TIMES_THE_LONGEST * self._longest_answer["actor"],
-                _TIMES_THE_START * self._longest_start["actor"],
+                _TIMES_THE_LONGEST * answer["actor"],
+                _TIMES_THE_START * start["actor"],
             ),
         }

@@ -55,11 +55,21 @@ class Evaluations:
         )
         return True
 
-    def _take(self, request: EvaluationRequest, weights: Ref[np.ndarray], report: EvaluationReport) -> None:
+    def _take(
+        self, request: EvaluationRequest, weights: Ref[np.ndarray], report: EvaluationReport | None
+    ) -> None:
         context, selection = self._context, self._context.selection
+        if report is None:  # more steps are left than fit into one chunk
+            context.fleet.grant(
+                context.fleet.evaluator,
+                EvaluatorRole.go_on,
+                then=partial(self._take, request, weights),
+                lost=partial(self._lose, request),
+                kind="evaluate",
+            )
+            return
         context.counters.take_evaluation(report)
         self._count_restarts(context.fleet.evaluator, report.env_restarts)
-        context.fleet.timeouts.evaluated(report)
         context.recorder.evaluation(request, report)
         try:
             # Fetched before the version becomes the best: the machine that holds them may be gone.

@@ -136,7 +136,7 @@ class Fleet:
         self._created = time.monotonic()
         self.clock = AwakeClock(self._created)
         self.timeouts = RoleTimeouts(
-            config.run.frozen_seconds, spec.max_episode_steps, config.actors.chunk_deadline_seconds
+            config.run.frozen_seconds, config.actors.chunk_deadline_seconds, compiles=config.learner.compile
         )
         self.starts = 0
         """Number of roles that have come up so far."""

@@ -4,12 +4,14 @@ Owns the logs of roles and their streams of random numbers; must not import torc
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from actors.core import EnvSpec
+from cluster.control.timeouts import chunk_seconds
 from cluster.engines.process_info import ProcessInfo, process_info
 from cluster.engines.stacks import answer_stack_requests
 from cluster.metrics.usage import UsageMeter
@@ -45,6 +47,11 @@ class Role:
         answer_stack_requests(context.logs, context.name)
         # In the serial runtime all roles share the coordinator's process, which is measured there.
         self._meter = UsageMeter() if context.source else None
+        run, actors = context.config.run, context.config.actors
+        self._chunk_seconds = (
+            chunk_seconds(run.frozen_seconds, actors.chunk_deadline_seconds) if context.source else math.inf
+        )
+        """How long a chunk may take; without a limit where chunks must not depend on the clock."""
 
     def process_info(self) -> ProcessInfo:
         """The role's process, machine and code. The first answer says that the role is up."""

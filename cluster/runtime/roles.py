@@ -5,6 +5,8 @@ Owns wiring only; imports each package inside the role that needs it, so that ac
 
 import dataclasses
 import math
+import time
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -72,7 +74,7 @@ class ActorRole(Role):
         self, steps: int, version: int, weights: np.ndarray | None, global_env_steps: int
     ) -> RolloutReport:
         """Acts for one chunk; see EnvActor.rollout."""
-        report = self._actor.rollout(steps, version, weights, global_env_steps)
+        report = self._actor.rollout(steps, version, weights, global_env_steps, self._chunk_seconds)
         return dataclasses.replace(
             report,
             pushes_in_flight=self._sink.pushes_in_flight,
@@ -140,8 +142,8 @@ class LearnerRole(Role):
         )
 
     def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:
-        """One chunk of updates, and the flat weights after it."""
-        report, weights = self._learner.learn(updates)
+        """One chunk of `updates` updates, or fewer if they take long, and the flat weights after it."""
+        report, weights = self._learner.learn(updates, self._chunk_seconds)
         if report.updates:
             busy_seconds = sum(report.seconds[phase] for phase in ("draw", "update", "other"))
             self._sampler.adapt(busy_seconds / report.updates)
@@ -178,6 +180,7 @@ class EvaluatorRole(Role):
 
         super().__init__(context)
         self._policy = make_policy(context.config, context.spec)
+        self._evaluation: Iterator[EvaluationReport | None] = iter(())
         acting = context.config.actors
         self._evaluator = Evaluator(
             context.config.env,
@@ -188,13 +191,23 @@ class EvaluatorRole(Role):
 
     def evaluate(
         self, version: int, weights: np.ndarray, seed_domain: int, episodes: int
-    ) -> EvaluationReport:
-        """See Evaluator.evaluate."""
+    ) -> EvaluationReport | None:
+        """Begins an evaluation (see Evaluator.play); None if it takes more than a chunk: then call go_on."""
         self._policy.load(weights)
-        report = self._evaluator.evaluate(
+        self._evaluation = self._evaluator.play(
             self._policy, version=version, seed_domain=seed_domain, episodes=episodes
         )
-        return dataclasses.replace(report, process=self._usage())
+        return self.go_on()
+
+    def go_on(self) -> EvaluationReport | None:
+        """Plays another chunk of the evaluation begun; None if more of it is left."""
+        deadline = time.monotonic() + self._chunk_seconds
+        for report in self._evaluation:
+            if report is not None:
+                return dataclasses.replace(report, process=self._usage())
+            if time.monotonic() >= deadline:
+                return None
+        raise RuntimeError("the evaluation has ended; begin another one")
 
     def close(self) -> None:
         """Closes the environments."""

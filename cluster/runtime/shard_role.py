@@ -29,6 +29,7 @@ class ShardRole(Role):
             capacity=capacity,
             seed=Seeds(config.run.seed).stream("shard", shard, incarnation),
             folder=context.replay / f"shard-{shard}",
+            recovers_later=True,
         )
 
     def insert(self, encoded: np.ndarray) -> InsertReply:
@@ -47,8 +48,13 @@ class ShardRole(Role):
         metrics = dataclasses.replace(status.metrics, process=self._usage())
         return dataclasses.replace(status, metrics=metrics)
 
-    def recovery(self) -> tuple[RecoveryReport | None, ShardStatus]:
-        """The report on the journal that this shard read at its start (None without one), and its status."""
+    def recovery(self) -> tuple[RecoveryReport | None, ShardStatus] | None:
+        """Reads the journal for one chunk; None: ask again, more is left to read.
+
+        At the end the report on the journal (None without one) and the shard's status.
+        """
+        if not self._shard.recover(self._chunk_seconds):
+            return None
         return self._shard.recovery, self._shard.status()
 
     def seal_slice(self, into: Path) -> SealReply:

@@ -6,7 +6,7 @@ Owns what counts as torn, damaged and missing; must not import the shard or the 
 import filecmp
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +65,8 @@ class FoundJournal:
         self._torn_bytes = 0
         paths = segment_paths(folder)
         for path in paths:
-            copied = [each.path for each in self._segments if filecmp.cmp(each.path, path, shallow=False)]
-            if copied:
-                self._damage.append(DamagedSegment(path.name, f"a copy of {copied[0].name}, removed"))
+            if copied := [each.path.name for each in self._segments if _are_copies(each.path, path)]:
+                self._damage.append(DamagedSegment(path.name, f"a copy of {copied[0]}, removed"))
                 path.unlink()
                 continue
             segment = read_segment(path)
@@ -99,8 +98,8 @@ class FoundJournal:
 
     def replay(
         self, schema: BlockSchema, store: TransitionStore, selector: Selector
-    ) -> tuple[JournalWriter, Delivered, RecoveryReport]:
-        """Fills the store and the selector, which are empty.
+    ) -> Generator[None, None, tuple[JournalWriter, Delivered, RecoveryReport]]:
+        """Fills the store and the selector, which are empty; yields after each record.
 
         A transition gets the priority of the last checkpoint that has one for it, else its initial one.
 
@@ -130,6 +129,7 @@ class FoundJournal:
                         read_to = record.first_key + store.next_key - before
                 except (JournalError, BlockError, CapacityError) as error:
                     self._damage.append(DamagedSegment(segment.path.name, str(error), skipped_records=1))
+                yield
             files.append(SegmentFile(segment.path, begin_key, store.next_key, segment.good_bytes))
         journal = JournalWriter(
             self._folder,
@@ -139,6 +139,12 @@ class FoundJournal:
             renamed=runs,
         )
         return journal, delivered, RecoveryReport(self._torn_bytes, _merged(self._damage))
+
+
+def _are_copies(one: Path, other: Path) -> bool:
+    """Whether two segments are the same but for their numbers."""
+    same_key = one.name.partition("-")[2] == other.name.partition("-")[2]
+    return same_key and filecmp.cmp(one, other, shallow=False)
 
 
 def _merged(damage: list[DamagedSegment]) -> tuple[DamagedSegment, ...]:

@@ -172,3 +172,15 @@ def test_a_balancing_policy_reaches_cartpoles_limit() -> None:
     report = evaluate(EnvConfig("CartPole-v1"), policy, version=0, seed_domain=0, episodes=30, seed=0)
     assert report.returns == (500.0,) * 30
     assert report.lengths == (500,) * 30
+
+
+def test_it_says_after_each_step_that_it_moves(env: EnvConfig) -> None:
+    evaluator = Evaluator(env, seed=3, max_lanes=2)
+    parts = list(evaluator.play(StackSum(), version=1, seed_domain=5, episodes=4))
+    *moves, report = parts
+    assert report is not None
+    # Once its environments are made, and after each step that is not the last of a round.
+    rounds = [report.lengths[:2], report.lengths[2:]]
+    assert moves == [None] * (1 + sum(max(lengths) - 1 for lengths in rounds))
+    again = evaluator.evaluate(StackSum(), version=1, seed_domain=5, episodes=4)
+    assert (again.returns, again.lengths) == (report.returns, report.lengths)

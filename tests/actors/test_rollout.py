@@ -273,6 +273,20 @@ def test_what_is_played_does_not_depend_on_the_chunks(backend: Literal["native",
     assert len(played[0][2]) > 5
 
 
+@pytest.mark.parametrize("backend", ["native", "sync"])
+def test_what_is_played_does_not_depend_on_where_time_ends_a_chunk(
+    backend: Literal["native", "sync"],
+) -> None:
+    env = EnvConfig("CartPole-v1", backend=backend)
+    config = ActorsConfig(envs_per_actor=3, n_step=3, epsilon_start=0.0, epsilon_end=0.0)
+    whole, by_steps = make_actor(config, env)
+    hasty, by_time = make_actor(config, env)
+    whole.rollout(60, 0, weights(), 0)
+    reports = [hasty.rollout(60, 0, weights(), 0, seconds=0.0) for _ in range(60)]
+    assert max(report.env_steps for report in reports) == 3
+    assert transitions_in_full(by_steps.blocks) == transitions_in_full(by_time.blocks)
+
+
 class LanewisePolicy:
     """Q-values that do not depend on the other observations of a batch, to the last bit."""
 

@@ -85,6 +85,18 @@ def test_returned_weights_are_a_copy_of_their_own(
     assert learner.step.weights().any()
 
 
+@pytest.mark.parametrize("queues", [False, True])
+def test_a_chunk_ends_when_its_time_is_over(
+    list_source: Any, vector_minibatches: list[Minibatch], queues: bool
+) -> None:
+    source = list_source(vector_minibatches)
+    learner = Learner(LearnerConfig(), VECTOR, source, seed=0, threads=1, queues=queues)
+    report, _ = learner.learn(5, seconds=0.0)
+    assert report.updates == learner.step.version == len(source.given_back) == 1 + queues
+    report, _ = learner.learn(3, seconds=1e9)
+    assert report.updates == 3
+
+
 @pytest.mark.parametrize("spec", [VECTOR, IMAGES], ids=["vector", "images"])
 def test_same_seed_and_minibatches_give_the_same_bits(
     spec: NetworkSpec, list_source: Any, random_minibatch: MinibatchMaker

@@ -204,6 +204,18 @@ def test_a_resumed_run_waits_until_all_is_as_it_was(tmp_path: Path, resumed: Res
     assert not here.run.is_asked("learner", "replace_shard")
 
 
+def test_a_shard_that_reads_for_long_says_that_it_moves(tmp_path: Path, resumed: Resumed) -> None:
+    here = Recovering(tmp_path, resumed=resumed)
+    for slices in range(1, 4):
+        here.run.answer("shard 0", "recovery", None)
+        assert here.recovery.slices_read == slices
+    here.run.answer("shard 0", "recovery", (None, shard_status(shard=0)))
+    here.run.answer("shard 1", "recovery", (None, shard_status(shard=1)))
+    here.run.answer("learner", "restore", 200)
+    assert not here.recovery.restoring
+    assert here.recovery.slices_read == 3
+
+
 def test_a_shard_that_dies_while_the_run_is_restored_is_waited_for(tmp_path: Path, resumed: Resumed) -> None:
     here = Recovering(tmp_path, resumed=resumed)
     here.run.answer("shard 1", "recovery", (None, shard_status(shard=1)))

@@ -72,6 +72,24 @@ def test_one_evaluation_at_a_time_with_weights_when_it_is_due(case: str) -> None
     assert playing.at(version, flat, due=case == "due") == (case == "due")
 
 
+def test_an_evaluation_of_many_chunks_goes_on_until_it_has_its_report() -> None:
+    playing = Playing()
+    assert playing.at(20, weights(20))
+    playing.run.answer("evaluator", "evaluate", None)
+    for _ in range(3):
+        assert not playing.at(40, weights(40))
+        playing.run.answer("evaluator", "go_on", None)
+    playing.run.answer("evaluator", "go_on", evaluation_report(version=20, returns=(5.0, 5.0)))
+    assert [request.version for request, _ in playing.run.notes.evaluations] == [20]
+    # Between two chunks its evaluator may die.
+    assert playing.at(20, weights(20))
+    playing.run.answer("evaluator", "evaluate", None)
+    playing.run.die(playing.run.fleet.evaluator)
+    playing.run.come_up()
+    assert playing.at(21, weights(21))
+    assert playing.asked[0] == 20
+
+
 def test_an_evaluation_that_died_with_its_evaluator_is_asked_for_again() -> None:
     playing, flat, newer = Playing(), weights(20), weights(21)
     assert playing.at(20, flat)
@@ -123,6 +141,4 @@ def test_restarted_environments_and_the_time_it_took_are_told() -> None:
     playing.report(1.0, env_restarts=(restart,), seconds=2.0)
     assert playing.restarts == [("evaluator", restart)]
     assert playing.run.context.counters.clock.longest_evaluation_seconds == 2.0
-    # An evaluator has a limit from now on, so that one that hangs is found.
-    assert playing.run.fleet.timeouts.limits()["evaluator"] < float("inf")
     assert [request.version for request, _ in playing.run.notes.evaluations] == [20]

@@ -194,3 +194,28 @@ def test_a_segment_copied_by_hand_is_not_replayed_twice(
     insert(back, random_block, range(30, 33))
     held = contents(back)
     assert are_same(held, contents(make_shard(tmp_path, 2)))
+
+
+@pytest.mark.parametrize("first_call", ["insert", "exchange", "status", "seal"])
+def test_a_journal_is_read_slice_by_slice(tmp_path: Path, random_block: BlockMaker, first_call: str) -> None:
+    first = make_shard(tmp_path / "journal")
+    insert(first, random_block, range(10))
+    held = contents(first)
+    sliced = make_shard(tmp_path / "journal", 1, recovers_later=True)
+    slices = 0
+    while not sliced.recover(seconds=0.0):
+        slices += 1
+    assert slices >= 10
+    assert are_same(held, contents(sliced))
+    # Whoever calls before the end gets the answer of a shard that has read it all.
+    early = make_shard(tmp_path / "journal", 2, recovers_later=True)
+    assert not early.recover(seconds=0.0)
+    if first_call == "insert":
+        insert(early, random_block, range(10, 11))
+    if first_call == "exchange":
+        assert len(early.exchange(None, SampleRequest((3,))).keys) == 3
+    if first_call == "seal":
+        seal(early, tmp_path / "checkpoint")
+    status = early.status()
+    assert status.earlier_transitions_total == 50
+    assert status.inserted_transitions_total == (5 if first_call == "insert" else 0)

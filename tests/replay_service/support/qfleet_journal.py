@@ -22,7 +22,12 @@ CONFIG = ReplayConfig(
 
 
 def make_shard(
-    folder: Path | None, incarnation: int = 0, capacity: int = 60, config: ReplayConfig = CONFIG
+    folder: Path | None,
+    incarnation: int = 0,
+    capacity: int = 60,
+    config: ReplayConfig = CONFIG,
+    *,
+    recovers_later: bool = False,
 ) -> ReplayShard:
     return ReplayShard(
         config,
@@ -32,6 +37,7 @@ def make_shard(
         capacity=capacity,
         seed=np.random.SeedSequence(0),
         folder=folder,
+        recovers_later=recovers_later,
     )
 
 
