@@ -194,7 +194,7 @@ class ReplayShard:
         The checkpoint's files are linked into folder `into`, where they never change.
 
         Raises RuntimeError if replay.persist is none, JournalFullError if the disk is full and that stops the
-        run, OSError if the disk fails otherwise.
+        run.
         """
         self.recover()
         if self._durability is None:

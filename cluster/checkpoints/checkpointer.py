@@ -130,7 +130,9 @@ class Checkpointer:
             return
         pending.unsealed.discard(shard.index)
         if reply.segments is None:
-            pending.problem = f"the disk is full for {shard.name}"
+            pending.problem = (
+                f"{shard.name}: {reply.problem}" if reply.problem else f"the disk is full for {shard.name}"
+            )
         else:
             pending.segments[shard.index] = reply.segments
         self._write_if_complete(pending)

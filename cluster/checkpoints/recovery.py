@@ -60,6 +60,7 @@ class Recovery:
         self._checkpointed = (now, context.counters.version, -1)
         """Begin (monotonic), version and number of inserted transitions of the newest checkpoint."""
         self._checkpoint_soon = False
+        self._problem = ""  # why the last checkpoint failed
         self._kept_state: LearnerState | None = None
         self._state_asked_at = now
         self._asking_state = False
@@ -171,8 +172,7 @@ class Recovery:
         try:
             self._checkpointer.begin()
         except OSError as error:
-            folder = context.run_dir.checkpoints
-            context.recorder.warning(f"no checkpoint: {folder} cannot be written ({error})")
+            self._warn(f"{context.run_dir.checkpoints} cannot be written ({error})")
 
     def take_finished(self) -> SavedCheckpoint | None:
         """Returns the checkpoint that has just been saved, if any; logs the result of one that has ended."""
@@ -181,8 +181,9 @@ class Recovery:
             return None
         context, saved = self._context, result.saved
         if saved is None:
-            context.recorder.warning(f"no checkpoint: {result.problem}; the one before stays")
+            self._warn(f"{result.problem}; the one before stays")
             return None
+        self._problem = ""
         context.counters.take_checkpoint(CheckpointMetrics(time.monotonic(), result.seconds, saved.num_bytes))
         context.recorder.info(
             f"checkpoint {saved.number} after {context.counters.shards.env_steps:,} env steps: "
@@ -190,6 +191,12 @@ class Recovery:
             f"in {result.seconds:.1f} s"
         )
         return saved
+
+    def _warn(self, problem: str) -> None:
+        """Says why there is no checkpoint, once until there is one or the reason is another."""
+        if problem != self._problem:
+            self._context.recorder.warning(f"no checkpoint: {problem}")
+        self._problem = problem
 
     def close(self) -> None:
         """Waits for the thread that writes checkpoints."""

@@ -274,12 +274,16 @@ def _restore_replay(checkpoint: Checkpoint, replay: Path, num_shards: int) -> No
     """Puts the journals of a checkpoint where shards look for them, in place of what is there."""
     for shard in range(num_shards):
         source, target = shard_folder(checkpoint.folder, shard), replay / f"shard-{shard}"
-        if target.exists():
-            shutil.rmtree(target)
+        # A part of a journal, which a killed process would leave, must not be taken for all of it.
+        partial = replay / f"partial-{shard}"
+        for folder in (partial, target):
+            if folder.exists():
+                shutil.rmtree(folder)
         # A segment of a checkpoint is never written again, so a link is as good as a copy.
-        target.mkdir(parents=True)
+        partial.mkdir(parents=True)
         for segment in segment_paths(source):
-            link_or_copy(segment, target / segment.name)
+            link_or_copy(segment, partial / segment.name)
+        partial.rename(target)
 
 
 def _is_free(name: str) -> bool:

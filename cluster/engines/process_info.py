@@ -64,13 +64,23 @@ def require_same_code(other: ProcessInfo) -> None:
         )
 
 
-def is_alive(pid: int, started: float) -> bool:
-    """Whether pid is alive here and was started at `started`, in unix seconds (pids are reused)."""
+def start_ticks(pid: int) -> int:
+    """When a process began, in clock ticks since the machine did: no change of the clock moves that.
+
+    Where there is no /proc, in unix seconds. Raises psutil.NoSuchProcess if there is no such process.
+    """
     try:
-        process = psutil.Process(pid)
-        # The system computes the time from its boot time, which may move by a second.
-        same = abs(process.create_time() - started) < 3.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return int(psutil.Process(pid).create_time())
+    # The name in brackets may hold anything; the start is the 22nd field, the 20th after it.
+    return int(status.rpartition(b")")[2].split()[19])
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether pid is alive here and its start_ticks are these (pids are reused)."""
+    try:
+        return start_ticks(pid) == started and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

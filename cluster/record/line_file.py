@@ -69,6 +69,6 @@ def read_objects(path: Path, num_bytes: int = sys.maxsize) -> list[dict[str, Any
     """The JSON objects in the last num_bytes of a file, one a line; other lines are left out."""
     found = []
     for line in tail(path, num_bytes):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             found.append(json.loads(line))
     return [value for value in found if isinstance(value, dict)]

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
-from cluster.engines.process_info import is_alive
+from cluster.engines.process_info import is_alive, start_ticks
 
 
 def targets_folder() -> Path:
@@ -42,8 +40,8 @@ def advertised(folder: Path, address: str, labels: Mapping[str, str]) -> Iterato
     """
     folder.mkdir(parents=True, exist_ok=True)
     _prune(folder)
-    own, port = psutil.Process(), address.rpartition(":")[2]
-    file = folder / f"{platform.node()}-{own.pid}-{int(own.create_time())}-{port}.json"
+    pid, port = os.getpid(), address.rpartition(":")[2]
+    file = folder / f"{platform.node()}-{pid}-{start_ticks(pid)}-{port}.json"
     written = file.with_suffix(".new")  # Prometheus reads *.json and must not see an incomplete file
     written.write_text(json.dumps([{"targets": [address], "labels": dict(labels)}]), encoding="utf-8")
     written.replace(file)

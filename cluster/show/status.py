@@ -7,6 +7,7 @@ not import ray.
 import contextlib
 import dataclasses
 import json
+import os
 import platform
 import sys
 import time
@@ -20,9 +21,8 @@ from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, build_opener
 
 import msgspec
-import psutil
 
-from cluster.engines.process_info import is_alive
+from cluster.engines.process_info import is_alive, start_ticks
 from cluster.metrics.snapshot import Snapshot, known_metrics
 from cluster.record.events import Event, events_path, read_events
 from cluster.record.line_file import read_objects
@@ -47,16 +47,20 @@ _READ_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class Driver:
-    """The process that drives a run, as it describes itself in driver.json. process_started: unix seconds."""
+    """The process that drives a run, as it describes itself in driver.json.
+
+    process_start_ticks: see start_ticks; 0 in the files of older versions.
+    """
 
     host: str
     pid: int
-    process_started: float
     metrics_url: str
+    process_start_ticks: int = 0
 
     def is_alive(self, *, silent: bool) -> bool:
         """Whether the process is alive; on another machine it counts as alive unless the run is silent."""
-        return is_alive(self.pid, self.process_started) if self.host == platform.node() else not silent
+        is_known = self.host == platform.node() and self.process_start_ticks
+        return is_alive(self.pid, self.process_start_ticks) if is_known else not silent
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,8 @@ class RunStatus:
 
 def announce(run_dir: Path, metrics_url: str) -> None:
     """Writes driver.json: this process drives the run and serves its metrics at `metrics_url`."""
-    process = psutil.Process()
-    driver = Driver(platform.node(), process.pid, process.create_time(), metrics_url)
+    pid = os.getpid()
+    driver = Driver(platform.node(), pid, metrics_url, start_ticks(pid))
     write_whole(run_dir / "driver.json", msgspec.json.encode(driver))
 
 

@@ -36,11 +36,12 @@ class SealReply:
     """Progress of a shard's checkpoint; if it is not `done`, ask for the next slice.
 
     segments: read in this order they restore transitions, priorities and writers; None until it is done, or
-    if the disk was full.
+    if it failed. problem: why it failed; None if the disk was full, which the shard's status tells.
     """
 
     done: bool
     segments: tuple[SegmentFact, ...] | None = None
+    problem: str | None = None
 
 
 @dataclass(eq=False)
@@ -89,15 +90,17 @@ class Durability:
         """Works on a checkpoint for about SLICE_SECONDS; begins one if none is in progress.
 
         Its segments are linked into folder `into`. It includes transitions inserted between slices.
-        delivered: the present state. Raises as inserted does.
+        delivered: the present state. A failure costs this checkpoint only, unless a full disk stops the run.
         """
         try:
             reply = self._advance(into, delivered)
             if reply.done:
                 self.error = None
         except OSError as error:
-            reply = SealReply(done=True)
-            self._take_failure(error)
+            is_full = error.errno in _DISK_FULL
+            reply = SealReply(done=True, problem=None if is_full else str(error))
+            if is_full:
+                self._take_failure(error)
         if reply.done:
             self._sealing = None
         return reply

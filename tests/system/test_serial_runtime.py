@@ -289,3 +289,19 @@ def test_the_preset_solves_cartpole(tmp_path: Path, seed: int) -> None:
     done = run_qfleet("train", *arguments, "--run-dir", str(tmp_path / "run"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the target return 490 was reached and confirmed" in done.stdout
+
+
+def test_metrics_come_however_often_checkpoints_do(tmp_path: Path) -> None:
+    """Each checkpoint begins another life; the newest metrics stay, and new ones come in time."""
+    recorder = Recorder()
+    train_serial(
+        tmp_path / "run", (*SMALL, "checkpoint.every_updates=8", "metrics.every_seconds=0.05"), recorder
+    )
+    # 25 lives, each shorter than the time between two snapshots.
+    assert len(recorder.snapshots) >= 4
+    updates = [snapshot.updates_total for snapshot in recorder.snapshots]
+    assert updates == sorted(updates)
+    assert all(snapshot.replay_transitions > 0 for snapshot in recorder.snapshots)
+    drawn = [snapshot.drawn_transitions_total or 0 for snapshot in recorder.snapshots]
+    assert drawn == sorted(drawn)
+    assert drawn[-1] > 8 * 16

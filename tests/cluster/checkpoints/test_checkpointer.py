@@ -128,6 +128,13 @@ def test_a_full_disk_of_a_shard_is_named(checkpointing: Checkpointing) -> None:
     assert checkpointing.failed() == "the disk is full for shard 1"
 
 
+def test_another_failure_of_a_shards_disk_is_told(checkpointing: Checkpointing) -> None:
+    checkpointing.state()
+    checkpointing.sealed(0)
+    checkpointing.run.answer("shard 1", "seal_slice", SealReply(done=True, problem="[Errno 5] no luck"))
+    assert checkpointing.failed() == "shard 1: [Errno 5] no luck"
+
+
 def test_what_cannot_be_written_is_told(checkpointing: Checkpointing) -> None:
     checkpointing.state()
     checkpointing.sealed(0)

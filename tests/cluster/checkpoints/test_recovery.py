@@ -331,3 +331,6 @@ def test_a_folder_that_cannot_be_written_is_warned_of(tmp_path: Path) -> None:
     assert not here.recovery.checkpointing
     (warning,) = here.said
     assert warning.startswith(f"warning: no checkpoint: {tmp_path / 'file'} cannot be written (")
+    # Once, however often it is tried.
+    here.recovery.begin_checkpoint()
+    assert len(here.said) == 1

@@ -32,6 +32,7 @@ from cluster.settings.config import ConfigError
 from cluster.settings.load_config import dump_config, load_config
 from cluster.settings.resolved import ResolvedConfig
 from learner.weights import load_weights
+from replay_service.journal.segments import segment_paths
 from replay_service.shard import ReplayShard
 from replay_service.sharding import shard_capacities
 
@@ -331,6 +332,25 @@ def test_incarnations_come_from_what_was_used(run_dir: Path, restarts: int) -> N
     # One that never was there is above what any actor had at the checkpoint.
     assert resumed.incarnations["actor 2"] > 0
     assert not resumed.paced_anew
+
+
+def test_a_journal_that_was_restored_in_part_is_not_taken_for_all_of_it(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(run_dir / "replay")
+
+    def killed(source: Path, target: Path) -> None:
+        shutil.copyfile(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resume_module, "link_or_copy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            reopened(run_dir)
+    assert not (run_dir / "replay" / "shard-0").exists()
+    reopened(run_dir)
+    for shard in ("shard-0", "shard-1"):
+        assert segment_paths(run_dir / "replay" / shard)
 
 
 def test_a_run_of_an_older_version_skips_what_it_may_have_used(run_dir: Path) -> None:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 import learner
 from cluster.engines.own_code import OWN_ROOT, PACKAGES
-from cluster.engines.process_info import another_checkout, code_digest, process_info, require_same_code
+from cluster.engines.process_info import (
+    another_checkout,
+    code_digest,
+    is_alive,
+    process_info,
+    require_same_code,
+    start_ticks,
+)
 
 
 def test_all_packages_come_from_one_root() -> None:
@@ -73,3 +84,17 @@ def test_a_checkout_of_other_code_is_found_from_within(tmp_path: Path) -> None:
     assert another_checkout(within) == tmp_path / "checkout"
     assert another_checkout(OWN_ROOT / "runs") is None
     assert another_checkout(tmp_path) is None
+
+
+def test_a_process_is_alive_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = start_ticks(os.getpid())
+    assert is_alive(os.getpid(), started)
+    # The system computes this one from the time of its boot, which a clock that is set takes along.
+    shown = psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: shown + 300.0)
+    assert is_alive(os.getpid(), started)
+    assert not is_alive(os.getpid(), started + 1)
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
+        its_start = start_ticks(child.pid)
+        assert its_start >= started
+    assert not is_alive(child.pid, its_start)

@@ -10,12 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from qfleet_processes import set_flags
 from qfleet_serial import SMALL
 
 from cluster.cli import EXIT_BAD_INPUT, EXIT_OK, run
+from cluster.engines.process_info import start_ticks
 from cluster.record.scrape_targets import advertised, targets_folder
 
 RUN = {"run": "a", "env": "CartPole-v1"}
@@ -82,11 +82,11 @@ def test_an_error_removes_the_file_too(tmp_path: Path) -> None:
 def test_what_the_dead_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
-    own = psutil.Process()
+    own = start_ticks(os.getpid())
     host = platform.node()
-    dead = f"{host}-{child.pid}-{int(own.create_time())}-9401.json"
+    dead = f"{host}-{child.pid}-{own}-9401.json"
     # A process lives that has the pid now, but began long after the file's owner did.
-    reused = f"{host}-{os.getpid()}-{int(own.create_time()) - 1_000}-9401.json"
+    reused = f"{host}-{os.getpid()}-{own - 1_000}-9401.json"
     other_host = f"{host}x-{child.pid}-1-9401.json"
     by_hand = [
         "my-cluster.json",

@@ -101,7 +101,7 @@ def test_a_driver_that_died_without_a_word_is_gone(ended: Path, tmp_path: Path) 
 
 def test_another_process_of_the_same_number_is_not_the_driver(ended: Path, tmp_path: Path) -> None:
     run_dir = copy_of(ended, tmp_path, events="")
-    pretend_driver(run_dir, pid=os.getpid(), process_started=1.0)
+    pretend_driver(run_dir, pid=os.getpid(), process_start_ticks=1)
     assert status_of_directory(run_dir).state == "gone"
 
 

@@ -6,6 +6,8 @@ Also tests replay_service/journal/writer.py, by which Durability writes.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,6 +134,26 @@ def test_a_full_disk_is_told_and_training_goes_on(
     assert shard.status().journal_error is None
     insert(shard, random_block, range(20, 23))
     assert are_same(contents(shard), contents(make_shard(tmp_path / "journal", 1, 1000)))
+
+
+@pytest.mark.parametrize("operation", ["fsync", "writev", "link"])
+def test_another_failure_of_the_disk_costs_a_checkpoint_only(
+    tmp_path: Path, random_block: BlockMaker, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    shard = make_shard(tmp_path / "journal", capacity=1000)
+    insert(shard, random_block, range(5))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, operation, failing)
+        reply = seal(shard, tmp_path / "failed")
+    assert reply.segments is None
+    assert reply.problem is not None
+    assert "Input/output error" in reply.problem
+    insert(shard, random_block, range(5, 8))
+    assert seal(shard, tmp_path / "checkpoint").segments
+    assert are_same(contents(shard), contents(make_shard(tmp_path / "checkpoint", 1, 1000)))
 
 
 def test_a_full_disk_may_stop_the_run(tmp_path: Path, random_block: BlockMaker) -> None:
