@@ -35,6 +35,7 @@ from cluster.policies.initial_weights import read_initial_weights
 from cluster.policies.playback import GreedyPolicy
 from cluster.policies.saved_policy import load_policy
 from cluster.record.events import read_events
+from cluster.record.known_runs import remember_run
 from cluster.record.line_file import read_objects
 from cluster.record.output import SerialLogs
 from cluster.record.prometheus import MetricsServer
@@ -237,6 +238,8 @@ def train(
             start.run_dir.describe(resolved, spec, initial.facts if initial else None)
         recorder = Recorder(start.run_dir, (display, newest), started)
         announce(folder, server.url)
+        with suppress(OSError):  # then `qfleet runs` does not know it from elsewhere
+            remember_run(folder)
         gpus = _learner_gpus(resolved, engine.gpus)
         _reserve(engine, resolved, make_claims(resolved, spec, plan, gpus), recorder, signals)
         if resolved.run.runtime == "local" and not can_run():

@@ -28,7 +28,7 @@ from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import dump_config, load_config, preset_paths
 from cluster.settings.names import nearest
 from cluster.settings.resolved import preset_text
-from cluster.wording import number
+from cluster.wording import number, quantity
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 _LAST_WORDS = 20
@@ -140,6 +140,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--address", metavar="HOST:PORT", help="ask the run's metrics server instead of reading its folder"
     )
     status.add_argument("--watch", action="store_true", help="print again every second until the run ends")
+
+    add("runs", _runs, "list this user's runs, newest first, wherever they were started")
 
     report = add("report", _report, "write one HTML page about one run or several")
     report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
@@ -303,6 +305,15 @@ def _status(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _runs(options: argparse.Namespace) -> int:
+    from cluster.record.known_runs import known_runs
+    from cluster.show.status import runs_table
+
+    found = known_runs()
+    print(runs_table(found) if found else "there are no runs yet; qfleet train CartPole-v1 makes one")
+    return EXIT_OK
+
+
 def _report(options: argparse.Namespace) -> int:
     from cluster.report.report import write_report
 
@@ -330,11 +341,17 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _video(options: argparse.Namespace) -> int:
-    from cluster.policies.video import film_run
+    from cluster.policies.video import MAX_STEPS, film_run
 
-    video = film_run(options.run_dir, options.episodes, options.seed, options.out)
+    def tell(steps: int) -> None:
+        print(f"filmed {quantity(steps, 'step')}", file=sys.stderr)
+
+    video = film_run(options.run_dir, options.episodes, options.seed, options.out, tell)
     returns = ", ".join(f"{one:g}" for one in video.returns)
     print(f"{video.path}: {video.seconds:.0f} s, returns {returns}")
+    if video.unfinished:
+        many = quantity(video.unfinished, "episode")
+        print(f"{many} had not ended after {MAX_STEPS:,} steps, and only these are shown")
     return EXIT_OK
 
 

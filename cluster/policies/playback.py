@@ -92,8 +92,18 @@ class UserEnv:
         return TimeStep(observation, float(reward), bool(terminated or truncated), self._mask(info))
 
     def picture(self) -> np.ndarray:
-        """The newest observation as a picture [H, W, 3] uint8. Works only if opened with pictures."""
-        return np.asarray(self._env.render(), np.uint8)
+        """The newest observation as a picture [H, W, 3] uint8. Works only if opened with pictures.
+
+        Raises ConfigError if render() returns something else.
+        """
+        drawn = self._env.render()
+        if not isinstance(drawn, np.ndarray) or drawn.dtype != np.uint8 or drawn.shape[2:] != (3,):
+            form = f"{drawn.dtype} {list(drawn.shape)}" if isinstance(drawn, np.ndarray) else repr(drawn)
+            raise ConfigError(
+                f"{type(self._env.unwrapped).__name__}: render() returned {form}; with "
+                "render_mode='rgb_array' it must return a picture [height, width, 3] of uint8"
+            )
+        return drawn
 
     def close(self) -> None:
         """Closes the environment."""

@@ -4,7 +4,8 @@ Owns writing the file; Pillow is imported only for that. Must not import torch o
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,28 +19,41 @@ from cluster.policies.saved_policy import load_policy, output_path
 from cluster.record.run_dir import read_config, read_spec
 from cluster.settings.config import ConfigError
 
-MAX_STEPS = 10_000
+MAX_STEPS = 3_000
 """Most steps of one episode that are shown, because an episode without a time limit may never end."""
 
 _INSTALL = "install it with pip install 'qfleet[video]'"
 _SEED_DOMAIN = 1 << 41
+_TELL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Video:
-    """A GIF that was written. pictures: one per observation, so an episode has one more than steps."""
+    """A GIF that was written.
+
+    pictures: one per observation, so an episode has one more than steps. unfinished: episodes that had not
+    ended after MAX_STEPS.
+    """
 
     path: Path
     returns: tuple[float, ...]
     pictures: int
     seconds: float
+    unfinished: int
 
 
-def film_run(run_dir: Path, episodes: int, seed: int, out: Path | None = None) -> Video:
+def film_run(
+    run_dir: Path,
+    episodes: int,
+    seed: int,
+    out: Path | None = None,
+    tell: Callable[[int], None] = lambda steps: None,
+) -> Video:
     """Plays greedy episodes of a run's best (else latest) weights and writes them as a GIF.
 
     Args:
         seed: decides the episodes' own seeds, which training never used.
+        tell: called with the number of steps filmed so far, every few seconds.
         out: default RUN_DIR/video.gif; at any time the path holds the old file or the whole new one.
 
     Raises:
@@ -53,29 +67,41 @@ def film_run(run_dir: Path, episodes: int, seed: int, out: Path | None = None) -
         raise ConfigError(f"--out is {path}: videos are written as GIF, so give a name that ends in .gif")
     policy = load_policy(run_dir)
     seeds = lane_seeds(np.random.SeedSequence(seed, spawn_key=(_SEED_DOMAIN,)), episodes)
-    rewards: list[list[float]] = []
+    film = _Film(tell)
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # keeps pygame's greeting out of the output
     env = open_env(config.env, spec, pictures=True)
     milliseconds = _frame_milliseconds(env.frames_per_second)
     try:
-        save_gif(path, _film(env, policy, map(int, seeds), rewards), milliseconds)
+        save_gif(path, film.pictures_of(env, policy, map(int, seeds)), milliseconds)
     except gym.error.DependencyNotInstalled as error:
         raise ConfigError(f"{config.env.id} cannot draw: {error}; {_INSTALL}") from error
     finally:
         env.close()
-    pictures = sum(map(len, rewards))
-    return Video(path, tuple(map(sum, rewards)), pictures, pictures * milliseconds / 1_000)
+    pictures = sum(map(len, film.rewards))
+    seconds = pictures * milliseconds / 1_000
+    return Video(path, tuple(map(sum, film.rewards)), pictures, seconds, film.unfinished)
 
 
-def _film(
-    env: PlayedEnv, policy: GreedyPolicy, seeds: Iterable[int], rewards: list[list[float]]
-) -> Iterator[np.ndarray]:
-    """Yields every picture [H, W, 3] uint8 of an episode per seed, and appends each episode's rewards."""
-    for seed in seeds:
-        rewards.append([])
-        for time_step in play(env, policy, seed, MAX_STEPS):
-            rewards[-1].append(time_step.reward)
-            yield env.picture()
+class _Film:
+    """Plays episodes; keeps the rewards of each, and counts those that had not ended."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.rewards: list[list[float]] = []
+        self.unfinished = 0
+        self._tell = tell
+
+    def pictures_of(self, env: PlayedEnv, policy: GreedyPolicy, seeds: Iterable[int]) -> Iterator[np.ndarray]:
+        """Yields every picture [H, W, 3] uint8 of an episode per seed."""
+        told = time.monotonic()
+        for seed in seeds:
+            self.rewards.append([])
+            for time_step in play(env, policy, seed, MAX_STEPS):
+                self.rewards[-1].append(time_step.reward)
+                yield env.picture()
+                if time.monotonic() - told > _TELL_SECONDS:
+                    told = time.monotonic()
+                    self._tell(sum(map(len, self.rewards)))
+            self.unfinished += not time_step.ended
 
 
 def save_gif(path: Path, pictures: Iterator[np.ndarray], frame_milliseconds: int) -> None:

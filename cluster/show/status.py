@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -32,7 +32,7 @@ from cluster.settings.config import ConfigError
 from cluster.settings.renames import renamed_metrics
 from cluster.settings.resolved import ResolvedConfig, ResolvedStop
 from cluster.show.view import LINE_WIDTH, Headline, can_draw, make_view, metrics_line
-from cluster.wording import duration, wrapped
+from cluster.wording import duration, short, wrapped
 from replay_service.journal.durable_files import write_whole
 
 State = Literal["starting", "running", "ended", "failed", "gone"]
@@ -130,6 +130,28 @@ def newest_run(runs: Path = Path("runs")) -> Path:
     return max(found)[1]
 
 
+def runs_table(run_dirs: Sequence[Path], now: float | None = None) -> str:
+    """The runs in these folders, a line each, newest first; one that cannot be read says so.
+
+    return: the best version's, else that of training. now: unix seconds.
+    """
+    now = time.time() if now is None else now
+    lines = [("written", "state", "environment", "return", "steps", "folder")]
+    for path in sorted(run_dirs, key=_written, reverse=True):
+        ago = f"{duration(now - _written(path))} ago"
+        try:
+            status = status_of_directory(path, now)
+        except ConfigError:
+            lines.append((ago, "unreadable", "-", "-", "-", str(path)))
+            continue
+        last = status.snapshot or Snapshot()
+        best = last.train_return_mean if last.best_return_mean is None else last.best_return_mean
+        env_id, steps = status.headline.env_id, short(last.env_steps_total)
+        lines.append((ago, status.state, env_id, short(best), steps, str(path)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
+
+
 def _written(run_dir: Path) -> float:
     """Unix time of the last write to the run directory."""
     files = (run_dir / name for name in ("config.yaml", "metrics.jsonl"))
@@ -162,11 +184,14 @@ def _state(
     """The state of a run and its details. age: seconds since the last write to its directory."""
     process = "its process" if driver is None else f"process {driver.pid} on {driver.host}"
     silent = age >= max(_SILENT_SECONDS, _SILENT_INTERVALS * config.metrics.every_seconds)
-    if driver is not None and driver.is_alive(silent=silent):
+    events = read_events(run_dir)
+    # The process may outlive its run, as a notebook does.
+    has_ended = bool(events) and events[-1].kind in ("ended", "failed")
+    if driver is not None and not has_ended and driver.is_alive(silent=silent):
         return (
             ("running", f"{process}, metrics {duration(age)} old") if has_metrics else ("starting", process)
         )
-    for event in reversed(read_events(run_dir)):
+    for event in reversed(events):
         if event.kind == "ended":
             return "ended", event.text
         if event.kind == "failed":

@@ -305,7 +305,7 @@ def test_errors_name_the_cure(config: EnvConfig, message: str) -> None:
 def test_a_missing_package_is_an_extra(env_id: str, module: str, extra: str) -> None:
     with (
         mock.patch.dict("sys.modules", {module: None}),
-        pytest.raises(EnvError, match=rf"Install it: pip install '\.\[{extra}\]'"),
+        pytest.raises(EnvError, match=rf"Install it: pip install 'qfleet\[{extra}\]'"),
     ):
         probe(EnvConfig(env_id))
 

@@ -11,6 +11,7 @@ from PIL import Image
 from qfleet_serial import SMALL, train_serial
 
 from cluster.cli import run
+from cluster.policies import video as video_module
 from cluster.policies.video import film_run, save_gif
 
 
@@ -124,3 +125,37 @@ def test_the_command_says_what_was_filmed(frozen_lake: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert out.startswith(f"{frozen_lake / 'video.gif'}: ")
     assert "returns" in out
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("none", "returned None"), ("floats", "float32 [8, 8, 3]"), ("flat", "[64]")]
+)
+def test_what_is_no_picture_is_refused(
+    how: str, words: str, endless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = endless / "config.yaml"
+    config.write_text(config.read_text().replace("how: picture", f"how: {how}"))
+    assert run(["video", str(endless)]) == 2
+    error = capsys.readouterr().err
+    assert "Endless: render() returned" in error
+    assert words in error
+
+
+def test_an_episode_that_never_ends_is_bounded_and_says_so(
+    endless: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(video_module, "_TELL_SECONDS", 0.0)
+    assert run(["video", str(endless)]) == 0
+    captured = capsys.readouterr()
+    assert "1 episode had not ended after 3,000 steps, and only these are shown" in captured.out
+    assert "filmed 1,000 steps" in captured.err
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A run on an environment whose episodes never end."""
+    settings = ["env.id=qfleet_mistakes:Endless", "env.kwargs.how=picture", "evaluation.every_updates=1000"]
+    train_serial(tmp_path / "run", [*SMALL, *settings, "env.max_episode_steps=50", "stop.updates=8"])
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("max_episode_steps: 50", "max_episode_steps: null"))
+    return tmp_path / "run"
