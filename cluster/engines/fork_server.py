@@ -33,7 +33,7 @@ from cluster.engines.wire import DescriptorsLost, Line, Message, Packed
 
 _CODE = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from cluster.engines.fork_server import main; main(int(sys.argv[2]))"
+    "from cluster.engines.fork_server import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -88,7 +88,7 @@ class ForkServer:
         own, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, str(OWN_ROOT), str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _CODE, str(OWN_ROOT), str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **SINGLE_THREADED},
                 stdin=subprocess.DEVNULL,
@@ -154,43 +154,47 @@ def kill_request(number: int) -> object:
     return _Kill(number)
 
 
-def main(descriptor: int) -> None:
-    """The fork server's own process: loads modules, then forks roles until the engine's side closes."""
+def main(descriptor: int, driver: int) -> None:
+    """The fork server's own process: loads modules, then forks roles, until the engine or the driver ends.
+
+    Args:
+        descriptor: of the connection to the engine.
+        driver: pid of the process that has started this one.
+    """
     for number in _DRIVERS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # Loading takes seconds, in which nothing else would tell that the driver has died.
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    server = _Server(Line(socket.socket(fileno=descriptor)))
-    with suppress(EOFError):
-        server.run()
-    server.end_all()
+    # What the driver has forked may hold the connection open after its death, so its process is watched, too.
+    with suppress(EOFError, ProcessLookupError):
+        _Server(Line(socket.socket(fileno=descriptor)), os.pidfd_open(driver)).run()
+    _end_children()
 
 
 class _Server:
     """Forks roles and ends them."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, driver: int) -> None:
+        """driver: descriptor of the driver's process."""
         self._line = line
+        self._driver = driver
         self._roles: dict[int, tuple[int, int]] = {}
         """pid -> number of the role, descriptor of the process."""
 
     def run(self) -> None:
-        """Handles requests. Raises EOFError once the engine is gone."""
+        """Handles requests. Raises EOFError once the engine or its process is gone."""
         while True:
             watch = select.poll()
             watch.register(self._line, select.POLLIN | (select.POLLOUT if self._line.unsent_bytes else 0))
-            for _, descriptor in self._roles.values():
+            for descriptor in (self._driver, *(descriptor for _, descriptor in self._roles.values())):
                 watch.register(descriptor, select.POLLIN)
-            watch.poll(_REAP_SECONDS * 1000)
+            if any(descriptor == self._driver for descriptor, _ in watch.poll(_REAP_SECONDS * 1000)):
+                raise EOFError("the driver is dead")
             self._line.flush()
             while (message := self._line.receive()) is not None:
                 self._handle(message)
             self._reap()
-
-    def end_all(self) -> None:
-        """Kills every role and all that roles have started, daemons included."""
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                process.kill()
 
     def _handle(self, message: Message) -> None:
         request = message.head
@@ -208,6 +212,8 @@ class _Server:
         with suppress(Exception):  # a role that needs what is missing raises it again, and says so
             for module in request.modules:
                 importlib.import_module(module)
+        # From here on the driver is watched; the signal would also come when the thread that started this ends.
+        _prctl(_PR_SET_PDEATHSIG, 0)
         # Objects that are never looked at stay in memory that all roles share.
         gc.collect()
         gc.freeze()
@@ -243,7 +249,7 @@ class _Server:
         if os.getppid() != parent:
             os._exit(1)  # the parent died before it was asked to take this process along
         self._line.close()
-        for _, descriptor in self._roles.values():
+        for descriptor in (self._driver, *(descriptor for _, descriptor in self._roles.values())):
             os.close(descriptor)
         # Not SIG_IGN, which would outlive exec: what environments start must end when they are told to.
         for number in _DRIVERS_SIGNALS:
@@ -277,6 +283,13 @@ class _Server:
                 number, descriptor = self._roles.pop(ended)
                 os.close(descriptor)
                 self._line.send(_Ended(number, os.waitstatus_to_exitcode(status)))
+
+
+def _end_children() -> None:
+    """Kills every role and all that roles have started, daemons included."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _ended_child() -> int | None:
