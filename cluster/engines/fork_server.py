@@ -212,7 +212,7 @@ class _Server:
         with suppress(Exception):  # a role that needs what is missing raises it again, and says so
             for module in request.modules:
                 importlib.import_module(module)
-        # From here on the driver is watched; the signal would also come when the thread that started this ends.
+        # The driver is watched from here on; the signal would come even if only the starting thread ends.
         _prctl(_PR_SET_PDEATHSIG, 0)
         # Objects that are never looked at stay in memory that all roles share.
         gc.collect()
