@@ -288,6 +288,7 @@ class Coordinator:
             best=self._selection.best,
             fleet=self._fleet.metrics(),
             usage=self._usage.due(),
+            config=self._config,
         )
         diagnosed = self._diagnosis.take(measured)
         for finding in diagnosed.begun:

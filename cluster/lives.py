@@ -45,7 +45,9 @@ class Lives:
         """Runs lives until one ends the run. initial_weights: [P] float32 for a run that is not resumed."""
         config = self.config
         counters = Counters(
-            started=self.started, discount=config.actors.discount, num_actors=config.actors.num_actors
+            started=self.started,
+            discount=config.actors.discount,
+            num_actors=config.actors.num_actors,
         )
         if resumed is not None:
             counters.resume(resumed.manifest.run.counters)

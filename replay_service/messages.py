@@ -46,6 +46,8 @@ class ShardMetrics:
         refused_priorities: priorities for keys of earlier incarnations, which nobody should send any more.
         sample_age: number of transitions inserted into all shards since a drawn transition was (estimated:
             inserts of this shard times the number of shards). Measured for one request in 32.
+        evicted_draws: how often each evicted transition had been drawn; evicted_draws_square_sum: the sum of
+            the squares.
         priorities: at most 5 seconds old; None while the shard is empty.
         process: added by the role that runs the shard in a process of its own.
     """
@@ -58,6 +60,8 @@ class ShardMetrics:
     refused_pushes: int
     refused_priorities: int
     sample_age: Histogram
+    evicted_draws: Histogram
+    evicted_draws_square_sum: float
     priorities: PrioritySummary | None
     process: ProcessUsage | None = None
 

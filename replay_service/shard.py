@@ -91,7 +91,7 @@ class ReplayShard:
         self._slots = SlotMapper()
         # 36 bytes are action, reward, discount, policy version, key and probability.
         transition_bytes = schema.window * sum(field.bytes_per_frame for field in schema.frame_fields) + 36
-        self._meter = ShardMeter(config.num_shards, transition_bytes)
+        self._meter = ShardMeter(config.num_shards, transition_bytes, capacity)
         self._heard: set[int] = set()  # writers that have pushed to this incarnation
         self._earlier = Delivered({}, 0, 0)
         self._delivered = self._earlier
@@ -112,6 +112,7 @@ class ReplayShard:
                 journal, self._earlier, self._report = end.value
                 self._delivered = self._earlier
                 self._durability = Durability(self._config, journal, self.store, self.selector)
+                self._meter.first_counted_key = self.store.next_key
                 self._recovering = None
             if time.monotonic() >= deadline:
                 break
@@ -184,7 +185,7 @@ class ReplayShard:
     def status(self) -> ShardStatus:
         """The shard's state, with the metrics of its work."""
         self.recover()
-        metrics = self._meter.read(self.selector, self.store.count, self.store.capacity)
+        metrics = self._meter.read(self.selector, self.store.count)
         return replace(self._status(), metrics=metrics)
 
     def seal_slice(self, into: Path) -> SealReply:
@@ -233,7 +234,7 @@ class ReplayShard:
         if self._durability is not None:
             self._durability.inserted(encoded, first_key, self._delivered)
         self._delivered = self._delivered.after(block)
-        self._meter.evicted_transitions += self.store.oldest_key - oldest_key
+        self._meter.evicted(oldest_key, self.store.oldest_key)
         self._meter.inserted_bytes += encoded.nbytes
 
     def _is_due(self, block: TransitionBlock) -> bool:

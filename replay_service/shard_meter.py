@@ -20,13 +20,18 @@ _SUMMARY_SECONDS = 5.0
 class ShardMeter:
     """Counts every call; for speed it measures ages in one draw of 32 only, priorities every 5 seconds.
 
+    It counts how often each transition is drawn, too, for what became of it when it is evicted.
+
     Attributes:
+        first_counted_key: transitions before it are in no count of evicted draws: the journal gave them back,
+            and how often they had been drawn is not known.
         timer: measures the phases "insert", "sample", "update", and "idle", which is not reported.
         *_transitions, *_priorities, *_pushes, inserted_bytes: counts since the shard began.
     """
 
-    def __init__(self, num_shards: int, transition_bytes: int) -> None:
-        """num_shards: shards of the run; transition_bytes: size of a sampled transition with its windows."""
+    def __init__(self, num_shards: int, transition_bytes: int, capacity: int) -> None:
+        """num_shards: shards of the run; transition_bytes: size of a sampled transition with its windows;
+        capacity: transitions that this shard can hold."""
         self.timer = PhaseTimer("idle", "insert", "sample", "update")
         self.evicted_transitions = 0
         self.sampled_transitions = 0
@@ -39,6 +44,11 @@ class ShardMeter:
         self._transition_bytes = transition_bytes
         self._draws = 0
         self._age = Histogram()
+        self.first_counted_key = 0
+        # Key k has its count at k % capacity, as in the store.
+        self._draws_of = np.zeros(capacity, np.uint16)
+        self._evicted_draws = Histogram()
+        self._evicted_draws_square_sum = 0.0
         self._priorities: PrioritySummary | None = None
         self._summarized_at = -_SUMMARY_SECONDS
 
@@ -48,8 +58,19 @@ class ShardMeter:
         if self._draws % _DRAWS_PER_AGE_SAMPLE == 0:
             self._age += histogram_of((newest_key - keys) * self._num_shards)
         self._draws += 1
+        np.add.at(self._draws_of, keys % len(self._draws_of), np.uint16(1))
 
-    def read(self, selector: Selector, count: int, capacity: int) -> ShardMetrics:
+    def evicted(self, first_key: int, end_key: int) -> None:
+        """Counts the eviction of the transitions with keys in [first_key, end_key)."""
+        self.evicted_transitions += end_key - first_key
+        keys = np.arange(first_key, end_key)
+        places = keys % len(self._draws_of)
+        draws = self._draws_of[places][keys >= self.first_counted_key].astype(np.int64)
+        self._evicted_draws += histogram_of(draws)
+        self._evicted_draws_square_sum += float(np.square(draws).sum())
+        self._draws_of[places] = 0
+
+    def read(self, selector: Selector, count: int) -> ShardMetrics:
         """The metrics up to now, of a shard that holds `count` transitions."""
         now = time.monotonic()
         if count and now - self._summarized_at >= _SUMMARY_SECONDS:
@@ -59,7 +80,7 @@ class ShardMeter:
         seconds = self.timer.totals()
         del seconds["idle"]
         return ShardMetrics(
-            capacity=capacity,
+            capacity=len(self._draws_of),
             seconds=seconds,
             inserted_bytes=self.inserted_bytes,
             sampled_bytes=self.sampled_transitions * self._transition_bytes,
@@ -67,5 +88,7 @@ class ShardMeter:
             refused_pushes=self.refused_pushes,
             refused_priorities=self.refused_priorities,
             sample_age=self._age,
+            evicted_draws=self._evicted_draws,
+            evicted_draws_square_sum=self._evicted_draws_square_sum,
             priorities=self._priorities,
         )

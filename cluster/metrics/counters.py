@@ -24,6 +24,7 @@ from cluster.metrics.role_metrics import (
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.totals import ShardTotals
 from cluster.metrics.usage import MachineUsage
+from cluster.settings.resolved import ResolvedConfig
 from learner.core import LearnReport
 from replay_service.messages import ProcessUsage
 
@@ -228,6 +229,7 @@ class Counters:
         best: Best | None,
         fleet: FleetMetrics,
         usage: tuple[ProcessUsage, MachineUsage] | None,
+        config: ResolvedConfig,
     ) -> Snapshot:
         """All metrics at `now`, on the monotonic clock; begins a new interval.
 
@@ -235,7 +237,14 @@ class Counters:
         """
         self._sum_processes(usage)
         checkpoints, saved = self._saved
+        shards, episodes = self.shards.metrics(), self._episodes.metrics()
+        samples_per_insert = pacing.achieved(ledger)
+        per_lane = shards["replay_transitions"] / config.lanes
+        episode_steps = episodes["train_length_mean"]
         snapshot = Snapshot(
+            lane_transitions=per_lane,
+            lane_episodes=per_lane / episode_steps if episode_steps else None,
+            target_age_env_steps=config.samples_per_copy / samples_per_insert if samples_per_insert else None,
             run_seconds=now - self._started,
             acting_seconds=self.clock.seconds(now),
             env_steps_total=self.shards.env_steps,
@@ -245,7 +254,7 @@ class Counters:
             skipped_updates_total=self._skipped_updates,
             restarts_total=self.restarts,
             updates_per_second=(self.updates - self._interval[1]) / max(self.interval_seconds(now), 1e-9),
-            samples_per_insert=pacing.achieved(ledger),
+            samples_per_insert=samples_per_insert,
             samples_per_insert_target=pacing.samples_per_insert,
             evaluation_return_mean=self._evaluation_return_mean,
             best_return_mean=best.score if best else None,
@@ -262,11 +271,11 @@ class Counters:
             checkpoint_age_seconds=now - saved.at if saved else None,
             checkpoint_duration_seconds=saved.duration_seconds if saved else None,
             checkpoint_bytes=saved.num_bytes if saved else None,
-            **self._episodes.metrics(),
+            **episodes,
             **self._actors.add(self._rollouts, now),
             **self._learner.add(self._chunks, now),
             **self._evaluation.add(self._evaluations),
-            **self.shards.metrics(),
+            **shards,
             **self._processes.metrics(),
         )
         self._rollouts, self._chunks, self._evaluations = [], [], []

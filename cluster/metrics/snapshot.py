@@ -228,6 +228,20 @@ class Snapshot:
     evicted_transitions_total: int | None = _metric(
         "counter", "Transitions evicted to make room for newer ones"
     )
+    evicted_draws: Histogram | None = _metric(
+        "histogram", "How often a transition had been drawn when it was evicted"
+    )
+    evicted_undrawn_share: float | None = _metric("gauge", "Share of evicted transitions that nobody drew")
+    evicted_draws_effective_ratio: float | None = _metric(
+        "gauge", "Effective sample size of the draws of evicted transitions, per transition (1: all alike)"
+    )
+    lane_transitions: float | None = _metric("gauge", "Transitions that replay holds for each lane")
+    lane_episodes: float | None = _metric(
+        "gauge", "Episodes that replay holds for each lane, at the mean length of the last 100"
+    )
+    target_age_env_steps: float | None = _metric(
+        "gauge", "Environment steps between two copies to the target network, at the reuse achieved"
+    )
     late_priorities_total: int | None = _metric(
         "counter", "Priorities that arrived after their transition was evicted"
     )

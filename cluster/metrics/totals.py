@@ -82,6 +82,7 @@ class ShardTotals:
             "replay_bytes": sum(each.stored_bytes for each in living),
             **{name: value for name, value in self.sums().items() if name.endswith("_total")},
             "sample_age_transitions": sum((each.sample_age for each in self._metrics.values()), Histogram()),
+            **self._evicted_draws(),
             "reuse_mean": sampled / inserted if inserted else None,
             "shard_transitions": {str(each.shard): each.count for each in living},
             "shard_capacity_transitions": {
@@ -94,6 +95,18 @@ class ShardTotals:
             "shard_priority_effective_ratio": {
                 shard: each.effective_ratio for shard, each in priorities.items() if each
             },
+        }
+
+    def _evicted_draws(self) -> dict[str, Any]:
+        """What became of evicted transitions, over all incarnations of this life; empty if there are none."""
+        draws = sum((each.evicted_draws for each in self._metrics.values()), Histogram())
+        squares = sum(each.evicted_draws_square_sum for each in self._metrics.values())
+        if not draws.count:
+            return {}
+        return {
+            "evicted_draws": draws,
+            "evicted_undrawn_share": draws.counts[0] / draws.count,
+            "evicted_draws_effective_ratio": draws.sum**2 / (draws.count * squares) if squares else None,
         }
 
     def _sum(self, earlier_and_own: Callable[[ShardStatus], tuple[int, int]]) -> int:

@@ -44,6 +44,7 @@ class Plan:
 
     Attributes:
         capacity, num_shards, compression: of the replay.
+        lanes: environments of all actors. longest_episode: its env steps, None if nothing limits it.
         raw_bytes: one transition in a plain buffer: two stacks of frames and the other fields.
         deduplicated_bytes: one transition with each frame held once, as stored without compression.
         compressed_bytes: one transition with lz4, expected; None where no frame field is compressed.
@@ -60,6 +61,8 @@ class Plan:
     capacity: int
     num_shards: int
     compression: Compression
+    lanes: int
+    longest_episode: int | None
     raw_bytes: int
     deduplicated_bytes: int
     compressed_bytes: int | None
@@ -153,6 +156,7 @@ class Plan:
             "priorities": f"{self.priority_bytes} bytes",
             "replay": f"{byte_size(self.replay_bytes)} for {self.capacity:,} transitions",
             "a shard": f"{byte_size(self.shard_bytes)}, {self.num_shards} in all",
+            "a lane": self._of_a_lane,
             "messages": f"{byte_size(self.messages_bytes)} at most: {self._messages}",
             "processes": byte_size(self.process_bytes),
         }
@@ -172,6 +176,17 @@ class Plan:
         else:
             lines["verdict"] = "unknown: the memory of the cluster's machines is not known here"
         return "\n".join(f"{name:{_LABEL_WIDTH}}  {text}" for name, text in lines.items())
+
+    @property
+    def _of_a_lane(self) -> str:
+        """The transitions in replay that one environment made, in its longest episodes if limited."""
+        held = self.capacity / self.lanes
+        text = f"{held:,.0f} transitions in replay, {self.lanes} lanes in all"
+        if self.longest_episode is None:
+            return text
+        return (
+            f"{text}: {held / self.longest_episode:.3g} episodes of {self.longest_episode:,} steps, the limit"
+        )
 
     @property
     def _per_transition(self) -> str:
@@ -217,6 +232,8 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
         capacity=replay.capacity,
         num_shards=replay.num_shards,
         compression=replay.compression,
+        lanes=config.lanes,
+        longest_episode=config.env.max_episode_steps or spec.max_episode_steps,
         raw_bytes=2 * schema.stack * frame_bytes + TRANSITION_DTYPE.itemsize,
         deduplicated_bytes=deduplicated,
         compressed_bytes=compressed,

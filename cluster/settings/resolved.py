@@ -81,6 +81,17 @@ class ResolvedConfig(RunConfig):
         """Updates between two copies to the target network."""
         return target_period(self.learner, self.pacing.samples_per_insert)
 
+    @property
+    def samples_per_copy(self) -> float:
+        """Transitions sampled between two copies to the target network, or while it follows by polyak."""
+        polyak = self.learner.target_polyak
+        return self.learner.batch_size * (1.0 / polyak if polyak else self.target_update_updates)
+
+    @property
+    def lanes(self) -> int:
+        """Environments of all actors."""
+        return self.actors.num_actors * self.actors.envs_per_actor
+
 
 def preset_text(config: ResolvedConfig) -> str:
     """The preset that a config stands on, and how to see it and leave it out; empty for none."""

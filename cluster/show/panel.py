@@ -119,7 +119,7 @@ def _return_line(returns: Sequence[float], width: int) -> Iterator[RenderableTyp
 
 
 def _groups(snapshot: Snapshot, target: float | None, width: int) -> Iterator[RenderableType]:
-    age = snapshot.checkpoint_age_seconds
+    age, undrawn = snapshot.checkpoint_age_seconds, snapshot.evicted_undrawn_share
     best = short(snapshot.best_return_mean)
     groups = (
         (
@@ -150,6 +150,8 @@ def _groups(snapshot: Snapshot, target: float | None, width: int) -> Iterator[Re
             ("memory", byte_size(snapshot.replay_bytes)),
             ("times sampled", short(snapshot.samples_per_insert)),
             ("aimed at", short(snapshot.samples_per_insert_target)),
+            ("episodes a lane", short(snapshot.lane_episodes)),
+            ("never drawn", "-" if undrawn is None else f"{undrawn:.1%}"),
         ),
         (
             "time",

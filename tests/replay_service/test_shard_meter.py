@@ -8,6 +8,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from replay_service.block import BlockSchema, FrameField, TransitionBlock
+from replay_service.codec import encode
+from replay_service.config import ReplayConfig
 from replay_service.messages import PriorityUpdate, SampleRequest, ShardMetrics
 from replay_service.selectors import PrioritizedSelector
 from replay_service.shard import ReplayShard
@@ -23,17 +26,61 @@ def metrics_of(shard: ReplayShard) -> ShardMetrics:
 
 
 def test_ages_are_counted_in_transitions_of_the_whole_replay() -> None:
-    meter = ShardMeter(num_shards=4, transition_bytes=10)
+    meter = ShardMeter(num_shards=4, transition_bytes=10, capacity=8)
     meter.drawn(np.array([100, 97, 90]), 100)
     for _ in range(31):  # not looked at
         meter.drawn(np.array([0]), 100)
     meter.drawn(np.array([99]), 100)
     selector = PrioritizedSelector(8, 0, exponent=1.0, epsilon=1e-6)
-    metrics = meter.read(selector, count=0, capacity=8)
+    metrics = meter.read(selector, count=0)
     assert metrics.sample_age.count == 4
     assert metrics.sample_age.sum == 4 * (0 + 3 + 10 + 1)
     assert metrics.sampled_bytes == 10 * (3 + 31 + 1)
     assert metrics.priorities is None
+
+
+def test_evicted_draws_by_hand() -> None:
+    meter = ShardMeter(num_shards=1, transition_bytes=10, capacity=4)
+    meter.first_counted_key = 1  # key 0 came back from a journal
+    meter.drawn(np.array([0, 2, 2, 3]), 3)
+    meter.drawn(np.array([2]), 3)
+    meter.evicted(0, 3)
+    meter.drawn(np.array([6, 3]), 6)  # key 6 lies where key 2 lay
+    meter.evicted(3, 7)
+    metrics = meter.read(PrioritizedSelector(4, 0, exponent=1.0, epsilon=1e-6), count=0)
+    # Draws of keys 1 to 6: 0, 3, 2, 0, 0, 1.
+    assert metrics.evicted_draws.counts[:4] == (3, 1, 1, 1)  # 0, 1, 2, 3 to 4
+    assert (metrics.evicted_draws.sum, metrics.evicted_draws_square_sum) == (6.0, 14.0)
+    assert meter.evicted_transitions == 7
+
+
+@pytest.mark.parametrize("reuse", [1, 2, 4])
+def test_uniform_draws_leave_as_many_undrawn_as_chance_does(
+    random_block: Callable[..., TransitionBlock], reuse: int
+) -> None:
+    """A transition that is drawn `reuse` times on average is never drawn with chance e^-reuse, and the draws
+    have an effective ratio of reuse / (1 + reuse): mean^2 / (mean^2 + variance) of a Poisson variable."""
+    schema = BlockSchema((FrameField("observation", "<f4", (1,)),), 1, 1)
+    shard = ReplayShard(
+        ReplayConfig(sampling="uniform"),
+        schema,
+        shard=0,
+        incarnation=0,
+        capacity=500,
+        seed=np.random.SeedSequence(reuse),
+    )
+    rng = np.random.default_rng(0)
+    for sequence in range(200):
+        block = random_block(schema, rng, num_transitions=50, num_frames=51, sequence=sequence)
+        shard.insert(encode(block))
+        if sequence >= 10:
+            shard.exchange(None, SampleRequest((50,) * reuse))
+    draws = metrics_of(shard).evicted_draws
+    # Those of the first ten blocks were drawn less often.
+    assert draws.sum / draws.count == pytest.approx(reuse, rel=0.06)
+    assert draws.counts[0] / draws.count == pytest.approx(np.exp(-reuse), abs=0.03)
+    ratio = draws.sum**2 / (draws.count * metrics_of(shard).evicted_draws_square_sum)
+    assert ratio == pytest.approx(reuse / (1 + reuse), abs=0.04)
 
 
 def test_seconds_are_those_of_the_shards_work(shard_of: ShardOf) -> None:

@@ -108,6 +108,8 @@ def shard_metrics(**changes: Any) -> ShardMetrics:
         refused_pushes=0,
         refused_priorities=0,
         sample_age=Histogram((1,) * 25, 10.0),
+        evicted_draws=Histogram((2, 2, 1, *(0,) * 22), 4.0),
+        evicted_draws_square_sum=6.0,
         priorities=PrioritySummary(2.0, 0.5),
         process=ProcessUsage(1.0, 10),
     )

@@ -343,7 +343,11 @@ def context_of(engine: Any, config: ResolvedConfig, notes: Notes, recorder: Reco
         notes,  # type: ignore[arg-type]
         RunRecorder(notes, (recorder,), started),  # type: ignore[arg-type]
         fleet,
-        Counters(started=started, discount=0.99, num_actors=config.actors.num_actors),
+        Counters(
+            started=started,
+            discount=0.99,
+            num_actors=config.actors.num_actors,
+        ),
         ModelSelection(config.evaluation, config.stop.target_return),
         started,
     )

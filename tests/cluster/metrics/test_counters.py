@@ -19,7 +19,10 @@ from cluster.metrics.counters import CheckpointMetrics, Counters, CountersState,
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.usage import MachineUsage
 from cluster.record.prometheus import SnapshotCollector
+from cluster.settings.resolved import ResolvedConfig
 from replay_service.messages import ProcessUsage
+
+CONFIG = ResolvedConfig()
 
 
 def new_counters(num_actors: int = 1) -> Counters:
@@ -37,7 +40,9 @@ def full_counters(num_actors: int = 1) -> Counters:
     return counters
 
 
-def snapshot_of(counters: Counters, *, now: float = 10.0, actors: int = 1) -> Snapshot:
+def snapshot_of(
+    counters: Counters, *, now: float = 10.0, actors: int = 1, config: ResolvedConfig = CONFIG
+) -> Snapshot:
     roles = {"shard": 1, "learner": 1, "actor": actors, "evaluator": 1}
     return counters.snapshot(
         now,
@@ -48,6 +53,7 @@ def snapshot_of(counters: Counters, *, now: float = 10.0, actors: int = 1) -> Sn
             roles, {**roles, "actor": actors - 1}, {"rollout": 3, "learn": 2, "evaluate": 0}, 77
         ),
         usage=(ProcessUsage(3.0, 50), MachineUsage(1_000, 400, 100, 30)),
+        config=config,
     )
 
 
@@ -103,6 +109,30 @@ def test_sums_by_hand() -> None:
         {"shard": 1, "learner": 1, "actor": 1, "evaluator": 1},
         77,
     )
+
+
+def test_depth_of_replay_and_age_of_targets_follow_their_settings() -> None:
+    """Each metric moves as predicted when its setting is turned, and the others stay."""
+
+    def measured(lanes: int, batch_size: int, count: int) -> tuple[float | None, ...]:
+        counters = new_counters()
+        status = shard_status(count=count, metrics=shard_metrics())
+        counters.take_rollout(rollout_report(statuses=(status,), episode_lengths=(5, 15)))
+        config = replace(
+            CONFIG,
+            actors=replace(CONFIG.actors, num_actors=2, envs_per_actor=lanes // 2),
+            learner=replace(CONFIG.learner, batch_size=batch_size, target_update_updates=60),
+        )
+        now = snapshot_of(counters, config=config)
+        return now.lane_transitions, now.lane_episodes, now.target_age_env_steps
+
+    # 600 samples of the 99 transitions that came while learning could.
+    assert measured(lanes=4, batch_size=100, count=100) == (25.0, 2.5, 990.0)
+    assert measured(lanes=8, batch_size=100, count=100) == (12.5, 1.25, 990.0)
+    assert measured(lanes=4, batch_size=100, count=200) == (50.0, 5.0, 990.0)
+    assert measured(lanes=4, batch_size=50, count=100) == (25.0, 2.5, 495.0)
+    unknown = snapshot_of(new_counters())
+    assert (unknown.lane_transitions, unknown.lane_episodes, unknown.evicted_draws) == (0.0, None, None)
 
 
 def test_a_snapshot_has_the_totals_of_the_run_and_the_state_of_its_fleet() -> None:

@@ -100,6 +100,10 @@ def test_metrics_of_the_living_and_totals_over_all() -> None:
     assert (metrics["late_priorities_total"], metrics["repeated_pushes_total"]) == (6, 2)
     assert (metrics["pushed_bytes_total"], metrics["sampled_bytes_total"]) == (2_000, 10_000)
     assert metrics["sample_age_transitions"] == first.sample_age + first.sample_age
+    assert metrics["evicted_draws"] == first.evicted_draws + first.evicted_draws
+    # Of 5 transitions 2 were never drawn; (0 + 0 + 1 + 1 + 2)^2 / (5 * (1 + 1 + 4)).
+    assert metrics["evicted_undrawn_share"] == 2 / 5
+    assert metrics["evicted_draws_effective_ratio"] == 16 / 30
     assert metrics["reuse_mean"] == 1_200 / 200
     assert (metrics["shard_transitions"], metrics["shard_mass"]) == (
         {"0": 100, "1": 0},

@@ -77,6 +77,16 @@ def test_cartpole_by_hand() -> None:
     assert plan.problems == ()
 
 
+def test_what_replay_holds_of_a_lane() -> None:
+    lanes = ["actors.num_actors=2", "actors.envs_per_actor=5", "replay.capacity=10_000"]
+    text = plan_of(CARTPOLE, *lanes).text
+    assert "a lane             1,000 transitions in replay, 10 lanes in all: 2 episodes of 500 steps" in text
+    shorter = plan_of(CARTPOLE, *lanes, "env.max_episode_steps=250", "actors.envs_per_actor=10").text
+    assert "500 transitions in replay, 20 lanes in all: 2 episodes of 250 steps" in shorter
+    endless = plan_of(replace(CARTPOLE, max_episode_steps=None), *lanes).text
+    assert "1,000 transitions in replay, 10 lanes in all\n" in endless
+
+
 def test_atari_by_hand() -> None:
     plan = plan_of(ATARI, *THREE_STEP, "replay.capacity=1000000", "replay.num_shards=2")
     assert plan.raw_bytes == 8 * 7_056 + 32

@@ -222,3 +222,11 @@ def test_copies_are_given_in_one_unit_only() -> None:
         load_config(None, ["learner.target_update_env_steps=9", "learner.target_polyak=0.1"])
     with pytest.raises(ConfigError, match=r"target_update_env_steps is 0; give at least 1"):
         load_config(None, ["learner.target_update_env_steps=0"])
+
+
+def test_lanes_and_samples_between_copies() -> None:
+    given = ["actors.num_actors=3", "actors.envs_per_actor=5", "learner.batch_size=32"]
+    config = resolve(load_config(None, [*given, "learner.target_update_updates=7"]), VECTOR, cores=4)
+    assert (config.lanes, config.samples_per_copy) == (15, 32 * 7)
+    config = resolve(load_config(None, [*given, "learner.target_polyak=0.01"]), VECTOR, cores=4)
+    assert config.samples_per_copy == pytest.approx(3_200)
