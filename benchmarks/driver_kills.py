@@ -78,11 +78,17 @@ def kill_rounds(folder: Path, rounds: int, persist: Persist, chance: random.Rand
     faults: list[str] = []
     roles_killed = 0
     floors = [(0, Floor())]
+    most_seconds = MOST_SECONDS
     try:
         for number in range(rounds):
             more = settings_of(number, chance)
+            began = time.monotonic()
             run.start("--resume", "auto", *more)
-            until = time.monotonic() + chance.uniform(0.0, MOST_SECONDS)
+            if number == rounds // 5:
+                # Until here most starts have been killed before their first checkpoint; then hardly any is.
+                run.wait_for(lambda: checkpoint_folders(run.run_dir / "checkpoints"), "a checkpoint")
+                most_seconds = max(MOST_SECONDS, 2.0 * (time.monotonic() - began))
+            until = time.monotonic() + chance.uniform(0.0, most_seconds)
             # With replacements in between, incarnations are not what they were at the start.
             strikes = "run.restarts=0" not in more and chance.random() < 0.5
             while time.monotonic() < until and _lives(run):
@@ -108,6 +114,8 @@ def kill_rounds(folder: Path, rounds: int, persist: Persist, chance: random.Rand
         faults += audit(run.run_dir / "replay").gaps
     faults += _twice(run.run_dir / "replay")
     resumed = sum("resumed from checkpoint" in text for text in run.events())
+    if not resumed:
+        faults.append("no round went on from a checkpoint")
     return Killed(rounds, resumed, roles_killed, len(run.lines()), tuple(faults))
 
 
