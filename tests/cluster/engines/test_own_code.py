@@ -114,6 +114,25 @@ def test_the_hook_needs_no_module_of_qfleet_to_be_found(folder: Path, root: Path
     assert ran.stdout == f"{root == OWN_ROOT}\n", ran.stderr
 
 
+@pytest.mark.slow
+def test_a_worker_of_ray_takes_qfleets_packages(folder: Path) -> None:
+    program = f"""{FIRST}
+from importlib import import_module
+RayEngine = import_module("cluster.engines.ray_engine").RayEngine
+Need = import_module("cluster.engines.engine").Need
+UsageMeter = import_module("cluster.metrics.usage").UsageMeter
+engine = RayEngine(private=True)
+engine.start()
+try:
+    (reply,) = engine.call(engine.spawn("meter", UsageMeter, need=Need()), UsageMeter.due)
+    print(type(engine.get(reply)).__module__)
+finally:
+    engine.close()
+"""
+    ran = python(folder, program)
+    assert ran.stdout == "replay_service.messages\n", ran.stderr
+
+
 def test_calling_it_again_changes_nothing() -> None:
     before = list(sys.path)
     own_code_first()
