@@ -32,18 +32,20 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 
-# Types and the tests that need no torch by another Python: make test-python PYTHON=python3.13. torch for these
-# Pythons may come as gigabytes of CUDA; everything else is installed in the versions of constraints.txt.
+# The tests that need no torch by another Python: make test-python PYTHON=python3.13. torch for these Pythons may come
+# as gigabytes of CUDA; everything else is installed in the versions of constraints.txt.
+OTHER := $(VENV)-$(notdir $(PYTHON))
 TORCHLESS := tests/actors tests/replay_service tests/cluster/control tests/cluster/diagnosis tests/cluster/metrics \
-	tests/cluster/record tests/cluster/report tests/cluster/settings tests/cluster/show tests/cluster/engines \
-	tests/qfleet tests/docs tests/test_house.py tests/test_words.py
+	tests/cluster/settings tests/cluster/engines/test_own_code.py tests/cluster/engines/test_process_info.py \
+	tests/test_house.py
+TORCH = $(shell grep -lrE '^(import|from) torch' $(TORCHLESS)) tests/cluster/settings/test_renames.py
 
 test-python:
-	$(PYTHON) -m venv $(VENV)-$(notdir $(PYTHON))
-	grep -v -e '^#' -e '^torch==' constraints.txt | $(VENV)-$(notdir $(PYTHON))/bin/pip install --quiet \
-		--disable-pip-version-check --no-deps --requirement /dev/stdin
-	$(VENV)-$(notdir $(PYTHON))/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	$(VENV)-$(notdir $(PYTHON))/bin/pytest -m 'not slow and not gpu' $(TORCHLESS) $(ARGS)
+	$(PYTHON) -m venv $(OTHER)
+	grep -v -e '^#' -e '^torch==' constraints.txt | $(OTHER)/bin/pip install --quiet --disable-pip-version-check \
+		--no-deps --requirement /dev/stdin
+	$(OTHER)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(OTHER)/bin/pytest -m 'not slow and not gpu' $(addprefix --ignore=,$(TORCH)) $(TORCHLESS) $(ARGS)
 
 bench: install
 	$(BIN)/python -m benchmarks.run
