@@ -3,16 +3,37 @@
 Owns names, defaults and single-value checks; must not import anything but `checks`.
 """
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from replay_service.checks import above_zero, at_least, require, within
 
 
+def import_path(source: Callable[..., Any]) -> str:
+    """ "package.module:name" of a class or function, "/folder/file.py:name" if its module is the program.
+
+    Raises ValueError if it has no name there, as a lambda.
+    """
+    module, name = sys.modules[source.__module__], source.__qualname__
+    if getattr(module, name, None) is not source:
+        raise ValueError(
+            f"env.id is {source}; processes find an environment by its name, so give a class or function "
+            "that stands at the top of a module"
+        )
+    file = getattr(module, "__file__", None) if module.__name__ == "__main__" else None
+    return f"{Path(file).resolve() if file else module.__name__}:{name}"
+
+
 @dataclass(frozen=True)
 class EnvConfig:
-    """id is a Gymnasium id or an import path "package.module:factory" (a callable that returns an Env).
+    """id is a Gymnasium id or an import path "package.module:factory" (a callable that returns an Env), also
+    as "folder/file.py:factory". A class or function stands for its import path.
 
+    wrappers: callables that take the environment, "package.module:name" or {"package.module:name":
+    arguments}, the first one innermost. drop_observation_keys: keys of Dict observations that are left out.
     discretize K divides each dimension of a Box action space into K bins and flattens MultiDiscrete.
     An observation holds `stack` frames. action_mask: info["action_mask"] says which actions may be taken.
     image_layout: the order of the last three axes of images, channels last or first.
@@ -21,6 +42,8 @@ class EnvConfig:
 
     id: str = "CartPole-v1"
     kwargs: dict[str, Any] = field(default_factory=dict)
+    wrappers: tuple[str | dict[str, dict[str, Any] | None], ...] = ()
+    drop_observation_keys: tuple[str, ...] | None = None
     stack: int | None = None
     action_mask: bool | None = None
     discretize: int | None = None
@@ -29,6 +52,16 @@ class EnvConfig:
     backend: Literal["auto", "native", "sync", "async"] = "auto"
 
     def __post_init__(self) -> None:
+        if callable(self.id):
+            object.__setattr__(self, "id", import_path(self.id))
+        for wrapper in self.wrappers:
+            names = (wrapper,) if isinstance(wrapper, str) else tuple(wrapper)
+            require(
+                len(names) == 1 and names[0].count(":") == 1,
+                "env.wrappers",
+                f"{list(self.wrappers)}",
+                "give package.module:name, or {package.module:name: {argument: value}}, for each",
+            )
         if not self.id:
             raise ValueError("env.id is empty; give a Gymnasium id or package.module:factory")
         within(1, 64, "env", self, "stack", cure="give 1 to 64 frames")

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -47,6 +47,7 @@ from cluster.runtime.failure import RunFailed
 from cluster.runtime.preload import fork_servers
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.load_config import load_config
+from cluster.settings.notes import setting_notes
 from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import network_spec, resolve
 from cluster.settings.resolved import ResolvedConfig, preset_text
@@ -76,10 +77,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A configuration in which every setting is chosen, and the properties of its environment."""
+    """A configuration in which every setting is chosen, and the properties of its environment.
+
+    notes: sentences about both that the run's user should read.
+    """
 
     config: ResolvedConfig
     spec: EnvSpec
+    notes: tuple[str, ...]
 
 
 def prepare(config: RunConfig, saved: EnvSpec | None = None) -> Prepared:
@@ -92,13 +97,14 @@ def prepare(config: RunConfig, saved: EnvSpec | None = None) -> Prepared:
     """
     check(config)
     _refuse_another_checkout()
-    spec = try_out(config.env)
+    probed = try_out(config.env)
+    config, spec = replace(config, env=probed.config), probed.spec
     if saved is not None:
         spec = spec.read_as(saved)
     resolved = resolve(config, spec, available_cores(), on_cluster=bool(cluster_address()))
     check(resolved)
     _try_network(resolved, spec)
-    return Prepared(resolved, spec)
+    return Prepared(resolved, spec, (*probed.notes, *setting_notes(resolved, spec)))
 
 
 def _refuse_another_checkout() -> None:
@@ -246,6 +252,8 @@ def train(
             recorder.info("this system cannot run the processes of the local runtime, so Ray runs them")
         for weakness in start.run_dir.weaknesses:
             recorder.warning(f"run directory {run_dir}: {weakness}")
+        for note in prepared.notes:
+            recorder.warning(note)
         for kind, text in start.notes:
             recorder.event(kind, text)
         lives = Lives(engine, resolved, spec, start.run_dir, recorder, gpus, started, signals.request)

@@ -46,6 +46,7 @@ def describe(config: RunConfig) -> str:
         + (" each" if num_actors > 1 else ""),
         "memory": make_plan(resolved, spec, this_machine()).short,
     }
+    lines |= {f"note {number}": note for number, note in enumerate(prepared.notes, 1)}
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())
 

@@ -15,16 +15,20 @@ MAX_ACTIONS = 4096
 
 
 def action_table(space: spaces.Space[Any], bins: int | None) -> np.ndarray:
-    """Every action of a Box or MultiDiscrete space, [A, *space.shape] of space.dtype.
+    """Every action of a Box, MultiDiscrete or MultiBinary space, [A, *space.shape] of space.dtype.
 
     A Box gives `bins` evenly spaced values from low to high in each dimension (integer boxes: the nearest
-    integers); a MultiDiscrete gives its own values. The last dimension varies fastest.
+    integers); the others give their own values. The last dimension varies fastest.
 
     Raises EnvError if bins are missing, a bound is infinite, A would exceed 4096, or the space is another.
     """
     if isinstance(space, spaces.MultiDiscrete):
         sizes = [int(size) for size in space.nvec.ravel()]
         values = [start + np.arange(size) for start, size in zip(space.start.ravel(), sizes, strict=True)]
+        cure = "wrap the environment so that it offers fewer"
+    elif isinstance(space, spaces.MultiBinary):
+        sizes = [2] * int(np.prod(space.shape))
+        values = [np.arange(2)] * len(sizes)
         cure = "wrap the environment so that it offers fewer"
     elif isinstance(space, spaces.Box):
         if bins is None:
@@ -39,7 +43,7 @@ def action_table(space: spaces.Space[Any], bins: int | None) -> np.ndarray:
         values = [np.linspace(a, b, bins) for a, b in zip(low, high, strict=True)]
         cure = "set a smaller env.discretize"
     else:
-        raise EnvError(f"actions {space}; Discrete, MultiDiscrete and Box actions are supported")
+        raise EnvError(f"actions {space}; Discrete, MultiDiscrete, MultiBinary and Box actions are supported")
     num_actions = int(np.prod(sizes, dtype=np.float64))
     if num_actions > MAX_ACTIONS:
         raise EnvError(

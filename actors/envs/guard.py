@@ -16,6 +16,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
 from actors.envs.errors import EnvFailed
+from actors.envs.observations import checked_mask
 from actors.envs.validation import Validator
 from replay_service.block import ACTION_MASK
 
@@ -68,6 +69,8 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         self._shape = space.shape if plain else None
         self._dtype = space.dtype
         self._numbers = (int, np.int64) if isinstance(space, spaces.Discrete) else ()
+        assert isinstance(self.env.action_space, spaces.Discrete)
+        self._num_actions = int(self.env.action_space.n)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -104,9 +107,10 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         if problem:
             return self._recover_step(Failure("invalid", problem))
         try:
-            return observation, float(reward), terminated, truncated, self._read(info)
+            number = float(reward)
         except (TypeError, ValueError):
-            return self._recover_step(Failure("invalid", f"it returned the reward {reward!r}, not a number"))
+            return self._recover_step(Failure("invalid", _not_a_number(reward)))
+        return observation, number, terminated, truncated, self._read(info)
 
     def _recover_step(self, failure: Failure) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, info = self._recover(failure)
@@ -136,15 +140,29 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         return observation, self._read(info)
 
     def _read(self, info: Any) -> dict[str, Any]:
-        """The entries of info that are read, lives as a float; those of another type are ignored."""
+        """The entries of info that are read, lives as a float; those of another type are ignored.
+
+        Raises EnvError for a mask that is not of A actions.
+        """
         read: dict[str, Any] = {}
         if not isinstance(info, dict):
             return read
         if isinstance(info.get("lives"), int | float | np.number):
             read["lives"] = float(info["lives"])
         if self._masks and info.get(ACTION_MASK) is not None:
-            read[ACTION_MASK] = info[ACTION_MASK]
+            # Checked here: lanes whose masks differ in shape could not be merged.
+            read[ACTION_MASK] = checked_mask(info[ACTION_MASK], self._num_actions)
         return read
+
+
+def _not_a_number(reward: Any) -> str:
+    size = np.size(reward)
+    if size < 2:
+        return f"it returned the reward {reward!r}, not a number"
+    return (
+        f"it returned the reward {reward!r}, but one number is needed, not {size}: wrap the environment so "
+        "that it adds them up (mo_gymnasium.wrappers.LinearReward does so with weights)"
+    )
 
 
 def describe_workers(env: AnyVectorEnv) -> str:

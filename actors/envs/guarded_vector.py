@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
 from actors.core import EnvRestart
-from actors.envs.errors import EnvFailed
+from actors.envs.errors import EnvError, EnvFailed
 from actors.envs.guard import RESTART, AnyVectorEnv, Failure, describe_workers, discard, restart_seed
 from actors.envs.validation import Validator
 from replay_service.block import ACTION_MASK
@@ -87,7 +87,7 @@ class GuardedVector:
             observations, reward, terminated, truncated, info = (
                 self.env.step(self._actions) if self._halves is None else self._halves[1]()
             )
-        except EnvFailed:
+        except (EnvFailed, EnvError):
             raise
         except Exception:  # noqa: BLE001 - a user's code may raise anything; it is reported and counted
             return self.replace(self._raised())
@@ -124,7 +124,7 @@ class GuardedVector:
             seed = seeds.tolist() if self._seed_form == "list" else int(seeds[0])
         try:
             observations, info = self.env.reset(seed=seed)
-        except EnvFailed:
+        except (EnvFailed, EnvError):
             raise
         except Exception:  # noqa: BLE001 - as in finish
             return self._replace(self._raised())

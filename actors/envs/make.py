@@ -5,11 +5,16 @@ Owns the choice of backend and the messages of EnvError; must not know of polici
 
 import difflib
 import importlib
+import importlib.util
+import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -26,26 +31,65 @@ from actors.envs import atari, minatar
 from actors.envs.discretize import DiscretizedActions
 from actors.envs.errors import EnvError
 from actors.envs.guard import AnyVectorEnv, GuardedLane
-from actors.envs.guarded_vector import GuardedVector
+from actors.envs.guarded_vector import GuardedVector, SeedForm
 from actors.envs.images import image_layouts
 from actors.envs.native import NoNativeError, make_native
-from actors.envs.observations import masks_of, parts_of
+from actors.envs.observations import parts_of
+from actors.envs.probing import look
 from actors.envs.stepper import VectorStepper
-from replay_service.block import ACTION_MASK, OBSERVATION
+from actors.envs.wrapping import WithoutKeys, layers, refuse_statistics, wrapped, wrapper_notes
+from replay_service.block import OBSERVATION
 
 _EXTRAS = {atari.NAMESPACE: "atari", minatar.NAMESPACE: "minatar"}
 """Namespace of ids -> the extra of this project that installs their package."""
 _Source = Registration | Callable[..., gym.Env[Any, Any]]
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What the probe of an environment found.
+
+    config: with the environment's absolute path and the keys to drop chosen. notes: sentences for its user.
+    """
+
+    config: EnvConfig
+    spec: EnvSpec
+    notes: tuple[str, ...]
+
+
 def probe(config: EnvConfig) -> EnvSpec:
-    """The properties of an environment; makes one lane to find them, and closes it.
+    """The properties of an environment, see `inspect`."""
+    return inspect(config).spec
+
+
+def inspect(config: EnvConfig) -> Probed:
+    """The properties of an environment; makes one lane and some 50 steps to find them, and closes it.
 
     Raises EnvError, whose message names the cure.
     """
-    stepper = make_vector(config, 1)
-    stepper.close()
-    return stepper.spec
+    with _explained(config), ExitStack() as stack:
+        source = _find(config.id)
+        vector, backend = _make_vector(config, source, 1, 1)
+        stack.callback(lambda: vector.env.close())  # the one that it has then
+        try:
+            spec = _spec(config, source, vector.env, backend)
+            seen = look(vector, spec)
+        except EnvError as error:
+            raise EnvError(f"{config.id}: {error}") from None
+    # One lane is never asynchronous.
+    lanes = list(layers(vector.env.envs[0])) if isinstance(vector.env, SyncVectorEnv) else []
+    dropped = tuple(key for layer in lanes if isinstance(layer, WithoutKeys) for key in layer.keys)
+    notes = [f"{config.id}: {note}" for layer in lanes for note in wrapper_notes(layer)]
+    if dropped and config.drop_observation_keys is None:
+        notes.append(f"{config.id}: what observations hold as {dropped[0]!r} is a text, which is left out")
+    if not seen.repeats:
+        notes.append(
+            f"{config.id} gives other observations for the same seed and actions: runs will not repeat"
+        )
+    if config.action_mask is None:
+        spec = replace(spec, action_mask=seen.masks)
+    chosen = replace(config, id=_absolute(config.id), drop_observation_keys=dropped)
+    return Probed(chosen, spec, tuple(notes))
 
 
 def make_vector(config: EnvConfig, num_envs: int, threads: int = 1) -> VectorStepper:
@@ -53,27 +97,12 @@ def make_vector(config: EnvConfig, num_envs: int, threads: int = 1) -> VectorSte
 
     Backend "auto" takes the environment's registered vector form if that plays the same game (see
     `make_native`), else it steps one lane after the other. "async" gives each lane a process.
+    If config.action_mask is None, no action mask is expected, and one that turns up is an error.
     Raises EnvError, whose message names the cure.
     """
     with _explained(config):
         source = _find(config.id)
-        if config.backend in ("auto", "native"):
-            try:
-                make = partial(make_native, config, source, num_envs, threads)
-                native = GuardedVector(make, "array" if atari.is_atari(source) else "int", name=config.id)
-                return _stepper(native, config, source, "native")
-            except NoNativeError:
-                if config.backend == "native":
-                    raise
-        if atari.is_atari(source):
-            raise EnvError(
-                f"{config.id} is only played by ALE's vector environment, set env.backend=native: single "
-                "environments give raw color frames without preprocessing, which is another game"
-            )
-        backend = "async" if config.backend == "async" else "sync"
-        make = partial(_make_lanes, config, source, num_envs, backend)
-        lanes = GuardedVector(make, "list", name=config.id, guarded_lanes=True)
-        return _stepper(lanes, config, source, backend)
+        return _stepper(*_make_vector(config, source, num_envs, threads), config, source)
 
 
 def make_lane(config: EnvConfig) -> gym.Env[Any, Any]:
@@ -111,17 +140,43 @@ def lane_seeds(seed: np.random.SeedSequence, num_seeds: int) -> np.ndarray:
     return seed.generate_state(num_seeds).astype(np.int64) >> 1
 
 
+def _make_vector(
+    config: EnvConfig, source: _Source, num_envs: int, threads: int
+) -> tuple[GuardedVector, str]:
+    """The lanes and the name of their backend."""
+    if config.backend in ("auto", "native"):
+        try:
+            make = partial(make_native, config, source, num_envs, threads)
+            form: SeedForm = "array" if atari.is_atari(source) else "int"
+            return GuardedVector(make, form, name=config.id), "native"
+        except NoNativeError:
+            if config.backend == "native":
+                raise
+    if atari.is_atari(source):
+        raise EnvError(
+            f"{config.id} is only played by ALE's vector environment, set env.backend=native: single "
+            "environments give raw color frames without preprocessing, which is another game"
+        )
+    backend = "async" if config.backend == "async" else "sync"
+    make = partial(_make_lanes, config, source, num_envs, backend)
+    return GuardedVector(make, "list", name=config.id, guarded_lanes=True), backend
+
+
 def _find(env_id: str) -> _Source:
     """A registered environment; or, for "module:name", one that the module registers, or its factory."""
-    module_name, colon, name = env_id.partition(":")
+    module_name, colon, name = env_id.rpartition(":")
     atari.refuse_raw(env_id)
+    if today := _todays_atari(env_id):
+        raise EnvError(
+            f"{env_id} gives raw color frames without preprocessing, which is another game; take {today}"
+        )
     if not colon:
         if env_id.startswith(atari.NAMESPACE):
             importlib.import_module("ale_py")  # registers them
         if env_id.startswith(minatar.NAMESPACE):
             minatar.register()
         return gym.spec(env_id)
-    module = importlib.import_module(module_name)
+    module = _module(module_name)
     if name in gym.registry:
         return gym.spec(name)
     factory = getattr(module, name, None)
@@ -130,6 +185,47 @@ def _find(env_id: str) -> _Source:
             f"{module_name} neither registers an environment {name!r} nor has a callable of that name"
         )
     return factory  # type: ignore[no-any-return]
+
+
+def _module(name: str) -> ModuleType:
+    """An importable module, or that of a file "folder/file.py"."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise EnvError(f"env.id names the file {path}, which does not exist")
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules.setdefault(path.stem, module)  # so that processes can be given its objects
+    found.loader.exec_module(module)
+    return module
+
+
+def _absolute(env_id: str) -> str:
+    """The id with the absolute path of a file, because roles may run in other folders."""
+    file, _, name = env_id.rpartition(":")
+    return f"{Path(file).resolve()}:{name}" if file.endswith(".py") else env_id
+
+
+def _todays_atari(env_id: str) -> str | None:
+    """The id that plays the game of an old one, as PongNoFrameskip-v4; None if it is no such id."""
+    old = re.fullmatch(r"(?:ale_py:)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?-v[04]", env_id)
+    if old is None or (env_id in gym.registry and "ale_py" not in str(gym.registry[env_id].entry_point)):
+        return None
+    with suppress(ImportError):
+        importlib.import_module("ale_py")
+    today = f"{atari.NAMESPACE}{old[1]}-v5"
+    return today if today in gym.registry else None
+
+
+def _dropped(config: EnvConfig, source: _Source, space: spaces.Space[Any]) -> tuple[str, ...]:
+    """The keys to drop: those of the settings, else the text in which MiniGrid states the mission."""
+    if config.drop_observation_keys is not None:
+        return config.drop_observation_keys
+    minigrid = isinstance(source, Registration) and source.id.startswith(("MiniGrid-", "BabyAI-"))
+    return ("mission",) if minigrid and isinstance(space, spaces.Dict) and "mission" in space.spaces else ()
 
 
 @contextmanager
@@ -199,19 +295,47 @@ def _make_lane(config: EnvConfig, source: _Source) -> gym.Env[Any, Any]:
 
 
 def _make_user_env(config: EnvConfig, source: _Source, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
-    """One environment with its own spaces."""
+    """One environment with its own spaces, in the wrappers of the settings."""
+    env: Any
     if isinstance(source, Registration):
         # The checker looks at every step; `qfleet check-env` is the place for that.
         env = gym.make(source, max_episode_steps=config.max_episode_steps, disable_env_checker=True, **kwargs)
-        return minatar.FreshStart(env) if source.id.startswith(minatar.NAMESPACE) else env
-    env = source(**kwargs)
-    if not isinstance(env, gym.Env):
-        raise EnvError(f"{config.id} returned a {type(env).__name__}; a factory returns a gymnasium.Env")
-    return env if config.max_episode_steps is None else TimeLimit(env, config.max_episode_steps)
+        if source.id.startswith(minatar.NAMESPACE):
+            env = minatar.FreshStart(env)
+    else:
+        env = source(**kwargs)
+        if not isinstance(env, gym.Env):
+            raise EnvError(_no_env(config, env))
+        if config.max_episode_steps is not None:
+            env = TimeLimit(env, config.max_episode_steps)
+    env = wrapped(env, config.wrappers)
+    try:
+        refuse_statistics(env)
+        dropped = _dropped(config, source, env.observation_space)
+        return WithoutKeys(env, dropped) if dropped else env
+    except EnvError as error:
+        env.close()
+        raise EnvError(f"{config.id} has {error}") from None
 
 
-def _stepper(vector: GuardedVector, config: EnvConfig, source: _Source, backend: str) -> VectorStepper:
-    """Closes the vector environment if its spaces do not fit, or its first reset fails."""
+def _no_env(config: EnvConfig, made: object) -> str:
+    """What is wrong with an object that is no gymnasium.Env, in words."""
+    modules = {kind.__module__.partition(".")[0] for kind in type(made).__mro__}
+    text = f"{config.id} returned a {type(made).__name__}"
+    if "gym" in modules:
+        return (
+            f"{text} of the old package gym: wrap it with shimmy.GymV21CompatibilityV0(env=...), or "
+            "shimmy.GymV26CompatibilityV0 if its step returns five values"
+        )
+    if modules & {"dm_env", "dm_control"}:
+        return (
+            f"{text} of dm_env: wrap it with shimmy.DmControlCompatibilityV0, or shimmy.BSuiteCompatibilityV0"
+        )
+    return f"{text}; a factory returns a gymnasium.Env"
+
+
+def _stepper(vector: GuardedVector, backend: str, config: EnvConfig, source: _Source) -> VectorStepper:
+    """Closes the vector environment if its spaces do not fit."""
     with ExitStack() as unless_made:
         unless_made.callback(vector.env.close)
         try:
@@ -219,7 +343,8 @@ def _stepper(vector: GuardedVector, config: EnvConfig, source: _Source, backend:
         except EnvError as error:
             raise EnvError(f"{config.id}: {error}") from None
         limit = spec.max_episode_steps if atari.is_atari(source) else None
-        stepper = VectorStepper(vector, spec, step_limit=limit)
+        late = config.action_mask is None
+        stepper = VectorStepper(vector, spec, step_limit=limit, masks_are_errors=late)
         unless_made.pop_all()
     return stepper
 
@@ -256,18 +381,7 @@ def _spec(config: EnvConfig, source: _Source, env: AnyVectorEnv, backend: str) -
         max_episode_steps=limit,
         reward_threshold=threshold,
         parts=fields if len(fields) > 1 else (),
-        action_mask=_gives_masks(config, env, num_actions),
+        action_mask=bool(config.action_mask),
         pixels=tuple(name for name, part in zip(names, parts, strict=True) if part.pixels),
         image_layouts=image_layouts(dict(zip(names, shapes, strict=True)), layout),
     )
-
-
-def _gives_masks(config: EnvConfig, env: AnyVectorEnv, num_actions: int) -> bool:
-    """Whether info["action_mask"] restricts actions: as the settings say, else if a reset returns one."""
-    if config.action_mask is not None:
-        return config.action_mask
-    _, info = env.reset(seed=0)
-    if ACTION_MASK not in info:
-        return False
-    masks_of(info, env.num_envs, num_actions)
-    return True

@@ -34,6 +34,10 @@ def make_native(config: EnvConfig, source: object, num_envs: int, threads: int) 
     if str(source.vector_entry_point).startswith("gymnasium.envs.phys2d."):
         # FunctionalJaxVectorEnv.step freezes every other lane for the step in which one lane resets.
         raise _no_native(config, "a native vector environment with wrong dynamics")
+    if config.wrappers or config.drop_observation_keys:
+        raise _no_native(
+            config, "env.wrappers or keys to drop, which its native vector environment cannot have"
+        )
     if source.additional_wrappers:
         raise _no_native(config, "wrappers in its registration, which its native vector environment lacks")
     kwargs = dict(config.kwargs)

@@ -14,7 +14,7 @@ from actors.core import EnvSpec
 from actors.envs.errors import EnvError
 from replay_service.block import ACTION_MASK, OBSERVATION, FrameField
 
-_FLOAT32_WHOLE = 2**24
+FLOAT32_WHOLE = 2**24
 """float32 holds all whole numbers from minus this to this."""
 
 
@@ -43,6 +43,11 @@ class Part:
         for key in self.path:
             observation = observation[key]
         return observation
+
+    @property
+    def text(self) -> str:
+        """Its dotted name in quotes, after a space; empty if it is the whole observation."""
+        return f" {_dotted(self.path)!r}" if self.path else ""
 
     def converted(self, values: np.ndarray) -> np.ndarray:
         """[K, *raw_shape] -> [K, *field.shape] of field.dtype."""
@@ -98,6 +103,22 @@ class FrameMaker:
         arrays = [np.asarray(part.of(observations)) for part in self._parts]
         return self._assembled(arrays if lanes is None else [array[lanes] for array in arrays], masks, lanes)
 
+    def require_own_arrays(self, finals: Sequence[Any], observations: Any, lanes: np.ndarray) -> None:
+        """Raises EnvError if final observations of lanes [K] lie in memory that holds something else by now:
+        the observations after the reset, or another lane's final one.
+        """
+        for part in self._parts:
+            seen = [np.asarray(part.of(observations))]
+            for lane in lanes:
+                final = np.asarray(part.of(finals[lane]))
+                if final.ndim and any(np.may_share_memory(final, other) for other in seen):
+                    raise EnvError(
+                        "a final observation in info['final_obs'] shares its memory with another observation "
+                        "of the same step, which has overwritten it: let the vector environment copy it "
+                        "before it resets, or set env.backend=sync"
+                    )
+                seen.append(final)
+
     def of_list(self, observations: Sequence[Any], masks: np.ndarray | None, lanes: np.ndarray) -> np.ndarray:
         """Frames [K] of lanes [K], from N single observations; masks as in of_batch."""
         arrays = [np.stack([part.of(observations[lane]) for lane in lanes]) for part in self._parts]
@@ -127,7 +148,9 @@ class FrameMaker:
                 else "takes no action mask: it was trained without"
             )
             raise ValueError(f"this policy {expected} info['action_mask']")
-        return self._assembled(arrays, None if mask is None else _checked(mask, self.spec.num_actions)[None])
+        return self._assembled(
+            arrays, None if mask is None else checked_mask(mask, self.spec.num_actions)[None]
+        )
 
     def _assembled(
         self, arrays: Sequence[np.ndarray], masks: np.ndarray | None, lanes: np.ndarray | None = None
@@ -176,14 +199,15 @@ def masks_of(info: Mapping[str, Any], num_envs: int, num_actions: int) -> np.nda
     present = np.asarray(info.get(f"_{ACTION_MASK}", np.ones(num_envs, np.bool_)))
     if not isinstance(given, np.ndarray) or given.dtype.hasobject:
         for lane in np.flatnonzero(present):
-            masks[lane] = _checked(given[lane], num_actions)
+            masks[lane] = checked_mask(given[lane], num_actions)
         return masks
     if given.shape != masks.shape:
         raise EnvError(_wrong_mask(given.shape[1:], num_actions))
     return np.where(present[:, None], given != 0, masks)
 
 
-def _checked(mask: Any, num_actions: int) -> np.ndarray:
+def checked_mask(mask: Any, num_actions: int) -> np.ndarray:
+    """A mask [A] as bools. Raises EnvError if it is of another shape."""
     array: np.ndarray = np.asarray(mask)
     if array.shape != (num_actions,):
         raise EnvError(_wrong_mask(array.shape, num_actions))
@@ -229,18 +253,19 @@ def _parts(space: spaces.Space[Any], path: tuple[Any, ...]) -> Iterator[Part]:
         case _:
             where = f" {name!r}:" if path else ""
             raise EnvError(
-                f"observations{where} {space}, which have no fixed size; wrap the environment so that it "
-                "leaves them out or returns Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple instead"
+                f"observations{where} {space}, which have no fixed size; leave a key of a Dict out by "
+                "env.drop_observation_keys, or wrap the environment so that it returns Box, Discrete, "
+                "MultiDiscrete, MultiBinary, Dict or Tuple instead"
             )
 
 
 def _require_exact(space: spaces.Box, name: str) -> None:
     """Raises EnvError if whole numbers within the bounds would be altered as float32."""
     largest = max(abs(int(space.low.min())), abs(int(space.high.max())))
-    if largest > _FLOAT32_WHOLE:
+    if largest > FLOAT32_WHOLE:
         raise EnvError(
             f"observations{f' {name!r}' if name else ''} of dtype {space.dtype} bounded by {largest}; "
-            f"float32, as which they are stored, holds whole numbers up to {_FLOAT32_WHOLE} only: give the "
+            f"float32, as which they are stored, holds whole numbers up to {FLOAT32_WHOLE} only: give the "
             "space the bounds of its real values, or wrap the environment so that it returns smaller numbers"
         )
 

@@ -17,6 +17,7 @@ from actors.envs.guard import Failure
 from actors.envs.guarded_vector import GuardedVector, VectorStep
 from actors.envs.observations import FrameMaker, masks_of, parts_of
 from actors.envs.validation import is_finite
+from replay_service.block import ACTION_MASK
 
 
 # Not frozen: setting eleven frozen fields takes a tenth of the time of a step of CartPole's vector form.
@@ -66,9 +67,17 @@ class VectorStepper:
     asynchronous: lanes step between `begin` and `finish`, in threads or processes of their own.
     """
 
-    def __init__(self, vector: GuardedVector, spec: EnvSpec, *, step_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        vector: GuardedVector,
+        spec: EnvSpec,
+        *,
+        step_limit: int | None = None,
+        masks_are_errors: bool = False,
+    ) -> None:
         """step_limit: env steps after which an episode is truncated, if the environment does not do so
-        itself; its reset must then accept options["reset_mask"].
+        itself; its reset must then accept options["reset_mask"]. masks_are_errors: whether an action mask
+        where spec has none raises EnvError; else it is ignored.
         """
         env = vector.env
         self.spec = spec
@@ -77,6 +86,7 @@ class VectorStepper:
         self._vector = vector
         self._mode = AutoresetMode(env.metadata["autoreset_mode"])
         self._step_limit = step_limit
+        self._masks_are_errors = masks_are_errors and not spec.action_mask
         self._maker = FrameMaker(parts_of(env.single_observation_space), spec)
         space = env.single_action_space
         self._first_action = int(space.start) if isinstance(space, spaces.Discrete) else 0
@@ -121,6 +131,11 @@ class VectorStepper:
     def _step_of(self, made: VectorStep, fake: np.ndarray) -> Step:
         """The step that the vector environment made; fake [N] bool: lanes in which it was an autoreset."""
         observations, reward, terminated, truncated, info, broken = made
+        if self._masks_are_errors and ACTION_MASK in info:
+            raise EnvError(
+                f"{self._vector.name} gives an action mask in info['action_mask'] now, but gave none in its "
+                "first 50 steps: set env.action_mask=true to obey its masks, or false to ignore them"
+            )
         if broken is not None:
             fake = fake | broken
         if np.count_nonzero(fake):
@@ -144,6 +159,7 @@ class VectorStepper:
                 starts = ended
                 final_lanes = ended.nonzero()[0]
                 final_masks = self._masks(info.get("final_info", {}), terminal=terminated, lanes=ended)
+                self._maker.require_own_arrays(info["final_obs"], observations, final_lanes)
                 final_frames = self._maker.of_list(info["final_obs"], final_masks, final_lanes)
                 if not is_finite(final_frames):
                     description = "An environment returned a final observation that is not finite"

@@ -14,9 +14,8 @@ import gymnasium as gym
 import numpy as np
 
 from actors.config import EnvConfig
-from actors.core import EnvSpec
 from actors.envs.errors import EnvError
-from actors.envs.make import make_lane, probe
+from actors.envs.make import Probed, inspect, make_lane
 from actors.envs.validation import Validator
 from replay_service.block import ACTION_MASK
 
@@ -31,24 +30,26 @@ _NOT_THE_USERS = (
 """Beginnings of the paths of files that are not the user's own code."""
 
 
-def try_out(config: EnvConfig) -> EnvSpec:
-    """The properties of an environment, after it has been made, reset and stepped once.
+def try_out(config: EnvConfig) -> Probed:
+    """The properties of an environment, after it has been made, reset and stepped.
 
     Raises EnvError, in one sentence that names the method at fault.
     """
-    failure = None
+    failure: Exception | None = None
     try:
-        spec = probe(config)
-        if spec.backend == "native":
-            return spec
-    except EnvError:
-        raise
+        probed = inspect(config)
+        if probed.spec.backend == "native":
+            return probed
+    except EnvError as error:
+        failure = error
     except Exception as error:  # noqa: BLE001 - a user's code may raise anything; it is told in a sentence
         failure = error
     _try_lane(config)
+    if isinstance(failure, EnvError):
+        raise failure
     if failure is not None:
         raise EnvError(f"{config.id} cannot be used: {told(failure)}") from failure
-    return spec
+    return probed
 
 
 def told(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from actors.envs.observations import Part, parts_of
+from actors.envs.observations import FLOAT32_WHOLE, Part, parts_of
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # A transition sums at most 64 rewards (actors.n_step) and stores the sum in float32.
@@ -94,7 +94,8 @@ class _Leaf:
     def invalid(self, array: np.ndarray) -> np.ndarray | None:
         """[N, ...] bool: values of a batch [N, ...] that are not finite or out of range; None: none is.
 
-        Floats only have to be finite: many environments leave the bounds of their Box, which does no harm.
+        Floats only have to be finite, and whole numbers such as float32 holds: many environments leave the
+        bounds of their Box, which does no harm.
         """
         match self.space:
             case spaces.Discrete():
@@ -102,6 +103,10 @@ class _Leaf:
             case spaces.MultiDiscrete():
                 low, size = self.space.start, self.space.nvec
             case _:
+                if array.dtype.kind in "iu" and array.itemsize > 2:
+                    # A frame is float32, which holds smaller whole numbers exactly.
+                    valid = (array >= -FLOAT32_WHOLE) & (array <= FLOAT32_WHOLE)
+                    return None if np.count_nonzero(valid) == valid.size else ~valid
                 if array.dtype.kind != "f":
                     return None
                 # A frame is float32: a number beyond its range would become infinite there.

@@ -296,6 +296,8 @@ def _leaves(config: ResolvedConfig) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and name.count(".") < 1:
             for key, part in value.items():
                 yield from walk(part, f"{name}.{key}".lstrip("."))
+        elif name == "env.action_mask":
+            yield name, bool(value)  # null: no masks, too
         else:
             yield name, value
 

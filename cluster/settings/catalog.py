@@ -39,11 +39,17 @@ MEANINGS: Mapping[str, Meaning] = {
     "env.kwargs": Meaning("arguments of the environment"),
     "env.stack": Meaning("frames in one observation", "frames", "4 for Atari, else 1"),
     "env.action_mask": Meaning(
-        'whether info["action_mask"] restricts actions', automatic="whether the first reset gives one"
+        'whether info["action_mask"] restricts actions', automatic="whether one is seen in the first 50 steps"
     ),
     "env.discretize": Meaning("bins into which each dimension of continuous actions is divided", "bins"),
     "env.max_episode_steps": Meaning(
         "steps after which an episode is truncated", "env steps", "the environment's own limit"
+    ),
+    "env.wrappers": Meaning(
+        "callables that take the environment, each package.module:name or {package.module:name: arguments}"
+    ),
+    "env.drop_observation_keys": Meaning(
+        "keys of Dict observations that are left out", automatic="MiniGrid's mission"
     ),
     "env.image_layout": Meaning(
         "the order of the axes of images: channels last (HWC) or first (CHW)",

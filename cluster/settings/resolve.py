@@ -54,7 +54,9 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
     preset = "none" if config.run.preset == "auto" else config.run.preset
     room = _REPLAY_BYTES_AUTO // max(1, _frame_bytes(spec))
     return ResolvedConfig(
-        env=narrowed(ResolvedEnv, config.env, stack=spec.stack, action_mask=spec.action_mask),
+        env=narrowed(
+            ResolvedEnv, config.env, stack=spec.stack, action_mask=spec.action_mask or config.env.action_mask
+        ),
         actors=narrowed(
             ResolvedActors,
             actors,

@@ -19,10 +19,9 @@ Runtime = Literal["local", "ray", "cluster", "serial"]
 
 @dataclass(frozen=True)
 class ResolvedEnv(EnvConfig):
-    """The environment as the probe found it."""
+    """The environment as the probe found it. action_mask None: it gave no masks, and must not begin to."""
 
     stack: int = 1
-    action_mask: bool = False
 
 
 @dataclass(frozen=True)

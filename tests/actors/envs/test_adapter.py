@@ -34,6 +34,9 @@ class Composite(Shifted):
     def reset(self, *, seed=None, options=None):
         return self.observation_space.sample(), {}
 
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, True, False, {}
+
 
 def adapter_of(**settings):
     config = EnvConfig(**settings)

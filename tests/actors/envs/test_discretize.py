@@ -50,7 +50,7 @@ def test_tables(space: spaces.Space, bins: int | None, table: list[list[float]])
         ),
         (spaces.Box(-1.0, 1.0, (40,)), 5, "at most 4096"),
         (spaces.MultiDiscrete([100, 100]), None, "100 x 100 = 10000 flat actions; at most 4096 work, wrap"),
-        (spaces.MultiBinary(3), 2, "Discrete, MultiDiscrete and Box actions are supported"),
+        (spaces.Text(3), 2, "Discrete, MultiDiscrete, MultiBinary and Box actions are supported"),
     ],
 )
 def test_refusals(space: spaces.Space, bins: int | None, message: str) -> None:

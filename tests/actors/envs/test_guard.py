@@ -390,7 +390,8 @@ class Informative(Faulty):
 
 @pytest.mark.parametrize("lives_in", [("reset", "step"), ("reset",), ("step",)])
 def test_a_lane_restarted_for_its_numbers_has_the_masks_and_lives_of_its_reset(lives_in: Any) -> None:
-    stepper = make_vector(config("Informative", lives_in=lives_in, bad=(SEEDS[1],), how="nan", at=2), 3)
+    informative = config("Informative", lives_in=lives_in, bad=(SEEDS[1],), how="nan", at=2)
+    stepper = make_vector(replace(informative, action_mask=True), 3)
     stepper.reset(np.array(SEEDS))
     steps = []
     for _ in range(4):

@@ -6,6 +6,7 @@ Tests actors/envs/errors.py too: EnvError is what a wrong environment raises.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -17,8 +18,8 @@ from gymnasium.envs.registration import EnvSpec as Registration
 
 from actors.config import EnvConfig
 from actors.core import EnvSpec
-from actors.envs.errors import EnvError, EnvFailed
-from actors.envs.make import lane_seeds, make_vector, probe
+from actors.envs.errors import EnvError
+from actors.envs.make import inspect, lane_seeds, make_vector, probe
 
 
 class SpacesEnv(gym.Env[Any, Any]):
@@ -153,7 +154,7 @@ def test_an_observation_of_several_arrays_is_a_record(module: ModuleType, backen
 def test_observations_without_a_fixed_size_are_refused(
     module: ModuleType, space: spaces.Space[Any], named: str
 ) -> None:
-    with pytest.raises(EnvError, match=rf"my_envs:make has observations.*{named}.* have no fixed size; wrap"):
+    with pytest.raises(EnvError, match=rf"my_envs:make has observations.*{named}.* have no fixed size; "):
         probe(EnvConfig("my_envs:make", kwargs={"observation_space": space}))
 
 
@@ -258,7 +259,7 @@ def test_what_fails_in_its_first_reset_is_closed(module: ModuleType) -> None:
             type(self).closed += 1
 
     module.NoStart = lambda: NoStart(spaces.Discrete(3))  # type: ignore[attr-defined]
-    with pytest.raises(EnvFailed, match="a bug"):
+    with pytest.raises(EnvError, match="a bug"):
         probe(EnvConfig("my_envs:NoStart"))
     assert NoStart.closed == 2  # and its replacement
 
@@ -343,3 +344,74 @@ def test_the_layout_of_images_is_found_or_set(module: ModuleType) -> None:
     assert probe(EnvConfig("my_envs:make", cube)).image_layouts == {"observation": "unknown"}
     told = probe(EnvConfig("my_envs:make", cube, image_layout="CHW"))
     assert told.image_layouts == {"observation": "CHW"}
+
+
+def test_multibinary_actions_are_flattened(module: ModuleType) -> None:
+    kwargs = {"observation_space": spaces.Box(-1, 1, (2,)), "action_space": spaces.MultiBinary([2, 2])}
+    assert probe(EnvConfig("my_envs:make", kwargs)).num_actions == 16
+    large = kwargs | {"action_space": spaces.MultiBinary(13)}
+    with pytest.raises(EnvError, match=r"= 8192 flat actions; at most 4096 work"):
+        probe(EnvConfig("my_envs:make", large))
+
+
+@pytest.mark.parametrize(
+    ("old", "today"),
+    [
+        ("PongNoFrameskip-v4", "ALE/Pong-v5"),
+        ("Pong-v4", "ALE/Pong-v5"),
+        ("ale_py:BreakoutDeterministic-v0", "ALE/Breakout-v5"),
+        ("SpaceInvaders-ramNoFrameskip-v4", "ALE/SpaceInvaders-v5"),
+    ],
+)
+def test_old_ids_of_atari_point_to_todays(old: str, today: str) -> None:
+    pytest.importorskip("ale_py")
+    with pytest.raises(EnvError, match=rf"{old} gives raw color frames .*take {today}"):
+        probe(EnvConfig(old))
+
+
+@pytest.mark.parametrize(("package", "wrapper"), [("gym", "GymV21CompatibilityV0"), ("dm_env", "shimmy")])
+def test_environments_of_other_packages_point_to_shimmy(
+    module: ModuleType, package: str, wrapper: str
+) -> None:
+    other = type("Other", (), {"__module__": f"{package}.core"})
+    module.other = other  # type: ignore[attr-defined]
+    with pytest.raises(EnvError, match=rf"my_envs:other returned a Other of .*{wrapper}"):
+        probe(EnvConfig("my_envs:other"))
+
+
+FILE = """
+import gymnasium as gym
+from gymnasium import spaces
+
+class Ones(gym.Env):
+    observation_space = spaces.Box(0, 1, (3,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample() * 0, {}
+
+    def step(self, action):
+        return self.observation_space.sample() * 0, 1.0, True, False, {}
+"""
+
+
+def test_an_environment_in_a_file_is_found_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ones.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    probed = inspect(EnvConfig("./ones.py:Ones"))
+    assert probed.spec.observation_shape == (3,)
+    assert probed.config.id == f"{tmp_path.resolve()}/ones.py:Ones"
+    monkeypatch.chdir("/")
+    assert probe(probed.config) == probed.spec
+    with pytest.raises(EnvError, match=r"env.id names the file /nowhere.py, which does not exist"):
+        probe(EnvConfig("/nowhere.py:Ones"))
+
+
+def test_a_class_stands_for_its_import_path() -> None:
+    config = EnvConfig(gym.envs.classic_control.CartPoleEnv)  # type: ignore[arg-type]
+    assert config.id == "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
+    assert probe(config).observation_shape == (4,)
+    with pytest.raises(ValueError, match=r"env.id is <function .*stands at the top of a module"):
+        EnvConfig(lambda: gym.make("CartPole-v1"))  # type: ignore[arg-type]

@@ -226,7 +226,9 @@ def test_a_state_without_actions_from_which_one_must_act_is_an_error(mode: Autor
 def test_an_environment_that_gives_masks_is_found_out_and_may_be_overruled() -> None:
     config = EnvConfig(f"{__name__}:Masked", kwargs={"in_parts": True})
     assert probe(config).action_mask
-    assert not probe(EnvConfig(config.id, kwargs=config.kwargs, action_mask=False)).action_mask
+    # Overruled, it raises at what it does not allow.
+    with pytest.raises(EnvError, match="fails within its first 50 steps"):
+        probe(EnvConfig(config.id, kwargs=config.kwargs, action_mask=False))
     assert not probe(EnvConfig("CartPole-v1")).action_mask
     stepper = make_vector(EnvConfig("CartPole-v1", backend="sync", action_mask=True), 2)
     with pytest.raises(EnvError, match=r"CartPole-v1 allows no action in lane 0.*env\.action_mask=false"):
@@ -254,7 +256,7 @@ class Refuses(Masked):
 
 
 def test_evaluation_takes_allowed_actions_only() -> None:
-    evaluator = Evaluator(EnvConfig(f"{__name__}:Refuses"), seed=0)
+    evaluator = Evaluator(EnvConfig(f"{__name__}:Refuses", action_mask=True), seed=0)
     report = evaluator.evaluate(NumberPolicy(), version=1, seed_domain=3, episodes=2)
     evaluator.close()
     assert report.lengths[0] in (2, 9)  # the environment itself asserts that actions are allowed

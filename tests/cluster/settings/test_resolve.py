@@ -59,6 +59,8 @@ def test_everything_that_decides_the_run_is_filled_in(spec: EnvSpec, runtime: st
     assert not {name for name in still_open if name.startswith(("replay.",))}
     assert still_open <= OPEN_ON_PURPOSE | {
         "env.discretize",
+        "env.action_mask",
+        "env.drop_observation_keys",
         "env.image_layout",
         "env.max_episode_steps",
         "actors.epsilon_ladder",
