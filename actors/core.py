@@ -159,6 +159,10 @@ class RolloutReport:
         return sum(self.seconds.values()) - self.seconds.get("idle", 0.0)
 
 
+MOST_EPISODE_STEPS = 27_000
+"""Greedy episodes end there at the latest: Atari's limit (Mnih et al. 2015, doi:10.1038/nature14236)."""
+
+
 @dataclass(frozen=True)
 class EvaluationReport:
     """Greedy episodes of one version; episode i was played with the i-th seed of the domain.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from actors.config import EnvConfig
-from actors.core import EvaluationReport, Policy
+from actors.core import MOST_EPISODE_STEPS, EvaluationReport, Policy
 from actors.envs.errors import EnvFailed
 from actors.envs.frame_stack import FrameStack
 from actors.envs.make import lane_seeds, make_vector
@@ -36,39 +36,50 @@ class Evaluator:
         env: EnvConfig,
         *,
         seed: int,
-        max_lanes: int = 100,
-        max_episode_steps: int = 27_000,
+        max_lanes: int = 8,
         discount: float = 1.0,
         reward_clip: float | None = None,
     ) -> None:
-        """seed: the run's, from which the seeds of all domains are derived. max_episode_steps: an episode
-        ends there at the latest, because a greedy policy may walk in circles forever if the environment has
-        no limit of its own. discount and reward_clip: the learner's, for returns that are compared with its
-        Q-values.
+        """seed: the run's, from which the seeds of all domains are derived. max_lanes: environments that are
+        open at the same time. discount and reward_clip: the learner's, for returns that are compared with
+        its Q-values.
         """
         self._env = env
         self._seed = seed
         self._max_lanes = max_lanes
-        self._max_episode_steps = max_episode_steps
         self._discount = discount
         self._reward_clip = reward_clip
         self._ended_at = perf_counter()
         self._stepper: VectorStepper | None = None
 
-    def evaluate(self, policy: Policy, *, version: int, seed_domain: int, episodes: int) -> EvaluationReport:
+    def evaluate(
+        self,
+        policy: Policy,
+        *,
+        version: int,
+        seed_domain: int,
+        episodes: int,
+        max_episode_steps: int = MOST_EPISODE_STEPS,
+    ) -> EvaluationReport:
         """Plays `episodes` episodes; see play."""
-        return next(
-            report
-            for report in self.play(policy, version=version, seed_domain=seed_domain, episodes=episodes)
-            if report is not None
+        reports = self.play(
+            policy,
+            version=version,
+            seed_domain=seed_domain,
+            episodes=episodes,
+            max_episode_steps=max_episode_steps,
         )
+        return next(report for report in reports if report is not None)
 
     def play(
-        self, policy: Policy, *, version: int, seed_domain: int, episodes: int
+        self, policy: Policy, *, version: int, seed_domain: int, episodes: int, max_episode_steps: int
     ) -> Iterator[EvaluationReport | None]:
         """Plays `episodes` episodes with the weights that policy holds, the i-th with the domain's i-th seed.
 
         Yields None after each step of all lanes, and the report at the end.
+
+        max_episode_steps: an episode ends there at the latest, because a greedy policy may walk in circles
+        forever if the environment has no limit of its own.
 
         Raises ValueError if episodes < 1, EnvError, and EnvFailed if environments fail again and again.
         """
@@ -88,7 +99,7 @@ class Evaluator:
             first = len(rounds) * stepper.num_envs
             round_seeds = lane_seeds(domain, first + stepper.num_envs)[first:]
             count = min(stepper.num_envs, episodes - played)
-            rounds.append((yield from self._play(stepper, policy, round_seeds, count)))
+            rounds.append((yield from self._play(stepper, policy, round_seeds, count, max_episode_steps)))
             played += len(rounds[-1].returns)
         idle_seconds = began - self._ended_at
         self._ended_at = perf_counter()
@@ -119,7 +130,7 @@ class Evaluator:
         return self._stepper
 
     def _play(
-        self, stepper: VectorStepper, policy: Policy, seeds: np.ndarray, count: int
+        self, stepper: VectorStepper, policy: Policy, seeds: np.ndarray, count: int, max_episode_steps: int
     ) -> Generator[None, None, _Round]:
         """The first episode of the first `count` lanes, without those that broke off."""
         stack = FrameStack(stepper.spec.stack, stepper.reset(seeds))
@@ -130,7 +141,7 @@ class Evaluator:
         truncated = np.ones(stepper.num_envs, np.bool_)  # unless the episode terminates
         playing = np.arange(stepper.num_envs) < count
         whole = playing.copy()
-        for _ in range(self._max_episode_steps):
+        for _ in range(max_episode_steps):
             observations, allowed = split(stack.observations)
             q = masked(policy.q_values(observations), allowed)
             if start_values is None:
@@ -193,7 +204,7 @@ def evaluate(
     seed_domain: int,
     episodes: int,
     seed: int,
-    max_lanes: int = 100,
+    max_lanes: int = 8,
 ) -> EvaluationReport:
     """One evaluation with environments of its own; see `Evaluator`."""
     evaluator = Evaluator(env, seed=seed, max_lanes=max_lanes)

@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,8 @@ def inspect(config: EnvConfig) -> Probed:
     Raises EnvError, whose message names the cure.
     """
     with _explained(config), ExitStack() as stack:
+        # What the environment prints is no part of the answer that a command writes to its standard output.
+        stack.enter_context(redirect_stdout(sys.stderr))
         source = _find(config.id)
         vector, backend = _make_vector(config, source, 1, 1)
         stack.callback(lambda: vector.env.close())  # the one that it has then

@@ -3,18 +3,23 @@
 Owns the two-evaluation rule; pure, imports no engine.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
 
 from actors.core import EvaluationReport
+from cluster.control.significance import Sample, mean_lower_bound
 from cluster.settings.config import EvaluationConfig
+
+_ALPHA = 0.01
+_MOST_TIMES = 16
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
     """A request to play `episodes` greedy episodes of `version` with the seeds of seed_domain.
 
-    confirms: whether it is the second evaluation of this version.
+    confirms: whether it belongs to the second evaluation of this version.
     """
 
     version: int
@@ -28,7 +33,7 @@ class Best:
     """The best version: two evaluations found it better than those before.
 
     screened is the mean return of the first evaluation, score and std are mean and standard deviation of the
-    second one's returns. std is None if it is not known any more.
+    second one's returns, however many it took. std is None if it is not known any more.
     """
 
     version: int
@@ -49,14 +54,28 @@ class ModelSelectionState:
     last_domain: int = -1
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A version in its second evaluation, with the returns of both so far."""
+
+    version: int
+    screening: tuple[float, ...]
+    returns: tuple[float, ...] = ()
+
+
 class ModelSelection:
     """A first evaluation screens a version; if it is above the best so far, a second one plays new seeds.
 
     Only the second mean is the version's score: the highest of many first means is biased upwards.
 
+    The target return is reached if both means reach it, and the second one's lower confidence bound, too.
+    Where only that is missing, as many episodes again are played, up to 16 times those of an evaluation.
+    The bound counts the worst return of the screening as one more, so that a second evaluation without any
+    failure does not prove by its lack of spread that there are none.
+
     Attributes:
         best: the best version; None until there is one.
-        solved: whether both evaluations of a version reached the target return.
+        solved: whether a version reached the target return.
     """
 
     def __init__(
@@ -65,7 +84,7 @@ class ModelSelection:
         state = state or ModelSelectionState()
         self._config = config
         self._target_return = target_return
-        self._candidate: tuple[int, float] | None = None
+        self._candidate: _Candidate | None = None
         self._last_version = state.last_version
         self._last_domain = state.last_domain
         self.best = state.best
@@ -81,7 +100,8 @@ class ModelSelection:
         due: do not wait until every_updates have passed.
         """
         if self._candidate is not None:
-            return self._request(self._candidate[0], confirms=True)
+            episodes = len(self._candidate.returns) or self._config.episodes
+            return self._request(self._candidate.version, episodes, confirms=True)
         if version < self._last_version:
             # A learner that was replaced goes on from an older version, or begins anew.
             self._last_version = version - 1
@@ -89,7 +109,7 @@ class ModelSelection:
             return None
         if due or version >= max(self._last_version, 0) + self._config.every_updates:
             self._last_version = version
-            return self._request(version, confirms=False)
+            return self._request(version, self._config.episodes, confirms=False)
         return None
 
     def lost(self, request: EvaluationRequest) -> None:
@@ -103,25 +123,36 @@ class ModelSelection:
 
     def take(self, request: EvaluationRequest, report: EvaluationReport) -> bool:
         """Takes a result; returns whether its version is now the best."""
-        mean = fmean(report.returns)
         if not request.confirms:
+            mean = fmean(report.returns)
             if self.best is None or mean > self.best.score or self._passes(mean):
-                self._candidate = (request.version, mean)
+                self._candidate = _Candidate(request.version, report.returns)
             return False
-        assert self._candidate is not None
-        (_, screened), self._candidate = self._candidate, None
-        passed = self._passes(screened) and self._passes(mean)
+        candidate, self._candidate = self._candidate, None
+        assert candidate is not None
+        returns, screened = (*candidate.returns, *report.returns), fmean(candidate.screening)
+        mean, passed = fmean(returns), False
+        if self._passes(screened) and self._passes(mean):
+            passed = self._passes(_lower_bound((*returns, min(candidate.screening))))
+            if not passed and 2 * len(returns) <= _MOST_TIMES * self._config.episodes:
+                self._candidate = replace(candidate, returns=returns)
+                return False
         self.solved = self.solved or passed
         if self.best is not None and mean <= self.best.score:
             return False
-        self.best = Best(request.version, screened, mean, pstdev(report.returns))
+        self.best = Best(request.version, screened, mean, pstdev(returns))
         return True
 
     def _passes(self, mean: float) -> bool:
         return self._target_return is not None and mean >= self._target_return
 
-    def _request(self, version: int, *, confirms: bool) -> EvaluationRequest:
+    def _request(self, version: int, episodes: int, *, confirms: bool) -> EvaluationRequest:
         # Every evaluation has its own seeds, so no two means share their luck. A version's number alone does
         # not tell: it comes twice if a learner goes back.
         self._last_domain = max(2 * version + confirms, self._last_domain + 1)
-        return EvaluationRequest(version, self._last_domain, self._config.episodes, confirms)
+        return EvaluationRequest(version, self._last_domain, episodes, confirms)
+
+
+def _lower_bound(returns: Sequence[float]) -> float:
+    """The true mean return is below it with probability _ALPHA."""
+    return mean_lower_bound(Sample(fmean(returns), pstdev(returns), len(returns)), _ALPHA)

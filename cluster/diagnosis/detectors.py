@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from cluster.diagnosis.significance import CRITICAL_Z, Sample, difference_lower_bound, mean_lower_bound, trend
+from cluster.control.significance import CRITICAL_Z, Sample, difference_lower_bound, mean_lower_bound, trend
 from cluster.metrics.snapshot import FindingName, Snapshot
 from cluster.settings.resolved import ResolvedConfig
 from learner.config import TARGET_UPDATE_UPDATES, LearnerConfig

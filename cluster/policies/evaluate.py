@@ -40,5 +40,6 @@ def evaluate_run(
         seed_domain=_FIRST_SEED_DOMAIN + seed,
         episodes=episodes,
         seed=saved.config.run.seed,
+        max_lanes=saved.config.evaluation.num_envs,
     )
     return Played(saved.weights, report.version, report.returns)

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from actors.core import EnvRestart, EvaluationReport
+from actors.core import MOST_EPISODE_STEPS, EnvRestart, EvaluationReport
 from cluster.control.evaluation import EvaluationRequest
 from cluster.engines.engine import EngineError, ObjectLost
 from cluster.engines.ref import Ref, as_argument
 from cluster.runtime.fleet import Member
 from cluster.runtime.roles import EvaluatorRole
 from cluster.runtime.run_context import RunContext
+
+_FEWEST_EPISODE_STEPS = 1_000
 
 
 class Evaluations:
@@ -49,11 +51,20 @@ class Evaluations:
             as_argument(self._candidate),
             request.seed_domain,
             request.episodes,
+            self._max_episode_steps(),
             then=partial(self._take, request, self._candidate),
             lost=partial(self._lose, request),
             kind="evaluate",
         )
         return True
+
+    def _max_episode_steps(self) -> int:
+        """Where the environment has no limit, greedy episodes are no longer than recent training episodes: a
+        policy that walks in circles would make an evaluation take longer than all training."""
+        if self._context.fleet.spec.max_episode_steps is not None:
+            return MOST_EPISODE_STEPS
+        longest = max(self._context.counters.state().lengths, default=0)
+        return min(MOST_EPISODE_STEPS, max(_FEWEST_EPISODE_STEPS, longest))
 
     def _take(
         self, request: EvaluationRequest, weights: Ref[np.ndarray], report: EvaluationReport | None

@@ -125,7 +125,7 @@ class Fleet:
         """
         self._engine = engine
         self._config = config
-        self._spec = spec
+        self.spec = spec
         self._logs = logs
         self._replay = replay
         self._learner_gpus = learner_gpus
@@ -407,7 +407,7 @@ class Fleet:
         source = None
         if self._engine.own_processes:
             source = LogSource(name, incarnation, self._run_started_at)
-        context = RoleContext(name, self._config, self._spec, self._logs, self._replay, source)
+        context = RoleContext(name, self._config, self.spec, self._logs, self._replay, source)
         handle = self._engine.spawn(name, role, context, *args, need=Need(cpus=1.0, gpus=gpus, torch=torch))
         member = Member(kind, index, incarnation, handle)
         self.grant(member, Role.process_info, kind="start", then=partial(self._started, member))

@@ -185,17 +185,22 @@ class EvaluatorRole(Role):
         self._evaluator = Evaluator(
             context.config.env,
             seed=context.config.run.seed,
+            max_lanes=context.config.evaluation.num_envs,
             discount=acting.discount,
             reward_clip=acting.reward_clip,
         )
 
     def evaluate(
-        self, version: int, weights: np.ndarray, seed_domain: int, episodes: int
+        self, version: int, weights: np.ndarray, seed_domain: int, episodes: int, max_episode_steps: int
     ) -> EvaluationReport | None:
         """Begins an evaluation (see Evaluator.play); None if it takes more than a chunk: then call go_on."""
         self._policy.load(weights)
         self._evaluation = self._evaluator.play(
-            self._policy, version=version, seed_domain=seed_domain, episodes=episodes
+            self._policy,
+            version=version,
+            seed_domain=seed_domain,
+            episodes=episodes,
+            max_episode_steps=max_episode_steps,
         )
         return self.go_on()
 

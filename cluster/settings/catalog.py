@@ -37,6 +37,12 @@ class Setting(NamedTuple):
 MEANINGS: Mapping[str, Meaning] = {
     "env.id": Meaning("a Gymnasium id, package:id, or package.module:factory"),
     "env.kwargs": Meaning("arguments of the environment"),
+    "env.wrappers": Meaning(
+        "callables that take the environment, each package.module:name or {package.module:name: arguments}"
+    ),
+    "env.drop_observation_keys": Meaning(
+        "keys of Dict observations that are left out", automatic="MiniGrid's mission"
+    ),
     "env.stack": Meaning("frames in one observation", "frames", "4 for Atari, else 1"),
     "env.action_mask": Meaning(
         'whether info["action_mask"] restricts actions', automatic="whether one is seen in the first 50 steps"
@@ -44,12 +50,6 @@ MEANINGS: Mapping[str, Meaning] = {
     "env.discretize": Meaning("bins into which each dimension of continuous actions is divided", "bins"),
     "env.max_episode_steps": Meaning(
         "steps after which an episode is truncated", "env steps", "the environment's own limit"
-    ),
-    "env.wrappers": Meaning(
-        "callables that take the environment, each package.module:name or {package.module:name: arguments}"
-    ),
-    "env.drop_observation_keys": Meaning(
-        "keys of Dict observations that are left out", automatic="MiniGrid's mission"
     ),
     "env.image_layout": Meaning(
         "the order of the axes of images: channels last (HWC) or first (CHW)",
@@ -188,6 +188,11 @@ MEANINGS: Mapping[str, Meaning] = {
     "pacing.learning_starts": Meaning("transitions in replay before the first update", "transitions"),
     "evaluation.every_updates": Meaning("updates between two evaluations", "updates"),
     "evaluation.episodes": Meaning("greedy episodes of an evaluation", "episodes"),
+    "evaluation.num_envs": Meaning(
+        "environments that play an evaluation's episodes at the same time",
+        "environments",
+        "at most 32 of a native vector form, else at most 8",
+    ),
     "stop.env_steps": Meaning(
         "steps after which the run ends", "env steps", "1,000,000 if no other limit is given"
     ),
@@ -280,7 +285,8 @@ def _type_words(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
-        return "list of numbers"
+        numbers = {int, float} & set(typing.get_args(hint))
+        return "list of numbers" if numbers else "list"
     if typing.get_origin(hint) is dict:
         return "names with values"
     if options := typing.get_args(hint):

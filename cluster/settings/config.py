@@ -35,18 +35,22 @@ class EvaluationConfig:
 
     A version that beats the best so far plays a second evaluation on other seeds. Only the second score
     counts, because picking the highest of many first scores favors lucky ones.
+
+    num_envs: environments that play at the same time.
     """
 
     every_updates: int = 1_000
     episodes: int = 20
+    num_envs: int | None = None
 
     def __post_init__(self) -> None:
-        at_least(1, "evaluation", self, "every_updates", "episodes")
+        at_least(1, "evaluation", self, "every_updates", "episodes", "num_envs")
 
 
 @dataclass(frozen=True)
 class StopConfig:
-    """The run ends when the first of these is reached; target_return must hold in both evaluations.
+    """The run ends when the first of these is reached; target_return must be reached in both evaluations,
+    with a confidence of 99 % in the second.
 
     target_return: "auto" is the return at which the environment counts as solved, if it states one; None is
     off.

@@ -11,6 +11,7 @@ from cluster.settings.resolved import (
     ResolvedActors,
     ResolvedConfig,
     ResolvedEnv,
+    ResolvedEvaluation,
     ResolvedLearner,
     ResolvedReplay,
     ResolvedRun,
@@ -24,6 +25,8 @@ from replay_service.block import FrameField
 _IMAGE_BYTES = 1_024
 _DEFAULT_ENV_STEPS = 1_000_000
 _REQUEST_BYTES = 16 << 20
+_MOST_LANES = 8
+_MOST_NATIVE_LANES = 32
 _MOST_MINIBATCHES = 64
 _REPLAY_BYTES_AUTO = 2 << 30
 
@@ -87,7 +90,11 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
             updates_per_chunk=learner.updates_per_chunk or (8 if image else 64),
         ),
         pacing=config.pacing,
-        evaluation=config.evaluation,
+        evaluation=narrowed(
+            ResolvedEvaluation,
+            config.evaluation,
+            num_envs=config.evaluation.num_envs or _evaluated_at_once(config.evaluation.episodes, spec),
+        ),
         stop=narrowed(ResolvedStop, stop, target_return=target),
         checkpoint=config.checkpoint,
         metrics=config.metrics,
@@ -110,6 +117,14 @@ def _most_minibatches(config: RunConfig, spec: EnvSpec) -> int:
     window = spec.block_schema(config.actors.n_step).window
     room = _REQUEST_BYTES // (config.learner.batch_size * window * max(1, _frame_bytes(spec)))
     return max(1, min(_MOST_MINIBATCHES, room))
+
+
+def _evaluated_at_once(episodes: int, spec: EnvSpec) -> int:
+    """Environments of the evaluator: few, because single ones may be large processes, and as many as share
+    the episodes evenly. The lanes of a native vector environment are light, and many step as fast as few.
+    """
+    most = _MOST_NATIVE_LANES if spec.backend == "native" else _MOST_LANES
+    return -(-episodes // -(-episodes // most))
 
 
 def network_spec(spec: EnvSpec) -> NetworkSpec:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from actors.config import ActorsConfig, EnvConfig
-from cluster.settings.config import RunConfig, RunSection, StopConfig
+from cluster.settings.config import EvaluationConfig, RunConfig, RunSection, StopConfig
 from learner.config import LearnerConfig, target_period
 from replay_service.config import ReplayConfig
 
@@ -57,6 +57,13 @@ class ResolvedStop(StopConfig):
 
 
 @dataclass(frozen=True)
+class ResolvedEvaluation(EvaluationConfig):
+    """Evaluation, with the number of environments chosen."""
+
+    num_envs: int = 8
+
+
+@dataclass(frozen=True)
 class ResolvedRun(RunSection):
     """The run section. runtime and preset are never "auto"."""
 
@@ -73,6 +80,7 @@ class ResolvedConfig(RunConfig):
     replay: ResolvedReplay = field(default_factory=ResolvedReplay)
     learner: ResolvedLearner = field(default_factory=ResolvedLearner)
     stop: ResolvedStop = field(default_factory=ResolvedStop)
+    evaluation: ResolvedEvaluation = field(default_factory=ResolvedEvaluation)
     run: ResolvedRun = field(default_factory=ResolvedRun)
 
     @property

@@ -97,8 +97,8 @@ def test_domains_and_runs_differ(env: EnvConfig) -> None:
 
 
 def test_an_episode_without_end_is_truncated(env: EnvConfig) -> None:
-    evaluator = Evaluator(env, seed=1, max_episode_steps=4)
-    report = evaluator.evaluate(StackSum(), version=0, seed_domain=4, episodes=20)
+    evaluator = Evaluator(env, seed=1)
+    report = evaluator.evaluate(StackSum(), version=0, seed_domain=4, episodes=20, max_episode_steps=4)
     assert list(report.lengths) == [min(length, 4) for length in expected(1, 4, 20)[1]]
     evaluator.close()
 
@@ -107,8 +107,8 @@ def test_an_episode_without_end_is_truncated(env: EnvConfig) -> None:
 def test_what_values_foretell_is_what_the_learner_gets(
     env: EnvConfig, clip: float | None, reward: float
 ) -> None:
-    evaluator = Evaluator(env, seed=1, max_lanes=3, max_episode_steps=7, discount=0.9, reward_clip=clip)
-    report = evaluator.evaluate(StackSum(), version=0, seed_domain=4, episodes=20)
+    evaluator = Evaluator(env, seed=1, max_lanes=3, discount=0.9, reward_clip=clip)
+    report = evaluator.evaluate(StackSum(), version=0, seed_domain=4, episodes=20, max_episode_steps=7)
     evaluator.close()
     lengths = expected(1, 4, 20)[1]
     # Frames 0 0, 0 1, 1 2, 2 3 ...: the sum of two is even at the first step only, then never.

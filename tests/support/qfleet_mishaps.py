@@ -17,7 +17,7 @@ class Mishap(Corridor):
     leak: it holds 300 MB more with each step.
     """
 
-    def __init__(self, folder: str, how: str, steps: int = 50) -> None:
+    def __init__(self, folder: str, how: str, steps: int = 70) -> None:
         self.folder = Path(folder)
         self.how = how
         self.left = steps

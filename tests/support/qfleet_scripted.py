@@ -216,7 +216,9 @@ class ScriptedEngine:
             version=self.updates, updates=updates, samples=updates * BATCH, statuses=self.status()
         )
 
-    def evaluate(self, version: int, weights: Ref[Any], domain: int, episodes: int) -> EvaluationReport:
+    def evaluate(
+        self, version: int, weights: Ref[Any], domain: int, episodes: int, max_episode_steps: int
+    ) -> EvaluationReport:
         # The weights are the second part of the call that brought this version.
         assert self.get(weights)[0] == version
         self.evaluated.append((version, domain))

@@ -235,7 +235,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_weights(
 
 
 def test_observations_that_become_nan_end_the_run(tmp_path: Path) -> None:
-    overrides = [*SMALL, "env.id=qfleet_test_envs:BrokenAfter", "env.kwargs={steps: 40, how: nan}"]
+    overrides = [*SMALL, "env.id=qfleet_test_envs:BrokenAfter", "env.kwargs={steps: 70, how: nan}"]
     with pytest.raises(RunFailed, match=r"(?i)nan|not finite|diverged"):
         train_serial(tmp_path / "run", overrides)
 

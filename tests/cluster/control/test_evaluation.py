@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from qfleet_reports import evaluation_report
 
@@ -109,15 +110,74 @@ def test_only_the_confirmed_mean_counts(
 )
 def test_solved_only_if_both_evaluations_pass(screen: float, confirmation: float, solved: bool) -> None:
     selection = ModelSelection(CONFIG, target_return=100.0)
-    play(selection, 100, screen, confirmation)
+    for mean in (screen, confirmation):
+        request = selection.next_request(100)
+        assert request is not None
+        selection.take(request, evaluation_report(version=100, returns=(mean,) * 4))
     assert selection.solved is solved
+
+
+def episodes_until_decided(
+    returns: np.ndarray, target: float, screening: tuple[float, ...]
+) -> tuple[bool, int]:
+    """Whether a version with these returns [M] solves its task, and how many of them that took."""
+    config = EvaluationConfig(episodes=20)
+    selection, played = ModelSelection(config, target), 0
+    screen = selection.next_request(1_000)
+    assert screen is not None
+    selection.take(screen, evaluation_report(version=1_000, returns=screening))
+    while (request := selection.next_request(1_000)) is not None:
+        assert request.confirms
+        drawn = tuple(returns[played : played + request.episodes].tolist())
+        played += len(drawn)
+        selection.take(request, evaluation_report(version=1_000, returns=drawn))
+    assert selection.best is not None
+    assert selection.best.score == pytest.approx(returns[:played].mean())
+    return selection.solved, played
+
+
+LUCKY = (1.0,) * 18 + (0.0,) * 2
+
+
+def test_a_target_is_reached_only_if_the_confidence_bound_reaches_it() -> None:
+    """FrozenLake 8x8: its target is 0.85. Policies that earn 0.78 were confirmed by a lucky mean of 20."""
+    rng = np.random.default_rng(0)
+    worse, better = ((rng.random((400, 320)) < chance).astype(float) for chance in (0.78, 0.97))
+    assert np.mean([returns[:20].mean() >= 0.85 for returns in worse]) > 0.1
+    assert np.mean([episodes_until_decided(returns, 0.85, LUCKY)[0] for returns in worse]) < 0.01
+    decided = [episodes_until_decided(returns, 0.85, LUCKY) for returns in better]
+    assert np.mean([solved for solved, _ in decided]) > 0.95
+    assert max(played for _, played in decided) <= 320
+
+
+def test_a_wide_spread_takes_more_episodes_within_a_budget() -> None:
+    """Blackjack: returns of -1 and 1 around -0.04; a mean of 0.3 was taken for its value."""
+    rng = np.random.default_rng(1)
+    games = np.where(rng.random((400, 320)) < 0.48, 1.0, -1.0)
+    decided = [episodes_until_decided(returns, 0.3, (1.0,) * 20) for returns in games]
+    assert np.mean([solved for solved, _ in decided]) < 0.02
+    # Just at the target, no number of episodes decides: it stays open.
+    at_target = np.where(np.arange(320) % 2, 1.0, 0.7)
+    assert episodes_until_decided(at_target, 0.85, (1.0,) * 20) == (False, 320)
+
+
+def test_equal_returns_decide_at_once_and_others_as_soon_as_they_can() -> None:
+    """CartPole: nearly all episodes of a version that solves it last 500 steps."""
+    assert episodes_until_decided(np.full(320, 500.0), 475.0, (500.0,) * 20) == (True, 20)
+    mixed = np.where(np.arange(320) % 10 == 0, 440.0, 500.0)
+    assert episodes_until_decided(mixed, 475.0, (440.0,) + (500.0,) * 19) == (True, 20)
+    # A failure of the screening counts, even if the second evaluation has none.
+    assert episodes_until_decided(np.ones(320), 0.95, LUCKY + (1.0,) * 20) == (True, 80)
 
 
 def test_a_passing_version_is_confirmed_even_below_the_best() -> None:
     selection = ModelSelection(CONFIG, target_return=100.0)
     play(selection, 100, 99.0, 150.0)  # best, but its screen did not pass
     assert not selection.solved
-    play(selection, 200, 120.0, 110.0)
+    for mean in (120.0, 110.0):
+        request = selection.next_request(200)
+        assert request is not None
+        selection.take(request, evaluation_report(version=200, returns=(mean,) * 4))
     assert selection.solved
     # The best version never falls: its own confirmed score is above the target, too.
     assert selection.best == Best(100, screened=99.0, score=150.0)

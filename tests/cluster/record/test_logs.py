@@ -30,6 +30,7 @@ from cluster.runtime.roles import ActorRole, Role
 SOURCE = LogSource("actor 3", 2, run_started_at=1_000_000_000.0)
 SMALL_FLAGS = set_flags(SMALL)
 LOCAL = [override for override in SMALL if override != "run.runtime=serial"]
+NO_EVALUATION = ("--set", "evaluation.every_updates=1000")
 TALKATIVE = "env.id=qfleet_test_envs:Talkative"
 
 
@@ -164,7 +165,16 @@ def test_roles_that_share_a_process_are_told_apart(
 
 
 def test_a_failed_serial_run_ends_with_the_last_lines_and_the_reason(tmp_path: Path) -> None:
-    arguments = ["train", "CartPole-v1", *SMALL_FLAGS, "--set", TALKATIVE, "--set", "env.kwargs={steps: 40}"]
+    arguments = [
+        "train",
+        "CartPole-v1",
+        *SMALL_FLAGS,
+        "--set",
+        TALKATIVE,
+        "--set",
+        "env.kwargs={steps: 70}",
+        *NO_EVALUATION,
+    ]
     done = run_qfleet(*arguments, "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 1
     assert_last_words(done.stderr, tmp_path / "run")
@@ -172,11 +182,13 @@ def test_a_failed_serial_run_ends_with_the_last_lines_and_the_reason(tmp_path: P
 
 def test_a_failed_local_run_ends_with_the_last_lines_and_the_reason(local_run: LocalRun) -> None:
     flags = set_flags(LOCAL)
-    local_run.start("CartPole-v1", *flags, "--set", TALKATIVE, "--set", "env.kwargs={steps: 40}")
+    local_run.start(
+        "CartPole-v1", *flags, "--set", TALKATIVE, "--set", "env.kwargs={steps: 70}", *NO_EVALUATION
+    )
     assert local_run.finish() == 1
     assert_last_words(local_run.errors, local_run.run_dir)
     # Neither Ray nor an acting environment speaks on the terminal while the run goes on.
-    assert not local_run.has_line("step 20")
+    assert not local_run.has_line("step 5")
     assert not any("raylet" in line or "ray::" in line for line in local_run.lines)
     log = log_path(local_run.run_dir / "logs", "actor 0").read_text()
     assert "began as process" in log
@@ -231,7 +243,7 @@ def test_what_roles_say_on_machines_without_the_folder_reaches_it(
     elsewhere.__name__ = "process_info"  # by which engines call it
     monkeypatch.setattr(Role, "process_info", elsewhere)
     monkeypatch.setattr(Role, "take_log", take_log)
-    broken = [TALKATIVE, "env.kwargs={steps: 40}", "evaluation.every_updates=1000"]
+    broken = [TALKATIVE, "env.kwargs={steps: 70}", "evaluation.every_updates=1000"]
     overrides = [*SMALL, *(broken if fails else ["stop.updates=16"])]
     if fails:
         with pytest.raises(RunFailed) as raised:

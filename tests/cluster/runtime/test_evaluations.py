@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from qfleet_by_hand import ByHand, Given, weights
-from qfleet_reports import evaluation_report
+from qfleet_reports import evaluation_report, rollout_report
 
 from actors.core import EnvRestart
 from cluster.runtime.evaluations import Evaluations
@@ -32,11 +33,11 @@ class Playing:
     @property
     def asked(self) -> tuple[int, Any]:
         """The version that is being played, and with which weights."""
-        version, flat, _, _ = self.run.call("evaluator", "evaluate").args
+        version, flat, *_ = self.run.call("evaluator", "evaluate").args
         return version, flat
 
     def report(self, mean: float, **changes: Any) -> None:
-        version, _, domain, _ = self.run.call("evaluator", "evaluate").args
+        version, _, domain, *_ = self.run.call("evaluator", "evaluate").args
         self.run.answer(
             "evaluator",
             "evaluate",
@@ -142,3 +143,25 @@ def test_restarted_environments_and_the_time_it_took_are_told() -> None:
     assert playing.restarts == [("evaluator", restart)]
     assert playing.run.context.counters.clock.longest_evaluation_seconds == 2.0
     assert [request.version for request, _ in playing.run.notes.evaluations] == [20]
+
+
+@pytest.mark.parametrize(
+    ("limit", "lengths", "expected"),
+    [
+        (500, (7, 20_000), 27_000),  # the environment itself truncates
+        (None, (), 1_000),
+        (None, (7, 300), 1_000),
+        (None, (7, 5_000), 5_000),
+        (None, (90_000,), 27_000),
+    ],
+)
+def test_greedy_episodes_without_a_limit_are_no_longer_than_training_episodes(
+    limit: int | None, lengths: tuple[int, ...], expected: int
+) -> None:
+    playing = Playing()
+    playing.run.fleet.spec = replace(playing.run.fleet.spec, max_episode_steps=limit)
+    playing.run.context.counters.take_rollout(
+        rollout_report(episode_returns=(1.0,) * len(lengths), episode_lengths=lengths)
+    )
+    assert playing.at(20, weights(20))
+    assert playing.run.call("evaluator", "evaluate").args[-1] == expected

@@ -232,3 +232,23 @@ def test_lanes_and_samples_between_copies() -> None:
     assert (config.lanes, config.samples_per_copy) == (15, 32 * 7)
     config = resolve(load_config(None, [*given, "learner.target_polyak=0.01"]), VECTOR, cores=4)
     assert config.samples_per_copy == pytest.approx(3_200)
+
+
+@pytest.mark.parametrize(
+    ("backend", "episodes", "expected"),
+    [
+        ("native", 20, 20),
+        ("native", 100, 25),
+        ("sync", 20, 7),
+        ("sync", 60, 8),
+        ("sync", 1, 1),
+        ("async", 8, 8),
+    ],
+)
+def test_an_evaluation_opens_few_environments_that_share_its_episodes(
+    backend: str, episodes: int, expected: int
+) -> None:
+    config = load_config(None, [f"evaluation.episodes={episodes}"])
+    assert resolve(config, replace(VECTOR, backend=backend), cores=2).evaluation.num_envs == expected
+    given = load_config(None, ["evaluation.num_envs=3"])
+    assert resolve(given, replace(VECTOR, backend=backend), cores=2).evaluation.num_envs == 3

@@ -118,7 +118,8 @@ def test_a_driver_elsewhere_is_alive_while_its_metrics_are_fresh(
 
 def test_a_failed_run_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = set_flags(SMALL)
-    flags += ["--set", "env.id=qfleet_test_envs:BrokenAfter", "--set", "env.kwargs={steps: 40, how: raise}"]
+    flags += ["--set", "env.id=qfleet_test_envs:BrokenAfter", "--set", "env.kwargs={steps: 70, how: raise}"]
+    flags += ["--set", "evaluation.every_updates=1000"]
     assert run(["train", *flags, "--run-dir", str(tmp_path / "run")]) == 1
     capsys.readouterr()
     pretend_driver(tmp_path / "run", pid=2**22 - 1)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from statistics import NormalDist
 
 import numpy as np
 
@@ -49,22 +50,22 @@ def student_tail(t: float, freedom: int) -> float:
 
 
 @lru_cache(maxsize=512)
-def critical_t(freedom: int) -> float:
-    """The t that Student's t exceeds with probability ALPHA. Raises ValueError for less than 1 degree."""
+def critical_t(freedom: int, alpha: float = ALPHA) -> float:
+    """The t that Student's t exceeds with probability alpha. Raises ValueError for less than 1 degree."""
     if freedom < 1:
         raise ValueError(f"{freedom} degrees of freedom; at least 1 is needed")
     if freedom > 10_000:
-        return CRITICAL_Z
-    low, high = 0.0, 1.0 / ALPHA
+        return NormalDist().inv_cdf(1.0 - alpha)
+    low, high = 0.0, 1.0 / alpha
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if student_tail(middle, freedom) > ALPHA else (low, middle)
+        low, high = (middle, high) if student_tail(middle, freedom) > alpha else (low, middle)
     return high
 
 
-def mean_lower_bound(sample: Sample) -> float:
-    """Lower confidence bound of the mean: the true mean is below it with probability ALPHA."""
-    return sample.mean - critical_t(sample.count - 1) * sample.error
+def mean_lower_bound(sample: Sample, alpha: float = ALPHA) -> float:
+    """Lower confidence bound of the mean: the true mean is below it with probability alpha."""
+    return sample.mean - critical_t(sample.count - 1, alpha) * sample.error
 
 
 def difference_lower_bound(a: Sample, b: Sample) -> float:

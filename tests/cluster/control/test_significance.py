@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cluster.diagnosis.significance import (
+from cluster.control.significance import (
     ALPHA,
     Sample,
     critical_t,
