@@ -252,9 +252,7 @@ def train(
             recorder.info("this system cannot run the processes of the local runtime, so Ray runs them")
         for weakness in start.run_dir.weaknesses:
             recorder.warning(f"run directory {run_dir}: {weakness}")
-        for note in prepared.notes:
-            recorder.warning(note)
-        for kind, text in start.notes:
+        for kind, text in (*(("warning", note) for note in prepared.notes), *start.notes):
             recorder.event(kind, text)
         lives = Lives(engine, resolved, spec, start.run_dir, recorder, gpus, started, signals.request)
         outcome = lives.run(resumed, initial.flat if initial else None)

@@ -296,8 +296,8 @@ def _leaves(config: ResolvedConfig) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and name.count(".") < 1:
             for key, part in value.items():
                 yield from walk(part, f"{name}.{key}".lstrip("."))
-        elif name == "env.action_mask":
-            yield name, bool(value)  # null: no masks, too
+        elif name in ("env.action_mask", "env.drop_observation_keys"):
+            yield name, value or None  # null, false and an empty list mean the same for transitions
         else:
             yield name, value
 
