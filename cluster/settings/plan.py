@@ -15,7 +15,7 @@ from cluster.settings.config import ConfigError
 from cluster.settings.resolve import network_spec
 from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size, quantity
-from learner.config import acts_in_numpy
+from learner.config import acts_in_numpy, approximate_weights
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
 from replay_service.config import Compression
 from replay_service.frame_store import is_compressed, segment_frames
@@ -30,6 +30,8 @@ _LZ4_SHRINKS_TO = 1 / 50
 _RAY_BYTES = 420 << 20
 _PROCESS_BYTES = 100 << 20
 _TORCH_BYTES = 250 << 20
+# A policy and the vector that it was loaded from.
+_ACTING_COPIES = 2
 # Ray's own rule for the size of its object store.
 _OBJECT_STORE_SHARE = 0.3
 _OBJECT_STORE_MOST_BYTES = 200 * 10**9
@@ -51,6 +53,8 @@ class Plan:
         priority_bytes: one transition's share of the priority structure.
         request_bytes: the reply to one request for K minibatches. requests: most requests at a time.
         push_bytes: one block of one actor. pushes: most blocks in flight, of all actors.
+        network_bytes: the weights wherever they are: networks, optimizer and gradient of the learner, the
+            state that is kept for its replacement, and the policies that act.
         process_bytes: all processes of the run, without the above.
         object_store_bytes: the size that Ray will choose for its object store; 0 if the run starts no Ray.
         machine: the machine that starts the run.
@@ -71,6 +75,7 @@ class Plan:
     requests: int
     push_bytes: int
     pushes: int
+    network_bytes: int
     process_bytes: int
     object_store_bytes: int
     machine: Machine
@@ -102,7 +107,7 @@ class Plan:
     @property
     def run_bytes(self) -> int:
         """All memory of the run."""
-        return self.replay_bytes + self.messages_bytes + self.process_bytes
+        return self.replay_bytes + self.messages_bytes + self.network_bytes + self.process_bytes
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -115,7 +120,8 @@ class Plan:
                 f"the run needs {byte_size(self.run_bytes)} of memory, "
                 f"{byte_size(self.machine.available_bytes)} of {byte_size(self.machine.memory_bytes)} are "
                 f"available: replay {byte_size(self.replay_bytes)} ({self._per_transition}), messages "
-                f"{byte_size(self.messages_bytes)}, processes {byte_size(self.process_bytes)}; "
+                f"{byte_size(self.messages_bytes)}, networks {byte_size(self.network_bytes)}, processes "
+                f"{byte_size(self.process_bytes)}; "
                 f"{self._memory_advice}"
             )
         if self.object_store_bytes and self.messages_bytes > self.object_store_bytes:
@@ -158,6 +164,7 @@ class Plan:
             "a shard": f"{byte_size(self.shard_bytes)}, {self.num_shards} in all",
             "a lane": self._of_a_lane,
             "messages": f"{byte_size(self.messages_bytes)} at most: {self._messages}",
+            "networks": f"{byte_size(self.network_bytes)}, with optimizer and copies",
             "processes": byte_size(self.process_bytes),
         }
         if self.on_one_machine:
@@ -208,6 +215,8 @@ class Plan:
 
     @property
     def _memory_advice(self) -> str:
+        if self.network_bytes > self.machine.available_bytes:
+            return "the network is too large: let the environment have fewer states or smaller observations"
         settings = ["replay.capacity"]
         if self.pushes:
             settings += ["actors.num_actors", "actors.envs_per_actor", "actors.steps_per_chunk"]
@@ -243,6 +252,9 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
         requests=replay.prefetch_requests + 1,
         push_bytes=push_bytes,
         pushes=0 if serial else actors.num_actors * actors.pushes_in_flight,
+        # The driver holds the newest weights, and the learner's state without its gradient: as many copies.
+        network_bytes=(2 * _learner_copies(config) + _ACTING_COPIES * (actors.num_actors + 1))
+        * _weight_bytes(config, spec),
         # An actor holds up to three copies of a chunk: collected, built and encoded.
         process_bytes=_process_bytes(config, spec) + 3 * actors.num_actors * push_bytes,
         object_store_bytes=_object_store_bytes(machine) if config.run.runtime == "ray" else 0,
@@ -253,9 +265,11 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
 
 def make_claims(config: ResolvedConfig, spec: EnvSpec, plan: Plan, learner_gpus: float) -> Claims:
     """The resources that each role claims on a cluster: one core, and the memory that the plan gives it."""
-    acting = _PROCESS_BYTES + _torch_to_act(config, spec)
+    weights = _weight_bytes(config, spec)
+    acting = _PROCESS_BYTES + _torch_to_act(config, spec) + _ACTING_COPIES * weights
     shard = Need(memory_bytes=_PROCESS_BYTES + plan.shard_bytes)
-    learner = Need(gpus=learner_gpus, memory_bytes=_PROCESS_BYTES + _TORCH_BYTES + plan.request_bytes)
+    learning = _PROCESS_BYTES + _TORCH_BYTES + plan.request_bytes + _learner_copies(config) * weights
+    learner = Need(gpus=learner_gpus, memory_bytes=learning)
     # Without blocks in flight: they are in the object store, whose memory Ray counts separately.
     actor = Need(memory_bytes=acting + 3 * plan.push_bytes)
     num_actors = config.actors.num_actors
@@ -287,6 +301,16 @@ def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
         return deduplicated, None
     held = (plain - packed) + packed * (length / stride) * _LZ4_SHRINKS_TO
     return deduplicated, TRANSITION_DTYPE.itemsize + round(frames_per_transition * held)
+
+
+def _weight_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
+    """All weights once, in float32."""
+    return 4 * approximate_weights(network_spec(spec), config.learner)
+
+
+def _learner_copies(config: ResolvedConfig) -> int:
+    """Online and target network, gradient, and the optimizer's moments."""
+    return 3 if config.learner.optimizer == "sgd" else 5
 
 
 def _process_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:

@@ -16,8 +16,10 @@ from cluster.cli import run
 from cluster.engines.machine import Machine
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import load_config
-from cluster.settings.plan import Plan, make_plan, require_fit
-from cluster.settings.resolve import resolve
+from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
+from cluster.settings.resolve import network_spec, resolve
+from learner.config import approximate_weights
+from learner.networks.build import build_network
 from replay_service.block import TRANSITION_FIELDS, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
@@ -253,3 +255,38 @@ def test_a_start_says_its_plan_in_one_line(tmp_path: Path, capsys: pytest.Captur
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "replay" in line and "free" in line]
     # 2,000 transitions keep 2 x 2,000 frames.
     assert "replay 128 kB (2,000 x 64 bytes) in 1 shard; the run takes about" in line
+
+
+def test_a_table_that_no_memory_holds_is_refused() -> None:
+    huge = replace(CARTPOLE, observation_shape=(), observation_dtype="<i8", num_states=10**11)
+    plan = plan_of(huge, "run.runtime=local")
+    assert "verdict            does not fit" in plan.text
+    # Network, target, gradient and two moments; as much at the driver; an actor and the evaluator.
+    assert plan.network_bytes == 10**11 * 2 * 4 * (5 + 5 + 2 * 2)
+    with pytest.raises(ConfigError, match=r"networks 11.2 TB.*let the environment have fewer states"):
+        require_fit(plan)
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings"),
+    [
+        (CARTPOLE, ["learner.hidden_sizes=[2048, 2048]"]),
+        (ATARI, ["learner.network=nature_cnn"]),
+        (ATARI, ["learner.network=impala_cnn", "learner.impala_width=2", "learner.pool_size=6"]),
+        (CARTPOLE, ["learner.head=c51", "learner.dueling=true"]),
+        (replace(CARTPOLE, observation_shape=(), observation_dtype="<i8", num_states=500), []),
+    ],
+)
+def test_weights_are_counted_without_building_the_network(spec: EnvSpec, settings: list[str]) -> None:
+    config, fitted = config_of(spec, *settings), network_spec(spec)
+    exact = sum(parameter.numel() for parameter in build_network(fitted, config.learner).parameters())
+    assert 0.5 * exact < approximate_weights(fitted, config.learner) <= exact
+
+
+def test_a_large_layer_is_part_of_what_roles_claim() -> None:
+    wide = ["run.runtime=cluster", "learner.hidden_sizes=[8192, 8192]"]
+    plan = plan_of(CARTPOLE, *wide)
+    claims = make_claims(config_of(CARTPOLE, *wide), CARTPOLE, plan, 0.0)
+    weights = 4 * 8192 * 8192
+    assert claims.core["learner"].memory_bytes > 5 * weights
+    assert claims.core["evaluator"].memory_bytes > 2 * weights
