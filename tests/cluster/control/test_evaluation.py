@@ -29,6 +29,14 @@ def play(selection: ModelSelection, version: int, *means: float) -> list[bool]:
     return verdicts
 
 
+def play_equal(selection: ModelSelection, version: int, *values: float) -> None:
+    """Answers each request with equal returns, which leave no doubt about their mean."""
+    for value in values:
+        request = selection.next_request(version)
+        assert request is not None
+        selection.take(request, evaluation_report(version=version, returns=(value,) * 4))
+
+
 @pytest.mark.parametrize(
     ("asked", "version", "due", "expected"),
     [
@@ -110,10 +118,7 @@ def test_only_the_confirmed_mean_counts(
 )
 def test_solved_only_if_both_evaluations_pass(screen: float, confirmation: float, solved: bool) -> None:
     selection = ModelSelection(CONFIG, target_return=100.0)
-    for mean in (screen, confirmation):
-        request = selection.next_request(100)
-        assert request is not None
-        selection.take(request, evaluation_report(version=100, returns=(mean,) * 4))
+    play_equal(selection, 100, screen, confirmation)
     assert selection.solved is solved
 
 
@@ -174,10 +179,7 @@ def test_a_passing_version_is_confirmed_even_below_the_best() -> None:
     selection = ModelSelection(CONFIG, target_return=100.0)
     play(selection, 100, 99.0, 150.0)  # best, but its screen did not pass
     assert not selection.solved
-    for mean in (120.0, 110.0):
-        request = selection.next_request(200)
-        assert request is not None
-        selection.take(request, evaluation_report(version=200, returns=(mean,) * 4))
+    play_equal(selection, 200, 120.0, 110.0)
     assert selection.solved
     # The best version never falls: its own confirmed score is above the target, too.
     assert selection.best == Best(100, screened=99.0, score=150.0)
@@ -186,7 +188,7 @@ def test_a_passing_version_is_confirmed_even_below_the_best() -> None:
 def test_a_run_that_goes_on_after_it_was_solved_keeps_the_better_version() -> None:
     before = ModelSelectionState(200, Best(200, screened=120.0, score=110.0))
     selection = ModelSelection(CONFIG, target_return=100.0, state=before)
-    play(selection, 300, 130.0, 109.0)
+    play_equal(selection, 300, 130.0, 109.0)
     assert selection.solved
     assert selection.best == before.best
 
