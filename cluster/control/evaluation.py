@@ -70,7 +70,7 @@ class ModelSelection:
 
     The target return is reached if both means reach it, and the second one's lower confidence bound, too.
     Where only that is missing, as many episodes again are played, up to 16 times those of an evaluation.
-    The bound counts the worst return of the screening as one more, so that a second evaluation without any
+    The bound counts the worst return of both evaluations once more, so that a second evaluation without any
     failure does not prove by its lack of spread that there are none.
 
     Attributes:
@@ -133,7 +133,7 @@ class ModelSelection:
         returns, screened = (*candidate.returns, *report.returns), fmean(candidate.screening)
         mean, passed = fmean(returns), False
         if self._passes(screened) and self._passes(mean):
-            passed = self._passes(_lower_bound((*returns, min(candidate.screening))))
+            passed = self._passes(_lower_bound((*returns, min(*returns, *candidate.screening))))
             if not passed and 2 * len(returns) <= _MOST_TIMES * self._config.episodes:
                 self._candidate = replace(candidate, returns=returns)
                 return False

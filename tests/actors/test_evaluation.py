@@ -176,7 +176,7 @@ def test_a_balancing_policy_reaches_cartpoles_limit() -> None:
 
 def test_it_says_after_each_step_that_it_moves(env: EnvConfig) -> None:
     evaluator = Evaluator(env, seed=3, max_lanes=2)
-    parts = list(evaluator.play(StackSum(), version=1, seed_domain=5, episodes=4))
+    parts = list(evaluator.play(StackSum(), version=1, seed_domain=5, episodes=4, max_episode_steps=1_000))
     *moves, report = parts
     assert report is not None
     # Once its environments are made, and after each step that is not the last of a round.
