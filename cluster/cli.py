@@ -28,7 +28,7 @@ from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import dump_config, load_config, preset_paths
 from cluster.settings.names import nearest
 from cluster.settings.resolved import preset_text
-from cluster.wording import number, quantity
+from cluster.wording import quantity, short
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 _LAST_WORDS = 20
@@ -222,7 +222,7 @@ def _train(options: argparse.Namespace) -> int:
     best = "no version was confirmed by a second evaluation"
     if outcome.best_return_mean is not None:
         best = (
-            f"version {outcome.best_version} is the best: greedy return {number(outcome.best_return_mean)}, "
+            f"version {outcome.best_version} is the best: greedy return {short(outcome.best_return_mean)}, "
             "confirmed" + human_comparison(config.env.id, outcome.best_return_mean)
         )
     following = [f"{best}; evaluate it:", f"  qfleet eval {result.run_dir} --episodes 100"]

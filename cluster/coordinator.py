@@ -345,8 +345,8 @@ class Coordinator:
         counters, late = self._counters, self._seconds_left() <= 0.0
         seconds = max(self._config.run.stall_seconds, 10 * counters.clock.longest_evaluation_seconds)
         if late:
-            # stop.seconds means what it says: at most a chunk of updates and a second more.
-            seconds = counters.clock.longest_chunk_seconds + _LAST_EVALUATION_SECONDS
+            # stop.seconds means what it says: at most a chunk of updates, and a second for the evaluation.
+            seconds = 2 * counters.clock.longest_chunk_seconds + _LAST_EVALUATION_SECONDS
         deadline = time.monotonic() + seconds
 
         def wait_idle(member: Callable[[], Member[Any]]) -> bool:
@@ -356,7 +356,10 @@ class Coordinator:
             )
             return done and self._stop_requested() is None
 
-        idle = wait_idle(lambda: self._fleet.learner) and wait_idle(lambda: self._fleet.evaluator)
+        idle = wait_idle(lambda: self._fleet.learner)
+        if late:
+            seconds, deadline = _LAST_EVALUATION_SECONDS, time.monotonic() + _LAST_EVALUATION_SECONDS
+        idle = idle and wait_idle(lambda: self._fleet.evaluator)
         while idle and not (late and time.monotonic() + counters.clock.longest_evaluation_seconds > deadline):
             if not self._evaluations.grant(self._weights, due=True):
                 return

@@ -15,6 +15,7 @@ from cluster.control.evaluation import Best, EvaluationRequest
 from cluster.metrics.snapshot import Snapshot
 from cluster.record.events import Event, EventKind
 from cluster.record.run_dir import RunDir
+from cluster.wording import short
 from replay_service.messages import ShardMetrics, ShardStatus
 
 _Args = TypeVarTuple("_Args")
@@ -87,7 +88,7 @@ class Recorder:
         """Records and reports the best version so far, with its weights [P] float32."""
         facts = {"version": str(best.version), "return_mean": f"{best.score:.6g}"}
         self._record(self._run_dir.write_weights, "best", flat, facts)
-        self.info(f"version {best.version} is the best so far: greedy return {best.score:.1f}, confirmed")
+        self.info(f"version {best.version} is the best so far: greedy return {short(best.score)}, confirmed")
 
     def latest(self, version: int, flat: np.ndarray) -> bool:
         """Records the newest weights [P] float32; returns whether they could be written."""

@@ -3,7 +3,7 @@
 Owns this estimate; pure, must not import any engine.
 """
 
-from cluster.metrics.snapshot import Snapshot
+from cluster.metrics.snapshot import ByLabel, Snapshot
 from cluster.settings.resolved import ResolvedStop
 from cluster.wording import quantity
 
@@ -28,9 +28,21 @@ def progress(snapshot: Snapshot, stop: ResolvedStop) -> tuple[float | None, floa
     return share, snapshot.run_seconds * (1.0 - share) / share if share > 0.0 else None
 
 
+def is_starting(snapshot: Snapshot) -> bool:
+    """Whether roles of the run are still starting, or started anew."""
+    return _count(snapshot.roles_up) < _count(snapshot.roles_wanted)
+
+
 def start_text(snapshot: Snapshot) -> str:
-    """What a run that has not stepped an environment yet waits for."""
-    wanted, up = (sum((roles or {}).values()) for roles in (snapshot.roles_wanted, snapshot.roles_up))
-    if up < wanted:
-        return f"starting: {up:.0f} of {quantity(wanted, 'process', 'processes')} ready"
-    return "started: the first environment steps are under way"
+    """What a run that has not stepped an environment or updated yet waits for."""
+    if not is_starting(snapshot):
+        return "started: the first environment steps are under way"
+    up, wanted = _count(snapshot.roles_up), _count(snapshot.roles_wanted)
+    ready = f"starting: {up:.0f} of {quantity(wanted, 'process', 'processes')} ready"
+    up_now = snapshot.roles_up or {}
+    late = [role for role, number in (snapshot.roles_wanted or {}).items() if up_now.get(role, 0.0) < number]
+    return f"{ready}, waiting for {', '.join(late)}"
+
+
+def _count(roles: ByLabel | None) -> float:
+    return sum((roles or {}).values())

@@ -18,7 +18,7 @@ from cluster.metrics.snapshot import Snapshot, Stage
 from cluster.record.events import Event
 from cluster.record.recorder import Observer
 from cluster.settings.resolved import ResolvedStop
-from cluster.show.progress import progress, start_text
+from cluster.show.progress import is_starting, progress, start_text
 from cluster.wording import duration, short, wrapped
 
 if TYPE_CHECKING:
@@ -137,6 +137,9 @@ def metrics_line(snapshot: Snapshot, stop: ResolvedStop) -> str:
     """The main metrics in one line of at most 120 characters, or what the run waits for at its start."""
     if snapshot.env_steps_total == 0:
         return f"{_clock(snapshot.run_seconds)} | {start_text(snapshot)}"
+    if snapshot.updates_total == 0 and is_starting(snapshot):
+        acted = f"steps {short(snapshot.env_steps_total)}"
+        return f"{_clock(snapshot.run_seconds)} | {acted} | {start_text(snapshot)}"
     share, left = progress(snapshot, stop)
     target = stop.target_return
     greedy = f"greedy {short(snapshot.evaluation_return_mean)}"

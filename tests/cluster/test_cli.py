@@ -116,6 +116,32 @@ def test_flags_win_over_set_and_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "on the serial runtime" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "FrozenLake-v1"])
+def test_no_line_of_a_whole_run_is_long_and_nothing_follows_its_end(
+    env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = set_flags(("stop.updates=300", "evaluation.episodes=2", "evaluation.every_updates=100"))
+    more = set_flags(("actors.envs_per_actor=8", "metrics.every_seconds=0.1"))
+    assert run(["train", env_id, "--runtime", "serial", "--run-dir", "run", *given, *more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    (end,) = [index for index, line in enumerate(lines) if "| end: " in line]
+    assert lines[end].endswith("end: stop.updates = 300 reached")
+    following, command = lines[end + 1 :]
+    assert following.endswith("evaluate it:")
+    assert command == "  qfleet eval run --episodes 100"
+
+
+def test_a_run_that_never_learned_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "CartPole-v1", *SMALL_FLAGS, "--run-dir", str(tmp_path / "run")]
+    wanted = set_flags(("stop.seconds=0.001", "stop.updates=null", "pacing.learning_starts=9000"))
+    assert run([*arguments, *wanted]) == 0
+    said = capsys.readouterr().out
+    assert "warning: this run has learned nothing: it ended before its first update" in said
+    assert "qfleet eval" not in said
+
+
 def test_without_a_folder_the_run_lands_below_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["train", "qfleet_test_envs:Corridor", *SMALL_FLAGS, "--set", "stop.updates=8"]) == 0

@@ -89,7 +89,7 @@ def test_lines_show_headline_metrics_and_events() -> None:
     *head, empty, middle, event, failure = stream.getvalue().splitlines()
     for fact in ("CartPole-v1", "local runtime", "runs/x", "http://127.0.0.1:9/metrics"):
         assert fact in " ".join(head)
-    assert empty == "    0.0 s | starting: 1 of 4 processes ready"
+    assert empty == "    0.0 s | starting: 1 of 4 processes ready, waiting for actor"
     assert middle == (
         "   90.0 s |  75% | ETA 0:30 | steps 25k | updates 6k | return -12.3 | greedy 45.6 | 1.23k steps/s | "
         "321 updates/s"
