@@ -12,7 +12,7 @@ import signal
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -33,6 +33,24 @@ from cluster.wording import quantity, short
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 _LAST_WORDS = 20
 _SOURCE = "ENV_ID | module:factory | CONFIG.yaml"
+_EXAMPLES: Mapping[str, Sequence[str]] = {
+    "train": (
+        "train CartPole-v1",
+        "train ALE/Pong-v5 --set stop.seconds=30m --set replay.capacity=200k",
+        "train my_package.my_module:make_env --set run.preset=rainbow --seed 3",
+        "train --run-dir runs/a --resume",
+    ),
+    "eval": ("eval runs/a --episodes 100 --which latest",),
+    "status": ("status", "status runs/a --watch", "status --address 10.0.0.5:9401"),
+    "runs": ("runs",),
+    "report": ("report runs/a runs/b --out page.html",),
+    "export": ("export runs/a --format onnx",),
+    "video": ("video runs/a --episodes 2 --out film.gif",),
+    "check-env": ("check-env ALE/Pong-v5", "check-env my_package.my_module:make_env"),
+    "plan": ("plan ALE/Pong-v5 --set replay.capacity=1M",),
+    "settings": ("settings", "settings epsilon", "settings gamma"),
+    "presets": ("presets", "presets rainbow"),
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -121,7 +139,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     def add(name: str, command: Callable[[argparse.Namespace], int], text: str, *parents: _Parser) -> _Parser:
-        added = commands.add_parser(name, help=text, parents=parents)
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=_examples(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=parents,
+        )
         added.set_defaults(run=command)
         return added
 
@@ -167,6 +192,14 @@ def make_parser() -> argparse.ArgumentParser:
     presets = add("presets", _presets, "list the presets, or print one")
     presets.add_argument("name", nargs="?")
     return parser
+
+
+def _examples(command: str) -> str:
+    """The examples below the help of a command."""
+    examples = _EXAMPLES[command]
+    return "\n".join(
+        [f"example{'s' if len(examples) > 1 else ''}:", *(f"  qfleet {one}" for one in examples)]
+    )
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from qfleet_processes import set_flags
 from qfleet_serial import SMALL
 
 from cluster.api import prepare
-from cluster.cli import run
+from cluster.cli import make_parser, run
 from cluster.settings.load_config import load_config, preset_paths
 
 SMALL_FLAGS = set_flags(SMALL)
@@ -63,6 +65,21 @@ def test_bad_arguments_are_2_on_stderr(arguments: list[str], capsys: pytest.Capt
     captured = capsys.readouterr()
     assert "usage: qfleet" in captured.err
     assert captured.out == ""
+
+
+def test_every_command_has_examples_that_it_understands(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser()
+    with pytest.raises(SystemExit):
+        run(["--help"])
+    commands = re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
+    assert len(commands) >= 10
+    for command in commands:
+        with pytest.raises(SystemExit):
+            run([command, "--help"])
+        examples = re.findall(r"^  qfleet (.+)$", capsys.readouterr().out, re.MULTILINE)
+        assert examples, command
+        for example in examples:
+            parser.parse_args(shlex.split(example))
 
 
 def test_ray_and_torch_are_not_even_loaded_for_bad_input(tmp_path: Path) -> None:
