@@ -325,9 +325,9 @@ class Coordinator:
             raise RunFailed(f"{reason}, but the newest weights could not be written to {folder}")
         self._collect_logs()
         if self._counters.updates == 0:
+            steps = f"{final.env_steps_total:,} environment steps"
             self._recorder.warning(
-                f"this run has learned nothing: it ended before its first update, after "
-                f"{final.env_steps_total:,} environment steps; raise what ended it ({reason})"
+                f"this run has learned nothing: it ended before its first update, at {steps}"
             )
         self._recorder.event("ended", reason)
         best = self._selection.best
