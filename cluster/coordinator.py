@@ -161,12 +161,9 @@ class Coordinator:
     def _may_learn(self) -> bool:
         """Whether a further chunk of updates would begin before stop.seconds is reached."""
         granted = self._fleet.granted(self._fleet.learner, "learn")
-        return granted * self._counters.clock.longest_chunk_seconds <= self._seconds_left()
-
-    def _seconds_left(self) -> float:
-        """Seconds until stop.seconds is reached, infinite if there is no such limit."""
-        limit = self._config.stop.seconds
-        return float("inf") if limit is None else limit - self._counters.clock.seconds(time.monotonic())
+        return granted * self._counters.clock.longest_chunk_seconds <= self._counters.clock.left(
+            self._config.stop.seconds
+        )
 
     def _grant_rollout(self, actor: Member[ActorRole]) -> None:
         # Weights that the actor has are not sent again, except to noisy networks: loading draws new noise.
@@ -342,7 +339,8 @@ class Coordinator:
 
     def _evaluate_last(self) -> None:
         """Evaluates the last version, which may be the best, after the calls to the learner have finished."""
-        counters, late = self._counters, self._seconds_left() <= 0.0
+        counters, limit = self._counters, self._config.stop.seconds
+        late = counters.clock.left(limit) <= 0.0
         seconds = max(self._config.run.stall_seconds, 10 * counters.clock.longest_evaluation_seconds)
         if late:
             # stop.seconds means what it says: at most a chunk of updates, and a second for the evaluation.

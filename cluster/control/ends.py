@@ -3,6 +3,9 @@
 Owns the reasons and the clock of stop.seconds; pure, imports no engine.
 """
 
+import math
+import time
+
 from cluster.settings.resolved import ResolvedStop
 
 _TARGET = "the target return"
@@ -32,6 +35,10 @@ class ActingClock:
     def seconds(self, now: float) -> float:
         """The seconds so far; they stand still until `acted` was called."""
         return self._before + (0.0 if self._began is None else now - self._began)
+
+    def left(self, limit: float | None) -> float:
+        """Seconds until the limit, infinite without one."""
+        return math.inf if limit is None else limit - self.seconds(time.monotonic())
 
 
 def limit_reached(stop: ResolvedStop, env_steps: int, updates: int, seconds: float) -> str | None:

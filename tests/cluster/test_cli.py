@@ -138,13 +138,13 @@ def test_no_line_of_a_whole_run_is_long_and_nothing_follows_its_end(
     env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = set_flags(("stop.updates=300", "evaluation.episodes=2", "evaluation.every_updates=100"))
-    more = set_flags(("actors.envs_per_actor=8", "metrics.every_seconds=0.1"))
+    given = set_flags(("stop.updates=100", "evaluation.episodes=1", "evaluation.every_updates=50"))
+    more = set_flags(("pacing.learning_starts=512", "learner.hidden_sizes=[8]", "metrics.every_seconds=0.1"))
     assert run(["train", env_id, "--runtime", "serial", "--run-dir", "run", *given, *more]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 120
     (end,) = [index for index, line in enumerate(lines) if "| end: " in line]
-    assert lines[end].endswith("end: stop.updates = 300 reached")
+    assert lines[end].endswith("end: stop.updates = 100 reached")
     following, command = lines[end + 1 :]
     assert following.endswith("evaluate it:")
     assert command == "  qfleet eval run --episodes 100"
