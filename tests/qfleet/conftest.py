@@ -25,8 +25,10 @@ def foreign(tmp_path: Path) -> Path:
     (tmp_path / "configs" / "cartpole.yaml").write_text("# not one of qfleet's\nstop: {env_steps: 1}\n")
     (tmp_path / "mine.py").write_text(
         "import gymnasium\n\n\ndef make():\n    return gymnasium.make('CartPole-v1')\n\n\n"
-        "class Late(gymnasium.Wrapper):\n    def step(self, action):\n"
-        "        from cluster import groups\n        return super().step(action)\n\n\n"
+        # So late that only a role sees it, not the trial before a run.
+        "class Late(gymnasium.Wrapper):\n    steps = 0\n\n    def step(self, action):\n"
+        "        self.steps += 1\n        if self.steps > 30:\n            from cluster import groups\n"
+        "        return super().step(action)\n\n\n"
         "def late():\n    return Late(make())\n"
     )
     return tmp_path
