@@ -2,6 +2,7 @@
 
     python -m benchmarks.chaos --minutes 30 --every 20 --env CartPole-v1
     python -m benchmarks.chaos --table [--repeats 3] [--only actor learner]     writes docs/failures.md
+    python -m benchmarks.chaos --accidents [--only term gcs]      writes its table of accidents
 
 Injections that docs/failures.json holds are not repeated, so a table that was stopped goes on where it was.
 
@@ -26,9 +27,12 @@ from statistics import median
 
 import psutil
 
+from benchmarks.accident_page import TITLE, Played, play_all, section
+from benchmarks.accidents import ACCIDENTS
 from benchmarks.failure_page import measure, page
 from benchmarks.failures import FAILURES, arguments, restarts
 from benchmarks.followed_run import CLASSES, FollowedRun, Line
+from benchmarks.recorded_runs import read_runs
 from cluster.record.run_dir import read_config
 from cluster.settings.config import RunConfig
 from replay_service.codec import decode
@@ -37,6 +41,7 @@ from replay_service.journal.segments import BLOCK, DELIVERY, read_segment, segme
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "failures.md"
 DATA = ROOT / "docs" / "failures.json"
+ACCIDENT_DATA = ROOT / "docs" / "accidents.json"
 TARGETS = {"CartPole-v1": 475.0}
 MOST_RECOVERY_SECONDS = {"actor": 5.0, "shard": 5.0, "learner": 15.0, "evaluator": 30.0}
 SETTINGS = {
@@ -284,13 +289,20 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="inject each failure and write docs/failures.md")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=[failure.name for failure in FAILURES])
+    parser.add_argument(
+        "--accidents", action="store_true", help="play each accident and write its table there"
+    )
+    parser.add_argument("--only", nargs="+", choices=[each.name for each in (*FAILURES, *ACCIDENTS)])
     options = parser.parse_args(given)
     if options.table:
         wanted = [failure for failure in FAILURES if options.only is None or failure.name in options.only]
         measured = [measure(failure, options.repeats, DATA) for failure in wanted]
         if options.only is None:
-            PAGE.write_text(page(measured))
+            PAGE.write_text(page(measured) + section(read_runs(ACCIDENT_DATA, Played)))
+        return
+    if options.accidents:
+        played = play_all(ACCIDENT_DATA, options.only)
+        PAGE.write_text(PAGE.read_text().partition(TITLE)[0] + section(played))
         return
     target = options.target if options.target is not None else TARGETS.get(options.env)
     if target is None:

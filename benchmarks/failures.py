@@ -380,16 +380,25 @@ class RayNodes:
             check=True, capture_output=True, timeout=60,
         )  # fmt: skip
 
-    def kill_all(self) -> None:
-        """kill -9 of every process of every node, the head's first: it knows of the others."""
+    def processes(self) -> list[Any]:
+        """Every process of every node, the head's first: it knows of the others."""
         import psutil
 
-        for node in self._cluster.list_all_nodes():
-            for infos in node.all_processes.values():
-                for info in infos:
-                    for process in psutil.Process(info.process.pid).children(recursive=True):
-                        process.kill()
-                    info.process.kill()
+        return [
+            process
+            for node in self._cluster.list_all_nodes()
+            for infos in node.all_processes.values()
+            for info in infos
+            for process in (
+                psutil.Process(info.process.pid),
+                *psutil.Process(info.process.pid).children(True),
+            )
+        ]
+
+    def kill_all(self) -> None:
+        """kill -9 of every process of every node."""
+        for process in self.processes():
+            process.kill()
 
 
 @contextmanager

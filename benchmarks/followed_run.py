@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -38,20 +40,41 @@ class FollowedRun:
         self._family: set[psutil.Process] = set()
         self._read_bytes = 0
         self._lines: list[Line] = []
+        self._output = self.temp / "output"
+        self._terminal: int | None = None
+        self._shared_memory: set[str] = set()
         self.driver: subprocess.Popen[bytes] | None = None
 
-    def start(self, *more: str) -> None:
-        """Starts the command, with `more` arguments added."""
+    def start(self, *more: str, terminal: bool = False) -> None:
+        """Starts the command, with `more` arguments added; terminal: on one of its own, which is not kept."""
         command = [sys.executable, "-m", "cluster.main", "train", *self.arguments, *more]
-        with (self.temp / "output").open("ab") as output:
+        command += ["--run-dir", str(self.run_dir)]
+        env = {**self.env, "TMPDIR": str(self.temp)}
+        if terminal:
+            self._terminal, theirs = pty.openpty()
+            command = ["setsid", "--ctty", *command]
+            env["TERM"] = "xterm"
             self.driver = subprocess.Popen(
-                [*command, "--run-dir", str(self.run_dir)],
-                cwd=ROOT,
-                env={**self.env, "TMPDIR": str(self.temp)},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
+                command, cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs
             )
+            os.close(theirs)
+            return
+        with self._output.open("ab") as output:
+            self.driver = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def close_terminal(self) -> None:
+        """Closes the other end of the command's terminal."""
+        assert self._terminal is not None
+        os.close(self._terminal)
+        self._terminal = None
+
+    @property
+    def driver_pid(self) -> int:
+        """The pid of the command itself."""
+        assert self.driver is not None
+        return self.driver.pid
 
     def lines(self) -> list[Line]:
         """Every line of metrics.jsonl so far."""
@@ -75,7 +98,7 @@ class FollowedRun:
 
     def output(self) -> str:
         """Everything that the command has printed."""
-        return (self.temp / "output").read_text()
+        return self._output.read_text() if self._output.exists() else ""
 
     def roles(self, kind: str) -> list[int]:
         """Pids of the live processes of this kind of role."""
@@ -102,6 +125,8 @@ class FollowedRun:
         """Polls until `fact` returns something true, and returns that. Raises RuntimeError at the timeout."""
         deadline = time.monotonic() + seconds
         while True:
+            if self._terminal is not None and select.select([self._terminal], [], [], 0.0)[0]:
+                os.read(self._terminal, 1 << 16)  # one that is full would stop the command
             with suppress(LookupError):
                 found = fact()
                 if found:
@@ -132,6 +157,18 @@ class FollowedRun:
                 process.kill()
         self.driver.wait(TIMEOUT_SECONDS)
         psutil.wait_procs(family, timeout=10)
+
+    def note_shared_memory(self) -> None:
+        """Remembers which files of /dev/shm the command's processes hold now."""
+        for process in self.family():
+            with suppress(psutil.Error):
+                paths = [entry.path for entry in process.memory_maps()]
+                self._shared_memory.update(path for path in paths if path.startswith("/dev/shm/"))
+
+    def left_files(self) -> list[str]:
+        """What is left in /dev/shm, of what was noted, and in the temporary folder."""
+        shared = [path for path in self._shared_memory if os.path.exists(path)]
+        return sorted(shared) + sorted(path.name for path in self.temp.iterdir() if path != self._output)
 
     def left(self, seconds: float = 15.0) -> list[str]:
         """Titles of the processes that are still alive `seconds` after this call."""

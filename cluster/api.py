@@ -228,14 +228,14 @@ def train(
         initial = None if resumed else read_initial_weights(resolved, spec)
         signals = stack.enter_context(StopSignals())
         newest = NewestSnapshot()
-        server = _serve_metrics(resolved, folder, newest, stack)
-        headline = Headline(
-            resolved.env.id, resolved.run.runtime, run_dir, server.url, plan.short, preset_text(resolved)
-        )
-        display = stack.enter_context(shown(view(headline, resolved.stop)))
         started = began - (resumed.manifest.run.seconds if resumed else 0.0)
-        engine = _start_engine(resolved, stack, folder, started, servers or fork_servers())
-        signals.reinstall()
+        with signals.held():
+            server = _serve_metrics(resolved, folder, newest, stack)
+            headline = Headline(
+                resolved.env.id, resolved.run.runtime, run_dir, server.url, plan.short, preset_text(resolved)
+            )
+            display = stack.enter_context(shown(view(headline, resolved.stop)))
+            engine = _start_engine(resolved, stack, folder, started, servers or fork_servers())
         stack.callback(signals.ignore)
         if start is None:
             directory = RunDir.create(folder, resolved, spec, initial.facts if initial else None)
@@ -335,7 +335,7 @@ def _start_engine(
 
 def _ray_engine(config: ResolvedConfig) -> RayEngine:
     """Starts a private Ray, or joins the cluster of RAY_ADDRESS. Raises ConfigError."""
-    from cluster.engines.ray_engine import RayEngine
+    from cluster.engines.ray_engine import RayEngine, RayInUse
 
     if config.run.runtime == "cluster" and not cluster_address():
         raise ConfigError(
@@ -347,6 +347,8 @@ def _ray_engine(config: ResolvedConfig) -> RayEngine:
         engine = unless_started.enter_context(closing(RayEngine(private=private)))
         try:
             engine.start()
+        except RayInUse as error:
+            raise ConfigError(f"run.runtime is {config.run.runtime}, but {error}") from error
         except OSError as error:
             if private:
                 raise

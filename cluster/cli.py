@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from actors.envs.errors import EnvError
 from cluster import __version__
-from cluster.engines.signals import Interrupted
+from cluster.engines.signals import EndingSignals, Interrupted
 from cluster.policies.scores import human_comparison, reference
 from cluster.record.logs import last_lines, log_path
 from cluster.settings.config import ConfigError, RunConfig
@@ -62,7 +62,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if unknown:
             raise ConfigError(_unknown_option(unknown, arguments))
-        status: int = options.run(options)
+        with EndingSignals():
+            status: int = options.run(options)
         sys.stdout.flush()
     except (ConfigError, EnvError) as error:
         print(f"qfleet: {error}", file=sys.stderr)
@@ -77,8 +78,6 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_ERROR
     except Interrupted as interrupted:
         return 128 + interrupted.signal
-    except KeyboardInterrupt:
-        return 130
     return status
 
 

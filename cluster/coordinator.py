@@ -5,7 +5,7 @@ Owns pacing, the newest weights, evaluation and the end of a run; must not impor
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -20,16 +20,16 @@ from cluster.checkpoints.resume import Resumed
 from cluster.control.ends import limit_reached, target_reached
 from cluster.control.every import Every
 from cluster.diagnosis.diagnosis import Diagnosis
-from cluster.engines.engine import EngineError, ObjectLost, RoleDied
+from cluster.engines.engine import EngineDied, EngineError, ObjectLost, RoleDied
 from cluster.engines.ref import Ref, as_argument
 from cluster.metrics.snapshot import Snapshot
-from cluster.metrics.usage import MachineMeter
 from cluster.runtime.evaluations import Evaluations
 from cluster.runtime.failure import RunFailed
-from cluster.runtime.fleet import Credit, Member
+from cluster.runtime.fleet import Credit, Member, RoleKind
 from cluster.runtime.pacer import Pacer
 from cluster.runtime.roles import ActorRole, LearnerRole
 from cluster.runtime.run_context import RunContext
+from cluster.runtime.snapshots import Snapshots
 from cluster.supervisor import Supervisor
 from learner.core import LearnReport
 from replay_service.messages import ShardStatus
@@ -40,6 +40,8 @@ _ASK_LOGS_SECONDS = 5.0
 _LAST_LOGS_SECONDS = 2.0
 _SLOWEST_STARTS = 6
 _LAST_EVALUATION_SECONDS = 1.0
+_LAST_ANSWERS_SECONDS = 10.0
+_ALL_ROLES: frozenset[RoleKind] = frozenset(("shard", "learner", "actor", "evaluator"))
 # Short, because the thread that writes a checkpoint does not end a wait.
 _POLL_SECONDS = 0.02
 
@@ -73,12 +75,13 @@ class Coordinator:
         self._engine, self._config = context.engine, context.config
         self._fleet, self._counters = context.fleet, context.counters
         self._selection, self._recorder = context.selection, context.recorder
-        self._diagnosis = diagnosis
         self._stop_requested = stop_requested
-        self._usage = MachineMeter()
+        self._expendable: frozenset[RoleKind] = frozenset()
+        """Kinds of roles that the end of the run does not need: what becomes of them ends nothing."""
         self._weights: Ref[np.ndarray] | None = None
         """The newest weights, of version counters.version; None before the first, or after they were lost."""
         self._pacer = Pacer(context)
+        self._snapshots = Snapshots(context, self._pacer, diagnosis)
         self._recovery = Recovery(
             context,
             publish=self._publish,
@@ -118,10 +121,12 @@ class Coordinator:
             return self._finish(reason)
         except (RunFailed, EngineError) as error:
             self._recorder.event("failed", str(error))
-            with contextlib.suppress(EngineError):  # the weights may have died with the learner's machine
+            with contextlib.suppress(EngineError, EngineDied):  # the weights may have died with their machine
                 self._save_latest()
-            self._collect_logs()
+                self._collect_logs()
             raise RunFailed(str(error), error.role, self._context.run_dir.logs) from None
+        except EngineDied as death:
+            return self._finish_without_engine(death)
         finally:
             self._recovery.close()
 
@@ -190,12 +195,15 @@ class Coordinator:
             return
         try:
             value = self._engine.get(ref)
-        except (RoleDied, ObjectLost) as error:
-            self._lose(credit, error)
         except EngineError as error:
-            raise RunFailed(
-                f"{error.message}\n{error.role} raised the error above; the run has ended.", error.role
-            ) from None
+            if credit.member.kind in self._expendable:
+                credit.lost(error)
+            elif isinstance(error, RoleDied | ObjectLost):
+                self._lose(credit, error)
+            else:
+                raise RunFailed(
+                    f"{error.message}\n{error.role} raised the error above; the run has ended.", error.role
+                ) from None
         else:
             credit.then(value)
 
@@ -211,6 +219,8 @@ class Coordinator:
     def _take_rollout(self, actor: Member[ActorRole], report: RolloutReport) -> None:
         actor.unacknowledged_transitions = report.unacknowledged_transitions
         self._counters.take_rollout(report)
+        if actor.kind in self._expendable:
+            return  # what made an environment fail may be the signal that also stopped the run
         if report.env_restarts:
             self._supervisor.count_env_restarts(actor, report.env_restarts)
         if report.memory_excess:
@@ -236,7 +246,7 @@ class Coordinator:
         now = time.monotonic()
         if not self._is_up and all(member.is_up for member in self._fleet.members):
             self._is_up = True
-            self._recorder.info(self._start_text(now))
+            self._recorder.info(_start_text(self._fleet.start_seconds, now - self._context.started))
         self._supervisor.look(now, idle=idle)
         self._recovery.tick(now)
         shards = self._counters.shards
@@ -253,15 +263,9 @@ class Coordinator:
         # Before all roles are back their totals are not known.
         due = self._counters.interval_seconds(now) >= self._config.metrics.every_seconds
         if due and self._restored:
-            self._snapshot(now)
+            self._snapshots.take(now)
         if self._save_weights.due(now):
             self._save_latest()
-
-    def _start_text(self, now: float) -> str:
-        """How long the start of this life took, and how long each role's, the slowest first."""
-        seconds = sorted(self._fleet.start_seconds.items(), key=itemgetter(1), reverse=True)
-        roles = ", ".join(f"{name} {each:.1f}" for name, each in seconds[:_SLOWEST_STARTS])
-        return f"all roles are up {now - self._context.started:.1f} s after the start; theirs took: {roles} s"
 
     def _publish(self, weights: Ref[np.ndarray] | None) -> None:
         """Sets the weights that roles act with from now on; None: they keep those that they have."""
@@ -277,65 +281,52 @@ class Coordinator:
         # The lost learner had sampled the newer transitions: counting that prevents a burst of updates.
         self._counters.sampled_transitions += self._pacer.pacing.surplus_samples(self._pacer.ledger())
 
-    def _snapshot(self, now: float) -> Snapshot:
-        measured = self._counters.snapshot(
-            now,
-            ledger=self._pacer.ledger(),
-            pacing=self._pacer.pacing,
-            best=self._selection.best,
-            fleet=self._fleet.metrics(),
-            usage=self._usage.due(),
-            config=self._config,
-        )
-        diagnosed = self._diagnosis.take(measured)
-        for finding in diagnosed.begun:
-            self._recorder.warning(finding.text)
-        for finding in diagnosed.over:
-            self._recorder.info(f"{finding.title} is over; it began at update {finding.since_updates:,}")
-        self._recorder.snapshot(diagnosed.snapshot)
-        return diagnosed.snapshot
-
     def _reason_to_stop(self) -> str | None:
-        stop, counters = self._config.stop, self._counters
         asked = self._stop_requested()
-        if asked is not None:
-            return asked
-        if self._selection.solved:
-            return target_reached(stop)
-        acting_seconds = counters.clock.seconds(time.monotonic())
-        return limit_reached(stop, counters.shards.env_steps, counters.version, acting_seconds)
+        if asked is None and self._selection.solved:
+            return target_reached(self._config.stop)
+        acting_seconds, env_steps = (
+            self._counters.clock.seconds(time.monotonic()),
+            self._counters.shards.env_steps,
+        )
+        return asked or limit_reached(self._config.stop, env_steps, self._counters.version, acting_seconds)
 
     def _finish(self, reason: str) -> Outcome:
         """Evaluates and saves the last version, takes the last checkpoint and snapshot."""
         saved, version = self._save_latest(), self._counters.version
-        if self._stop_requested() is None and not self._selection.solved:
+        if self._stop_requested() is not None:
+            self._expendable = frozenset(("actor", "evaluator"))
+        elif not self._selection.solved:
             self._evaluate_last()
         self._finish_checkpoint()
         if self._recovery.has_unsaved_progress():
-            self._recovery.begin_checkpoint()
+            self._recovery.begin_checkpoint(last=True)
             self._finish_checkpoint()
         if self._counters.version >= version:  # a learner that died meanwhile went on from an older one
             saved = self._save_latest()
-        final = self._snapshot(time.monotonic())
         if not saved:
-            folder = self._context.run_dir.path
-            raise RunFailed(f"{reason}, but the newest weights could not be written to {folder}")
+            path = self._context.run_dir.path
+            raise RunFailed(f"{reason}, but the newest weights could not be written to {path}")
         self._collect_logs()
-        if self._counters.updates == 0:
-            steps = f"{final.env_steps_total:,} environment steps"
-            self._recorder.warning(
-                f"this run has learned nothing: it ended before its first update, at {steps}"
-            )
-        self._recorder.event("ended", reason)
-        best = self._selection.best
-        return Outcome(
-            reason=reason,
-            solved=self._selection.solved,
-            best_version=best.version if best else None,
-            best_return_mean=best.score if best else None,
-            final=final,
-            restarts=self._counters.restarts,
-        )
+        return _outcome(self._context, reason, self._snapshots.take(time.monotonic()))
+
+    def _finish_without_engine(self, death: EngineDied) -> Outcome:
+        """Saves what still answers, as roles may live on. Raises RunFailed if no signal had asked to stop."""
+        reason = self._stop_requested()
+        if reason is not None and not death.objects_gone:
+            return self._finish(reason)
+        self._expendable = _ALL_ROLES
+        self._recorder.event("failed", str(death))
+        if death.objects_gone:
+            self._recovery.use_kept_state()
+        else:
+            self._save_latest()
+        if self._recovery.has_unsaved_progress():
+            self._recovery.begin_checkpoint()
+        self._finish_checkpoint(_LAST_ANSWERS_SECONDS)
+        if reason is None:
+            raise RunFailed(str(death))
+        return _outcome(self._context, reason, self._snapshots.take(time.monotonic()))
 
     def _evaluate_last(self) -> None:
         """Evaluates the last version, which may be the best, after the calls to the learner have finished."""
@@ -365,8 +356,8 @@ class Coordinator:
         if self._stop_requested() is None:
             self._recorder.info(f"the last evaluation would not end within {seconds:.3g} s and is left out")
 
-    def _finish_checkpoint(self) -> SavedCheckpoint | None:
-        """Waits for a checkpoint in progress; returns it if it was saved."""
+    def _finish_checkpoint(self, seconds: float | None = None) -> SavedCheckpoint | None:
+        """Waits for a checkpoint in progress, by default run.stall_seconds; returns it if it was saved."""
         saved: SavedCheckpoint | None = None
 
         def ended() -> bool:
@@ -374,7 +365,8 @@ class Coordinator:
             saved = self._recovery.take_finished() or saved
             return not self._recovery.checkpointing
 
-        if not self._work_until(ended, self._config.run.stall_seconds):
+        seconds = self._config.run.stall_seconds if seconds is None else seconds
+        if not self._work_until(ended, seconds, watched=not self._expendable >= _ALL_ROLES):
             self._recorder.warning("no checkpoint: it was not finished in time; the one before stays")
         return saved
 
@@ -406,3 +398,29 @@ class Coordinator:
             self._publish(None)
             return False
         return self._recorder.latest(self._counters.version, flat)
+
+
+def _outcome(context: RunContext, reason: str, final: Snapshot) -> Outcome:
+    """Records the end of the run. final: its last snapshot."""
+    if context.counters.updates == 0:
+        context.recorder.warning(
+            "this run has learned nothing: it ended before its first update, at "
+            f"{final.env_steps_total:,} environment steps"
+        )
+    context.recorder.event("ended", reason)
+    best = context.selection.best
+    return Outcome(
+        reason=reason,
+        solved=context.selection.solved,
+        best_version=best.version if best else None,
+        best_return_mean=best.score if best else None,
+        final=final,
+        restarts=context.counters.restarts,
+    )
+
+
+def _start_text(role_seconds: Mapping[str, float], seconds: float) -> str:
+    """How long the start of a life took, and how long each role's, the slowest first."""
+    slowest = sorted(role_seconds.items(), key=itemgetter(1), reverse=True)[:_SLOWEST_STARTS]
+    roles = ", ".join(f"{name} {each:.1f}" for name, each in slowest)
+    return f"all roles are up {seconds:.1f} s after the start; theirs took: {roles} s"

@@ -5,6 +5,7 @@ Owns the parts that every life creates anew; must not import ray or torch.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from cluster.checkpoints.resume import Resumed, restore_run
 from cluster.control.evaluation import ModelSelection
 from cluster.coordinator import Coordinator, Outcome
 from cluster.diagnosis.diagnosis import Diagnosis
-from cluster.engines.engine import Engine
+from cluster.engines.engine import Engine, EngineDied
 from cluster.metrics.counters import Counters
 from cluster.record.recorder import Recorder
 from cluster.record.run_dir import RunDir
@@ -65,7 +66,8 @@ class Lives:
                 )
                 ended = coordinator.run()
             finally:
-                context.fleet.close_environments()
+                with suppress(EngineDied):  # all that could be saved is saved
+                    context.fleet.close_environments()
             if isinstance(ended, Outcome):
                 return ended
             self.engine.end_roles()

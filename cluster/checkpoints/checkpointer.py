@@ -67,18 +67,24 @@ class Checkpointer:
         """Whether a checkpoint is in progress."""
         return self._pending is not None
 
-    def begin(self) -> None:
-        """Asks the learner for its state and every shard for its first slice. Raises OSError."""
+    def begin(self, learner: LearnerState | None = None) -> None:
+        """Asks every shard for its first slice, and the learner for its state if it is not given.
+
+        Raises OSError.
+        """
         began = time.monotonic()
         fleet = self._fleet
         pending = _Pending(self._store.begin(), began, {shard.index for shard in fleet.shards})
         self._pending = pending
-        fleet.grant(
-            fleet.learner,
-            LearnerRole.state,
-            then=partial(self._take_state, pending),
-            lost=partial(self._lose_state, pending),
-        )
+        if learner is not None:
+            self._take_state(pending, learner)
+        else:
+            fleet.grant(
+                fleet.learner,
+                LearnerRole.state,
+                then=partial(self._take_state, pending),
+                lost=partial(self._lose_state, pending),
+            )
         for shard in fleet.shards:
             self._seal(pending, shard)
 

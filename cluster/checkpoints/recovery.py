@@ -32,6 +32,7 @@ from replay_service.journal.recovery import RecoveryReport
 from replay_service.messages import ShardStatus
 
 KEEP_STATE_SECONDS = 5.0
+_SAY_SECONDS = 10.0
 
 
 class Recovery:
@@ -61,7 +62,9 @@ class Recovery:
         """Begin (monotonic), version and number of inserted transitions of the newest checkpoint."""
         self._checkpoint_soon = False
         self._problem = ""  # why the last checkpoint failed
+        self._slowest_seconds = 0.0
         self._kept_state: LearnerState | None = None
+        self._may_ask_learner = True
         self._state_asked_at = now
         self._asking_state = False
         self._lost_transitions: dict[int, tuple[int, float]] = {}
@@ -161,16 +164,29 @@ class Recovery:
         counters = self._context.counters
         moved = self._checkpointed[1:] != (counters.version, counters.shards.inserted_transitions)
         learned = bool(counters.updates) and not self._restoring and not self.checkpointing
+        learned = learned and (self._may_ask_learner or self._kept_state is not None)
         return self._context.config.replay.persist != "none" and moved and learned
 
-    def begin_checkpoint(self) -> None:
-        """Begins a checkpoint; `poll` takes its result."""
+    def use_kept_state(self) -> None:
+        """Saves the weights of the learner's state that was kept last; later checkpoints hold that state."""
+        state, self._may_ask_learner = self._kept_state, False
+        # Of a network that normalizes observations they are not all of the weights.
+        if state is not None and "observation_mean" not in state.tensors:
+            self._context.recorder.latest(state.version, state.tensors["online"])
+
+    def begin_checkpoint(self, *, last: bool = False) -> None:
+        """Begins a checkpoint; `take_finished` has its result. last: the run waits for it, and says so."""
+        if last and self._slowest_seconds > _SAY_SECONDS:
+            self._context.recorder.info(
+                f"the last checkpoint begins, which may take {self._slowest_seconds:.0f} s; "
+                "if the run is killed meanwhile, the one before stays"
+            )
         context, counters = self._context, self._context.counters
         self._checkpoint_soon = False
         inserted = counters.shards.inserted_transitions
         self._checkpointed = (time.monotonic(), counters.version, inserted)
         try:
-            self._checkpointer.begin()
+            self._checkpointer.begin(None if self._may_ask_learner else self._kept_state)
         except OSError as error:
             self._warn(f"{context.run_dir.checkpoints} cannot be written ({error})")
 
@@ -184,6 +200,7 @@ class Recovery:
             self._warn(f"{result.problem}; the one before stays")
             return None
         self._problem = ""
+        self._slowest_seconds = max(self._slowest_seconds, result.seconds)
         context.counters.take_checkpoint(CheckpointMetrics(time.monotonic(), result.seconds, saved.num_bytes))
         context.recorder.info(
             f"checkpoint {saved.number} after {context.counters.shards.env_steps:,} env steps: "

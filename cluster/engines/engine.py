@@ -63,6 +63,18 @@ class ObjectLost(EngineError):  # noqa: N818
     """The value existed, and its memory is gone (a node died)."""
 
 
+class EngineDied(Exception):  # noqa: N818 - an event from outside
+    """What runs the roles is dead or about to be ended; the message says what died and what may have done it.
+
+    An engine raises this once, from `wait` or `get`. Roles that live still answer afterwards.
+    objects_gone: whether only small values can be read from now on: weights and learner states cannot.
+    """
+
+    def __init__(self, message: str, *, objects_gone: bool) -> None:
+        super().__init__(message)
+        self.objects_gone = objects_gone
+
+
 class RoleError(EngineError):
     """The role's own code raised; message is the traceback. Never retried, because it is a bug."""
 

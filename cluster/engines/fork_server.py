@@ -28,6 +28,7 @@ import psutil
 
 from cluster.engines.own_code import OWN_ROOT, own_code_first
 from cluster.engines.role_process import RoleServer
+from cluster.engines.signals import STOP_SIGNALS, leave_signals_to_driver
 from cluster.engines.threads import SINGLE_THREADED
 from cluster.engines.wire import DescriptorsLost, Line, Message, Packed
 
@@ -36,7 +37,6 @@ _CODE = (
     "from cluster.engines.fork_server import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLOSE_SECONDS = 2.0
 _REAP_SECONDS = 1.0
 
@@ -161,7 +161,7 @@ def main(descriptor: int, driver: int) -> None:
         descriptor: of the connection to the engine.
         driver: pid of the process that has started this one.
     """
-    for number in _DRIVERS_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # Loading takes seconds, in which nothing else would tell that the driver has died.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -251,10 +251,7 @@ class _Server:
         self._line.close()
         for descriptor in (self._driver, *(descriptor for _, descriptor in self._roles.values())):
             os.close(descriptor)
-        # Not SIG_IGN, which would outlive exec: what environments start must end when they are told to.
-        for number in _DRIVERS_SIGNALS:
-            signal.signal(number, _leave_to_driver)
-        os.register_at_fork(after_in_child=_take_signals)
+        leave_signals_to_driver()
         os.environ.update(request.environment)
         with suppress(OSError):
             Path("/proc/self/comm").write_text(f"qf {request.name}"[:15], encoding="ascii")
@@ -304,16 +301,6 @@ def _ended_child() -> int | None:
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def _leave_to_driver(number: int, frame: object) -> None:
-    """Handles a signal that was sent to every process of a run: the driver decides what happens."""
-
-
-def _take_signals() -> None:
-    """Lets what a role forks end by a signal again."""
-    for number in _DRIVERS_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _prctl(option: int, value: int) -> None:

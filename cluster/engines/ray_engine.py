@@ -3,13 +3,12 @@
 Owns starting and ending Ray and translating its errors; must not import torch or gymnasium.
 """
 
-import shutil
 import socket
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray
@@ -33,12 +32,19 @@ from cluster.engines.ray_placement import Reservation, free_nodes
 from cluster.engines.ray_private import (
     actor_id,
     draining_nodes,
-    mute_error_messages,
+    kill_servers_at_shutdown,
     node_of_actor,
+    own_servers,
     private_environment,
+    question_to_gcs,
+    quiet_driver,
+    servers_here,
     start_on_loopback,
 )
+from cluster.engines.ray_servers import ServerWatch, end_all, with_descendants
 from cluster.engines.ref import Ref, ValueT
+from cluster.engines.signals import run_shielded
+from cluster.engines.temp_folder import temp_folder
 
 _CONNECT_SECONDS = 5.0
 
@@ -102,6 +108,10 @@ class RayCalls:
         return self._role_names.get(ref.task_id().actor_id().hex(), "a role")
 
 
+class RayInUse(RuntimeError):  # noqa: N818 - a state of the process
+    """This process uses a Ray already, which a run would reconfigure and shut down."""
+
+
 class RayEngine(RayCalls):
     """An engine over a private Ray on this machine, or over the cluster of RAY_ADDRESS."""
 
@@ -114,29 +124,51 @@ class RayEngine(RayCalls):
         self._handles: list[Handle[Any]] = []
         self._reservation = Reservation()
         self._closing = ExitStack()
-        # Not in the run directory: a Unix socket's path is limited to 107 bytes, and Ray needs most of them.
-        self._temp_dir = Path(tempfile.mkdtemp(prefix="qf-")) if private else None
+        self._released = threading.Event()
+        self._watch: ServerWatch | None = None
 
     def start(self) -> None:
         """Starts or joins Ray.
 
         A private Ray listens on the loopback interface only. It accepts only calls that carry its token,
-        which is new each time and unreadable for other users of the machine.
+        which is new each time and unreadable for other users of the machine. Its processes block the signals
+        that the driver handles.
 
         Raises:
+            RayInUse: this process uses a Ray already, which stays as it is.
             OSError: RAY_ADDRESS cannot be reached, or (ConnectionError) the cluster refuses this user.
         """
-        mute_error_messages()
+        if ray.is_initialized():
+            raise RayInUse(
+                "this process uses a Ray of its own (ray.init was called here, or it is a task): call "
+                "ray.shutdown() first, start qfleet in a process of its own, or use the runtime local"
+            )
+        self._closing.enter_context(quiet_driver())
         own_code = {"worker_process_setup_hook": entry_hook()}
-        if self._temp_dir is not None:
+        if self._private:
+            # Ray lets everybody into the folder that it is given, so it gets one within ours.
+            folder = self._closing.enter_context(temp_folder()) / "ray"
             self._closing.enter_context(private_environment())
-            start_on_loopback(self._temp_dir, own_code)
-            return
-        _require_listener(cluster_address())
-        try:
-            ray.init(address="auto", log_to_driver=False, logging_level="error", runtime_env=own_code)
-        except (ray_exceptions.AuthenticationError, RuntimeError) as error:
-            raise ConnectionError(str(error).strip().splitlines()[0]) from error
+            run_shielded(partial(start_on_loopback, folder, own_code), self._released)
+            kill_servers_at_shutdown()
+        else:
+            _require_listener(cluster_address())
+            _join(own_code)
+        servers = servers_here()
+        self._watch = ServerWatch(servers, None if "gcs_server" in servers else question_to_gcs())
+        self._closing.callback(self._watch.close)
+
+    def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
+        """See Calls.wait. Raises EngineDied once if a server of Ray is dead."""
+        if self._watch is not None:
+            self._watch.look()
+        return super().wait(refs, timeout_seconds)
+
+    def get(self, ref: Ref[ValueT]) -> ValueT:
+        """See Calls.get. Raises EngineDied once if a server of Ray is dead."""
+        if self._watch is not None:
+            self._watch.look()
+        return super().get(ref)
 
     @property
     def calls(self) -> RayCalls:
@@ -210,15 +242,27 @@ class RayEngine(RayCalls):
 
     def close(self) -> None:
         """Ends every role and, where Ray is private, Ray and its folder."""
+        family = with_descendants(own_servers())
         try:
-            if ray.is_initialized():
-                self.end_roles()
-                self._reservation.release()
+            if ray.is_initialized() and self._watch is not None:
+                if self._watch.said:
+                    end_all(family)  # calls to a dead server would wait for it
+                else:
+                    self.end_roles()
+                    self._reservation.release()
                 ray.shutdown()
+                end_all(family)
         finally:
+            self._watch = None
+            self._released.set()
             self._closing.close()
-            if self._temp_dir is not None:
-                shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+
+def _join(runtime_env: dict[str, Any]) -> None:
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level="error", runtime_env=runtime_env)
+    except (ray_exceptions.AuthenticationError, RuntimeError) as error:
+        raise ConnectionError(str(error).strip().splitlines()[0]) from error
 
 
 def _machine(node_id: str) -> str:
@@ -233,6 +277,13 @@ def _require_listener(address: str) -> None:
             "jobs are submitted at this address: use ray job submit, or give the head's host:port, "
             "or --runtime local"
         )
+    if address.startswith("ray://"):
+        raise OSError(
+            "this is an address for Ray clients, through which a run would be too slow: on a machine of the "
+            "cluster give the head's host:port (6379 by default), elsewhere use ray job submit"
+        )
+    if address == "local":
+        raise OSError("this names no cluster: unset it, or use --runtime local")
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()

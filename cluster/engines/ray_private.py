@@ -4,16 +4,21 @@ Owns the dependence on names that any release of Ray may change: pyproject.toml 
 series that tests/cluster/engines/test_ray_private.py was run against. Must not import torch or gymnasium.
 """
 
+import faulthandler
+import logging
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_constants, state, worker
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._private.node import Node
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.engines.threads import SINGLE_THREADED
@@ -26,6 +31,7 @@ LEAN = {
     "RAY_enable_worker_prestart": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_metrics_report_interval_ms": "600000",
+    "RAY_event_stats_print_interval_ms": "3600000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Environment of a private Ray: 8 processes and 461 MB instead of 21 and 757 MB."""
@@ -67,13 +73,26 @@ def _read_environment_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def mute_error_messages() -> None:
+@contextmanager
+def quiet_driver() -> Iterator[None]:
     """Keeps Ray from printing a paragraph for each dead actor, which the coordinator reports in one line.
 
     `ray.init(log_to_driver=False)` mutes what actors print, not these messages. The flag is read whenever
-    Ray's driver prints.
+    Ray's driver prints. Afterwards it is as before, and so is all that `ray.init` changes in this process.
     """
+    logger, name, faults = logging.getLogger("ray"), "PYTHONBREAKPOINT", faulthandler.is_enabled()
+    before = worker._worker_logs_enabled, logger.level, logger.handlers[:], os.environ.get(name)
     worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled, level, logger.handlers[:], breakpoint_hook = before
+        logger.setLevel(level)
+        os.environ.pop(name, None)
+        if breakpoint_hook is not None:
+            os.environ[name] = breakpoint_hook
+        if not faults:
+            faulthandler.disable()
 
 
 def start_on_loopback(temp_dir: Path, runtime_env: dict[str, Any]) -> None:
@@ -90,6 +109,54 @@ def start_on_loopback(temp_dir: Path, runtime_env: dict[str, Any]) -> None:
         runtime_env=runtime_env,
         _temp_dir=str(temp_dir),
     )
+    # Ray's agents notice a killed raylet at once, but then they wait a minute for a dead GCS to hear of it,
+    # unless the raylet's log says that it was ended on purpose.
+    node: Node = worker._global_node
+    with (Path(node.get_logs_dir_path()) / "raylet.out").open("a", encoding="utf-8") as log:
+        log.write("Raylet received SIGTERM is what it would say, but it blocks that signal.\n")
+
+
+def own_servers() -> dict[str, psutil.Process]:
+    """Name -> process of each server that `ray.init` has started here; empty if it joined a Ray."""
+    node: Node | None = worker._global_node
+    if node is None or not node.is_head():
+        return {}
+    return {kind: psutil.Process(infos[0].process.pid) for kind, infos in node.all_processes.items() if infos}
+
+
+def servers_here() -> dict[str, psutil.Process]:
+    """Name -> process of the raylet and, if it runs on this machine, the GCS that this driver uses."""
+    node: Node = worker.global_worker.node
+    # A session is one Ray; its name is an argument of each of its servers.
+    session, socket = f"--session-name={node.session_name}", f"--raylet_socket_name={node.raylet_socket_name}"
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            name, arguments = process.name(), process.cmdline()
+            if (name == "gcs_server" and session in arguments) or (name == "raylet" and socket in arguments):
+                found[name] = process
+    return found
+
+
+def kill_servers_at_shutdown() -> None:
+    """Makes ray.shutdown end the servers by SIGKILL: they block SIGTERM, which it would send and wait."""
+    node: Node = worker._global_node
+    kill = node.kill_all_processes
+    node.kill_all_processes = lambda **_: kill(check_alive=False)
+
+
+def question_to_gcs() -> Callable[[float], bool]:
+    """A function that asks this Ray's GCS, and returns whether it answered within so many seconds."""
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+
+    def answers(seconds: float) -> bool:
+        try:
+            client.check_alive([], timeout=seconds)
+        except RayError:
+            return False
+        return True
+
+    return answers
 
 
 def actor_id(actor: Any) -> str:

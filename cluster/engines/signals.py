@@ -1,41 +1,48 @@
-"""Turns SIGINT, SIGTERM and SIGHUP into a request that the coordinator polls; so it saves before it stops.
+"""SIGINT, SIGTERM and SIGHUP: the driver saves before it stops, and its roles leave them to the driver.
 
-Owns the handlers during a run; imports nothing of the project.
+Owns the handlers of both, and the end of other commands; imports nothing of the project.
 """
 
+import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Interrupted(KeyboardInterrupt):
-    """A second signal: the run ends without saving. signal: its number."""
+    """A signal that ends a command, or a second one during a run, which then does not save.
+
+    signal: its number.
+    """
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number)
         self.signal = number
 
 
-class StopSignals:
-    """Within the block, the first SIGINT or SIGTERM requests a stop, and the second raises Interrupted.
+class EndingSignals:
+    """Within the block, SIGINT, SIGTERM and SIGHUP raise Interrupted.
 
-    SIGHUP requests a stop, too, unless the process ignores it, as under nohup. A terminal that closes may
-    send it twice, and other signals beside it, so it never counts as one of the two.
-    Outside the main thread, where Python allows no handlers, the block has no effect.
+    Libraries that handle a signal themselves if nobody else does, as SDL does SIGTERM, leave it alone. SIGHUP
+    stays ignored if the process ignores it, as under nohup. Outside the main thread, where Python allows no
+    handlers, the block has no effect.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._previous[number] = signal.getsignal(number)
+            self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
             if self._previous[signal.SIGHUP] == signal.SIG_IGN:
                 del self._previous[signal.SIGHUP]
-        self.reinstall()
+        self._install()
         return self
 
     def __exit__(
@@ -44,10 +51,37 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def reinstall(self) -> None:
-        """Installs the handlers again: ray.init replaces that of SIGTERM."""
+    def _install(self) -> None:
         for number in self._previous:
             signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        raise Interrupted(signal.Signals(number))
+
+
+class StopSignals(EndingSignals):
+    """Within the block, the first SIGINT or SIGTERM requests a stop, and the second raises Interrupted.
+
+    SIGHUP requests a stop, too. A terminal that closes may send it twice, and other signals beside it, so it
+    never counts as one of the two.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: signal.Signals | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Lets SIGTERM wait until the block ends, in threads too that begin within it.
+
+        Ray takes the handler of SIGTERM when it starts, and its own ends the process after three seconds.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            yield
+        finally:
+            self._install()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def ignore(self) -> None:
         """Ignores further signals: the run is closing, which takes a second or two."""
@@ -63,3 +97,47 @@ class StopSignals:
             self.received = signal.Signals(number)
         elif number != signal.SIGHUP:
             raise Interrupted(signal.Signals(number))
+
+
+def leave_signals_to_driver() -> None:
+    """Makes this process, which has one role, ignore SIGINT, SIGTERM and SIGHUP from now on.
+
+    Whoever signals every process of a run means the driver, which needs its roles to save. Programs that an
+    environment starts end by SIGTERM as usual, and so do processes that it forks: it may end them that way.
+    """
+    for number in STOP_SIGNALS:
+        # Not SIG_IGN, which programs inherit.
+        signal.signal(number, _do_nothing)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.register_at_fork(after_in_child=_end_by_sigterm)
+
+
+def run_shielded(work: Callable[[], None], released: threading.Event) -> None:
+    """Calls work() in a thread that blocks STOP_SIGNALS, waits for its end, and raises what it raised.
+
+    Processes that work() starts inherit the mask, and the kernel ends those that asked for it with the thread
+    that started them: it lives until `released` is set.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+            released.wait()
+
+    threading.Thread(target=run, daemon=True, name="shielded from signals").start()
+    done.result()
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def _end_by_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

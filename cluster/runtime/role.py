@@ -13,6 +13,7 @@ import numpy as np
 from actors.core import EnvSpec
 from cluster.control.timeouts import chunk_seconds
 from cluster.engines.process_info import ProcessInfo, process_info
+from cluster.engines.signals import leave_signals_to_driver
 from cluster.engines.stacks import answer_stack_requests
 from cluster.metrics.usage import UsageMeter
 from cluster.record.logs import LogSource
@@ -41,7 +42,10 @@ class Role:
     """Sets up the log of a role and its handler for stack requests, and reports its process."""
 
     def __init__(self, context: RoleContext) -> None:
-        self._log = ProcessLog(context.source, context.logs) if context.source else None
+        self._log = None
+        if context.source:
+            leave_signals_to_driver()
+            self._log = ProcessLog(context.source, context.logs)
         relays_log = self._log is not None and self._log.relays
         self._process_info = dataclasses.replace(process_info(), relays_log=relays_log)
         answer_stack_requests(context.logs, context.name)

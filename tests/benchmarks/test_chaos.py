@@ -13,9 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.chaos import PAGE, audit, growth  # noqa: E402
+from benchmarks.accident_page import TITLE, Played, section  # noqa: E402
+from benchmarks.accidents import ACCIDENTS, Ended, problems  # noqa: E402
+from benchmarks.chaos import ACCIDENT_DATA, PAGE, audit, growth  # noqa: E402
 from benchmarks.failure_page import Measured, measure, page  # noqa: E402
 from benchmarks.failures import FAILURES, Failure, Outcome, restarts  # noqa: E402
+from benchmarks.recorded_runs import read_runs  # noqa: E402
 from benchmarks.replay_data import CARTPOLE, random_block  # noqa: E402
 from replay_service.codec import encode  # noqa: E402
 from replay_service.journal import writer as journal_writer  # noqa: E402
@@ -101,10 +104,23 @@ def test_the_page_says_what_was_measured_and_what_could_not_be() -> None:
 
 
 def test_the_page_has_a_line_for_every_failure_and_the_words_of_today() -> None:
-    written, (before, after) = PAGE.read_text(encoding="utf-8"), page([]).split("\n\n*Soak.*")
+    written, _, accidents = PAGE.read_text(encoding="utf-8").partition(TITLE)
+    before, after = page([]).split("\n\n*Soak.*")
+    assert TITLE + accidents == section(read_runs(ACCIDENT_DATA, Played))
     assert all(f"| {failure.title} |" in written for failure in FAILURES)
     assert written.startswith(before)
     assert written.endswith(after)
+
+
+def test_an_accident_that_did_not_end_well_is_shown() -> None:
+    term = next(accident for accident in ACCIDENTS if accident.name == "term")
+    well = Ended(143, 2.0, 0.5, ("END stopped by SIGTERM",), 96, ())
+    assert problems(term, well, checkpoint=True) == []
+    ill = Ended(1, 21.0, 0.5, ("END no word",), 0, ("ray::IDLE",))
+    assert len(problems(term, ill, checkpoint=True)) == 5
+    text = section([Played("term", "local", True, ill), Played("term", "serial", True, well)])
+    assert "begins anew **it ended with 1 instead of 143**" in text
+    assert "| serial | not played | ends in 2.0 s, goes on from version 96 | stopped by SIGTERM |" in text
 
 
 def test_a_table_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -194,3 +194,26 @@ def test_an_empty_ray_address_is_none(
     assert run(["train", "--runtime", "cluster", "--run-dir", str(tmp_path / "run")]) == 2
     assert "RAY_ADDRESS is not set" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "cure"),
+    [
+        ("ray://head:10001", "an address for Ray clients"),
+        ("local", "names no cluster: unset it"),
+        ("http://head:8265", "use ray job submit"),
+    ],
+)
+def test_addresses_that_name_no_cluster_get_a_sentence_of_their_own(
+    address: str,
+    cure: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert run(["train", "CartPole-v1", "--run-dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert f"qfleet: RAY_ADDRESS is {address}: " in said
+    assert cure in said
+    assert not (tmp_path / "run").exists()

@@ -1,11 +1,12 @@
 """The coordinator over a scripted engine: any order of completions, late acknowledgments, every way to stop.
 
-Tests cluster/runtime/run_context.py too: every run here goes through it.
+Tests cluster/runtime/run_context.py and cluster/runtime/snapshots.py too: every run here goes through them.
 """
 
 from __future__ import annotations
 
 import random
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -16,6 +17,9 @@ from qfleet_scripted import Notes, ScriptedEngine, config_of, run
 from qfleet_serial import Recorder
 
 from cluster.checkpoints import recovery
+from cluster.engines.engine import EngineDied
+from cluster.engines.ref import Ref
+from cluster.runtime.failure import RunFailed
 
 
 @settings(max_examples=80, deadline=None)
@@ -111,3 +115,45 @@ def test_nothing_begins_before_the_learner_has_its_initial_weights() -> None:
     assert run(engine, notes, Recorder(), initial_weights=np.zeros(3, np.float32)).final.updates_total == 150
     # Weights that were given are worth an evaluation; random ones are not.
     assert engine.evaluated[0][0] == 0
+
+
+class DyingEngine(ScriptedEngine):
+    """What runs its roles dies once they have learned; the roles live on."""
+
+    objects_gone = died = False
+
+    def wait(self, refs: list[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
+        if self.work >= 60 and not self.died:
+            self.died = True
+            raise EngineDied("raylet (process 7) died", objects_gone=self.objects_gone)
+        return super().wait(refs, timeout_seconds)
+
+
+def dying_engine() -> DyingEngine:
+    return DyingEngine(config_of("stop.seconds=1e9"), random.Random(1), 0)
+
+
+def test_a_run_whose_engine_dies_saves_and_says_what_died() -> None:
+    engine, notes, recorder = dying_engine(), Notes(), Recorder()
+    with pytest.raises(RunFailed, match=r"raylet \(process 7\) died"):
+        run(engine, notes, recorder)
+    assert notes.weights["latest"][0] == engine.newest
+    assert "failed: raylet (process 7) died" in recorder.events
+
+
+def test_a_run_that_was_told_to_stop_ends_by_that_although_its_engine_dies() -> None:
+    engine, notes, recorder = dying_engine(), Notes(), Recorder()
+    outcome = run(
+        engine, notes, recorder, stop_requested=lambda: "stopped by SIGTERM" if engine.died else None
+    )
+    assert outcome.reason == "stopped by SIGTERM"
+    assert notes.weights["latest"][0] == engine.newest
+
+
+def test_weights_that_died_with_the_engine_are_those_of_the_state_that_was_kept() -> None:
+    engine, notes, recorder = dying_engine(), Notes(), Recorder()
+    engine.objects_gone = True
+    with patch.object(recovery, "KEEP_STATE_SECONDS", 0.0), pytest.raises(RunFailed):
+        run(engine, notes, recorder)
+    version, _ = notes.weights["latest"]
+    assert 0 < version <= engine.newest

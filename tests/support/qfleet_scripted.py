@@ -164,7 +164,7 @@ class ScriptedEngine:
             case "learn":
                 return self.learn(*call.args)
             case "state":
-                return LearnerState(self.updates, {})
+                return LearnerState(self.updates, {"online": np.full(3, self.updates, np.float32)})
             case "restore":
                 state: LearnerState = self.get(call.args[0])
                 self.updates = state.version

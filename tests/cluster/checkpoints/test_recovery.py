@@ -11,6 +11,7 @@ from qfleet_by_hand import ByHand
 from qfleet_checkpoints import commit, learner_state
 from qfleet_reports import evaluation_report, learn_report, shard_status
 
+from cluster.checkpoints import recovery
 from cluster.checkpoints.checkpoint import CheckpointStore, checkpoint_folders, read_checkpoint
 from cluster.checkpoints.recovery import KEEP_STATE_SECONDS, Recovery
 from cluster.checkpoints.resume import Resumed
@@ -321,6 +322,44 @@ def test_a_checkpoint_counts_as_of_the_version_of_its_learner(tmp_path: Path) ->
     here.recovery.close()
     counters = read_checkpoint(checkpoint_folders(tmp_path)[0]).manifest.run.counters
     assert (counters.version, counters.updates, counters.sampled_transitions) == (10, 10, 160)
+
+
+def test_without_the_learner_weights_and_checkpoint_are_of_the_state_that_was_kept(tmp_path: Path) -> None:
+    here = Recovering(tmp_path, "replay.persist=checkpoint")
+    here.learn(version=10, updates=10)
+    here.recovery.use_kept_state()
+    assert not here.recovery.has_unsaved_progress()  # none was kept yet
+    here = Recovering(tmp_path, "replay.persist=checkpoint")
+    here.learn(version=10, updates=10)
+    here.keep_state(10)
+    here.learn(version=14, updates=4)
+    here.recovery.use_kept_state()
+    assert here.run.notes.weights["latest"] == (10.0, "10")
+    assert here.recovery.has_unsaved_progress()
+    here.recovery.begin_checkpoint()
+    assert not here.run.is_asked("learner", "state")
+    for shard in (0, 1):
+        here.run.answer(f"shard {shard}", "seal_slice", SealReply(done=True, segments=()))
+    while here.recovery.take_finished() is None:
+        time.sleep(0.001)
+    here.recovery.close()
+    assert read_checkpoint(checkpoint_folders(tmp_path)[0]).learner.version == 10
+
+
+def test_a_slow_last_checkpoint_says_what_to_expect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_SAY_SECONDS", 0.0)
+    here = Recovering(tmp_path, "replay.persist=checkpoint")
+    for version, last in ((4, True), (8, True), (12, False)):
+        here.learn(version=version, updates=4)
+        here.recovery.begin_checkpoint(last=last)
+        here.run.answer("learner", "state", learner_state(version))
+        for shard in (0, 1):
+            here.run.answer(f"shard {shard}", "seal_slice", SealReply(done=True, segments=()))
+        while here.recovery.take_finished() is None:
+            time.sleep(0.001)
+    here.recovery.close()
+    assert [text.partition(" ")[0] for text in here.said] == ["checkpoint", "the", "checkpoint", "checkpoint"]
+    assert "if the run is killed meanwhile, the one before stays" in here.said[1]
 
 
 def test_a_folder_that_cannot_be_written_is_warned_of(tmp_path: Path) -> None:

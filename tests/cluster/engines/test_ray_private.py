@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from qfleet_test_roles import Counter
@@ -20,11 +23,15 @@ from cluster.engines.ray_private import (
     actor_id,
     draining_nodes,
     free_resources,
-    mute_error_messages,
     node_of_actor,
+    own_servers,
     prefer_node,
     private_environment,
+    question_to_gcs,
+    quiet_driver,
+    servers_here,
 )
+from cluster.engines.signals import STOP_SIGNALS
 
 
 def printed() -> str:
@@ -37,8 +44,9 @@ def printed() -> str:
 def test_error_messages_are_muted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_worker_logs_enabled", True)
     assert "an actor died" in printed()
-    mute_error_messages()
-    assert printed() == ""
+    with quiet_driver():
+        assert printed() == ""
+    assert "an actor died" in printed()
 
 
 def test_a_private_ray_takes_the_loopback_address_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,3 +118,26 @@ def test_no_node_drains_until_it_is_told(ray_engine: Engine) -> None:
 def test_an_actor_starts_where_its_preferred_node_does_not_exist(ray_engine: Engine) -> None:
     remote = ray.remote(Counter).options(num_cpus=0, scheduling_strategy=prefer_node("ab" * 28))
     assert ray.get(remote.remote().add.remote(3), timeout=60) == 3
+
+
+def test_the_servers_of_a_private_ray_are_known_and_block_what_the_driver_handles(ray_engine: Engine) -> None:
+    servers = servers_here()
+    assert set(servers) == {"gcs_server", "raylet"}
+    assert servers.items() <= own_servers().items()
+    for server in own_servers().values():
+        blocked = int(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{server.pid}/status").read_text())[1], 16)
+        assert all(blocked >> (number - 1) & 1 for number in STOP_SIGNALS)
+
+
+def test_a_gcs_that_hangs_does_not_answer(ray_engine: Engine) -> None:
+    answers = question_to_gcs()
+    assert answers(10.0)
+    gcs = servers_here()["gcs_server"]
+    gcs.suspend()
+    try:
+        while gcs.status() != psutil.STATUS_STOPPED:
+            pass
+        assert not answers(0.5)
+    finally:
+        gcs.resume()
+    assert answers(10.0)

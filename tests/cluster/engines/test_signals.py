@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from cluster.engines.signals import Interrupted, StopSignals
+from cluster.engines.signals import STOP_SIGNALS, EndingSignals, Interrupted, StopSignals, run_shielded
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -53,11 +55,21 @@ def test_under_nohup_a_hangup_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_handlers_are_taken_back_from_a_library() -> None:
+@pytest.mark.parametrize("number", NUMBERS)
+def test_other_commands_end_by_any_of_them(number: signal.Signals) -> None:
+    before = handlers()
+    with pytest.raises(Interrupted) as interrupted, EndingSignals():
+        signal.raise_signal(number)
+    assert interrupted.value.signal is number
+    assert handlers() == before
+
+
+def test_held_signals_arrive_although_a_library_took_the_handler() -> None:
     with StopSignals() as signals:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signals.reinstall()
-        signal.raise_signal(signal.SIGTERM)
+        with signals.held():
+            signal.raise_signal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            assert signals.received is None
         assert signals.received is signal.SIGTERM
 
 
@@ -76,7 +88,6 @@ def test_another_thread_leaves_the_handlers_alone() -> None:
 
     def enter() -> None:
         with StopSignals() as signals:
-            signals.reinstall()
             signals.ignore()
             within.append(handlers())
 
@@ -84,3 +95,49 @@ def test_another_thread_leaves_the_handlers_alone() -> None:
     thread.start()
     thread.join()
     assert within == [before]
+
+
+ROLE = """
+import os, signal, subprocess, sys, time
+from cluster.engines.signals import STOP_SIGNALS, leave_signals_to_driver
+signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+leave_signals_to_driver()
+for number in STOP_SIGNALS:
+    os.kill(os.getpid(), number)
+program = subprocess.Popen(["sleep", "60"])
+program.terminate()
+assert program.wait(30) == -signal.SIGTERM
+ours, theirs = os.pipe()
+forked = os.fork()
+if not forked:
+    os.write(theirs, b"up")
+    time.sleep(60)
+    os._exit(0)
+os.read(ours, 2)
+os.kill(forked, signal.SIGTERM)
+assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == -signal.SIGTERM
+print("lives")
+"""
+
+
+def test_a_role_leaves_signals_to_the_driver_and_what_it_starts_does_not() -> None:
+    done = subprocess.run([sys.executable, "-c", ROLE], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("lives\n", "")
+
+
+def test_shielded_work_starts_processes_that_block_the_signals() -> None:
+    program = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))"
+    told, released = [], threading.Event()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    run_shielded(lambda: told.append(subprocess.check_output([sys.executable, "-c", program])), released)
+    released.set()
+    assert told == [f"{sorted(map(int, STOP_SIGNALS))}\n".encode()]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_what_shielded_work_raises_is_raised_here() -> None:
+    def fail() -> None:
+        raise ConnectionError("nobody there")
+
+    with pytest.raises(ConnectionError, match="nobody there"):
+        run_shielded(fail, threading.Event())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +162,18 @@ def endless(tmp_path: Path) -> Path:
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("max_episode_steps: 50", "max_episode_steps: null"))
     return tmp_path / "run"
+
+
+def test_a_film_ends_by_sigterm_and_leaves_nothing(frozen_lake: Path, tmp_path: Path) -> None:
+    film = [sys.executable, "-m", "cluster.main", "video", str(frozen_lake), "--episodes", "100000"]
+    out = tmp_path / "long.gif"
+    filming = subprocess.Popen([*film, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    partial, deadline = tmp_path / "long.gif.partial", time.monotonic() + 60.0
+    while not partial.exists():
+        assert time.monotonic() < deadline
+        assert filming.poll() is None
+    filming.send_signal(signal.SIGTERM)
+    assert filming.wait(60) == 128 + signal.SIGTERM
+    assert filming.stderr is not None
+    assert "Traceback" not in filming.stderr.read()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,107 @@
+"""The servers of the Ray that a run uses: whether they live, and their end.
+
+Owns the watch over them; must not import torch or gymnasium.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from cluster.engines.engine import EngineDied
+
+_LOOK_SECONDS = 1.0
+_ANSWER_SECONDS = 4.0
+_DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+_WHY = (
+    "somebody ended it, for instance by `ray stop`, which ends every Ray of a user on a machine, "
+    "or the machine ran out of memory"
+)
+
+
+class ServerWatch:
+    """Looks whether the servers of a Ray live: by their processes, and by questions to a GCS elsewhere."""
+
+    def __init__(
+        self, servers: Mapping[str, psutil.Process], gcs_answers: Callable[[float], bool] | None
+    ) -> None:
+        """servers: those on this machine. gcs_answers: asks a GCS elsewhere, see question_to_gcs."""
+        self._servers = dict(servers)
+        self._looked_at = 0.0
+        self._told: set[str] = set()
+        self._gcs_is_silent = False
+        self._closed = threading.Event()
+        self.said = False
+        """Whether a death was raised, as happens once."""
+        if gcs_answers is not None:
+            threading.Thread(target=self._ask, args=(gcs_answers,), daemon=True).start()
+
+    def look(self) -> None:
+        """Raises EngineDied, once, if a server is dead, is about to be ended, or does not answer."""
+        if self.said:
+            return
+        dead = [name for name, process in self._servers.items() if _is_dead(process)]
+        problem = f"the GCS of the run's Ray does not answer: {_WHY}" if self._gcs_is_silent else ""
+        if dead:
+            problem = f"{self._named(dead)} of the run's Ray died: {_WHY}"
+        elif not problem and time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            told = [name for name, process in self._servers.items() if _is_told_to_end(process)]
+            # Whoever signals every process of a run means the driver, which hears of it within a second.
+            if set(told) & self._told:
+                problem = f"{self._named(told)} of the run's Ray got SIGTERM: {_WHY}"
+            self._told = set(told)
+        if problem:
+            self.said = True
+            # Without its raylet, Ray ends a driver that reads a value in shared memory.
+            raise EngineDied(problem, objects_gone="raylet" in dead)
+
+    def _named(self, names: Sequence[str]) -> str:
+        return ", ".join(f"{name} (process {self._servers[name].pid})" for name in names)
+
+    def close(self) -> None:
+        """Ends the questions to the GCS."""
+        self._closed.set()
+
+    def _ask(self, gcs_answers: Callable[[float], bool]) -> None:
+        while not self._gcs_is_silent and not self._closed.wait(_LOOK_SECONDS):
+            self._gcs_is_silent = not gcs_answers(_ANSWER_SECONDS)
+
+
+def end_all(processes: Mapping[int, psutil.Process]) -> None:
+    """Kills processes at once and waits for their end, five seconds at most."""
+    for process in processes.values():
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(list(processes.values()), timeout=5.0)
+
+
+def with_descendants(servers: Mapping[str, psutil.Process]) -> dict[int, psutil.Process]:
+    """Pid -> process of the servers and of all that they started: agents and roles."""
+    found = {}
+    for server in servers.values():
+        with suppress(psutil.Error):
+            for process in (server, *server.children(recursive=True)):
+                found[process.pid] = process
+    return found
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    try:
+        return process.status() in _DEAD
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _is_told_to_end(process: psutil.Process) -> bool:
+    """Whether a SIGTERM that the process blocks waits for it (on Linux; elsewhere False)."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    waiting = next((line for line in status.splitlines() if line.startswith("ShdPnd:")), "ShdPnd: 0")
+    return bool(int(waiting.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
