@@ -128,6 +128,7 @@ class RolloutReport:
     seconds: time in each phase: "act", "env", "build", "push", and "idle" since the chunk before.
     start_values: max_a Q of each episode that began, empty before the first weights. action_counts [A] and
     reward_abs_* are over the transitions pushed, with rewards of single steps as the learner gets them.
+    longest_open_steps: env steps so far of the longest episode in progress.
     env_restarts: restarts in this chunk; a broken episode's return is not reported. The actor's owner fills
     in pushes_in_flight, unacknowledged_transitions (those in these pushes), process, and memory_excess: by
     how much its process exceeds its memory limit, in words; None if it does not.
@@ -152,6 +153,7 @@ class RolloutReport:
     process: ProcessUsage | None = None
     memory_excess: str | None = None
     env_restarts: tuple[EnvRestart, ...] = ()
+    longest_open_steps: int = 0
 
     @property
     def worked_seconds(self) -> float:

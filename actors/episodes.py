@@ -52,6 +52,11 @@ class EpisodeLedger:
         self._returns = returns[tail]
         self._lengths = self._lanes * width + num_steps - first[tail]
 
+    @property
+    def longest_open_steps(self) -> int:
+        """Length so far of the longest episode in progress, in env steps; an ended one counts until its reset."""
+        return int(self._lengths.max())
+
     def take_ended(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """Undiscounted returns and lengths (env steps) of the episodes that ended since the last call."""
         ended = tuple(self._ended_returns), tuple(self._ended_lengths)

@@ -257,6 +257,7 @@ class EnvActor:
                 for group in self._groups
                 for restart in group.stepper.take_restarts()
             ),
+            longest_open_steps=self._episodes.longest_open_steps,
         )
 
 

@@ -219,6 +219,7 @@ class Coordinator:
     def _take_rollout(self, actor: Member[ActorRole], report: RolloutReport) -> None:
         actor.unacknowledged_transitions = report.unacknowledged_transitions
         self._counters.take_rollout(report)
+        self._recovery.take_rollout(report)
         if actor.kind in self._expendable:
             return  # what made an environment fail may be the signal that also stopped the run
         if report.env_restarts:

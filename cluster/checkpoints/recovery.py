@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.core import RolloutReport
 from cluster.checkpoints.checkpoint import (
     CheckpointStore,
     RunState,
@@ -19,6 +20,7 @@ from cluster.checkpoints.checkpoint import (
 )
 from cluster.checkpoints.checkpointer import Checkpointer
 from cluster.checkpoints.resume import Resumed
+from cluster.control.open_episodes import OpenEpisodes
 from cluster.engines.engine import EngineError
 from cluster.engines.ref import Ref
 from cluster.metrics.counters import CheckpointMetrics
@@ -60,6 +62,7 @@ class Recovery:
         now = time.monotonic()
         self._checkpointed = (now, context.counters.version, -1)
         """Begin (monotonic), version and number of inserted transitions of the newest checkpoint."""
+        self._open_episodes = OpenEpisodes(context.config.actors.envs_per_actor)
         self._checkpoint_soon = False
         self._problem = ""  # why the last checkpoint failed
         self._slowest_seconds = 0.0
@@ -155,9 +158,25 @@ class Recovery:
             return True  # a journal is of little use without a learner state
         every = config.checkpoint.every_updates
         if every is not None and version // every > before // every:
-            return True
+            return not deterministic or not self._must_wait(every)
         seconds = None if deterministic else config.checkpoint.every_seconds
         return seconds is not None and time.monotonic() - began >= seconds
+
+    def take_rollout(self, report: RolloutReport) -> None:
+        """Takes in a report of acting, for the checkpoints of the serial runtime."""
+        self._open_episodes.take(report)
+
+    def _must_wait(self, every_updates: int) -> bool:
+        """Whether a checkpoint waits for open episodes, which the next life would not go on with."""
+        episodes = self._open_episodes
+        if episodes.hold_checkpoint:
+            self._context.recorder.warning_once(
+                "a checkpoint of the serial runtime ends all episodes; an open one has "
+                f"{episodes.longest_steps:,} of the {episodes.lane_steps:,} steps of each lane since the last "
+                f"checkpoint, so this one waits: checkpoint.every_updates = {every_updates:,} is short, raise "
+                "it for such episodes"
+            )
+        return episodes.hold_checkpoint
 
     def has_unsaved_progress(self) -> bool:
         """Whether a checkpoint now would hold more than the newest one."""

@@ -4,6 +4,7 @@ Owns the rule that a run goes on if its directory cannot be written or an observ
 or torch.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVarTuple
@@ -59,6 +60,7 @@ class Recorder:
         self._started = started
         self._incomplete_journals: set[tuple[int, int]] = set()
         self._refusing: set[int] = set()
+        self._warned: set[str] = set()
         self._is_complete = True
 
     def event(self, kind: EventKind, text: str) -> None:
@@ -74,6 +76,13 @@ class Recorder:
     def warning(self, text: str) -> None:
         """Records an event of kind "warning"."""
         self.event("warning", text)
+
+    def warning_once(self, text: str) -> None:
+        """Records a warning, unless one with the same words, whatever their numbers, was recorded before."""
+        words = re.sub(r"[\d,.]+", "", text)
+        if words not in self._warned:
+            self._warned.add(words)
+            self.warning(text)
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Records a snapshot of the metrics, and passes it to observers."""

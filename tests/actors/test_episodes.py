@@ -40,6 +40,7 @@ def test_it_sums_what_a_loop_sums_whatever_the_chunks(next_step: bool, chunk_ste
         ledger.add(reward[chunk], ended[chunk], starts[chunk])
         seen += zip(*ledger.take_ended(), strict=True)
     assert seen == expected
+    assert ledger.longest_open_steps == length.max()
     assert len(expected) > 30
 
 

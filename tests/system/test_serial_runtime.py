@@ -307,3 +307,16 @@ def test_metrics_come_however_often_checkpoints_do(tmp_path: Path) -> None:
     drawn = [snapshot.drawn_transitions_total or 0 for snapshot in recorder.snapshots]
     assert drawn == sorted(drawn)
     assert drawn[-1] > 8 * 16
+
+
+def test_checkpoints_wait_for_episodes(tmp_path: Path) -> None:
+    """Each checkpoint ends all episodes. If it came before any had ended, their ends would never be seen."""
+    recorder = Recorder()
+    # Episodes of 200 steps; eight updates take 16 steps of each lane.
+    overrides = ("env.id=MountainCar-v0", "env.max_episode_steps=200", "checkpoint.every_updates=8")
+    train_serial(tmp_path / "run", (*SMALL, *overrides, "stop.updates=800"), recorder)
+    assert recorder.snapshots[-1].episodes_total >= 4
+    saved = [event for event in recorder.events if event.startswith("checkpoint")]
+    assert 2 <= len(saved) < 20
+    (waiting,) = (event for event in recorder.events if "checkpoint.every_updates = 8 is short" in event)
+    assert waiting.startswith("warning: a checkpoint of the serial runtime ends all episodes")
