@@ -173,8 +173,8 @@ class Recovery:
             self._context.recorder.warning_once(
                 "a checkpoint of the serial runtime ends all episodes; an open one has "
                 f"{episodes.longest_steps:,} of the {episodes.lane_steps:,} steps of each lane since the last "
-                f"checkpoint, so this one waits: checkpoint.every_updates = {every_updates:,} is short, raise "
-                "it for such episodes"
+                f"checkpoint, so this one waits: checkpoint.every_updates = {every_updates:,} is short for "
+                "such episodes"
             )
         return episodes.hold_checkpoint
 
