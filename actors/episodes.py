@@ -54,7 +54,7 @@ class EpisodeLedger:
 
     @property
     def longest_open_steps(self) -> int:
-        """Length so far of the longest episode in progress, in env steps; an ended one counts until its reset."""
+        """Env steps so far of the longest episode in progress; an ended one counts until its reset."""
         return int(self._lengths.max())
 
     def take_ended(self) -> tuple[tuple[float, ...], tuple[int, ...]]:

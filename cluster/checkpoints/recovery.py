@@ -172,8 +172,8 @@ class Recovery:
         if episodes.hold_checkpoint:
             self._context.recorder.warning_once(
                 "a checkpoint of the serial runtime ends all episodes; an open one has "
-                f"{episodes.longest_steps:,} of the {episodes.lane_steps:,} steps of each lane since the last "
-                f"checkpoint, so this one waits: checkpoint.every_updates = {every_updates:,} is short for "
+                f"{episodes.longest_steps:,} of the {episodes.lane_steps:,} steps of each lane since the "
+                f"last one, so this one waits: checkpoint.every_updates = {every_updates:,} is short for "
                 "such episodes"
             )
         return episodes.hold_checkpoint

@@ -26,7 +26,7 @@ def small(runtime):
 
 OWN_RAY = """
 import ray
-ray.init(num_cpus=1, include_dashboard=False)
+ray.init(address="local", num_cpus=1, include_dashboard=False)
 remembered = ray.put(41)
 said = []
 for runtime in ("ray", "cluster"):
