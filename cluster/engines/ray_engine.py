@@ -40,8 +40,9 @@ from cluster.engines.ray_private import (
     quiet_driver,
     servers_here,
     start_on_loopback,
+    terminate,
 )
-from cluster.engines.ray_servers import ServerWatch, end_all, with_descendants
+from cluster.engines.ray_servers import Polled, ServerWatch, end_all, with_descendants
 from cluster.engines.ref import Ref, ValueT
 from cluster.engines.signals import run_shielded
 from cluster.engines.temp_folder import temp_folder
@@ -126,6 +127,7 @@ class RayEngine(RayCalls):
         self._closing = ExitStack()
         self._released = threading.Event()
         self._watch: ServerWatch | None = None
+        self._draining: Polled[frozenset[str]] | None = None
 
     def start(self) -> None:
         """Starts or joins Ray.
@@ -154,6 +156,8 @@ class RayEngine(RayCalls):
         else:
             _require_listener(cluster_address())
             _join(own_code)
+            self._draining = Polled(draining_nodes, frozenset[str]())
+            self._closing.callback(self._draining.close)
         servers = servers_here()
         self._watch = ServerWatch(servers, None if "gcs_server" in servers else question_to_gcs())
         self._closing.callback(self._watch.close)
@@ -227,8 +231,8 @@ class RayEngine(RayCalls):
         return "" if self._private else _machine(node_of_actor(handle.target))
 
     def machines_leaving(self) -> frozenset[str]:
-        """See Engine.machines_leaving. Each call polls Ray, which sends no notices."""
-        return frozenset() if self._private else frozenset(map(_machine, draining_nodes()))
+        """See Engine.machines_leaving. Ray sends no notices, and a dead GCS would not answer for a minute."""
+        return frozenset() if self._draining is None else frozenset(map(_machine, self._draining.newest))
 
     def kill(self, handle: Handle[Any]) -> None:
         """See Engine.kill. The role's replacement may start on any machine: this one may be gone."""
@@ -246,7 +250,9 @@ class RayEngine(RayCalls):
         try:
             if ray.is_initialized() and self._watch is not None:
                 if self._watch.said:
-                    end_all(family)  # calls to a dead server would wait for it
+                    # Calls to a dead server would wait for it; a role's process still takes calls.
+                    terminate(handle.target for handle in self._handles)
+                    end_all(family)
                 else:
                     self.end_roles()
                     self._reservation.release()

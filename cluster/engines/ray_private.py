@@ -8,7 +8,7 @@ import faulthandler
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.engines.threads import SINGLE_THREADED
+
+_TERMINATE_SECONDS = 2.0
 
 LEAN = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -157,6 +159,13 @@ def question_to_gcs() -> Callable[[float], bool]:
         return True
 
     return answers
+
+
+def terminate(actors: Iterable[Any]) -> None:
+    """Asks the processes of actors to end, without the GCS, through which ray.kill goes."""
+    asked = [actor.__ray_terminate__.remote() for actor in actors]
+    if asked:
+        ray.wait(asked, num_returns=len(asked), timeout=_TERMINATE_SECONDS, fetch_local=False)
 
 
 def actor_id(actor: Any) -> str:

@@ -8,19 +8,47 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import psutil
 
 from cluster.engines.engine import EngineDied
 
+AnswerT = TypeVar("AnswerT")
+
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 4.0
+_END_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 _DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 _WHY = (
     "somebody ended it, for instance by `ray stop`, which ends every Ray of a user on a machine, "
     "or the machine ran out of memory"
 )
+
+
+class Polled(Generic[AnswerT]):
+    """The newest answer to a question that may never be answered: a thread asks it every second.
+
+    After an error it is not asked again.
+    """
+
+    def __init__(self, ask: Callable[[], AnswerT], first: AnswerT) -> None:
+        """first: the answer before there is one."""
+        self.newest = first
+        self._closed = threading.Event()
+        threading.Thread(target=self._poll, args=(ask,), daemon=True).start()
+
+    def close(self) -> None:
+        """Asks no more."""
+        self._closed.set()
+
+    def _poll(self, ask: Callable[[], AnswerT]) -> None:
+        with suppress(Exception):  # a Ray that is gone or shut down, which the watch notices by itself
+            while not self._closed.wait(_LOOK_SECONDS):
+                self.newest = ask()
 
 
 class ServerWatch:
@@ -33,19 +61,18 @@ class ServerWatch:
         self._servers = dict(servers)
         self._looked_at = 0.0
         self._told: set[str] = set()
-        self._gcs_is_silent = False
-        self._closed = threading.Event()
+        self._gcs = Polled(partial(gcs_answers, _ANSWER_SECONDS), True) if gcs_answers else None
         self.said = False
         """Whether a death was raised, as happens once."""
-        if gcs_answers is not None:
-            threading.Thread(target=self._ask, args=(gcs_answers,), daemon=True).start()
 
     def look(self) -> None:
         """Raises EngineDied, once, if a server is dead, is about to be ended, or does not answer."""
         if self.said:
             return
         dead = [name for name, process in self._servers.items() if _is_dead(process)]
-        problem = f"the GCS of the run's Ray does not answer: {_WHY}" if self._gcs_is_silent else ""
+        problem = (
+            f"the GCS of the run's Ray does not answer: {_WHY}" if self._gcs and not self._gcs.newest else ""
+        )
         if dead:
             problem = f"{self._named(dead)} of the run's Ray died: {_WHY}"
         elif not problem and time.monotonic() - self._looked_at > _LOOK_SECONDS:
@@ -65,11 +92,8 @@ class ServerWatch:
 
     def close(self) -> None:
         """Ends the questions to the GCS."""
-        self._closed.set()
-
-    def _ask(self, gcs_answers: Callable[[float], bool]) -> None:
-        while not self._gcs_is_silent and not self._closed.wait(_LOOK_SECONDS):
-            self._gcs_is_silent = not gcs_answers(_ANSWER_SECONDS)
+        if self._gcs is not None:
+            self._gcs.close()
 
 
 def end_all(processes: Mapping[int, psutil.Process]) -> None:
@@ -77,7 +101,10 @@ def end_all(processes: Mapping[int, psutil.Process]) -> None:
     for process in processes.values():
         with suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(list(processes.values()), timeout=5.0)
+    deadline = time.monotonic() + _END_SECONDS
+    # Not psutil.wait_procs, which waits for zombies, too: their parents may never ask for them.
+    while not all(map(_is_dead, processes.values())) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
 
 
 def with_descendants(servers: Mapping[str, psutil.Process]) -> dict[int, psutil.Process]:

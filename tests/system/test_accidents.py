@@ -63,7 +63,7 @@ def test_a_killed_driver_leaves_no_process_and_its_folder_goes_with_the_next(
     run = FollowedRun([*arguments(SMALL), "--runtime", runtime], tmp_path / "run")
     try:
         run.start()
-        run.wait_for(lambda: run.newest()["updates_total"] > 0, "updates")
+        run.wait_for(lambda: run.newest()["checkpoints_total"] > 0, "a checkpoint")
         run.finish(signal.SIGKILL)
         assert run.left(LEFT_SECONDS) == []
         run.start("--resume", "auto")
