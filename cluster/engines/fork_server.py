@@ -50,7 +50,7 @@ class _Load:
 
 
 @dataclass(frozen=True)
-class _Spawn:
+class Spawn:
     """Asks for a role; its class and arguments, and the engine's connection to it come along."""
 
     number: int
@@ -59,7 +59,7 @@ class _Spawn:
 
 
 @dataclass(frozen=True)
-class _Kill:
+class Kill:
     """Asks for the end of a role and of all that it started."""
 
     number: int
@@ -103,7 +103,7 @@ class ForkServer:
     @property
     def is_alive(self) -> bool:
         """Whether it can fork roles, now or once it has loaded everything."""
-        return self._process.poll() is None
+        return self._process.poll() is None and self.line.fileno() >= 0
 
     def take(self, message: Message) -> None:
         """Takes in what the server says."""
@@ -142,16 +142,6 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def spawn_request(number: int, name: str, environment: Mapping[str, str]) -> object:
-    """The head of a message that asks a fork server for a role; see _Spawn."""
-    return _Spawn(number, name, environment)
-
-
-def kill_request(number: int) -> object:
-    """The head of a message that asks a fork server to end a role."""
-    return _Kill(number)
 
 
 def main(descriptor: int, driver: int) -> None:
@@ -200,10 +190,10 @@ class _Server:
         request = message.head
         if isinstance(request, _Load):
             self._load(request)
-        elif isinstance(request, _Spawn):
+        elif isinstance(request, Spawn):
             (end,), (packed,) = message.sockets, message.values
             self._fork(request, end, packed)
-        elif isinstance(request, _Kill):
+        elif isinstance(request, Kill):
             self._kill(request.number)
 
     def _load(self, request: _Load) -> None:
@@ -219,7 +209,7 @@ class _Server:
         gc.freeze()
         self._line.send(_Loaded())
 
-    def _fork(self, request: _Spawn, end: socket.socket, packed: Packed) -> None:
+    def _fork(self, request: Spawn, end: socket.socket, packed: Packed) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid:
@@ -242,7 +232,7 @@ class _Server:
                 sys.stderr.flush()
             os._exit(status)
 
-    def _become_role(self, request: _Spawn, parent: int) -> None:
+    def _become_role(self, request: Spawn, parent: int) -> None:
         """Makes a forked process one of its own: its group, signals, environment and random numbers."""
         os.setpgid(0, 0)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

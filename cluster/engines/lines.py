@@ -40,8 +40,10 @@ class Lines:
         self._events: dict[int, int] = {}
 
     def watch(self, endpoint: Endpoint) -> None:
-        """Watches a connection from now on."""
+        """Watches a connection from now on, unless it is watched already."""
         number = endpoint.line.fileno()
+        if self._watched.get(number) is endpoint:
+            return
         self._watched[number], self._events[number] = endpoint, select.EPOLLIN
         self._epoll.register(number, select.EPOLLIN)
 

@@ -24,7 +24,7 @@ from cluster.engines.engine import (
     RoleOutOfMemory,
     RoleT,
 )
-from cluster.engines.fork_server import ForkServer, kill_request, spawn_request
+from cluster.engines.fork_server import ForkServer, Kill, Spawn
 from cluster.engines.lines import Lines
 from cluster.engines.placement import Claims
 from cluster.engines.process_calls import CALLS, Connection, ProcessCalls
@@ -105,7 +105,6 @@ class ProcessEngine(ProcessCalls):
         super().__init__(lines)
         self._lines = lines
         self._servers = servers
-        self._watched: list[ForkServer] = []
         self._roles: list[_Role] = []
         self._spawned = 0
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -131,7 +130,8 @@ class ProcessEngine(ProcessCalls):
 
     def spawn(self, name: str, role: Callable[[*ArgTs], RoleT], *args: *ArgTs, need: Need) -> Handle[RoleT]:
         """See Engine.spawn."""
-        server = self._server(torch=need.torch)
+        server = self._servers.server(torch=need.torch)
+        self._lines.watch(server)
         self._spawned += 1
         own, theirs = socket.socketpair()
         connection = _Role(name, own, self._spawned, server, self._free_gpus(int(need.gpus)))
@@ -142,7 +142,7 @@ class ProcessEngine(ProcessCalls):
             packed = pack((role, *args), self.connect)
         except Unsendable as error:
             raise TypeError(f"{name}: {error}") from error.__cause__
-        self._lines.send(server, spawn_request(self._spawned, name, environment), [packed], [theirs])
+        self._lines.send(server, Spawn(self._spawned, name, environment), [packed], [theirs])
         return Handle(name, connection)
 
     def connect(self, obj: Any) -> tuple[str, socket.socket | None] | None:
@@ -172,7 +172,7 @@ class ProcessEngine(ProcessCalls):
         if role in self._roles:
             self._roles.remove(role)
             if role.server.is_alive:
-                self._lines.send(role.server, kill_request(role.number))
+                self._lines.send(role.server, Kill(role.number))
 
     def end_roles(self) -> None:
         """See Engine.end_roles."""
@@ -185,14 +185,6 @@ class ProcessEngine(ProcessCalls):
         self._servers.close()
         self._lines.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, self._file_limit)
-
-    def _server(self, *, torch: bool) -> ForkServer:
-        """A living fork server whose messages are taken in."""
-        server = self._servers.server(torch=torch)
-        if server not in self._watched:
-            self._watched.append(server)
-            self._lines.watch(server)
-        return server
 
     def _free_gpus(self, count: int) -> list[str]:
         """The first devices that no living role has."""

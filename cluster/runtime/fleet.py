@@ -27,9 +27,8 @@ from cluster.runtime.failure import RunFailed
 from cluster.runtime.role import Role, RoleContext
 from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole
 from cluster.runtime.shard_role import ShardRole
-from cluster.settings.resolve import network_spec
+from cluster.settings.resolve import acts_with_torch
 from cluster.settings.resolved import ResolvedConfig
-from learner.config import acts_in_numpy
 from replay_service.messages import ShardStatus
 from replay_service.sharding import shard_capacities
 
@@ -130,7 +129,7 @@ class Fleet:
         self._replay = replay
         self._learner_gpus = learner_gpus
         self._run_started_at = run_started_at
-        self._torch_acts = not acts_in_numpy(network_spec(spec), config.learner)
+        self._torch_acts = acts_with_torch(config, spec)
         self._capacities = shard_capacities(config.replay.capacity, config.replay.num_shards)
         self.credits: dict[Ref[Any], Credit] = {}
         self._created = time.monotonic()

@@ -19,7 +19,7 @@ from cluster.metrics.usage import MemoryMeter
 from cluster.runtime.role import Role, RoleContext, Seeds
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
 from cluster.runtime.shard_role import ShardRole
-from cluster.settings.resolve import network_spec
+from cluster.settings.resolve import acts_with_torch, network_spec
 from cluster.settings.resolved import ResolvedConfig
 from learner.config import LearnerConfig, acts_in_numpy
 from learner.core import LearnerState, LearnReport
@@ -64,9 +64,7 @@ class ActorRole(Role):
             env_threads=threads,
             # Overlap does not pay with a numpy policy, which answers at once, nor on a single core. A serial
             # run never overlaps, so that it is the same on any number of cores.
-            overlap=threads > 1
-            and context.source is not None
-            and not acts_in_numpy(network_spec(context.spec), config.learner),
+            overlap=threads > 1 and context.source is not None and acts_with_torch(config, context.spec),
             values=target_values(config.learner),
         )
 

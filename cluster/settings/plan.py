@@ -12,10 +12,10 @@ from cluster.engines.engine import Need
 from cluster.engines.machine import Machine
 from cluster.engines.placement import Claims, Placement, room
 from cluster.settings.config import ConfigError
-from cluster.settings.resolve import network_spec
+from cluster.settings.resolve import acts_with_torch, network_spec
 from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size, quantity
-from learner.config import acts_in_numpy, approximate_weights
+from learner.config import approximate_weights
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
 from replay_service.config import Compression
 from replay_service.frame_store import is_compressed, segment_frames
@@ -326,7 +326,7 @@ def _process_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
 
 def _torch_to_act(config: ResolvedConfig, spec: EnvSpec) -> int:
     """Memory for torch in a process that acts; 0 where numpy computes the network."""
-    return 0 if acts_in_numpy(network_spec(spec), config.learner) else _TORCH_BYTES
+    return _TORCH_BYTES if acts_with_torch(config, spec) else 0
 
 
 def _object_store_bytes(machine: Machine) -> int:

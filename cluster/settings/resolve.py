@@ -19,7 +19,7 @@ from cluster.settings.resolved import (
     Runtime,
     narrowed,
 )
-from learner.config import TARGET_UPDATE_UPDATES, LearnerConfig, NetworkSpec, resolve_network
+from learner.config import TARGET_UPDATE_UPDATES, LearnerConfig, NetworkSpec, acts_in_numpy, resolve_network
 from replay_service.block import FrameField
 
 _IMAGE_BYTES = 1_024
@@ -125,6 +125,11 @@ def _evaluated_at_once(episodes: int, spec: EnvSpec) -> int:
     """
     most = _MOST_NATIVE_LANES if spec.backend == "native" else _MOST_LANES
     return -(-episodes // -(-episodes // most))
+
+
+def acts_with_torch(config: ResolvedConfig, spec: EnvSpec) -> bool:
+    """Whether policies compute the network by torch, because numpy does not suffice for it."""
+    return not acts_in_numpy(network_spec(spec), config.learner)
 
 
 def network_spec(spec: EnvSpec) -> NetworkSpec:

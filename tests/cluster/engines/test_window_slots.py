@@ -5,11 +5,12 @@ Tests cluster/runtime/shard_calls.py over the engines.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from qfleet_configs import ATARI
 
-from actors.core import EnvSpec
 from cluster.engines.engine import Engine, Need
 from cluster.engines.ref import Ref
 from cluster.engines.serial_engine import SerialEngine
@@ -24,19 +25,7 @@ from replay_service.messages import SampleReply
 from replay_service.sampler import ReplaySampler
 
 CONFIG = RunConfig(replay=ReplayConfig(capacity=200, sampling="prioritized"))
-SPEC = EnvSpec(
-    (84, 84),
-    "|u1",
-    None,
-    2,
-    4,
-    "sync",
-    "next_step",
-    None,
-    None,
-    pixels=("observation",),
-    image_layouts={"observation": "HW"},
-)
+SPEC = replace(ATARI, num_actions=2, backend="sync", max_episode_steps=None)
 
 
 class _Recording(EngineTransport):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from qfleet_configs import ATARI
 
 from actors.core import EnvSpec
 from actors.soft_values import GREEDY, SoftValues
@@ -28,18 +30,8 @@ SPECS = {
     "bytes": EnvSpec((7,), "|u1", None, 3, 1, "sync", "next_step", None, None, pixels=("observation",)),
     "stacked": EnvSpec((2, 3), "<f4", None, 4, 3, "sync", "next_step", None, None),
     "table": EnvSpec((), "<i8", 11, 4, 1, "sync", "next_step", None, None),
-    "image": EnvSpec(
-        (40, 40),
-        "|u1",
-        None,
-        3,
-        4,
-        "sync",
-        "next_step",
-        None,
-        None,
-        pixels=("observation",),
-        image_layouts={"observation": "HW"},
+    "image": replace(
+        ATARI, observation_shape=(40, 40), num_actions=3, backend="sync", max_episode_steps=None
     ),
 }
 

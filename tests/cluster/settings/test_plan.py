@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from qfleet_configs import ATARI
 
 from actors.core import EnvSpec
 from cluster.api import train
@@ -26,19 +27,6 @@ from replay_service.config import ReplayConfig
 from replay_service.shard import ReplayShard
 
 CARTPOLE = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, 475.0)
-ATARI = EnvSpec(
-    (84, 84),
-    "|u1",
-    None,
-    6,
-    4,
-    "native",
-    "next_step",
-    27_000,
-    None,
-    pixels=("observation",),
-    image_layouts={"observation": "HW"},
-)
 LARGE = Machine(cores=2, memory_bytes=32 * 10**9, available_bytes=24 * 10**9, shm_bytes=16 * 10**9)
 THREE_STEP = ["actors.n_step=3", "replay.sampling=prioritized"]
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from qfleet_configs import ATARI
 
 from actors.core import EnvSpec
 from cluster.api import prepare
@@ -17,19 +18,6 @@ from cluster.settings.resolve import network_spec, resolve
 
 VECTOR = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, 475.0)
 TABLE = EnvSpec((), "<i8", 16, 4, 1, "sync", "next_step", 100, None)
-ATARI = EnvSpec(
-    (84, 84),
-    "|u1",
-    None,
-    6,
-    4,
-    "native",
-    "next_step",
-    27_000,
-    None,
-    pixels=("observation",),
-    image_layouts={"observation": "HW"},
-)
 OPEN_ON_PURPOSE = {
     "learner.initial_weights",
     "learner.max_grad_norm",
