@@ -30,12 +30,14 @@ class EndingSignals:
     """Within the block, SIGINT, SIGTERM and SIGHUP raise Interrupted.
 
     Libraries that handle a signal themselves if nobody else does, as SDL does SIGTERM, leave it alone. SIGHUP
-    stays ignored if the process ignores it, as under nohup. Outside the main thread, where Python allows no
-    handlers, the block has no effect.
+    stays ignored if the process ignores it, as under nohup. A mask of blocked signals, which programs inherit
+    from threads that start them, is lifted. Outside the main thread, where Python allows no handlers, the block
+    has no effect.
     """
 
     def __init__(self) -> None:
         self._previous: dict[signal.Signals, object] = {}
+        self._blocked: set[signal.Signals] = set()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -43,11 +45,14 @@ class EndingSignals:
             if self._previous[signal.SIGHUP] == signal.SIG_IGN:
                 del self._previous[signal.SIGHUP]
         self._install()
+        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._previous)
+        self._blocked = {number for number in self._previous if number in before}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

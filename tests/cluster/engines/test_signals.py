@@ -97,6 +97,23 @@ def test_another_thread_leaves_the_handlers_alone() -> None:
     assert within == [before]
 
 
+BLOCKED = """
+import os, signal
+from cluster.engines.signals import STOP_SIGNALS, StopSignals
+with StopSignals() as signals:
+    os.kill(os.getpid(), signal.SIGINT)
+    print(signals.request())
+print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))
+"""
+
+
+def test_signals_that_the_parent_had_blocked_are_received() -> None:
+    told, released = [], threading.Event()
+    run_shielded(lambda: told.append(subprocess.check_output([sys.executable, "-c", BLOCKED])), released)
+    released.set()
+    assert told == [f"stopped by SIGINT\n{sorted(map(int, STOP_SIGNALS))}\n".encode()]
+
+
 ROLE = """
 import os, signal, subprocess, sys, time
 from cluster.engines.signals import STOP_SIGNALS, leave_signals_to_driver

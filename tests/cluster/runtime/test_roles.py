@@ -99,7 +99,8 @@ def test_environments_step_beside_the_policy_where_that_pays(
     if name == "image":  # too small for the Nature network
         wanted.append("learner.network=minatar_cnn")
     config = resolve(load_config(None, wanted), SPECS[name], cores)
-    # The role takes over no output here: this process is the test's.
+    # The role takes over neither output nor signals here: this process is the test's.
+    monkeypatch.setattr("cluster.runtime.role.leave_signals_to_driver", lambda: None)
     monkeypatch.setattr("cluster.runtime.role.ProcessLog", lambda *_: SimpleNamespace(relays=False))
     source = None if runtime == "serial" else LogSource("actor 0", 0, 0.0)
     context = RoleContext("actor 0", config, SPECS[name], logs=tmp_path, replay=tmp_path, source=source)
