@@ -9,11 +9,12 @@ import json
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from tempfile import gettempdir
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +30,7 @@ from cluster.engines.placement import Claims, Placement, place
 from cluster.engines.process_engine import ForkServers, ProcessEngine, can_run
 from cluster.engines.process_info import another_checkout
 from cluster.engines.signals import StopSignals
+from cluster.engines.temp_folder import is_too_long
 from cluster.engines.threads import available_cores
 from cluster.lives import Lives
 from cluster.policies.initial_weights import read_initial_weights
@@ -248,8 +250,8 @@ def train(
             remember_run(folder)
         gpus = _learner_gpus(resolved, engine.gpus)
         _reserve(engine, resolved, make_claims(resolved, spec, plan, gpus), recorder, signals)
-        if resolved.run.runtime == "local" and not can_run():
-            recorder.info("this system cannot run the processes of the local runtime, so Ray runs them")
+        for text in _runtime_notes(resolved):
+            recorder.info(text)
         for weakness in start.run_dir.weaknesses:
             recorder.warning(f"run directory {run_dir}: {weakness}")
         for kind, text in (*(("warning", note) for note in prepared.notes), *start.notes):
@@ -257,6 +259,16 @@ def train(
         lives = Lives(engine, resolved, spec, start.run_dir, recorder, gpus, started, signals.request)
         outcome = lives.run(resumed, initial.flat if initial else None)
     return Result(run_dir, outcome, time.monotonic() - began, signals.received)
+
+
+def _runtime_notes(config: ResolvedConfig) -> Iterator[str]:
+    """What differs on this system from what the runtime promises."""
+    private_ray = config.run.runtime == "ray"
+    if config.run.runtime == "local" and not can_run():
+        yield "this system cannot run the processes of the local runtime, so Ray runs them"
+        private_ray = True
+    if private_ray and is_too_long():
+        yield f"the path of {gettempdir()} (TMPDIR) is too long for sockets, so Ray's are in /tmp"
 
 
 def _config(source: RunConfig | Path | str, settings: Mapping[str, object]) -> RunConfig:

@@ -99,6 +99,10 @@ class Supervisor:
         """Kills and replaces a role that has not answered within its timeout."""
         frozen = self._fleet.frozen()
         if frozen is None:
+            if (slow := self._fleet.slow_at_first()) is not None:
+                self._context.recorder.warning_once(
+                    f"the first chunk of {slow[0].name} takes long; after {slow[1]:.0f} s it counts as hung"
+                )
             return
         member, seconds = frozen
         if member.kind == "actor":
@@ -162,8 +166,8 @@ class Supervisor:
         return True
 
     def _stall_seconds(self) -> float:
-        """run.stall_seconds, but no less than slow chunks of acting and learning take."""
-        return max(self._context.config.run.stall_seconds, self._fleet.timeouts.slow_chunk_seconds())
+        """run.stall_seconds, but no less than slow acting, learning and starting take."""
+        return max(self._context.config.run.stall_seconds, self._fleet.timeouts.slow_work_seconds())
 
     def _fail_stalled(self) -> None:
         """Makes every role on this machine write its stack, and ends the run by RunFailed."""
@@ -178,7 +182,8 @@ class Supervisor:
             request_stack(member.process)
         run = self._context.config.run
         raise RunFailed(
-            f"nothing was inserted or learned for run.stall_seconds = {run.stall_seconds:g}:\n"
+            f"nothing was inserted or learned for {self._stall_seconds():g} s "
+            f"(run.stall_seconds = {run.stall_seconds:g}):\n"
             + "\n".join(waiting)
             + f"\nThe stacks of the roles on this machine are in {self._context.run_dir.logs}."
         )

@@ -14,6 +14,10 @@ _TIMES_THE_LONGEST = 20.0
 _TIMES_THE_START = 4.0
 _LEAST_CHUNK_SECONDS = 60.0
 _COMPILE_SECONDS = 600.0
+# What nobody has done yet may take long and still be healthy: times the patience with a shard.
+FIRST_TIMES_FROZEN = 20.0
+# Without these nothing is inserted or learned.
+_MOVERS = ("actor", "learner")
 # Much longer than most chunks take, and short enough for whoever waits for the end of a run.
 _CHUNK_SECONDS = 2.0
 
@@ -45,6 +49,9 @@ class RoleTimeouts:
 
     Chunks end after `chunk_seconds`, so an answer takes that and one step of all lanes, or one update.
 
+    Until a kind of role has answered its first chunk of work, nothing is known about it: it has 20 times
+    frozen_seconds at least, unless chunk_deadline_seconds says otherwise. Afterwards:
+
     Shard: frozen_seconds, because it answers between any two calls.
     Learner: twice that, or 20 times its longest answer if that is more; 10 minutes if it compiles.
     Evaluator: four times frozen_seconds, or 20 times its longest answer; before its first one, in which it
@@ -62,22 +69,42 @@ class RoleTimeouts:
         self._compile_seconds = _COMPILE_SECONDS if compiles else 0.0
         self._longest_answer: dict[str, float] = collections.defaultdict(float)
         self._longest_start: dict[str, float] = collections.defaultdict(float)
+        self._first_seconds = FIRST_TIMES_FROZEN * frozen_seconds
+        self._unproven = {"learner", "evaluator"}
+        """Kinds of roles without an answer to a chunk of work so far."""
+        if chunk_deadline_seconds is None:
+            self._unproven.add("actor")
 
-    def answered(self, kind: str, seconds: float) -> None:
-        """Notes that a role of this kind answered after `seconds`."""
+    def answered(self, kind: str, seconds: float, *, worked: bool) -> None:
+        """Notes that a role of this kind answered after `seconds`. worked: whether to a chunk of work."""
         self._longest_answer[kind] = max(self._longest_answer[kind], seconds)
+        if worked:
+            self._unproven.discard(kind)
 
     def came_up(self, kind: str, seconds: float) -> None:
         """Notes that a role of this kind came up after `seconds`."""
         self._longest_start[kind] = max(self._longest_start[kind], seconds)
 
-    def slow_chunk_seconds(self) -> float:
-        """Twice the longest answer of actors and learner so far; what compiling may take, if it compiles."""
-        longest = max(self._longest_answer["actor"], self._longest_answer["learner"])
-        return max(2.0 * longest, self._compile_seconds)
+    def slow_work_seconds(self) -> float:
+        """How long a run may healthily stand still, as far as its work so far shows.
+
+        Twice the longest answer or start of actors and learner; what compiling may take, if it compiles; and
+        before their first chunks, what those may take.
+        """
+        known = max(seen[kind] for seen in (self._longest_answer, self._longest_start) for kind in _MOVERS)
+        first = self._first_seconds if self._unproven & set(_MOVERS) else 0.0
+        return max(2.0 * known, self._compile_seconds, first)
 
     def limits(self) -> Mapping[str, float]:
         """Kind of role -> timeout."""
+        usual = self.usual_limits()
+        return {
+            kind: max(limit, self._first_seconds) if kind in self._unproven else limit
+            for kind, limit in usual.items()
+        }
+
+    def usual_limits(self) -> Mapping[str, float]:
+        """Kind of role -> timeout, as it is once the role has answered its first chunk."""
         frozen, answer, start = self._frozen_seconds, self._longest_answer, self._longest_start
         return {
             "shard": frozen,

@@ -4,6 +4,7 @@ Owns their names and the removal of those whose driver is dead; must not import 
 """
 
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,16 +13,21 @@ from pathlib import Path
 
 _PREFIX = "qf-"
 _LOCK = "driver"
+_SOCKET_BYTES = 107
+"""Longest path of a Unix socket on Linux."""
+_LONGEST_BELOW = f"/{_PREFIX}12345678/ray/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
+"""Ray's socket with the longest name in a folder of ours."""
+_SHORT = Path("/tmp")
 
 
 @contextmanager
 def temp_folder() -> Iterator[Path]:
     """A new folder that only this user can enter, removed after the block.
 
-    A driver that is killed leaves its folder: the next one removes it. It is not in the run directory because
-    a Unix socket's path is limited to 107 bytes.
+    A driver that is killed leaves its folder: the next one removes it. It is not in the run directory, whose
+    path may be too long for sockets.
     """
-    base = Path(tempfile.gettempdir())
+    base = _SHORT if is_too_long() else Path(tempfile.gettempdir())
     _remove_abandoned(base)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))  # of mode 700
     try:
@@ -33,6 +39,11 @@ def temp_folder() -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_too_long() -> bool:
+    """Whether the path of the system's temporary folder (TMPDIR) leaves no room for those of sockets."""
+    return len(os.fsencode(tempfile.gettempdir() + _LONGEST_BELOW)) > _SOCKET_BYTES
 
 
 def _remove_abandoned(base: Path) -> None:

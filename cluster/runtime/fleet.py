@@ -39,6 +39,7 @@ RoleKind = Literal["shard", "learner", "actor", "evaluator"]
 CreditKind = Literal["rollout", "learn", "evaluate", "start", "log", "other"]
 """Kinds of calls. Chunks of work are counted, starts are timed, and calls for logs are neither."""
 
+_WORK: frozenset[CreditKind] = frozenset(("rollout", "learn", "evaluate"))
 _CLOSE_SECONDS = 5.0
 _CLOSE_BUSY_SECONDS = 1.0
 
@@ -203,7 +204,7 @@ class Fleet:
             if credit.kind == "start":
                 self.timeouts.came_up(member.kind, seconds)
             else:
-                self.timeouts.answered(member.kind, seconds)
+                self.timeouts.answered(member.kind, seconds, worked=credit.kind in _WORK)
             member.heard_at = self.clock.seconds
         return credit
 
@@ -212,7 +213,14 @@ class Fleet:
 
         Shards come first, because other roles may only be waiting for one.
         """
-        limits = self.timeouts.limits()
+        return self._silent_beyond(self.timeouts.limits())
+
+    def slow_at_first(self) -> tuple[Member[Any], float] | None:
+        """A role whose first chunk takes longer than later ones may take, and its timeout in seconds."""
+        slow = self._silent_beyond(self.timeouts.usual_limits())
+        return None if slow is None else (slow[0], self.timeouts.limits()[slow[0].kind])
+
+    def _silent_beyond(self, limits: Mapping[str, float]) -> tuple[Member[Any], float] | None:
         for member in self.members:
             silent_seconds = self.clock.seconds - member.heard_at
             if member.is_up and member.in_flight and silent_seconds > limits[member.kind]:

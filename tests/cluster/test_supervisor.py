@@ -18,6 +18,7 @@ from qfleet_serial import Recorder
 
 from actors.core import EnvRestart, RolloutReport
 from cluster import supervisor
+from cluster.control import timeouts
 from cluster.control.timeouts import AwakeClock
 from cluster.engines.engine import Handle
 from cluster.runtime.failure import RunFailed
@@ -97,7 +98,7 @@ def test_a_run_that_stands_still_ends_with_the_names_of_its_roles() -> None:
         run(engine, Notes(), recorder)
     assert 40 <= engine.updates < 150
     first, *lines, last = str(ended.value).splitlines()
-    assert first == "nothing was inserted or learned for run.stall_seconds = 0.2:"
+    assert first == "nothing was inserted or learned for 0.2 s (run.stall_seconds = 0.2):"
     names = ("shard 0", "learner", "actor 0", "actor 1", "evaluator")
     for name, line in zip(names, lines, strict=True):
         assert re.fullmatch(rf"  {name} \(process 0\): \d+ calls in flight", line)
@@ -114,7 +115,10 @@ def test_a_role_that_never_comes_up_is_named_as_well() -> None:
 
     engine = NoRoom(config_of("run.stall_seconds=0.2", "pacing.learning_starts=100000"), random.Random(1), 0)
     engine.frozen = {"shard 0", "actor 0", "actor 1", "evaluator"}
-    with pytest.raises(RunFailed, match=r"  learner: has not started; are CPUs free for it\?"):
+    with (
+        patch.object(timeouts, "FIRST_TIMES_FROZEN", 0.0),
+        pytest.raises(RunFailed, match=r"  learner: has not started; are CPUs free for it\?"),
+    ):
         run(engine, Notes(), Recorder())
 
 

@@ -36,7 +36,7 @@ from replay_service.messages import ShardStatus
 
 STARTS, BATCH, LANES = 64, 16, 4
 NOWHERE = Path("nowhere")
-_WORK = ("rollout", "learn", "process_info", "unacknowledged", "start_from")
+_WORK = ("rollout", "learn", "process_info", "unacknowledged", "start_from", "restore")
 
 
 @dataclass(eq=False)
@@ -239,7 +239,8 @@ class ScriptedEngine:
         stop = self.config.stop
         at_steps = stop.env_steps is not None and self.inserted >= stop.env_steps
         any_time = stop.seconds is not None or stop.target_return is not None
-        return self.updates == stop.updates or at_steps or any_time
+        # A learner that dies in the last evaluation comes back with an older version.
+        return self.newest == stop.updates or at_steps or any_time
 
     @property
     def ratio(self) -> float:

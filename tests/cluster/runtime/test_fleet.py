@@ -223,3 +223,20 @@ def test_a_role_is_frozen_once_it_is_silent_longer_than_its_limit() -> None:
     assert run.fleet.frozen() == (run.fleet.actors[0], 11.0)
     run.answer("actor 0", "rollout", None)
     assert run.fleet.frozen() is None
+
+
+def test_a_first_chunk_may_take_longer_than_later_ones() -> None:
+    run, end = ByHand(), Continuation()
+    run.come_up()
+    grant_rollout(run.fleet, end)
+    run.fleet.clock.seconds += 61.0
+    assert run.fleet.frozen() is None
+    assert run.fleet.slow_at_first() == (run.fleet.actors[0], 600.0)
+    run.answer("actor 0", "rollout", None)
+    assert run.fleet.slow_at_first() is None
+    grant_rollout(run.fleet, end, actor=1)
+    # Chunks have taken a minute, so the next one has twenty.
+    run.fleet.clock.seconds += 601.0
+    assert run.fleet.slow_at_first() is run.fleet.frozen() is None
+    run.fleet.clock.seconds += 620.0
+    assert run.fleet.frozen() == (run.fleet.actors[1], 1221.0)
