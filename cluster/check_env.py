@@ -5,6 +5,7 @@ Owns the wording and the measurement of speed; starts no process. Must not impor
 
 import math
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,6 +25,11 @@ from learner.config import NetworkSpec, image_shape
 from replay_service.block import OBSERVATION
 
 _MEASURED_SECONDS = 1.0
+_BACKENDS: Mapping[str, str] = {
+    "native": "its registered vector form steps all environments at once",
+    "sync": "environments are stepped one after the other",
+    "async": "each environment has a process of its own",
+}
 
 
 def describe(config: RunConfig) -> str:
@@ -37,7 +43,7 @@ def describe(config: RunConfig) -> str:
         "preset": preset_text(resolved).removeprefix("preset ") or "none",
         "observation": observation_text(spec),
         "actions": f"{spec.num_actions}{masked_by}",
-        "backend": f"{spec.backend}, autoreset {spec.autoreset_mode}",
+        "backend": f"{spec.backend}: {_BACKENDS[spec.backend]}",
         "episode limit": quantity(spec.max_episode_steps, "step") if spec.max_episode_steps else "none",
         "solved at return": "not stated" if spec.reward_threshold is None else f"{spec.reward_threshold:g}",
         "speed": f"{_steps_per_second(resolved, spec, lanes):,.0f} env steps/s with random actions",

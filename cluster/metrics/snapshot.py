@@ -17,6 +17,15 @@ ByLabels = Mapping[str, ByLabel]
 """Value of a first label -> value of a second -> number."""
 
 Stage = Literal["actor", "replay", "learner", "pacing", "network", "memory", "evaluation"]
+_LIMITS: Mapping[Stage, str] = {
+    "actor": "acting",
+    "replay": "replay",
+    "learner": "learning",
+    "pacing": "pacing",
+    "network": "the network",
+    "memory": "memory",
+    "evaluation": "evaluation",
+}
 FindingName = Literal[
     "diverging_q",
     "catastrophic_forgetting",
@@ -38,7 +47,7 @@ class Verdict:
     @property
     def line(self) -> str:
         """Stage and text in one line."""
-        return f"{self.stage}-bound: {self.text}"
+        return f"{_LIMITS[self.stage]} limits the speed: {self.text}"
 
 
 @dataclass(frozen=True)

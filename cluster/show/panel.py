@@ -120,6 +120,7 @@ def _return_line(returns: Sequence[float], width: int) -> Iterator[RenderableTyp
 
 def _groups(snapshot: Snapshot, target: float | None, width: int) -> Iterator[RenderableType]:
     age, undrawn = snapshot.checkpoint_age_seconds, snapshot.evicted_undrawn_share
+    epsilon = snapshot.epsilon
     best = short(snapshot.best_return_mean)
     groups = (
         (
@@ -127,6 +128,7 @@ def _groups(snapshot: Snapshot, target: float | None, width: int) -> Iterator[Re
             ("training", short(snapshot.train_return_mean)),
             ("greedy", short(snapshot.evaluation_return_mean)),
             ("best", best if target is None else f"{best} of {short(target)}"),
+            ("predicted", short(snapshot.q_mean)),
             ("episodes", count(snapshot.episodes_total)),
         ),
         (
@@ -134,14 +136,13 @@ def _groups(snapshot: Snapshot, target: float | None, width: int) -> Iterator[Re
             ("updates", count(snapshot.updates_total)),
             ("skipped", count(snapshot.skipped_updates_total)),
             ("updates/s", count(snapshot.updates_per_second)),
-            ("loss", short(snapshot.loss)),
-            ("mean Q", short(snapshot.q_mean)),
+            ("fit error", short(snapshot.loss)),
         ),
         (
             "acting",
             ("env steps", count(snapshot.env_steps_total)),
             ("env steps/s", count(snapshot.env_steps_per_second)),
-            ("epsilon", short(snapshot.epsilon)),
+            ("random actions", "-" if epsilon is None else f"{epsilon:.1%}"),
             ("updates behind", short(snapshot.policy_lag_updates)),
         ),
         (
@@ -150,7 +151,7 @@ def _groups(snapshot: Snapshot, target: float | None, width: int) -> Iterator[Re
             ("memory", byte_size(snapshot.replay_bytes)),
             ("times sampled", short(snapshot.samples_per_insert)),
             ("aimed at", short(snapshot.samples_per_insert_target)),
-            ("episodes a lane", short(snapshot.lane_episodes)),
+            ("episodes per env", short(snapshot.lane_episodes)),
             ("never drawn", "-" if undrawn is None else f"{undrawn:.1%}"),
         ),
         (

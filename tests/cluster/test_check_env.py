@@ -83,7 +83,7 @@ def test_each_line_tells_how_a_run_would_use_the_environment() -> None:
         "preset": "none",
         "observation": "4 numbers (float32)",
         "actions": "2",
-        "backend": "native, autoreset NextStep",
+        "backend": "native: its registered vector form steps all environments at once",
         "episode limit": "500 steps",
         "solved at return": "475",
         "network": "mlp",

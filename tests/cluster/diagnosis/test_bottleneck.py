@@ -80,7 +80,7 @@ def test_who_waits_less_is_behind(
     assert stage_of(window, LOCAL) == stage
     verdict = verdict_of(stage, window, LOCAL)
     assert verdict is not None
-    assert verdict.line.startswith(f"{stage}-bound: ")
+    assert verdict.line.endswith(f" limits the speed: {verdict.text}")
     assert "(now " in verdict.text
     assert "\n" not in verdict.text
 
@@ -274,4 +274,4 @@ def test_a_machine_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     full = MachineUsage(10**10, 10**8, None, None)
     monkeypatch.setattr("cluster.metrics.usage.machine_usage", lambda: full)
     said = final_verdict(tmp_path, "run.runtime=serial", "stop.updates=300", "metrics.every_seconds=0.02")
-    assert said.line.startswith("memory-bound: 100 MB of the machine's 10.0 GB"), said
+    assert said.line.startswith("memory limits the speed: 100 MB of the machine's 10.0 GB"), said

@@ -32,7 +32,7 @@ def test_what_is_no_number_is_null_in_a_line(loss: float) -> None:
 
 
 def test_verdict_and_findings_in_one_line() -> None:
-    assert VERDICT.line == "actor-bound: actors work 97% of the time"
+    assert VERDICT.line == "acting limits the speed: actors work 97% of the time"
     assert FINDING.title == "stale data"
     assert FINDING.text == "stale data: transitions are old. Cause: long chunks. Cure: shorter ones"
     assert dataclasses.replace(FINDING, name="diverging_q").title == "diverging Q"

@@ -146,7 +146,7 @@ def test_the_diagnosis_has_a_table(tmp_path: Path) -> None:
     run_dir = synthetic(tmp_path / "run", extra=diagnosed("90%", "lag 9"))
     page = Page(render([read_run(run_dir)]))
     assert "Diagnosis" in page.all("h2")
-    where = page.texts.index(("td", "actor-bound: 90%"))
+    where = page.texts.index(("td", "acting limits the speed: 90%"))
     assert page.texts[where - 2 : where] == [("td", "0:00"), ("td", "0:49")]
     assert "stale data: lag 9. Cause: long chunks. Cure: shorter ones" in page.all("td")
 

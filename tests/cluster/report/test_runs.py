@@ -56,8 +56,8 @@ def test_what_was_diagnosed_is_told_from_when_to_when(tmp_path: Path) -> None:
     lines = [{"run_seconds": float(second), **line} for second, line in enumerate(said)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
     assert [(period.kind, period.began, period.ended, period.text) for period in periods(read_run(path))] == [
-        ("verdict", 0.0, 1.0, "actor-bound: actors work 95%"),
+        ("verdict", 0.0, 1.0, "acting limits the speed: actors work 95%"),
         ("warning", 1.0, 2.0, "stale data: lag 10. Cause: long chunks. Cure: shorter ones"),
-        ("verdict", 2.0, 2.0, "learner-bound: 80%"),
-        ("verdict", 4.0, 4.0, "learner-bound: 70%"),
+        ("verdict", 2.0, 2.0, "learning limits the speed: 80%"),
+        ("verdict", 4.0, 4.0, "learning limits the speed: 70%"),
     ]

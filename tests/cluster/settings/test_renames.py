@@ -58,13 +58,15 @@ def test_events_metrics_and_report_are_read_by_todays_names(old_run: Path) -> No
     assert status.snapshot.unacknowledged_transitions == 0
     assert status.snapshot.verdict is not None
     assert status.snapshot.verdict.stage == "learner"
-    assert status.snapshot.verdict.line.startswith("learner-bound: updates take 45% of the time; give it")
+    assert status.snapshot.verdict.line.startswith(
+        "learning limits the speed: updates take 45% of the time; give it"
+    )
     told = read_run(old_run)
     assert told.end == "stop.updates = 240 reached"
     assert told.settings["replay.sampling"] == "prioritized"
     assert "unacknowledged_transitions" in told.last
-    assert [(period.kind, period.text[:24]) for period in periods(told)] == [
-        ("verdict", "learner-bound: updates t")
+    assert [(period.kind, period.text[:25]) for period in periods(told)] == [
+        ("verdict", "learning limits the speed")
     ]
 
 

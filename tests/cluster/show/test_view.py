@@ -109,10 +109,10 @@ def test_no_line_is_long_and_the_verdict_is_said_when_it_changes() -> None:
         view.event(Event("info", "x" * 300, 500.0))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 120
-    assert [line.split(" | ")[1].split("-bound")[0] for line in lines if "-bound:" in line] == [
-        "actor",
-        "learner",
-        "actor",
+    assert [line.split(" | ")[1].split()[0] for line in lines if "limits the speed:" in line] == [
+        "acting",
+        "learning",
+        "acting",
     ]
     metrics = next(line for line in lines if "greedy" in line)
     assert "greedy 45.6 of -1.23k" in metrics
