@@ -13,7 +13,7 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from cluster.record.logs import last_lines, log_path
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import dump_config, load_config, preset_paths
 from cluster.settings.names import nearest
+from cluster.settings.quantities import parsed
 from cluster.settings.resolved import preset_text
 from cluster.wording import quantity, short
 
@@ -153,8 +154,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train_options(train)
 
     evaluate = add("eval", _eval, "play greedy episodes with the weights of a run", run_dir)
-    evaluate.add_argument("--episodes", type=int, default=100, help="default: %(default)s")
-    evaluate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    evaluate.add_argument("--episodes", type=_whole, default=100, help="default: %(default)s")
+    evaluate.add_argument("--seed", type=_whole, default=0, help="default: %(default)s")
     evaluate.add_argument("--which", choices=("best", "latest"), help="default: best, else latest")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object with every return")
 
@@ -178,8 +179,8 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, help="default: RUN_DIR/policy.FORMAT")
 
     video = add("video", _video, "film greedy episodes of a run as a GIF", run_dir)
-    video.add_argument("--episodes", type=int, default=1, help="default: %(default)s")
-    video.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    video.add_argument("--episodes", type=_whole, default=1, help="default: %(default)s")
+    video.add_argument("--seed", type=_whole, default=0, help="default: %(default)s")
     video.add_argument("--out", type=Path, help="default: RUN_DIR/video.gif")
 
     add("check-env", _check_env, "print how a run would use an environment", source, overrides)
@@ -191,6 +192,16 @@ def make_parser() -> argparse.ArgumentParser:
     presets = add("presets", _presets, "list the presets, or print one")
     presets.add_argument("name", nargs="?")
     return parser
+
+
+def _whole(text: str) -> int:
+    """The type of an argument: a whole number as people write it, such as 100, 10k or 1e6."""
+    with suppress(ValueError):
+        return int(text)
+    value = parsed(text, "number")
+    if value is None or not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number, such as 100, 10k or 1e6")
+    return int(value)
 
 
 def _examples(command: str) -> str:
@@ -211,7 +222,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         help="default: cluster where RAY_ADDRESS is set, else local",
     )
     train.add_argument("--run-dir", type=Path, help="default: runs/ENV-TIME")
-    train.add_argument("--seed", type=int, help="default: 0")
+    train.add_argument("--seed", type=_whole, help="default: 0")
     train.add_argument(
         "--resume",
         nargs="?",

@@ -82,6 +82,14 @@ def test_every_command_has_examples_that_it_understands(capsys: pytest.CaptureFi
             parser.parse_args(shlex.split(example))
 
 
+def test_whole_numbers_are_taken_as_people_write_them() -> None:
+    options = make_parser().parse_args(["eval", "runs/a", "--episodes", "10k", "--seed", "1e6"])
+    assert (options.episodes, options.seed) == (10_000, 1_000_000)
+    # Not through a float, which would round it.
+    options = make_parser().parse_args(["train", "--seed", "9007199254740993"])
+    assert options.seed == 9_007_199_254_740_993
+
+
 def test_ray_and_torch_are_not_even_loaded_for_bad_input(tmp_path: Path) -> None:
     program = (
         "import sys\n"

@@ -35,6 +35,7 @@ COMMANDS: list[Mistake] = [
     ("train RUN", ["is the folder of a run", "config.yaml", "--resume"]),
     ("eval nope", ["nope: no run directory"]),
     ("eval RUN --episodes 0", ["--episodes is 0"]),
+    ("eval RUN --episodes 2.5", ["--episodes", "2.5 is not a whole number"]),
     ("eval RUN --which newest", ["newest", "best", "latest"]),
     ("export nope --format onnx", ["nope: no run directory"]),
     ("export RUN --format h5", ["h5", "onnx", "safetensors"]),

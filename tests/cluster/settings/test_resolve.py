@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 from qfleet_configs import ATARI
 
 from actors.core import EnvSpec
 from cluster.api import prepare
-from cluster.cli import make_parser
-from cluster.cli import train_config as options_config
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.load_config import dump_config, load_config, load_resolved, preset_paths
 from cluster.settings.resolve import network_spec, resolve
@@ -114,33 +111,6 @@ def test_the_target_return_is_the_environments_own_unless_it_is_switched_off() -
     off = resolve(load_config(None, ["stop.target_return=null"]), VECTOR, cores=2)
     assert off.stop.target_return is None
     assert resolve(load_resolved(dump_config(off)), VECTOR, cores=2) == off
-
-
-IDS_WITHOUT_PRESET = (
-    *("Blackjack-v1", "CliffWalking-v1", "Taxi-v4", "FrozenLake8x8-v1", "CartPole-v0", "gymnasium:Taxi-v4"),
-    *(
-        "qfleet_test_envs:Corridor",
-        "qfleet_test_envs:Chain",
-        "qfleet_test_envs:Recall",
-        "CliffWalkingSlippery-v1",
-    ),
-)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        *(str(path) for path in preset_paths().values()),
-        *dict.fromkeys(load_config(path).env.id for path in preset_paths().values()),
-        *IDS_WITHOUT_PRESET,
-    ],
-)
-def test_command_python_and_the_saved_file_give_the_same_run(source: str, tmp_path: Path) -> None:
-    by_python = prepare(load_config(source)).config
-    options = make_parser().parse_args(["train", source])
-    assert prepare(options_config(options)).config == by_python
-    (tmp_path / "config.yaml").write_text(dump_config(by_python))
-    assert prepare(load_config(tmp_path / "config.yaml")).config == by_python
 
 
 def test_serial_draws_only_when_it_needs() -> None:
