@@ -29,15 +29,10 @@ def import_path(source: Callable[..., Any]) -> str:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """id is a Gymnasium id or an import path "package.module:factory" (a callable that returns an Env), also
-    as "folder/file.py:factory". A class or function stands for its import path.
+    """The section `env`: which environment, and what is done to it.
 
-    wrappers: callables that take the environment, "package.module:name" or {"package.module:name":
-    arguments}, the first one innermost. drop_observation_keys: keys of Dict observations that are left out.
-    discretize K divides each dimension of a Box action space into K bins and flattens MultiDiscrete.
-    An observation holds `stack` frames. action_mask: info["action_mask"] says which actions may be taken.
-    image_layout: the order of the last three axes of images, channels last or first.
-    Settings that are None are chosen to suit the environment.
+    cluster/settings/catalog.py says what each means. A class or function as id stands for its import
+    path.
     """
 
     id: str = "CartPole-v1"
@@ -71,7 +66,7 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """Lane i of N has the epsilon base^(1 + alpha * i / (N - 1)) (Ape-X, arXiv:1803.00933, 4.1)."""
+    """The ladder of epsilons of Ape-X (Horgan et al. 2018, arXiv:1803.00933, 4.1)."""
 
     base: float = 0.4
     alpha: float = 7.0
@@ -85,23 +80,13 @@ class LadderConfig:
 
 @dataclass(frozen=True)
 class ActorsConfig:
-    """The number of actors, their exploration and their transitions.
+    """The section `actors`: processes, exploration and transitions.
 
-    epsilon falls linearly from epsilon_start to epsilon_end over epsilon_decay_env_steps *global*
-    environment steps, unless epsilon_ladder is given. discount is gamma; transitions sum n_step rewards.
-    steps_per_chunk is the vector steps of one rollout chunk; a chunk's transitions are pushed as one block.
-    A cluster must have room for min_actors before a run begins (null: for num_actors); the others follow.
+    cluster/settings/catalog.py says what each means.
 
-    An environment that misbehaves is restarted, at most env_restarts times in a run. An actor is replaced if
-    a chunk takes longer than chunk_deadline_seconds, or if its process and the processes that it started hold
-    more than memory_limit_bytes; each replacement counts as one restart. If they are null, the deadline is
-    far above the longest chunk so far, and memory is limited only while the machine runs out of it.
-
-    Two settings change what is learned; reported and evaluated returns stay raw and episodes whole:
-    reward_clip c makes each reward r min(max(r, -c), c) (Mnih et al. 2013, arXiv:1312.5602, 5: c = 1).
-    life_loss_ends_episode sets the discount to 0 when info["lives"] falls, as at a true end (Mnih et al.
-    2015, doi:10.1038/nature14236, "Training details"; Machado et al. 2018, arXiv:1709.06009, 4.1, advise
-    against it).
+    reward_clip follows Mnih et al. 2013 (arXiv:1312.5602, 5: 1), life_loss_ends_episode Mnih et al. 2015
+    (doi:10.1038/nature14236, "Training details"); Machado et al. 2018 (arXiv:1709.06009, 4.1) advise against
+    the latter. Returns that are reported or evaluated stay raw, and episodes whole.
     """
 
     num_actors: int | None = None

@@ -83,44 +83,12 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Settings of learning: the network, the loss and the optimizer.
+    """The section `learner`: network, loss and optimizer.
 
-    network is one of NETWORKS, or an import path "package.module:factory": a callable (spec, config) that
-    returns a torch module [B, *observation_shape] -> [B, A] ([B, A, num_atoms] for a distributional head).
-    hidden_sizes are those of the MLP. layer_norm normalizes before each ReLU. Where an observation consists
-    of several arrays, each has an encoder: the convolutions that `network` names for images, the layers of
-    the MLP below its last hidden one for the rest. Their outputs are joined below the last hidden layer.
-
-    image_hidden_size is the width of an image network's layer between convolutions and outputs; None: that
-    of its paper. impala_width multiplies the channels 16, 32, 32 of impala_cnn. pool_size p makes image
-    networks shrink their feature maps to p x p by adaptive max-pooling before the dense layers. spectral_norm
-    divides the weights of impala_cnn's residual convolutions by their largest singular value.
-
-    normalize_observations: numbers enter networks as (x - mean) / deviation, clipped to 10 deviations, by
-    running statistics of the sampled minibatches, which travel with the weights. Pixels and flags do not.
-
-    head selects what is learned about the return of each action: "q" its mean, "c51" its distribution over
-    num_atoms fixed values in value_range, "qr" num_atoms of its quantiles, "iqn" its quantiles at any
-    fractions, seen through iqn_cosines cosines: an update draws iqn_quantiles fractions for each transition
-    (N in the paper) and iqn_target_quantiles for its target (N'); acting takes iqn_acting_quantiles fixed
-    ones (K). dueling, noisy and double work with each head.
-
-    munchausen: targets bootstrap from the soft policy pi = softmax(Q / munchausen_temperature) of the target
-    network, and each first reward gets munchausen_alpha times the scaled log of its action's probability,
-    temperature * ln pi, which counts as at least munchausen_clip. It needs head q, qr or iqn.
-
-    loss (for head q) "squared" is mean (y - Q)^2; "huber" is quadratic below huber_delta, which is also the
-    kappa of heads qr and iqn. The target network is copied every target_update_updates, or about every
-    target_update_env_steps (see `target_period`), or moves by the share target_polyak in each update where
-    that is given. max_grad_norm None disables clipping.
-    optimizer "adamw" also multiplies all weights by 1 - learning_rate * weight_decay in each update.
-    learning_rate falls linearly to learning_rate_end over learning_rate_decay_updates where that is given.
-    An update whose loss or gradient is not finite is skipped; max_skipped_updates of them end the run.
-    initial_weights: a run directory or a file of weights by name, from which both networks start.
-
-    precision "bfloat16" computes the learner's networks under autocast; weights, targets, losses and the
-    optimizer stay float32, and so does acting. compile makes torch.compile compile the learner's forward and
-    backward passes; without a compiler, the run warns and does not compile.
+    cluster/settings/catalog.py says what each means.
+    A factory as network is a callable (spec, config) that returns a torch module [B, *observation_shape] ->
+    [B, A], or [B, A, num_atoms] for a head of a distribution. docs/architecture.md, "The family", has the
+    equations of heads, losses and switches with their sources.
     """
 
     network: str = "auto"

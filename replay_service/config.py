@@ -13,24 +13,11 @@ Compression = Literal["none", "lz4"]
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """How replay stores, samples and persists transitions. capacity: total over all shards, in transitions.
+    """The section `replay`: how transitions are stored, sampled and persisted.
 
-    sampling: "prioritized" draws in proportion to p_i = (|TD| + priority_epsilon)^priority_exponent
-    (Schaul et al. 2016, arXiv:1511.05952). The exponent of the importance weights rises linearly from
-    importance_exponent_start to 1 over importance_anneal_updates.
-
-    compression: "lz4" compresses images (frame fields of single bytes): about 20 times less memory on Atari
-    frames, about half the sampling throughput. Other fields stay uncompressed.
-
-    prefetch_requests, minibatches_per_request: the learner requests minibatches ahead of need. At most
-    prefetch_requests requests are in flight, each of at most minibatches_per_request minibatches; measured
-    times decide how many. With 0 requests in flight the learner draws each minibatch when it needs it.
-
-    persist: "checkpoint" writes to disk when a checkpoint is taken. "continuous" journals each block before
-    its push is acknowledged, so acknowledged blocks outlive the shard's process. "none" writes nothing and
-    takes no checkpoints. None means "checkpoint" in a run, and "none" for a shard that is used outside a run.
-
-    on_disk_full: "continue" goes on in memory only, "stop" ends the run.
+    cluster/settings/catalog.py says what each means.
+    Prioritized sampling is that of Schaul et al. 2016 (arXiv:1511.05952). Outside of a run, a shard with
+    persist None writes nothing.
     """
 
     capacity: int | None = None

@@ -14,7 +14,7 @@ _TIMES_THE_LONGEST = 20.0
 _TIMES_THE_START = 4.0
 _LEAST_CHUNK_SECONDS = 60.0
 _COMPILE_SECONDS = 600.0
-# What nobody has done yet may take long and still be healthy: times the patience with a shard.
+# What nobody has done yet may take long and still be healthy: times the timeout of a shard.
 FIRST_TIMES_FROZEN = 20.0
 # Without these nothing is inserted or learned.
 _MOVERS = ("actor", "learner")

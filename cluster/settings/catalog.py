@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from cluster.settings.config import RunConfig
 from cluster.settings.names import section_in
+from cluster.wording import wrapped
 from learner.config import NETWORKS
 
 
@@ -35,10 +36,11 @@ class Setting(NamedTuple):
 
 
 MEANINGS: Mapping[str, Meaning] = {
-    "env.id": Meaning("a Gymnasium id, package:id, or package.module:factory"),
+    "env.id": Meaning("a Gymnasium id, package:id, package.module:factory or folder/file.py:factory"),
     "env.kwargs": Meaning("arguments of the environment"),
     "env.wrappers": Meaning(
-        "callables that take the environment, each package.module:name or {package.module:name: arguments}"
+        "callables that take the environment, the innermost first, each package.module:name or "
+        "{package.module:name: arguments}"
     ),
     "env.drop_observation_keys": Meaning(
         "keys of Dict observations that are left out", automatic="MiniGrid's mission"
@@ -47,7 +49,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "env.action_mask": Meaning(
         'whether info["action_mask"] restricts actions', automatic="whether one is seen in the first 50 steps"
     ),
-    "env.discretize": Meaning("bins into which each dimension of continuous actions is divided", "bins"),
+    "env.discretize": Meaning(
+        "bins into which each dimension of continuous actions is divided; MultiDiscrete ones are flattened",
+        "bins",
+    ),
     "env.max_episode_steps": Meaning(
         "steps after which an episode is truncated", "env steps", "the environment's own limit"
     ),
@@ -65,7 +70,9 @@ MEANINGS: Mapping[str, Meaning] = {
         "1 for cheap native environments and in the serial runtime, else the cores less one",
     ),
     "actors.min_actors": Meaning(
-        "actors that a cluster must have room for before a run begins", "processes", "num_actors"
+        "actors that a cluster must have room for before a run begins; the others follow",
+        "processes",
+        "num_actors",
     ),
     "actors.envs_per_actor": Meaning("lanes of each actor", "lanes", "16 for native environments, else 8"),
     "actors.steps_per_chunk": Meaning(
@@ -76,7 +83,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "actors.epsilon_start": Meaning("share of random actions at the start", "share"),
     "actors.epsilon_end": Meaning("share of random actions at the end", "share"),
     "actors.epsilon_decay_env_steps": Meaning(
-        "steps of all actors over which it falls linearly", "env steps"
+        "steps of all actors together over which it falls linearly", "env steps"
     ),
     "actors.epsilon_ladder": Meaning("if given, each lane keeps its own share of random actions"),
     "actors.epsilon_ladder.base": Meaning(
@@ -88,14 +95,17 @@ MEANINGS: Mapping[str, Meaning] = {
     "actors.reward_clip": Meaning("for learning only: rewards are clipped to [-c, c]", "reward"),
     "actors.life_loss_ends_episode": Meaning("for learning only: a lost life counts as an end"),
     "actors.pushes_in_flight": Meaning("blocks that an actor has sent and no shard has confirmed", "blocks"),
-    "actors.env_restarts": Meaning("environments restarted before the run fails", "restarts"),
+    "actors.env_restarts": Meaning(
+        "restarts of environments, and of actors because of them, before the run fails", "restarts"
+    ),
     "actors.chunk_deadline_seconds": Meaning(
         "an actor whose chunk takes longer is replaced",
         "s",
-        "the largest of a minute, 20 times the longest chunk and 4 times the longest start",
+        "the largest of a minute, 20 times the longest chunk and 4 times the longest start; for the first "
+        "chunk 20 times run.frozen_seconds",
     ),
     "actors.memory_limit_bytes": Meaning(
-        "an actor whose processes hold more is replaced",
+        "an actor is replaced if its process and those that it has started hold more",
         "bytes",
         "half the memory shared by the actors, while less than a tenth of it is left",
     ),
@@ -113,10 +123,15 @@ MEANINGS: Mapping[str, Meaning] = {
         "minibatches",
         "what 16 MiB of frames allow, at most 64; 1 in the serial runtime",
     ),
-    "replay.prefetch_requests": Meaning("most requests that the learner sends ahead", "requests"),
-    "replay.compression": Meaning("whether images are compressed in memory"),
+    "replay.prefetch_requests": Meaning(
+        "most requests that the learner sends ahead, as measured times ask for; 0: none", "requests"
+    ),
+    "replay.compression": Meaning(
+        "whether images are compressed in memory: Atari's to a twentieth, at half the sampling throughput"
+    ),
     "replay.persist": Meaning(
-        "when transitions are written to disk: never, with checkpoints, or as they come",
+        "when transitions are written to disk: never (then there are no checkpoints), with checkpoints, or "
+        "each block before its push is acknowledged",
         automatic="with checkpoints",
     ),
     "replay.on_disk_full": Meaning("whether a run goes on in memory when the disk is full, or ends"),
@@ -124,7 +139,7 @@ MEANINGS: Mapping[str, Meaning] = {
         f"one of {', '.join(NETWORKS)}, or package.module:factory",
         automatic="a table for state numbers, nature_cnn for images of 36 pixels or more, else mlp",
     ),
-    "learner.hidden_sizes": Meaning("sizes of the hidden layers", "units"),
+    "learner.hidden_sizes": Meaning("sizes of the hidden layers of an MLP", "units"),
     "learner.layer_norm": Meaning("whether a layer norm stands before each ReLU"),
     "learner.image_hidden_size": Meaning(
         "width of an image network's layer between convolutions and outputs",
@@ -138,9 +153,14 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.spectral_norm": Meaning(
         "whether weights of impala_cnn's residual convolutions are divided by their largest singular value"
     ),
-    "learner.normalize_observations": Meaning("whether observed numbers are scaled by running statistics"),
-    "learner.head": Meaning("what is learned of the return: mean, distribution, or quantiles"),
-    "learner.num_atoms": Meaning("values of c51, quantiles of qr", "atoms"),
+    "learner.normalize_observations": Meaning(
+        "whether observed numbers, but not pixels and flags, enter networks as (x - mean) / deviation, "
+        "clipped to 10 deviations, by running statistics of sampled minibatches"
+    ),
+    "learner.head": Meaning(
+        "what is learned of the return: mean (q), distribution (c51), quantiles (qr), or any of them (iqn)"
+    ),
+    "learner.num_atoms": Meaning("fixed values of c51, quantiles of qr", "atoms"),
     "learner.iqn_cosines": Meaning("cosines through which head iqn sees a fraction", "cosines"),
     "learner.iqn_quantiles": Meaning("quantiles of iqn drawn for each transition, N", "quantiles"),
     "learner.iqn_target_quantiles": Meaning("quantiles of iqn drawn for its target, N'", "quantiles"),
@@ -148,8 +168,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.value_range": Meaning("lowest and highest return that c51 can express", "return"),
     "learner.dueling": Meaning("whether value and advantages have streams of their own"),
     "learner.noisy": Meaning("whether exploration is noise in the weights"),
-    "learner.loss": Meaning("loss of the TD error, for head q"),
-    "learner.huber_delta": Meaning("TD error at which the Huber loss becomes linear", "return"),
+    "learner.loss": Meaning("loss of the TD error, for head q: its square, or linear above huber_delta"),
+    "learner.huber_delta": Meaning(
+        "TD error at which the Huber loss becomes linear; of heads qr and iqn, too", "return"
+    ),
     "learner.double": Meaning("whether the online network chooses the action that the target network rates"),
     "learner.munchausen": Meaning(
         "whether targets follow the soft policy softmax(Q / temperature) and reward likely actions"
@@ -161,7 +183,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.weight_decay": Meaning("adamw multiplies all weights by 1 - rate x weight_decay in each update"),
     "learner.learning_rate": Meaning("learning rate at the start"),
     "learner.learning_rate_end": Meaning("learning rate at the end of its decay"),
-    "learner.learning_rate_decay_updates": Meaning("updates over which it falls; null: never", "updates"),
+    "learner.learning_rate_decay_updates": Meaning(
+        "updates over which it falls linearly; null: never", "updates"
+    ),
     "learner.adam_epsilon": Meaning("epsilon of Adam"),
     "learner.max_grad_norm": Meaning("norm to which gradients are clipped; null: never"),
     "learner.max_skipped_updates": Meaning(
@@ -181,10 +205,16 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "learner.updates_per_chunk": Meaning("updates in one piece of work", "updates", "8 for images, else 64"),
     "learner.device": Meaning("auto, cpu, cuda or cuda:N", automatic="a GPU if there is one"),
-    "learner.initial_weights": Meaning("run folder or file of weights to begin with"),
-    "learner.precision": Meaning("in which the learner's networks compute"),
-    "learner.compile": Meaning("whether torch.compile compiles the learner's passes"),
-    "pacing.samples_per_insert": Meaning("transitions sampled for each one inserted"),
+    "learner.initial_weights": Meaning(
+        "run folder, or file of weights by name, with which both networks begin"
+    ),
+    "learner.precision": Meaning(
+        "in which the learner's networks compute; weights, targets, losses, optimizer and acting are float32"
+    ),
+    "learner.compile": Meaning(
+        "whether torch.compile compiles the learner's passes, where there is a compiler"
+    ),
+    "pacing.samples_per_insert": Meaning("transitions sampled for each one inserted after learning_starts"),
     "pacing.learning_starts": Meaning("transitions in replay before the first update", "transitions"),
     "evaluation.every_updates": Meaning("updates between two evaluations", "updates"),
     "evaluation.episodes": Meaning("greedy episodes of an evaluation", "episodes"),
@@ -199,11 +229,13 @@ MEANINGS: Mapping[str, Meaning] = {
     "stop.updates": Meaning("updates after which the run ends", "updates"),
     "stop.seconds": Meaning("time after the first environment step after which the run ends", "s"),
     "stop.target_return": Meaning(
-        "mean return of both evaluations at which the run ends; null: never",
+        "mean return of both evaluations, with 99 % confidence in the second, at which the run ends; null: never",
         "return",
         "the return at which the environment counts as solved, if it states one",
     ),
-    "checkpoint.every_seconds": Meaning("time between two checkpoints; null: only at the end", "s"),
+    "checkpoint.every_seconds": Meaning(
+        "time between two checkpoints; null: only at the end; not in the serial runtime", "s"
+    ),
     "checkpoint.every_updates": Meaning("updates between two checkpoints; null: by time only", "updates"),
     "checkpoint.keep": Meaning("newest checkpoints that stay, beside the best", "checkpoints"),
     "checkpoint.weights_every_seconds": Meaning("time between two writes of the newest weights", "s"),
@@ -215,13 +247,21 @@ MEANINGS: Mapping[str, Meaning] = {
         "where roles run: local processes, a Ray of its own, the cluster of RAY_ADDRESS, or one process",
         automatic="cluster where RAY_ADDRESS is set, else local",
     ),
-    "run.preset": Meaning("preset below all that is given; none: none", automatic="the environment's own"),
+    "run.preset": Meaning(
+        "preset below all that is given; auto: the environment's own, none: none",
+        automatic="the environment's own",
+    ),
     "run.seed": Meaning("decides all random numbers"),
     "run.restarts": Meaning("roles replaced before the run fails", "restarts"),
-    "run.stall_seconds": Meaning("time without inserts and updates after which the run fails", "s"),
-    "run.frozen_seconds": Meaning("time without an answer after which a shard is replaced", "s"),
+    "run.stall_seconds": Meaning(
+        "time without inserts and updates after which the run fails, unless work is known to take longer", "s"
+    ),
+    "run.frozen_seconds": Meaning(
+        "time without an answer after which a shard is replaced; other roles have multiples of it", "s"
+    ),
     "run.wait_for_cluster_seconds": Meaning("time that a run waits for room on a cluster", "s"),
 }
+_WIDTH = 116
 _COLUMNS = ("setting", "type", "default", "unit", "meaning", "chosen automatically")
 
 
@@ -258,13 +298,13 @@ def page() -> str:
 
 
 def text(found: list[Setting]) -> str:
-    """Two lines for each setting, and a third for how it is chosen; at most 120 characters wide."""
+    """A line for each setting, its meaning, and how it is chosen; at most 120 characters wide."""
     blocks = []
     for name, type_words, default, meaning in found:
         unit = f" [{meaning.unit}]" if meaning.unit else ""
-        blocks += [f"{name}={default}{unit} ({type_words})", f"    {meaning.text}"]
-        if meaning.automatic:
-            blocks.append(f"    automatic: {meaning.automatic}")
+        blocks.append(f"{name}={default}{unit} ({type_words})")
+        automatic = f"automatic: {meaning.automatic}" if meaning.automatic else ""
+        blocks += [f"    {wrapped(line, _WIDTH, '    ')}" for line in (meaning.text, automatic) if line]
     return "\n".join(blocks)
 
 

@@ -16,10 +16,7 @@ from replay_service.config import ReplayConfig
 
 @dataclass(frozen=True)
 class PacingConfig:
-    """samples_per_insert: transitions that the learner samples for each one inserted after learning_starts.
-
-    learning_starts: transitions that replay holds before the first update.
-    """
+    """The section `pacing`: acting and learning wait for each other. cluster/settings/catalog.py says what each means."""
 
     samples_per_insert: float = 8.0
     learning_starts: int = 1_000
@@ -31,13 +28,7 @@ class PacingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Every every_updates updates the newest version is evaluated with `episodes` greedy episodes.
-
-    A version that beats the best so far plays a second evaluation on other seeds. Only the second score
-    counts, because picking the highest of many first scores favors lucky ones.
-
-    num_envs: environments that play at the same time.
-    """
+    """The section `evaluation`: greedy episodes, twice for the best version. cluster/settings/catalog.py says what each means."""
 
     every_updates: int = 1_000
     episodes: int = 20
@@ -49,12 +40,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """The run ends when the first of these is reached; target_return must be reached in both evaluations,
-    with a confidence of 99 % in the second.
-
-    target_return: "auto" is the return at which the environment counts as solved, if it states one; None is
-    off.
-    """
+    """The section `stop`: the run ends at the first of these. cluster/settings/catalog.py says what each means."""
 
     env_steps: int | None = None
     updates: int | None = None
@@ -67,15 +53,7 @@ class StopConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint is taken every every_seconds, every every_updates, on a signal and at the end.
-
-    A checkpoint holds everything that a run needs to continue, replay included, so there are none with
-    replay.persist=none. The newest `keep` stay, and so does the best one. The serial runtime uses only
-    every_updates: it continues from each checkpoint as if resumed, so that a run that was interrupted and
-    resumed equals an uninterrupted one bit for bit.
-
-    weights_every_seconds: period at which the newest weights alone are written to the run directory.
-    """
+    """The section `checkpoint`: when a run is saved, beside its end. cluster/settings/catalog.py says what each means."""
 
     every_seconds: float | None = 300.0
     every_updates: int | None = None
@@ -89,11 +67,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """A line is added to metrics.jsonl every every_seconds, and http://host:port/metrics is served.
-
-    port: 0 takes a free one.
-    tensorboard: whether TensorBoard's event files are written too (needs the extra "tensorboard").
-    """
+    """The section `metrics`: what is written and served. cluster/settings/catalog.py says what each means."""
 
     every_seconds: float = 1.0
     host: str = "127.0.0.1"
@@ -107,18 +81,7 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class RunSection:
-    """The runtime of the run, and its tolerance of failures.
-
-    runtime: "local" runs each role in a process of this machine; "ray" does so by a Ray of its own; "cluster"
-    uses the Ray of RAY_ADDRESS; "serial" runs all roles in one process. "auto" is "cluster" where RAY_ADDRESS
-    is set, as in every Ray job, else "local".
-    preset: the preset below all settings that are given; "auto" is the environment's own, "none" none.
-    restarts: how many roles that died are replaced before the run fails.
-    stall_seconds: the watchdog ends the run after this long without inserts and updates.
-    frozen_seconds: a shard that has not answered for this long is killed and replaced like a dead one. The
-    timeouts of learner and evaluator are longer (see cluster.control.timeouts).
-    wait_for_cluster_seconds: how long the run waits for free resources on a cluster that is full.
-    """
+    """The section `run`: the runtime, and what failures it bears. cluster/settings/catalog.py says what each means."""
 
     runtime: Literal["auto", "local", "ray", "cluster", "serial"] = "auto"
     preset: str = "auto"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from cluster.cli import run
 from cluster.settings.catalog import MEANINGS, page, settings, text
 from cluster.settings.config import RunConfig
-from cluster.settings.names import settings_of
+from cluster.settings.names import section_in, settings_of
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "settings.md"
 
@@ -17,6 +20,17 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "settings.md"
 def test_every_setting_has_its_line() -> None:
     assert [each.name for each in settings()] == list(MEANINGS)
     assert set(settings_of(RunConfig)) <= MEANINGS.keys()
+
+
+def test_meanings_have_one_keeper() -> None:
+    hints = typing.get_type_hints(RunConfig)
+    for section, kind in ((name, section_in(hint)) for name, hint in hints.items()):
+        assert kind is not None
+        own = " ".join((kind.__doc__ or "").split())
+        assert own.startswith(f"The section `{section}`: ")
+        assert "cluster/settings/catalog.py says what each means." in own
+        names = [item.name for item in dataclasses.fields(kind)]
+        assert not re.findall(rf"\b(?:{'|'.join(names)}): ", own.partition("`: ")[2])
 
 
 def test_a_setting_that_is_chosen_says_how() -> None:
