@@ -29,9 +29,10 @@ not answer within a limit. Slow ones are left alone: chunks end after 2 s with t
 | evaluator | four times that, or 20 times its longest chunk |
 | actor | a minute, 20 times its longest chunk, or 4 times its longest start |
 
-Of several limits the largest counts; `actors.chunk_deadline_seconds` replaces those of actors. Only time
-counts in which the coordinator itself was awake (`cluster/control/timeouts.py`). The supervisor
-(`cluster/supervisor.py`) then kills the process and replaces it like one that died. Here
+Of several limits the largest counts; before its first chunk a role has 20 times `run.frozen_seconds`.
+`actors.chunk_deadline_seconds` replaces those of actors. Only time counts in which the coordinator itself
+was awake (`cluster/control/timeouts.py`). The supervisor (`cluster/supervisor.py`) then kills the process
+and replaces it like one that died. Here
 `run.frozen_seconds` was {FROZEN_SECONDS:g} seconds; the table gives what comes on top of the limit.
 
 Each replacement is paid from `run.restarts` (10); roles that go with one machine cost one together. An

@@ -229,7 +229,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "stop.updates": Meaning("updates after which the run ends", "updates"),
     "stop.seconds": Meaning("time after the first environment step after which the run ends", "s"),
     "stop.target_return": Meaning(
-        "mean return of both evaluations, with 99 % confidence in the second, at which the run ends; null: never",
+        "mean return of both evaluations (the second at 99 % confidence) at which the run ends; null: never",
         "return",
         "the return at which the environment counts as solved, if it states one",
     ),

@@ -16,7 +16,10 @@ from replay_service.config import ReplayConfig
 
 @dataclass(frozen=True)
 class PacingConfig:
-    """The section `pacing`: acting and learning wait for each other. cluster/settings/catalog.py says what each means."""
+    """The section `pacing`: acting and learning wait for each other.
+
+    cluster/settings/catalog.py says what each means.
+    """
 
     samples_per_insert: float = 8.0
     learning_starts: int = 1_000
@@ -28,7 +31,10 @@ class PacingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The section `evaluation`: greedy episodes, twice for the best version. cluster/settings/catalog.py says what each means."""
+    """The section `evaluation`: greedy episodes, twice for the best version.
+
+    cluster/settings/catalog.py says what each means.
+    """
 
     every_updates: int = 1_000
     episodes: int = 20
@@ -40,7 +46,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """The section `stop`: the run ends at the first of these. cluster/settings/catalog.py says what each means."""
+    """The section `stop`: the run ends at the first of these.
+
+    cluster/settings/catalog.py says what each means.
+    """
 
     env_steps: int | None = None
     updates: int | None = None
@@ -53,7 +62,10 @@ class StopConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The section `checkpoint`: when a run is saved, beside its end. cluster/settings/catalog.py says what each means."""
+    """The section `checkpoint`: when a run is saved, beside its end.
+
+    cluster/settings/catalog.py says what each means.
+    """
 
     every_seconds: float | None = 300.0
     every_updates: int | None = None
@@ -67,7 +79,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """The section `metrics`: what is written and served. cluster/settings/catalog.py says what each means."""
+    """The section `metrics`: what is written and served.
+
+    cluster/settings/catalog.py says what each means.
+    """
 
     every_seconds: float = 1.0
     host: str = "127.0.0.1"
@@ -81,7 +96,10 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class RunSection:
-    """The section `run`: the runtime, and what failures it bears. cluster/settings/catalog.py says what each means."""
+    """The section `run`: the runtime, and what failures it bears.
+
+    cluster/settings/catalog.py says what each means.
+    """
 
     runtime: Literal["auto", "local", "ray", "cluster", "serial"] = "auto"
     preset: str = "auto"
