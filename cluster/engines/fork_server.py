@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -221,8 +222,7 @@ class _Server:
             return
         status = 1
         try:
-            self._become_role(request, parent)
-            RoleServer(request.name, end).run(packed)
+            RoleServer(request.name, end).run(packed, partial(self._become_role, request, parent))
             status = 0
         except BaseException:  # noqa: BLE001 - a forked process must never go on as its parent
             traceback.print_exc()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.engines.engine import EngineError, RoleError
@@ -59,9 +59,13 @@ class RoleServer:
         self._failure: EngineError | None = None
         self._is_over = False
 
-    def run(self, packed: Packed) -> None:
-        """Builds the role of (class, *arguments), and answers calls: all by the error if building fails."""
+    def run(self, packed: Packed, become: Callable[[], None]) -> None:
+        """Builds the role of (class, *arguments), and answers calls: all by the error if building fails.
+
+        become: makes this process the role's own; if that fails, building has failed.
+        """
         try:
+            become()
             kind, *args = unpack(packed, self._calls.adopt)
             self._role = kind(*args)
         except EngineError as error:

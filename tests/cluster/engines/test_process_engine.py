@@ -53,6 +53,15 @@ def engine() -> Iterator[ProcessEngine]:
         yield made
 
 
+def test_a_process_that_cannot_become_a_role_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No environment takes this value; on a host that is short of memory other things fail there.
+    monkeypatch.setattr(ProcessEngine, "_free_gpus", lambda *_: ("\0",))
+    with closing(ProcessEngine(ForkServers(("qfleet_test_roles",), ("qfleet_test_roles",)))) as engine:
+        engine.start()
+        with pytest.raises(RoleError, match="embedded null byte"):
+            ask(engine, engine.spawn("counter", Counter, need=NEED), Counter.add, 1)
+
+
 @pytest.fixture
 def echo(engine: ProcessEngine) -> Handle[Echo]:
     return engine.spawn("echo", Echo, need=NEED)
