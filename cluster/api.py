@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -115,7 +116,8 @@ def _refuse_another_checkout() -> None:
     if checkout is not None:
         raise ConfigError(
             f"this is the qfleet of {OWN_ROOT}, started in a checkout with other code, {checkout}: run that "
-            f"code with `cd {checkout} && python -m qfleet …`, or start from a folder outside of it"
+            f"code with `cd {shlex.quote(str(checkout))} && python -m qfleet …`, or start from a folder outside "
+            "of it"
         )
 
 

@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import signal
 import statistics
 import sys
@@ -268,7 +269,7 @@ def _train(options: argparse.Namespace) -> int:
             f"version {outcome.best_version} is the best: greedy return {short(outcome.best_return_mean)}, "
             "confirmed" + human_comparison(config.env.id, outcome.best_return_mean)
         )
-    following = [f"{best}; evaluate it:", f"  qfleet eval {result.run_dir} --episodes 100"]
+    following = [f"{best}; evaluate it:", f"  qfleet eval {shlex.quote(str(result.run_dir))} --episodes 100"]
     if outcome.reason.startswith(ALREADY_ENDED):
         following = [f"{outcome.reason}; give it another limit or target to go on", *following]
     elif outcome.final.updates_total == 0:

@@ -14,15 +14,20 @@ from cluster.engines.threads import SINGLE_THREADED
 for _name, _value in SINGLE_THREADED.items():
     os.environ.setdefault(_name, _value)
 
-from cluster.cli import run  # noqa: E402
+from cluster.cli import EXIT_BAD_INPUT, run  # noqa: E402
 
 
 def main() -> None:
     """Entry point of the `qfleet` command."""
     _make_output_safe()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        print("qfleet: the current folder was removed; change to one that exists", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     # Like `python -m`: a factory in the current folder can be imported here and in every role.
     if "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, here)
     own_code_first()
     sys.exit(run(sys.argv[1:]))
 

@@ -176,7 +176,8 @@ class RunDir:
 
 def holds_run(path: Path) -> bool:
     """Whether the folder holds a run (a config.yaml)."""
-    return (path / _CONFIG).is_file()
+    # Not Path.is_file, which raises OSError for a name that is too long to be one.
+    return os.path.isfile(path / _CONFIG)
 
 
 def refuse_unusable(path: Path) -> None:
@@ -188,7 +189,9 @@ def refuse_unusable(path: Path) -> None:
     nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"run directory {path}: {nearest} cannot be written; choose another with --run-dir")
-    if path.exists() and (not path.is_dir() or not all(map(_is_left_by_a_start, path.iterdir()))):
+    if not os.path.exists(path):
+        _refuse_name(path)
+    elif not path.is_dir() or not all(map(_is_left_by_a_start, path.iterdir())):
         problem, remedy = (
             ("already holds a run", "resume that run with --resume")
             if holds_run(path)
@@ -198,6 +201,20 @@ def refuse_unusable(path: Path) -> None:
             f"run directory {path}: {problem}, and nothing is overwritten; "
             f"choose another with --run-dir, or {remedy}"
         )
+
+
+def _refuse_name(path: Path) -> None:
+    """Raises ConfigError if no folder can be made at a path where nothing is."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ConfigError(f"run directory {path}: {error.strerror}; choose another with --run-dir") from error
+    raise ConfigError(
+        f"run directory {path}: is a link to {os.readlink(path)}, which is not there; make that folder, or "
+        "choose another with --run-dir"
+    )
 
 
 def _is_left_by_a_start(file: Path) -> bool:
@@ -223,9 +240,9 @@ def read_incarnations(path: Path) -> dict[str, int]:
 def read_config(path: Path) -> ResolvedConfig:
     """The configuration of a run. Raises ConfigError if there is none."""
     file = path / _CONFIG
-    if not path.exists():
+    if not os.path.exists(path):
         raise ConfigError(f"{path}: no run directory: there is no such folder (qfleet runs lists all runs)")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ConfigError(f"{path}: no run directory (config.yaml is missing)")
     try:
         return load_resolved(file.read_text(encoding="utf-8"))

@@ -81,7 +81,7 @@ def read_run(path: Path) -> Run:
     """Reads a run directory of any version. Raises ConfigError if it holds no run."""
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no run directory (config.yaml is missing)") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / 'config.yaml'}: cannot be read: {error}") from None

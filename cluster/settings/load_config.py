@@ -4,6 +4,8 @@ Owns the presets and the order in which settings win; must not import torch, ray
 """
 
 import dataclasses
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +40,7 @@ def load_config(source: Path | str | None = None, overrides: Sequence[str] = ())
     Raises:
         ConfigError: with every unreadable file, unknown key (with the nearest valid one) or wrong value.
     """
-    tree, is_file = Tree(), isinstance(source, Path) or str(source).endswith((".yaml", ".yml"))
+    tree, is_file = Tree(), isinstance(source, Path) or str(source).lower().endswith((".yaml", ".yml"))
     if is_file:
         tree = _read(Path(str(source)))
     elif source is not None:
@@ -105,12 +107,13 @@ def _on_preset(tree: Tree, *, use_own: bool) -> Tree:
 def _refuse_path(source: str) -> None:
     """Raises ConfigError if what was given as an environment is a folder or a file."""
     path = Path(source)
-    if (path / "config.yaml").is_file():
+    # Not path.is_file, which raises OSError for a name that is too long to be one.
+    if os.path.isfile(path / "config.yaml"):
         raise ConfigError(
-            f"{source} is the folder of a run: repeat it with {path / 'config.yaml'}, or go on with "
-            f"--run-dir {source} --resume"
+            f"{source} is the folder of a run: repeat it with {shlex.quote(str(path / 'config.yaml'))}, "
+            f"or go on with --run-dir {shlex.quote(source)} --resume"
         )
-    if path.suffix and path.is_file():
+    if path.suffix and os.path.isfile(path):
         raise ConfigError(f"{source} is a file; settings are read from YAML files, whose names end in .yaml")
 
 

@@ -25,7 +25,7 @@ class Tree:
         """Sets one "section.name=value"; the value is read as YAML. Raises ConfigError."""
         name, equals, text = override.partition("=")
         name, place = name.strip(), f"--set {override}"
-        if not equals:
+        if not equals or not name:
             raise ConfigError(f"{place}: write it as section.name=value")
         try:
             value = yaml.safe_load(text)

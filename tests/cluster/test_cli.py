@@ -148,14 +148,14 @@ def test_no_line_of_a_whole_run_is_long_and_nothing_follows_its_end(
     monkeypatch.chdir(tmp_path)
     given = set_flags(("stop.updates=100", "evaluation.episodes=1", "evaluation.every_updates=50"))
     more = set_flags(("pacing.learning_starts=512", "learner.hidden_sizes=[8]", "metrics.every_seconds=0.1"))
-    assert run(["train", env_id, "--runtime", "serial", "--run-dir", "run", *given, *more]) == 0
+    assert run(["train", env_id, "--runtime", "serial", "--run-dir", "my run", *given, *more]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 120
     (end,) = [index for index, line in enumerate(lines) if "| end: " in line]
     assert lines[end].endswith("end: stop.updates = 100 reached")
     following, command = lines[end + 1 :]
     assert following.endswith("evaluate it:")
-    assert command == "  qfleet eval run --episodes 100"
+    assert command == "  qfleet eval 'my run' --episodes 100"
 
 
 def test_a_run_that_never_learned_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,3 +38,10 @@ def test_a_factory_in_the_users_folder_is_found(tmp_path: Path) -> None:
     checked = python(tmp_path, program)
     assert checked.returncode == 0, checked.stderr
     assert "mine:make" in checked.stdout
+
+
+def test_a_folder_that_was_removed_is_told_in_a_sentence(tmp_path: Path) -> None:
+    program = "import os, cluster.main; os.mkdir('x'); os.chdir('x'); os.rmdir('../x'); cluster.main.main()"
+    ended = python(tmp_path, program)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "qfleet: the current folder was removed; change to one that exists\n"

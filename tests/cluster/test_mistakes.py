@@ -17,6 +17,8 @@ from cluster.cli import run
 Mistake = tuple[str, list[str]]
 """A command line, and words that its answer must have. RUN is a run's folder."""
 
+LONG = "a" * 300
+
 COMMANDS: list[Mistake] = [
     ("trian CartPole-v1", ["'trian'", "did you mean train?"]),
     ("", ["command"]),
@@ -32,6 +34,9 @@ COMMANDS: list[Mistake] = [
     ("train --resume --run-dir nope", ["nope: no run directory"]),
     ("train CartPole-v1 --metrics-addr 9401", ["--metrics-addr is 9401", "HOST:PORT"]),
     ("train CartPole-v1 --run-dir RUN", ["already holds a run", "--resume"]),
+    (f"train CartPole-v1 --run-dir {LONG}", [f"run directory {LONG}", "File name too long", "--run-dir"]),
+    (f"train {LONG}", [f"no environment '{LONG}'"]),
+    (f"eval {LONG}", ["no run directory"]),
     ("train RUN", ["is the folder of a run", "config.yaml", "--resume"]),
     ("eval nope", ["nope: no run directory"]),
     ("eval RUN --episodes 0", ["--episodes is 0"]),
@@ -43,6 +48,7 @@ COMMANDS: list[Mistake] = [
     ("video nope", ["nope: no run directory"]),
     ("video RUN --out film.mp4", ["--out is film.mp4", ".gif"]),
     ("report nope", ["nope: no run directory"]),
+    ("report RUN/config.yaml", ["config.yaml: no run directory"]),
     ("status nope", ["nope: no run directory"]),
     ("status --address 12", ["--address is 12", "HOST:PORT"]),
     ("presets cartpool", ["no preset cartpool", "did you mean cartpole?"]),
@@ -61,6 +67,7 @@ SETTINGS: list[Mistake] = [
     ("train_freq=4", ["pacing.samples_per_insert"]),
     ("learner.bach_size=3", ["learner.batch_size"]),
     ("learner.batch_size", ["section.name=value"]),
+    ("=64", ["--set =64", "section.name=value"]),
     ("learner.batch_size=ten", ["learner.batch_size is 'ten'", "such as 5000, 100k or 1e6"]),
     ("learner.batch_size=16GB", ["learner.batch_size is '16GB'", "such as 5000"]),
     ("stop.seconds=10 parsecs", ["stop.seconds is '10 parsecs'", "10m or 1h30m"]),

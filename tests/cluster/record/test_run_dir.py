@@ -140,6 +140,9 @@ def test_nothing_is_overwritten(run_dir: RunDir, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     refuse_unusable(tmp_path / "other")
     refuse_unusable(tmp_path / "not" / "there")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"is a link to nowhere, which is not there"):
+        refuse_unusable(tmp_path / "dangling")
     (tmp_path / "other" / "file").touch()
     with pytest.raises(ConfigError, match="exists and is not empty"):
         refuse_unusable(tmp_path / "other")

@@ -65,7 +65,7 @@ from cluster.settings.load_config import dump_config, load_config, parse_config,
         # A malformed override.
         ("learner.batch_size", ["--set learner.batch_size", "section.name=value"]),
         ("learner.batch_size=[", ["--set learner.batch_size=[", "not valid YAML"]),
-        ("=3", ["unknown key"]),
+        ("=3", ["--set =3", "section.name=value"]),
     ],
 )
 def test_a_bad_setting_is_named_with_its_cure(override: str, facts: list[str]) -> None:
