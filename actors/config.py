@@ -15,7 +15,7 @@ from replay_service.checks import above_zero, at_least, require, within
 def import_path(source: Callable[..., Any]) -> str:
     """ "package.module:name" of a class or function, "/folder/file.py:name" if its module is the program.
 
-    Raises ValueError if it has no name there, as a lambda.
+    Raises ValueError if it has no name there, as a lambda, or no file, as in an interactive session.
     """
     module, name = sys.modules[source.__module__], source.__qualname__
     if getattr(module, name, None) is not source:
@@ -23,8 +23,15 @@ def import_path(source: Callable[..., Any]) -> str:
             f"env.id is {source}; processes find an environment by its name, so give a class or function "
             "that stands at the top of a module"
         )
-    file = getattr(module, "__file__", None) if module.__name__ == "__main__" else None
-    return f"{Path(file).resolve() if file else module.__name__}:{name}"
+    if module.__name__ != "__main__":
+        return f"{module.__name__}:{name}"
+    file = Path(getattr(module, "__file__", None) or "")
+    if not file.is_file():
+        raise ValueError(
+            f"env.id is {source} of an interactive session, which other processes cannot import; write it to "
+            f"a file, and give that as file.py:{name}"
+        )
+    return f"{file.resolve()}:{name}"
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import gettempdir
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from actors.core import EnvSpec
+from actors.envs.make import imports_an_environment
 from actors.envs.trial import told, try_out
 from cluster.checkpoints.resume import OpenedRun, reopen
 from cluster.control.ends import is_own_end, is_target
@@ -116,8 +117,8 @@ def _refuse_another_checkout() -> None:
     if checkout is not None:
         raise ConfigError(
             f"this is the qfleet of {OWN_ROOT}, started in a checkout with other code, {checkout}: run that "
-            f"code with `cd {shlex.quote(str(checkout))} && python -m qfleet …`, or start from a folder outside "
-            "of it"
+            f"code with `cd {shlex.quote(str(checkout))} && python -m qfleet …`, or start from a folder "
+            "outside of it"
         )
 
 
@@ -183,7 +184,7 @@ def is_ray_working_dir(folder: Path) -> bool:
 
 
 def train(
-    source: RunConfig | Path | str,
+    source: RunConfig | Path | str | Callable[..., Any],
     run_dir: Path | str | None = None,
     *,
     seed: int | None = None,
@@ -195,9 +196,9 @@ def train(
     """Trains until a stop condition, SIGINT, SIGTERM or SIGHUP; the run directory then holds everything.
 
     Args:
-        source: an environment id, "package.module:factory" or a YAML file, as in the command; or the config
-            that load_config makes of one. Settings that it leaves out are chosen, and the resolved config is
-            saved as config.yaml.
+        source: an environment id, "package.module:factory" or a YAML file, as in the command; a class or
+            function that makes an environment; or the config that load_config makes of one. Settings that it
+            leaves out are chosen, and the resolved config is saved as config.yaml.
         seed: run.seed.
         settings: name -> value, such as {"learner.batch_size": 64}; `qfleet settings` lists all.
         run_dir: must not hold a run unless `resume` allows it; default: see default_run_dir.
@@ -212,6 +213,11 @@ def train(
         RunFailed: the run could not continue; the run directory holds everything saved until then.
     """
     began = time.monotonic()
+    if imports_an_environment():
+        raise ConfigError(
+            "train() was called by the module of an environment, which every process imports; put the call "
+            'below `if __name__ == "__main__":`'
+        )
     config = _config(source, dict(settings) if seed is None else {**settings, "run.seed": seed})
     run_dir = _lasting(Path(run_dir) if run_dir is not None else default_run_dir(config))
     goes_on = resume == "must" or (resume == "auto" and holds_run(run_dir))
@@ -273,7 +279,7 @@ def _runtime_notes(config: ResolvedConfig) -> Iterator[str]:
         yield f"the path of {gettempdir()} (TMPDIR) is too long for sockets, so Ray's are in /tmp"
 
 
-def _config(source: RunConfig | Path | str, settings: Mapping[str, object]) -> RunConfig:
+def _config(source: RunConfig | Path | str | Callable[..., Any], settings: Mapping[str, object]) -> RunConfig:
     """The config to train. Raises ConfigError."""
     if not isinstance(source, RunConfig):
         return load_config(source, [f"{name}={json.dumps(value)}" for name, value in settings.items()])

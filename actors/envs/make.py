@@ -189,6 +189,11 @@ def _find(env_id: str) -> _Source:
     return factory  # type: ignore[no-any-return]
 
 
+def imports_an_environment() -> bool:
+    """Whether this is called by a module that is just imported for the sake of its environment."""
+    return any(frame.f_code is _module.__code__ for frame, _ in traceback.walk_stack(None))
+
+
 def _module(name: str) -> ModuleType:
     """An importable module, or that of a file "folder/file.py"."""
     if not name.endswith(".py"):

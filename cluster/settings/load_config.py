@@ -6,13 +6,14 @@ Owns the presets and the order in which settings win; must not import torch, ray
 import dataclasses
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import yaml
 
+from actors.config import import_path
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.parse import parse
 from cluster.settings.presets import presets_folder
@@ -27,19 +28,24 @@ _FAMILIES = {"ALE/": "atari", "MinAtar/": "minatar"}
 PRESETS = presets_folder()
 
 
-def load_config(source: Path | str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    source: Path | str | Callable[..., Any] | None = None, overrides: Sequence[str] = ()
+) -> RunConfig:
     """The settings that `source` names, with overrides like "learner.batch_size=128".
 
     An environment's preset lies below everything that is given, unless run.preset says otherwise. A file is
     taken as it stands: it gets a preset only if it names one as run.preset.
 
     Args:
-        source: a YAML file, an environment id or "package.module:factory"; None: the defaults, or the
-            environment that an override of env.id names.
+        source: a YAML file, an environment id, "package.module:factory", or the factory itself, a class or
+            function at the top of a module; None: the defaults, or the environment that an override of env.id
+            names.
 
     Raises:
         ConfigError: with every unreadable file, unknown key (with the nearest valid one) or wrong value.
     """
+    if callable(source):
+        source = _named(source)
     tree, is_file = Tree(), isinstance(source, Path) or str(source).lower().endswith((".yaml", ".yml"))
     if is_file:
         tree = _read(Path(str(source)))
@@ -102,6 +108,13 @@ def _on_preset(tree: Tree, *, use_own: bool) -> Tree:
         tree = Tree({"run": {"preset": name}}).above(tree)
     # A saved configuration is complete, so its preset changes nothing.
     return tree if name == "none" else tree.above(_read(preset_paths()[name]))
+
+
+def _named(factory: Callable[..., Any]) -> str:
+    try:
+        return import_path(factory)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _refuse_path(source: str) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 import qfleet
 from actors.envs import trial
+from actors.envs.errors import EnvError
 from actors.envs.make import Probed
 from cluster import api, cli
 from cluster.engines import process_engine
@@ -87,3 +89,21 @@ def test_settings_and_seed_are_given_in_each_way_alike(tmp_path: Path) -> None:
     given = {"learner.batch_size": 64, "stop.seconds": "10m"}
     assert config_of(lambda: qfleet.train("CartPole-v1", seed=7, settings=given)) == by_command
     assert (by_command.run.seed, by_command.learner.batch_size, by_command.stop.seconds) == (7, 64, 600.0)
+
+
+def test_a_class_or_function_is_given_as_it_stands() -> None:
+    assert config_of(lambda: qfleet.train(CartPoleEnv)) == config_of(
+        lambda: cli.run(["train", f"{CartPoleEnv.__module__}:CartPoleEnv"])
+    )
+    with pytest.raises(qfleet.ConfigError, match="stands at the top of a module"):
+        qfleet.train(lambda: CartPoleEnv())
+
+
+def test_a_program_that_trains_whenever_it_is_imported_is_refused(tmp_path: Path) -> None:
+    # Each role imports it for `make`, and would begin a run of its own.
+    program = tmp_path / "unguarded.py"
+    program.write_text(
+        "import gymnasium, qfleet\ndef make():\n    return gymnasium.make('CartPole-v1')\nqfleet.train(make)\n"
+    )
+    with pytest.raises(EnvError, match=r'put the call below `if __name__ == "__main__":`'):
+        qfleet.train(f"{program}:make")

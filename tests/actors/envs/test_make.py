@@ -415,3 +415,13 @@ def test_a_class_stands_for_its_import_path() -> None:
     assert probe(config).observation_shape == (4,)
     with pytest.raises(ValueError, match=r"env.id is <function .*stands at the top of a module"):
         EnvConfig(lambda: gym.make("CartPole-v1"))  # type: ignore[arg-type]
+
+
+def test_a_class_of_an_interactive_session_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = ModuleType("__main__")
+    exec("class Own: ...", vars(session))
+    monkeypatch.setitem(sys.modules, "__main__", session)
+    for file in ({}, {"__file__": "<stdin>"}):
+        vars(session).update(file)
+        with pytest.raises(ValueError, match=r"of an interactive session.* as file\.py:Own"):
+            EnvConfig(vars(session)["Own"])
