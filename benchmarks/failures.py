@@ -409,8 +409,10 @@ def ray_nodes(cpus: Sequence[int]) -> Iterator[RayNodes]:
     from cluster.engines.ray_private import private_environment
 
     health = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "3"}
-    names = {f"RAY_health_check_{name}": value for name, value in health.items()}
     folder = tempfile.mkdtemp(prefix="qn-", dir="/tmp")
+    # Where the cluster notes its address; the folder must be there.
+    names = {f"RAY_health_check_{name}": value for name, value in health.items()} | {"RAY_TMPDIR": folder}
+    Path(folder, "ray").mkdir()
     with private_environment(), ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         for name, value in names.items():

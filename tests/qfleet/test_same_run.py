@@ -103,7 +103,9 @@ def test_a_program_that_trains_whenever_it_is_imported_is_refused(tmp_path: Path
     # Each role imports it for `make`, and would begin a run of its own.
     program = tmp_path / "unguarded.py"
     program.write_text(
-        "import gymnasium, qfleet\ndef make():\n    return gymnasium.make('CartPole-v1')\nqfleet.train(make)\n"
+        "import gymnasium, qfleet\n"
+        "def make():\n    return gymnasium.make('CartPole-v1')\n"
+        "qfleet.train(make)\n"
     )
     with pytest.raises(EnvError, match=r'put the call below `if __name__ == "__main__":`'):
         qfleet.train(f"{program}:make")
