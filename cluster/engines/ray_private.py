@@ -24,6 +24,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.engines.threads import SINGLE_THREADED
 
 _TERMINATE_SECONDS = 2.0
+_AGENTS = {
+    "dashboard agent": ("dashboard/agent.py", "ray::DashboardAgent"),
+    "runtime environment agent": ("runtime_env/agent/main.py", "ray::RuntimeEnvAgent"),
+}
+"""Agent -> its program, and the title that it gives itself once it is up."""
 
 LEAN = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -127,7 +132,10 @@ def own_servers() -> dict[str, psutil.Process]:
 
 
 def servers_here() -> dict[str, psutil.Process]:
-    """Name -> process of the raylet and, if it runs on this machine, the GCS that this driver uses."""
+    """Name -> process of the raylet with its agents and, if it runs on this machine, the GCS of this driver.
+
+    A raylet that has lost an agent ends itself some seconds later.
+    """
     node: Node = worker.global_worker.node
     # A session is one Ray; its name is an argument of each of its servers.
     session, socket = f"--session-name={node.session_name}", f"--raylet_socket_name={node.raylet_socket_name}"
@@ -137,6 +145,13 @@ def servers_here() -> dict[str, psutil.Process]:
             name, arguments = process.name(), process.cmdline()
             if (name == "gcs_server" and session in arguments) or (name == "raylet" and socket in arguments):
                 found[name] = process
+    raylet = found.get("raylet")
+    for process in raylet.children() if raylet else ():
+        with suppress(psutil.Error):
+            words = " ".join(process.cmdline())
+            found |= {
+                name: process for name, signs in _AGENTS.items() if any(sign in words for sign in signs)
+            }
     return found
 
 

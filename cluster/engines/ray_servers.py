@@ -3,11 +3,13 @@
 Owns the watch over them; must not import torch or gymnasium.
 """
 
+import os
+import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -59,6 +61,8 @@ class ServerWatch:
     ) -> None:
         """servers: those on this machine. gcs_answers: asks a GCS elsewhere, see question_to_gcs."""
         self._servers = dict(servers)
+        self._closing = ExitStack()
+        self._has_ended = _ends_of(servers.values(), self._closing)
         self._looked_at = 0.0
         self._told: set[str] = set()
         self._gcs = Polled(partial(gcs_answers, _ANSWER_SECONDS), True) if gcs_answers else None
@@ -69,7 +73,11 @@ class ServerWatch:
         """Raises EngineDied, once, if a server is dead, is about to be ended, or does not answer."""
         if self.said:
             return
-        dead = [name for name, process in self._servers.items() if _is_dead(process)]
+        dead = (
+            [name for name, process in self._servers.items() if _is_dead(process)]
+            if self._has_ended()
+            else []
+        )
         problem = (
             f"the GCS of the run's Ray does not answer: {_WHY}" if self._gcs and not self._gcs.newest else ""
         )
@@ -84,16 +92,31 @@ class ServerWatch:
             self._told = set(told)
         if problem:
             self.said = True
-            # Without its raylet, Ray ends a driver that reads a value in shared memory.
-            raise EngineDied(problem, objects_gone="raylet" in dead)
+            # Without its raylet, which ends with its agents, Ray ends a driver that reads a value in shared
+            # memory.
+            raise EngineDied(problem, objects_gone=bool(set(dead) - {"gcs_server"}))
 
     def _named(self, names: Sequence[str]) -> str:
         return ", ".join(f"{name} (process {self._servers[name].pid})" for name in names)
 
     def close(self) -> None:
-        """Ends the questions to the GCS."""
+        """Ends the questions to the GCS, and forgets the processes."""
+        self._closing.close()
         if self._gcs is not None:
             self._gcs.close()
+
+
+def _ends_of(processes: Iterable[psutil.Process], closing: ExitStack) -> Callable[[], bool]:
+    """A function that says, in microseconds on Linux, whether one of the processes may have ended."""
+    ends = select.poll()
+    try:
+        for process in processes:
+            handle = os.pidfd_open(process.pid)
+            closing.callback(os.close, handle)
+            ends.register(handle, select.POLLIN)
+    except (AttributeError, OSError):  # another system; a process that is gone already
+        return lambda: True
+    return lambda: bool(ends.poll(0))
 
 
 def end_all(processes: Mapping[int, psutil.Process]) -> None:
