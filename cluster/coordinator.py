@@ -40,7 +40,8 @@ _ASK_LOGS_SECONDS = 5.0
 _LAST_LOGS_SECONDS = 2.0
 _SLOWEST_STARTS = 6
 _LAST_EVALUATION_SECONDS = 1.0
-_LAST_ANSWERS_SECONDS = 10.0
+# A raylet that has lost its agents, as by `ray stop`, serves for ten more.
+_LAST_ANSWERS_SECONDS = 8.0
 _ALL_ROLES: frozenset[RoleKind] = frozenset(("shard", "learner", "actor", "evaluator"))
 # Short, because the thread that writes a checkpoint does not end a wait.
 _POLL_SECONDS = 0.02

@@ -92,8 +92,8 @@ class ServerWatch:
             self._told = set(told)
         if problem:
             self.said = True
-            # Without its raylet, which ends with its agents, Ray ends a driver that reads a value in shared
-            # memory.
+            # Without its raylet, Ray ends a driver that reads a value in shared memory; and a raylet ends
+            # with its agents.
             raise EngineDied(problem, objects_gone=bool(set(dead) - {"gcs_server"}))
 
     def _named(self, names: Sequence[str]) -> str:

@@ -47,17 +47,19 @@ def death_of(watch: ServerWatch) -> EngineDied:
     raise AssertionError("nothing was noticed")
 
 
-def test_a_killed_server_is_noticed_once(server: psutil.Popen) -> None:
-    watch = ServerWatch({"gcs_server": psutil.Process(), "raylet": psutil.Process(server.pid)}, None)
+@pytest.mark.parametrize("name", ["raylet", "dashboard agent", "gcs_server"])
+def test_a_killed_server_is_noticed_once(server: psutil.Popen, name: str) -> None:
+    watch = ServerWatch({"another": psutil.Process(), name: psutil.Process(server.pid)}, None)
     watch.look()
     assert not watch.said
     server.send_signal(signal.SIGKILL)
     death = death_of(watch)
-    assert f"raylet (process {server.pid}) of the run's Ray died" in str(death)
+    assert f"{name} (process {server.pid}) of the run's Ray died" in str(death)
     assert "`ray stop`" in str(death)
-    assert death.objects_gone
+    assert death.objects_gone == (name != "gcs_server")
     assert watch.said
     watch.look()
+    watch.close()
 
 
 def test_a_server_that_is_told_to_end_is_noticed_while_it_lives(server: psutil.Popen) -> None:
