@@ -23,7 +23,7 @@ SAYS = {
     "shard-memory": ("shard 0 is back and empty",),
     "learner": ("learner goes on from version",),
     "evaluator": ("evaluator (process",),
-    "memory": ("actor 0 (process", "was ended because its machine ran out of memory; replaced by incarnation 1"),
+    "memory": ("actor 0 (process", "because its machine ran out of memory; replaced by incarnation 1"),
     "frozen-actor": ("actor 0", "replaced by incarnation 1"),
     "frozen-shard": ("did not answer for", "shard 0 is back with"),
     "frozen-learner": ("learner (process", "did not answer for", "learner goes on from version"),
