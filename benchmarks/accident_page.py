@@ -30,7 +30,7 @@ machine every second and waits four seconds for an answer. Roles live on for a w
 server: the newest weights and a checkpoint are saved as long as they answer. Without its raylet the
 driver can read no large value any more, so both hold the learner's state of some seconds before. A raylet
 ends ten seconds after its agents, so the death of an agent counts as its own. `ray stop` of another
-project sends SIGTERM and, 16 seconds later, SIGKILL, which its rows include; agents of a cluster end at
+project sends SIGTERM and, 16 seconds later, SIGKILL, which its times include; agents of a cluster end at
 once, and a SIGTERM that waits for a server of the run's own Ray is taken as that.
 
 | accident | status | runtime | before the first checkpoint | after it | the run says |

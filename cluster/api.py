@@ -213,11 +213,6 @@ def train(
         RunFailed: the run could not continue; the run directory holds everything saved until then.
     """
     began = time.monotonic()
-    if imports_an_environment():
-        raise ConfigError(
-            "train() was called by the module of an environment, which every process imports; put the call "
-            'below `if __name__ == "__main__":`'
-        )
     config = _config(source, dict(settings) if seed is None else {**settings, "run.seed": seed})
     run_dir = _lasting(Path(run_dir) if run_dir is not None else default_run_dir(config))
     goes_on = resume == "must" or (resume == "auto" and holds_run(run_dir))
@@ -281,6 +276,11 @@ def _runtime_notes(config: ResolvedConfig) -> Iterator[str]:
 
 def _config(source: RunConfig | Path | str | Callable[..., Any], settings: Mapping[str, object]) -> RunConfig:
     """The config to train. Raises ConfigError."""
+    if imports_an_environment():
+        raise ConfigError(
+            "train() was called by the module of an environment, which every process imports; put the call "
+            'below `if __name__ == "__main__":`'
+        )
     if not isinstance(source, RunConfig):
         return load_config(source, [f"{name}={json.dumps(value)}" for name, value in settings.items()])
     if settings:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,12 @@ def has_reply(role: Handle[Any]) -> bool:
 
 
 def gone(*pids: int) -> bool:
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+    def lives(pid: int) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(pid).status() != "zombie"
+        return False
+
+    return not any(map(lives, pids))
 
 
 def run_script(text: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
