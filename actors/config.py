@@ -20,16 +20,16 @@ def import_path(source: Callable[..., Any]) -> str:
     module, name = sys.modules[source.__module__], source.__qualname__
     if getattr(module, name, None) is not source:
         raise ValueError(
-            f"env.id is {source}; processes find an environment by its name, so give a class or function "
-            "that stands at the top of a module"
+            f"{source} has no name by which other processes find it: give a class or function that stands at "
+            "the top of a module"
         )
     if module.__name__ != "__main__":
         return f"{module.__name__}:{name}"
     file = Path(getattr(module, "__file__", None) or "")
     if not file.is_file():
         raise ValueError(
-            f"env.id is {source} of an interactive session, which other processes cannot import; write it to "
-            f"a file, and give that as file.py:{name}"
+            f"{source} is of an interactive session, which other processes cannot import: write it to a file, "
+            f"and give that as file.py:{name}"
         )
     return f"{file.resolve()}:{name}"
 

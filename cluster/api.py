@@ -10,7 +10,7 @@ import re
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,10 +19,13 @@ from tempfile import gettempdir
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from actors.config import import_path
 from actors.core import EnvSpec
 from actors.envs.make import imports_an_environment
 from actors.envs.trial import told, try_out
-from cluster.checkpoints.resume import OpenedRun, reopen
+from cluster.checkpoints.resume import OpenedRun, Resumed, reopen
 from cluster.control.ends import is_own_end, is_target
 from cluster.coordinator import Outcome
 from cluster.engines.engine import Engine
@@ -38,6 +41,7 @@ from cluster.lives import Lives
 from cluster.policies.initial_weights import read_initial_weights
 from cluster.policies.playback import GreedyPolicy
 from cluster.policies.saved_policy import load_policy
+from cluster.record.callbacks import Callback
 from cluster.record.events import read_events
 from cluster.record.known_runs import remember_run
 from cluster.record.line_file import read_objects
@@ -46,7 +50,7 @@ from cluster.record.prometheus import MetricsServer
 from cluster.record.recorder import NewestSnapshot, Recorder
 from cluster.record.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
 from cluster.record.scrape_targets import advertised, home_folder, targets_folder
-from cluster.record.tensorboard import require_tensorboard
+from cluster.record.trackers import TrackerProcess, require_trackers
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.preload import fork_servers
 from cluster.settings.config import ConfigError, RunConfig, check
@@ -66,7 +70,7 @@ ALREADY_ENDED = "this run has already ended"
 if TYPE_CHECKING:
     from cluster.engines.ray_engine import RayEngine
 
-__all__ = ["GreedyPolicy", "Prepared", "Result", "load_policy", "prepare", "train"]
+__all__ = ["GreedyPolicy", "Prepared", "Result", "ended", "load_policy", "prepare", "train"]
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ def train(
     seed: int | None = None,
     settings: Mapping[str, object] = MappingProxyType({}),
     resume: Resume = "never",
+    callbacks: Sequence[Callback] = (),
     view: Callable[..., View] = make_view,
     servers: ForkServers | None = None,
 ) -> Result:
@@ -200,11 +205,13 @@ def train(
             function that makes an environment; or the config that load_config makes of one. Settings that it
             leaves out are chosen, and the resolved config is saved as config.yaml.
         seed: run.seed.
-        settings: name -> value, such as {"learner.batch_size": 64}; `qfleet settings` lists all.
+        settings: name -> value, such as {"learner.batch_size": 64}; `qfleet settings` lists all. Classes and
+            functions stand for their import paths, as in {"learner.network": MyNetwork}.
         run_dir: must not hold a run unless `resume` allows it; default: see default_run_dir.
         resume: "must" continues from the newest good checkpoint in run_dir; "auto" does so if run_dir holds a
             run and begins a new one otherwise, so that a job can be restarted by the same command. A run that
             has ended by itself goes on only with another limit or target.
+        callbacks: called with each event of the run (see cluster.record.run_events) and its RunControl.
         view: makes the display of the run's progress; see cluster.show.view.make_view.
         servers: fork the roles of the local runtime; None: its own, started when they are needed.
 
@@ -218,11 +225,11 @@ def train(
     goes_on = resume == "must" or (resume == "auto" and holds_run(run_dir))
     if not goes_on:
         refuse_unusable(run_dir)
-    require_tensorboard(config)
+    require_trackers(config)
     prepared = prepare(config, read_spec(run_dir) if goes_on else None)
     resolved, spec, folder = prepared.config, prepared.spec, run_dir.absolute()
-    if goes_on and (ended := _ended(run_dir, resolved)) is not None:
-        return Result(run_dir, ended, ended.final.run_seconds, None)
+    if goes_on and (end := ended(run_dir, resolved)) is not None:
+        return Result(run_dir, end, end.final.run_seconds, None)
     plan = make_plan(resolved, spec, this_machine())
     require_fit(plan)
     with ExitStack() as stack:
@@ -247,21 +254,61 @@ def train(
             start = OpenedRun(stack.enter_context(closing(directory)), None, ())
         elif resumed is None:
             start.run_dir.describe(resolved, spec, initial.facts if initial else None)
-        recorder = Recorder(start.run_dir, (display, newest), started)
+        trackers = [TrackerProcess(name, folder) for name in resolved.metrics.trackers]
+        recorder = Recorder(start.run_dir, (display, newest), started, callbacks, trackers)
+        stack.callback(recorder.abandon_trackers)
         announce(folder, server.url)
         with suppress(OSError):  # then `qfleet runs` does not know it from elsewhere
             remember_run(folder)
         gpus = _learner_gpus(resolved, engine.gpus)
         _reserve(engine, resolved, make_claims(resolved, spec, plan, gpus), recorder, signals)
-        for text in _runtime_notes(resolved):
-            recorder.info(text)
-        for weakness in start.run_dir.weaknesses:
-            recorder.warning(f"run directory {run_dir}: {weakness}")
-        for kind, text in (*(("warning", note) for note in prepared.notes), *start.notes):
-            recorder.event(kind, text)
-        lives = Lives(engine, resolved, spec, start.run_dir, recorder, gpus, started, signals.request)
-        outcome = lives.run(resumed, initial.flat if initial else None)
+        _tell_beginning(start, prepared, recorder)
+        asked = _either(signals.request, recorder.control.request)
+        lives = Lives(engine, resolved, spec, start.run_dir, recorder, gpus, started, asked)
+        outcome = _live(lives, recorder, resumed, initial.flat if initial else None)
     return Result(run_dir, outcome, time.monotonic() - began, signals.received)
+
+
+def _either(*requests: Callable[[], str | None]) -> Callable[[], str | None]:
+    """The first reason to stop that any of these gives, or None."""
+    return lambda: next((reason for request in requests if (reason := request()) is not None), None)
+
+
+def _tell_beginning(start: OpenedRun, prepared: Prepared, recorder: Recorder) -> None:
+    """Records what the user of a run that begins or goes on should know, and tells callbacks and trackers."""
+    folder = start.run_dir.path
+    for text in _runtime_notes(prepared.config):
+        recorder.info(text)
+    for weakness in start.run_dir.weaknesses:
+        recorder.warning(f"run directory {folder}: {weakness}")
+    for kind, text in (*(("warning", note) for note in prepared.notes), *start.notes):
+        recorder.event(kind, text)
+    recorder.begin(prepared.config)
+
+
+def _live(
+    lives: Lives, recorder: Recorder, resumed: Resumed | None, initial_weights: np.ndarray | None
+) -> Outcome:
+    """Runs the lives of a run, and tells callbacks and trackers how it ended. Raises RunFailed."""
+    try:
+        outcome = lives.run(resumed, initial_weights)
+    except RunFailed as failure:
+        recorder.end(str(failure), failed=True)
+        raise
+    if lives.config.metrics.trackers:
+        _write_report(lives.run_dir.path, recorder)
+    recorder.end(outcome.reason, failed=False)
+    return outcome
+
+
+def _write_report(run_dir: Path, recorder: Recorder) -> None:
+    """Writes the report that trackers keep; a run whose disk is full goes on without."""
+    from cluster.report.report import write_report
+
+    try:
+        write_report([run_dir])
+    except ConfigError as error:
+        recorder.warning(f"no report: {error}")
 
 
 def _runtime_notes(config: ResolvedConfig) -> Iterator[str]:
@@ -282,10 +329,21 @@ def _config(source: RunConfig | Path | str | Callable[..., Any], settings: Mappi
             'below `if __name__ == "__main__":`'
         )
     if not isinstance(source, RunConfig):
-        return load_config(source, [f"{name}={json.dumps(value)}" for name, value in settings.items()])
+        try:
+            given = [f"{name}={json.dumps(value, default=_path_of)}" for name, value in settings.items()]
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return load_config(source, given)
     if settings:
         raise ConfigError(f"a RunConfig has its settings; give {', '.join(settings)} to load_config")
     return source
+
+
+def _path_of(value: object) -> str:
+    """The import path of a class or function, as JSON's encoder asks for what it does not know."""
+    if callable(value):
+        return import_path(value)
+    raise ValueError(f"{value!r} is no setting: give a number, text, list, dict, class or function")
 
 
 def _lasting(run_dir: Path) -> Path:
@@ -298,7 +356,7 @@ def _lasting(run_dir: Path) -> Path:
     return run_dir
 
 
-def _ended(run_dir: Path, config: ResolvedConfig) -> Outcome | None:
+def ended(run_dir: Path, config: ResolvedConfig) -> Outcome | None:
     """The end of a run that has ended by itself and gets no other limit or target; None if it goes on."""
     events = read_events(run_dir)
     lines = read_objects(run_dir / "metrics.jsonl")

@@ -30,7 +30,7 @@ from cluster.settings.load_config import dump_config, load_config, preset_paths
 from cluster.settings.names import nearest
 from cluster.settings.quantities import parsed
 from cluster.settings.resolved import preset_text
-from cluster.wording import quantity, short
+from cluster.wording import quantity, short, wrapped
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT = 0, 1, 2
 _LAST_WORDS = 20
@@ -41,6 +41,7 @@ _EXAMPLES: Mapping[str, Sequence[str]] = {
         "train ALE/Pong-v5 --set stop.seconds=30m --set replay.capacity=200k",
         "train my_package.my_module:make_env --set run.preset=rainbow --seed 3",
         "train --run-dir runs/a --resume",
+        "train CartPole-v1 --seeds 0 1 2 3 4 --parallel 2 --run-dir runs/five",
     ),
     "eval": ("eval runs/a --episodes 100 --which latest",),
     "status": ("status", "status runs/a --watch", "status --address 10.0.0.5:9401"),
@@ -99,7 +100,17 @@ def _unknown_option(unknown: Sequence[str], arguments: Sequence[str]) -> str:
     first, equals, value = unknown[0].partition("=")
     if not equals:
         value = unknown[1] if len(unknown) > 1 and not unknown[1].startswith("-") else "VALUE"
-    known = ("--runtime", "--run-dir", "--seed", "--resume", "--metrics-addr", "--set", "--episodes", "--out")
+    known: tuple[str, ...] = (
+        "--runtime",
+        "--run-dir",
+        "--seed",
+        "--seeds",
+        "--parallel",
+        "--resume",
+        "--metrics-addr",
+        "--set",
+    )
+    known += ("--episodes", "--out")
     near = difflib.get_close_matches(first, known, n=1, cutoff=0.7)
     meant = nearest(first.lstrip("-"), RunConfig)
     hint = near[0] if near else f"--set {meant}={value}" if meant else ""
@@ -169,7 +180,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     add("runs", _runs, "list this user's runs, newest first, wherever they were started")
 
-    report = add("report", _report, "write one HTML page about one run or several")
+    report = add("report", _report, "write one HTML page about one run or several, or a group of seeds")
     report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: report.html in the first RUN_DIR")
     report.add_argument("--png", type=Path, metavar="DIR", help="write each chart as a PNG as well")
@@ -225,6 +236,14 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--run-dir", type=Path, help="default: runs/ENV-TIME")
     train.add_argument("--seed", type=_whole, help="default: 0")
     train.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="train once with each of these seeds, in one folder, and summarize them",
+    )
+    train.add_argument("--parallel", type=int, metavar="K", help="of --seeds: runs at a time; default: 1")
+    train.add_argument(
         "--resume",
         nargs="?",
         const="must",
@@ -247,6 +266,10 @@ def _train(options: argparse.Namespace) -> int:
     from cluster.runtime.preload import fork_servers
     from cluster.settings.resolve import runtime_of
 
+    if options.seeds is not None or _resumes_group(options):
+        return _train_seeds(options)
+    if options.parallel is not None:
+        raise ConfigError("--parallel is the number of runs at a time: name them with --seeds")
     config = train_config(options)
     try:
         with closing(fork_servers()) as servers:
@@ -282,9 +305,50 @@ def _train(options: argparse.Namespace) -> int:
     return EXIT_OK if result.signal is None else 128 + result.signal
 
 
+def _resumes_group(options: argparse.Namespace) -> bool:
+    """Whether the folder to resume is that of several seeds."""
+    from cluster.record.seed_group import holds_group
+
+    return options.resume != "never" and options.run_dir is not None and holds_group(options.run_dir)
+
+
+def _train_seeds(options: argparse.Namespace) -> int:
+    """Trains once with each seed and prints the summary; status 1 if a run failed, 128 + n after signal n."""
+    from cluster.api import default_run_dir
+    from cluster.record.seed_group import holds_group
+    from cluster.report.report import write_report
+    from cluster.report.seed_summary import write_summary
+    from cluster.seeds import train_seeds
+
+    if options.seed is not None:
+        raise ConfigError(f"--seed is {options.seed}, but each of --seeds has a run of its own: leave it out")
+    if options.resume == "must" and options.run_dir is not None and not holds_group(options.run_dir):
+        raise ConfigError(f"{options.run_dir} holds no group of seeds to resume; leave --resume out")
+    config = train_config(options)
+    path = options.run_dir or default_run_dir(config)
+
+    def say(text: str) -> None:
+        print(wrapped(text, 120, "  "), flush=True)
+
+    parallel = 1 if options.parallel is None else options.parallel
+    ended = train_seeds(config, path, options.seeds or (), parallel=parallel, resume=options.resume, say=say)
+    summary = write_summary(ended.group)
+    print(summary.text)
+    if any(result.updates for result in summary.results):
+        print(*write_report([path]), sep="\n", flush=True)
+    if ended.signal is not None:
+        print(f"go on with\n  qfleet train --run-dir {path} --resume")
+        return 128 + ended.signal
+    return EXIT_ERROR if ended.failed else EXIT_OK
+
+
 def train_config(options: argparse.Namespace) -> RunConfig:
-    """The config to train: that of the named source, or that of the run to resume. Flags win over --set."""
+    """The config to train: that of the named source, or that of the run or group of seeds to resume.
+
+    Flags win over --set.
+    """
     from cluster.record.run_dir import holds_run, read_config
+    from cluster.record.seed_group import read_group
 
     flags = {"run.runtime": options.runtime, "run.seed": options.seed}
     if options.metrics_addr is not None:
@@ -299,6 +363,8 @@ def train_config(options: argparse.Namespace) -> RunConfig:
     overrides = [*options.set, *(f"{name}={value}" for name, value in flags.items() if value is not None)]
     if options.resume != "never" and options.run_dir is None:
         raise ConfigError("--resume needs the folder of the run to continue: give it with --run-dir")
+    if options.source is None and _resumes_group(options):
+        return load_config(read_group(options.run_dir).settings, overrides)
     goes_on = options.resume == "must" or (options.resume == "auto" and holds_run(options.run_dir))
     if goes_on and options.source is None:
         read_config(options.run_dir)

@@ -37,6 +37,16 @@ if TYPE_CHECKING:
     from cluster.policies.evaluate import evaluate_run as evaluate
     from cluster.policies.playback import GreedyPolicy
     from cluster.policies.saved_policy import load_policy
+    from cluster.record.callbacks import RunControl
+    from cluster.record.run_events import (
+        CheckpointSaved,
+        Ended,
+        Evaluated,
+        Measured,
+        NewBest,
+        RunEvent,
+        Started,
+    )
     from cluster.report.table import load_metrics
     from cluster.runtime.failure import RunFailed
     from cluster.settings.config import ConfigError, RunConfig
@@ -49,6 +59,14 @@ _HOMES = {
     "Result": ("cluster.api", "Result"),
     "RunConfig": ("cluster.settings.config", "RunConfig"),
     "RunFailed": ("cluster.runtime.failure", "RunFailed"),
+    "CheckpointSaved": ("cluster.record.run_events", "CheckpointSaved"),
+    "Ended": ("cluster.record.run_events", "Ended"),
+    "Evaluated": ("cluster.record.run_events", "Evaluated"),
+    "Measured": ("cluster.record.run_events", "Measured"),
+    "NewBest": ("cluster.record.run_events", "NewBest"),
+    "RunEvent": ("cluster.record.run_events", "RunEvent"),
+    "Started": ("cluster.record.run_events", "Started"),
+    "RunControl": ("cluster.record.callbacks", "RunControl"),
     "evaluate": ("cluster.policies.evaluate", "evaluate_run"),
     "load_config": ("cluster.settings.load_config", "load_config"),
     "load_metrics": ("cluster.report.table", "load_metrics"),
@@ -58,12 +76,20 @@ _HOMES = {
 """Name -> the module that defines it, and its name there."""
 
 __all__ = [
+    "CheckpointSaved",
     "ConfigError",
+    "Ended",
+    "Evaluated",
     "GreedyPolicy",
+    "Measured",
+    "NewBest",
     "Played",
     "Result",
     "RunConfig",
+    "RunControl",
+    "RunEvent",
     "RunFailed",
+    "Started",
     "__version__",
     "evaluate",
     "load_config",

@@ -226,6 +226,9 @@ class Recovery:
             f"{saved.num_bytes / 1e6:.1f} MB, {saved.new_bytes / 1e6:.1f} MB of it new, "
             f"in {result.seconds:.1f} s"
         )
+        context.recorder.checkpoint(
+            context.run_dir.checkpoints / saved.name, context.counters.shards.env_steps
+        )
         return saved
 
     def _warn(self, problem: str) -> None:

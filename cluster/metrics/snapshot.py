@@ -312,6 +312,9 @@ class Snapshot:
     checkpoint_duration_seconds: float | None = _metric("gauge", "Duration of the newest checkpoint")
     checkpoint_bytes: int | None = _metric("gauge", "Size of the newest checkpoint on disk")
 
+    # What else?
+    custom: ByLabel | None = _metric("gauge", "Metrics that callbacks of a Python program added", "name")
+
     # What is wrong, and what is slow?
     diagnosis_active: ByLabel | None = _metric("gauge", "1 while a finding of diagnosis holds", "finding")
     verdict: Verdict | None = _metric("text", "The stage that limits the speed")

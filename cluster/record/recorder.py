@@ -1,12 +1,15 @@
 """The recorder: passes events, metrics and weights of a run to its directory and to observers.
 
-Owns the rule that a run goes on if its directory cannot be written or an observer fails; must not import ray
-or torch.
+Owns the rule that a run goes on if its directory cannot be written, or an observer, callback or tracker
+fails; must not import ray or torch.
 """
 
 import re
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Protocol, TypeVarTuple
 
 import numpy as np
@@ -14,12 +17,25 @@ import numpy as np
 from actors.core import EvaluationReport
 from cluster.control.evaluation import Best, EvaluationRequest
 from cluster.metrics.snapshot import Snapshot
+from cluster.record.callbacks import Callback, RunControl
 from cluster.record.events import Event, EventKind
 from cluster.record.run_dir import RunDir
+from cluster.record.run_events import (
+    CheckpointSaved,
+    Ended,
+    Evaluated,
+    Measured,
+    NewBest,
+    RunEvent,
+    Started,
+)
+from cluster.record.trackers import TrackerProcess
+from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import short
 from replay_service.messages import ShardMetrics, ShardStatus
 
 _Args = TypeVarTuple("_Args")
+_SLOW_SECONDS = 1.0
 
 
 class Observer(Protocol):
@@ -51,13 +67,24 @@ class NewestSnapshot:
 
 
 class Recorder:
-    """Writes the reports of a run to its directory and passes snapshots and events to observers."""
+    """Writes the reports of a run to its directory and passes snapshots and events on."""
 
-    def __init__(self, run_dir: RunDir, observers: Sequence[Observer], started: float) -> None:
+    def __init__(
+        self,
+        run_dir: RunDir,
+        observers: Sequence[Observer],
+        started: float,
+        callbacks: Sequence[Callback] = (),
+        trackers: Sequence[TrackerProcess] = (),
+    ) -> None:
         """started: when the run began, on the monotonic clock."""
         self._run_dir = run_dir
         self._observers = tuple(observers)
         self._started = started
+        self.control = RunControl()
+        """What the callbacks may do to the run."""
+        self._callbacks = tuple(callbacks)
+        self._trackers = tuple(trackers)
         self._incomplete_journals: set[tuple[int, int]] = set()
         self._refusing: set[int] = set()
         self._warned: set[str] = set()
@@ -84,20 +111,47 @@ class Recorder:
             self._warned.add(words)
             self.warning(text)
 
-    def snapshot(self, snapshot: Snapshot) -> None:
-        """Records a snapshot of the metrics, and passes it to observers."""
+    def begin(self, config: ResolvedConfig) -> None:
+        """Tells callbacks and trackers that the run begins or goes on."""
+        self._tell(Started(self._run_dir.path, config))
+
+    def snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Records a snapshot of the metrics with those that callbacks added, and returns both together."""
+        self._call(Measured(snapshot))
+        snapshot = replace(snapshot, custom=self.control.metrics)
         self._record(self._run_dir.write_snapshot, snapshot)
         self._notify(lambda observer: observer.metrics(snapshot))
+        self._track(Measured(snapshot))
+        return snapshot
 
     def evaluation(self, request: EvaluationRequest, report: EvaluationReport) -> None:
         """Records an evaluation with every return."""
         self._record(self._run_dir.write_evaluation, request, report)
+        self._tell(Evaluated(report.version, tuple(report.returns), tuple(report.lengths), request.confirms))
 
     def best(self, best: Best, flat: np.ndarray) -> None:
         """Records and reports the best version so far, with its weights [P] float32."""
         facts = {"version": str(best.version), "return_mean": f"{best.score:.6g}"}
         self._record(self._run_dir.write_weights, "best", flat, facts)
         self.info(f"version {best.version} is the best so far: greedy return {short(best.score)}, confirmed")
+        self._tell(NewBest(best.version, best.score, self._run_dir.path / "weights" / "best.safetensors"))
+
+    def checkpoint(self, path: Path, env_steps: int) -> None:
+        """Tells callbacks and trackers of a checkpoint that was saved in this folder."""
+        self._tell(CheckpointSaved(path, env_steps))
+
+    def end(self, reason: str, *, failed: bool) -> None:
+        """Tells callbacks and trackers that the run has ended, and closes the trackers."""
+        self._tell(Ended(reason, failed))
+        for tracker in self._trackers:
+            if (problem := tracker.close()) is not None:
+                self.warning(problem)
+        self._trackers = ()
+
+    def abandon_trackers(self) -> None:
+        """Lets trackers that `end` has not closed end by themselves."""
+        for tracker in self._trackers:
+            tracker.abandon()
 
     def latest(self, version: int, flat: np.ndarray) -> bool:
         """Records the newest weights [P] float32; returns whether they could be written."""
@@ -139,6 +193,33 @@ class Recorder:
                     f"{type(observer).__name__} failed ({type(error).__name__}: {error}) and shows nothing "
                     "more; the run goes on: watch it with qfleet status"
                 )
+
+    def _tell(self, event: RunEvent) -> None:
+        self._call(event)
+        self._track(event)
+
+    def _call(self, event: RunEvent) -> None:
+        """Calls each callback; one that raises is not called again, and a warning holds its traceback."""
+        for callback in self._callbacks:
+            name, began = getattr(callback, "__name__", type(callback).__name__), time.monotonic()
+            try:
+                callback(event, self.control)
+            # A mistake in a user's code must not cost the run; a second Ctrl-C (no Exception) still does.
+            except (Exception, SystemExit):  # noqa: BLE001
+                self._callbacks = tuple(other for other in self._callbacks if other is not callback)
+                self.warning(
+                    f"callback {name} failed and is not called any more; the run goes on. "
+                    f"{traceback.format_exc().rstrip()}"
+                )
+            if (seconds := time.monotonic() - began) > _SLOW_SECONDS:
+                self.warning_once(f"callback {name} took {seconds:.1f} s, for which the run had to wait")
+
+    def _track(self, event: RunEvent) -> None:
+        """Passes an event to the trackers; one that is gone is dropped, and a warning says why."""
+        for tracker in self._trackers:
+            if (problem := tracker.take(event)) is not None:
+                self._trackers = tuple(other for other in self._trackers if other is not tracker)
+                self.warning(problem)
 
     def _record(self, write: Callable[[*_Args], None], *args: *_Args) -> bool:
         """Writes to the run directory and returns whether that worked; only the first failure is shown."""

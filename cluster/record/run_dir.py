@@ -29,7 +29,6 @@ from cluster.record.events import LEVELS, Event, events_path
 from cluster.record.line_file import LineFile
 from cluster.record.logs import LogSource
 from cluster.record.run_lock import LOCK_FILES, RunLock
-from cluster.record.tensorboard import EventFile
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import dump_config, load_resolved
 from cluster.settings.renames import with_meanings
@@ -53,13 +52,12 @@ class RunDir:
     first shard that keeps one. checkpoints: folder made by the first checkpoint.
     """
 
-    def __init__(self, lock: RunLock, *, tensorboard: bool = False) -> None:
+    def __init__(self, lock: RunLock) -> None:
         """lock: the folder's; `close` releases it. Raises OSError if a file cannot be opened."""
         self.path = path = lock.path
         self.logs, self.replay, self.checkpoints = (path / name for name in ("logs", "replay", "checkpoints"))
         self.weaknesses = lock.weaknesses
         self._lock = lock
-        self._event_file = EventFile(path / "tensorboard") if tensorboard else None
         self._metrics = LineFile(path / "metrics.jsonl")
         self._evaluations = LineFile(path / EVALUATIONS)
 
@@ -84,7 +82,7 @@ class RunDir:
             for folder in (path / "weights", path / "logs"):
                 folder.mkdir(exist_ok=True)
             _describe(path, config, spec, initial_weights)
-            run_dir = cls(lock, tensorboard=config.metrics.tensorboard)
+            run_dir = cls(lock)
             unless_created.pop_all()
         return run_dir
 
@@ -112,7 +110,7 @@ class RunDir:
         with _writable(lock.path):
             for folder in (lock.path / "weights", lock.path / "logs"):
                 folder.mkdir(exist_ok=True)
-            run_dir = cls(lock, tensorboard=config.metrics.tensorboard)
+            run_dir = cls(lock)
             write_whole(lock.path / _CONFIG, dump_config(config).encode())
             with contextlib.closing(LineFile(lock.path / RESUMES)) as resumes:
                 resumes.write(json.dumps(note, default=str))
@@ -129,10 +127,8 @@ class RunDir:
             _describe(self.path, config, spec, initial_weights)
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
-        """Adds a line to metrics.jsonl, and to the TensorBoard events if there are any."""
+        """Adds a line to metrics.jsonl."""
         self._metrics.write(msgspec.json.encode(known_metrics(snapshot)).decode())
-        if self._event_file is not None:
-            self._event_file.write(snapshot)
 
     def write_event(self, event: Event) -> None:
         """Adds a line to logs/events.log, or several for a text of several lines."""
@@ -168,8 +164,7 @@ class RunDir:
 
     def close(self) -> None:
         """Closes the files and lets another process run here."""
-        events = (self._event_file,) if self._event_file else ()
-        for file in (self._metrics, self._evaluations, *events, self._lock):
+        for file in (self._metrics, self._evaluations, self._lock):
             with contextlib.suppress(OSError):  # a full disk, which the recorder has reported
                 file.close()
 

@@ -35,6 +35,10 @@ class RunLock:
         except OSError as error:
             raise ConfigError(f"run directory {path}: cannot be written: {error}") from None
 
+    def fileno(self) -> int:
+        """The descriptor; whichever process inherits it holds the lock, too."""
+        return self._file.fileno()
+
     def close(self) -> None:
         """Lets another process run here."""
         self._file.close()

@@ -1,68 +1,66 @@
-"""TensorBoard event files of a run's metrics, written if metrics.tensorboard is true.
+"""TensorBoard's event files of a run: metrics by group, settings as text, results as hyperparameters.
 
-Owns the tags and the use of an optional package (extra "tensorboard"); must not import torch or ray.
+Owns the use of an optional package (extra "tensorboard"); must not import torch or ray.
 """
 
-import importlib.util
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from cluster.metrics.snapshot import Snapshot, known_metrics
-from cluster.settings.config import ConfigError, RunConfig
-from replay_service.histogram import Histogram
+from cluster.record.trackers import Begin, File, Finish, Scalars
 
 # A flush waits for the disk, so not every snapshot is flushed.
 _FLUSH_SECONDS = 10.0
-
-
-def require_tensorboard(config: RunConfig) -> None:
-    """Raises ConfigError if the config asks for event files and the package is missing."""
-    if config.metrics.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise ConfigError(
-            "metrics.tensorboard is true, but tensorboardX is not installed: install it with "
-            "pip install 'qfleet[tensorboard]', or leave it false"
-        )
+_HEADLINES = ("eval/best_return_mean", "rollout/train_return_mean", "train/updates_total")
 
 
 class EventFile:
-    """An event file in `folder`, with a scalar for each known metric; the step is the number of env steps."""
+    """An event file in RUN_DIR/tensorboard; the step is the number of env steps. Each raises OSError."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        self._writer: Any = None
+        self._flushed = time.monotonic()
+        self._step = 0
+
+    def begin(self, begin: Begin) -> None:
+        """Opens the file, and adds the settings as text and as hyperparameters."""
         from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.summary import hparams, text
 
+        folder = Path(begin.run_dir) / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
-        self._flushed = time.monotonic()
+        indented = begin.text.replace("\n", "\n    ")  # Markdown's form of code
+        self._add(text("settings", f"    {indented}"))
+        settings = {name: str(value) if value is None else value for name, value in begin.settings.items()}
+        experiment, start, self._end = hparams(settings, dict.fromkeys(_HEADLINES, 0.0))
+        self._add(experiment)
+        self._add(start)
 
-    def write(self, snapshot: Snapshot) -> None:
-        """Adds a snapshot. Raises OSError if it cannot be written."""
-        from tensorboardX.proto.event_pb2 import Event
+    def scalars(self, scalars: Scalars) -> None:
+        """Adds the numbers."""
         from tensorboardX.proto.summary_pb2 import Summary
 
-        values = [
-            Summary.Value(tag=tag, simple_value=value)
-            for name, metric in known_metrics(snapshot).items()
-            for tag, value in scalars(name, metric)
-        ]
-        event = Event(wall_time=time.time(), step=snapshot.env_steps_total, summary=Summary(value=values))
-        self._writer.write_event(event)
+        self._step = scalars.env_steps
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.values.items()]
+        self._add(Summary(value=values), scalars.seconds)
         if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
             self._flushed = time.monotonic()
             self._writer.flush()
 
-    def close(self) -> None:
-        """Flushes and closes the file."""
+    def file(self, file: File) -> None:
+        """Nothing: TensorBoard keeps no files, and these lie beside its own."""
+
+    def finish(self, finish: Finish) -> None:
+        """Adds how the run ended, and closes the file."""
+        from tensorboardX.summary import text
+
+        self._add(text("end", finish.reason))
+        self._add(self._end)
         self._writer.close()
 
+    def _add(self, summary: Any, seconds: float | None = None) -> None:
+        from tensorboardX.proto.event_pb2 import Event
 
-def scalars(name: str, metric: object) -> Iterator[tuple[str, float]]:
-    """Tags and values of a metric: its labels become parts of the tag, a histogram becomes its mean."""
-    if isinstance(metric, Histogram):
-        if metric.count:
-            yield f"{name}_mean", metric.sum / metric.count
-    elif isinstance(metric, Mapping):
-        for label, part in metric.items():
-            yield from scalars(f"{name}/{label}", part)
-    elif isinstance(metric, float | int):
-        yield name, metric
+        now = time.time() if seconds is None else seconds
+        self._writer.write_event(Event(wall_time=now, step=self._step, summary=summary))

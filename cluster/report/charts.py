@@ -61,6 +61,19 @@ class Bars:
     runs: tuple[tuple[str, Floats], ...]
 
 
+@dataclass(frozen=True)
+class Interval:
+    """Interquartile mean of the best returns over seeds, with its bootstrap interval (95 %).
+
+    seeds: how many had a best version. low, high: equal iqm for a single one.
+    """
+
+    seeds: int
+    iqm: float
+    low: float
+    high: float
+
+
 def iqm(values: Array) -> Array:
     """Interquartile mean over axis -2: the mean of the middle half (arXiv:2108.13264).
 
@@ -84,6 +97,15 @@ def bootstrap(values: Array, statistic: Callable[[Array], Array]) -> tuple[Array
     ]
     low, high = np.percentile(np.concatenate(drawn), (2.5, 97.5), axis=0)
     return low, high
+
+
+def interval(best_returns: Sequence[float]) -> Interval | None:
+    """The interval over the best returns of some seeds; None for none."""
+    if not best_returns:
+        return None
+    values = np.array(best_returns, np.float64).reshape(-1, 1)
+    ((low,), (high,)), (middle,) = bootstrap(values, iqm), iqm(values)
+    return Interval(len(best_returns), float(middle), float(low), float(high))
 
 
 def thinned(xs: Array, ys: Array) -> tuple[Floats, Floats]:

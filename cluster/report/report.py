@@ -5,15 +5,16 @@ Owns the contents of the page, which refers to no other file or site. Must not i
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
-from cluster.report.charts import bootstrap, charts, iqm
+from cluster.record.seed_group import with_groups_expanded
+from cluster.report.charts import charts, interval
 from cluster.report.drawing import DARK, LIGHT, WIDTH, Points, draw
 from cluster.report.png import require_matplotlib, write_pngs
 from cluster.report.runs import Group, Run, changed_settings, differing, groups_of, periods, read_run
@@ -32,6 +33,7 @@ def write_report(
     """Writes the page, and its charts as PNG files into the folder `png`; returns the files written.
 
     Args:
+        run_dirs: folders of runs, or of groups of seeds.
         out: default report.html in the first run directory.
 
     Raises:
@@ -39,7 +41,7 @@ def write_report(
     """
     if png is not None:
         require_matplotlib()
-    runs = [read_run(path) for path in dict.fromkeys(run_dirs)]
+    runs = [read_run(path) for path in dict.fromkeys(with_groups_expanded(run_dirs))]
     out = out or run_dirs[0] / "report.html"
     page = render(runs)
     try:
@@ -93,9 +95,8 @@ def _best_returns(group: Group) -> list[float]:
 
 
 def _over_seeds(group: Group) -> Mapping[str, Any]:
-    values = np.array(_best_returns(group), np.float64).reshape(-1, 1)
-    ((low,), (high,)), (middle,) = bootstrap(values, iqm), iqm(values)
-    return {"label": group.label, "seeds": len(values), "iqm": middle, "low": low, "high": high}
+    found = interval(_best_returns(group))
+    return {"label": group.label} | ({} if found is None else asdict(found))
 
 
 def _video(run: Run, file: Path) -> Mapping[str, Any]:

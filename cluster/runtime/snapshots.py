@@ -35,5 +35,4 @@ class Snapshots:
             recorder.warning(finding.text)
         for finding in diagnosed.over:
             recorder.info(f"{finding.title} is over; it began at update {finding.since_updates:,}")
-        recorder.snapshot(diagnosed.snapshot)
-        return diagnosed.snapshot
+        return recorder.snapshot(diagnosed.snapshot)

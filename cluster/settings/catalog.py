@@ -242,7 +242,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "metrics.every_seconds": Meaning("time between two lines of metrics.jsonl", "s"),
     "metrics.host": Meaning("address at which metrics are served"),
     "metrics.port": Meaning("port at which metrics are served; 0: a free one"),
-    "metrics.tensorboard": Meaning("whether TensorBoard files are written (extra tensorboard)"),
+    "metrics.trackers": Meaning(
+        "tensorboard and wandb (Weights & Biases), which get the run, too; each needs the extra of its name"
+    ),
     "run.runtime": Meaning(
         "where roles run: local processes, a Ray of its own, the cluster of RAY_ADDRESS, or one process",
         automatic="cluster where RAY_ADDRESS is set, else local",

@@ -10,7 +10,7 @@ from typing import Literal
 
 from actors.config import ActorsConfig, EnvConfig
 from learner.config import LearnerConfig
-from replay_service.checks import above_zero, at_least, within
+from replay_service.checks import above_zero, at_least, require, within
 from replay_service.config import ReplayConfig
 
 
@@ -87,9 +87,15 @@ class MetricsConfig:
     every_seconds: float = 1.0
     host: str = "127.0.0.1"
     port: int = 0
-    tensorboard: bool = False
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
+        require(
+            len(set(self.trackers)) == len(self.trackers),
+            "metrics.trackers",
+            f"{list(self.trackers)}",
+            "give each tracker once",
+        )
         above_zero("metrics", self, "every_seconds")
         within(0, 65_535, "metrics", self, "port", cure="give 0 (a free port) to 65535")
 

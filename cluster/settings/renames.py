@@ -1,4 +1,4 @@
-"""Names that runs up to commit 6afb764 wrote to disk, and their names today; meanings that they left out.
+"""Names that older runs wrote to disk, and their names today; meanings that they left out.
 
 Owns these tables and their use; must not import anything of the project.
 """
@@ -9,10 +9,15 @@ from typing import Any, Literal
 SETTINGS = {
     "learner.optimiser": "learner.optimizer",
     "learner.normalise_observations": "learner.normalize_observations",
+    "metrics.tensorboard": "metrics.trackers",
 }
 """Setting, with its section -> today's name."""
 
-VALUES = {("replay.sampling", "prioritised"): "prioritized"}
+VALUES: Mapping[tuple[str, str | bool], Any] = {
+    ("replay.sampling", "prioritised"): "prioritized",
+    ("metrics.trackers", True): ["tensorboard"],
+    ("metrics.trackers", False): [],
+}
 """(Setting, value) -> today's value."""
 
 METRICS = {

@@ -121,8 +121,9 @@ def snapshot_of(values: Mapping[str, Any]) -> Snapshot:
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:
-    """The run in `runs` that was written to last. Raises ConfigError if there is none."""
-    found = [(_written(path.parent), path.parent) for path in runs.glob("*/config.yaml")]
+    """The run in `runs` that was written to last, or to one of its groups of seeds. Raises ConfigError."""
+    paths = (*runs.glob("*/config.yaml"), *runs.glob("*/seed-*/config.yaml"))
+    found = [(_written(path.parent), path.parent) for path in paths]
     if not found:
         raise ConfigError(
             f"no run below {runs.absolute()}; give a run directory, or the --address of its coordinator"
