@@ -28,8 +28,8 @@ def import_path(source: Callable[..., Any]) -> str:
     file = Path(getattr(module, "__file__", None) or "")
     if not file.is_file():
         raise ValueError(
-            f"{source} is of an interactive session, which other processes cannot import: write it to a file, "
-            f"and give that as file.py:{name}"
+            f"{source} is of an interactive session, which other processes cannot import: write it to a "
+            f"file, and give that as file.py:{name}"
         )
     return f"{file.resolve()}:{name}"
 

@@ -13,6 +13,7 @@ import signal
 import statistics
 import sys
 import textwrap
+import webbrowser
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
@@ -46,7 +47,10 @@ _EXAMPLES: Mapping[str, Sequence[str]] = {
     "eval": ("eval runs/a --episodes 100 --which latest",),
     "status": ("status", "status runs/a --watch", "status --address 10.0.0.5:9401"),
     "runs": ("runs",),
-    "report": ("report runs/a runs/b --out page.html",),
+    "report": (
+        "report runs/a runs/b --out page.html",
+        "report runs/new --baseline runs/old --x time --open",
+    ),
     "export": ("export runs/a --format onnx",),
     "video": ("video runs/a --episodes 2 --out film.gif",),
     "check-env": ("check-env ALE/Pong-v5", "check-env my_package.my_module:make_env"),
@@ -183,6 +187,18 @@ def make_parser() -> argparse.ArgumentParser:
     report = add("report", _report, "write one HTML page about one run or several, or a group of seeds")
     report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: report.html in the first RUN_DIR")
+    report.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="RUN_DIR",
+        help="say of each other group whether it differs from this",
+    )
+    report.add_argument(
+        "--x",
+        choices=("steps", "updates", "time"),
+        help="axis of all charts; default: the one that suits each",
+    )
+    report.add_argument("--open", action="store_true", help="show the page in a browser")
     report.add_argument("--png", type=Path, metavar="DIR", help="write each chart as a PNG as well")
 
     export = add("export", _export, "write the weights of a run for other programs", run_dir)
@@ -427,7 +443,12 @@ def _runs(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from cluster.report.report import write_report
 
-    print(*write_report(options.run_dirs, options.out, options.png), sep="\n")
+    written = write_report(
+        options.run_dirs, options.out, options.png, baseline=options.baseline, axis=options.x
+    )
+    print(*written, sep="\n")
+    if options.open and not webbrowser.open(written[0].absolute().as_uri()):
+        raise ConfigError(f"--open found no browser; the page is {written[0]}")
     return EXIT_OK
 
 

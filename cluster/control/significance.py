@@ -68,8 +68,8 @@ def mean_lower_bound(sample: Sample, alpha: float = ALPHA) -> float:
     return sample.mean - critical_t(sample.count - 1, alpha) * sample.error
 
 
-def difference_lower_bound(a: Sample, b: Sample) -> float:
-    """Lower confidence bound, at level ALPHA, of the mean of a minus that of b; above 0: a is greater.
+def difference_lower_bound(a: Sample, b: Sample, alpha: float = ALPHA) -> float:
+    """Lower confidence bound, at level alpha, of the mean of a minus that of b; above 0: a is greater.
 
     Welch 1947 (doi:10.1093/biomet/34.1-2.28); degrees of freedom rounded down, to the safe side.
     """
@@ -78,7 +78,7 @@ def difference_lower_bound(a: Sample, b: Sample) -> float:
     if variance == 0.0:
         return a.mean - b.mean
     freedom = variance**2 / (parts[0] ** 2 / (a.count - 1) + parts[1] ** 2 / (b.count - 1))
-    return a.mean - b.mean - critical_t(math.floor(freedom)) * math.sqrt(variance)
+    return a.mean - b.mean - critical_t(math.floor(freedom), alpha) * math.sqrt(variance)
 
 
 def trend(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from cluster.report.runs import Array, Group, Run, columns, greedy_curve
+from cluster.report.runs import Array, Group, Line, Run, columns, greedy_curve
 
 SECTIONS = ("Learning", "Speed", "Data", "Fleet")
 """Parts of the page, in order."""
@@ -20,6 +20,7 @@ _RESAMPLES = 2_000
 _RESAMPLES_AT_ONCE = 100
 
 LineStyle = Literal["solid", "faint", "dashed"]
+AxisName = Literal["steps", "updates", "time"]
 Floats = tuple[float, ...]
 
 
@@ -41,7 +42,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one axis. Labels carry the units."""
+    """Lines over one axis. Labels carry the units. share: the vertical axis goes from 0 to 1."""
 
     section: str
     title: str
@@ -49,6 +50,7 @@ class Chart:
     y_label: str
     series: tuple[Series, ...]
     note: str = ""
+    share: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,10 @@ def _floats(values: Iterable[float]) -> Floats:
 
 
 def curve_over_seeds(group: Group, curves: Sequence[tuple[Array, Array]]) -> Iterator[Series]:
-    """A line for each seed, and their IQM with its interval over the range that all seeds cover."""
+    """A line for each seed, and their IQM with its interval over the range that all seeds cover.
+
+    Where the shortest seed has ended, the IQM of those that go on continues as a dashed line.
+    """
     known = [(xs, ys) for xs, ys in curves if len(xs)]
     for xs, ys in known:
         yield Series(group.label, group.index, *thinned(xs, ys), style="faint" if len(known) > 1 else "solid")
@@ -132,29 +137,21 @@ def curve_over_seeds(group: Group, curves: Sequence[tuple[Array, Array]]) -> Ite
     label = f"{group.label} ({len(known)} seeds)"
     low, high = bootstrap(values, iqm)
     yield Series(label, group.index, _floats(grid), _floats(iqm(values)), _floats(low), _floats(high))
-
-
-def _greedy_return(group: Group) -> Iterator[Series]:
-    curves = [greedy_curve(run) for run in group.runs]
-    if len(group.runs) > 1:
-        yield from curve_over_seeds(group, [(xs, means) for xs, means, _ in curves])
-        return
-    ((xs, means, episodes),) = curves
-    if len(xs):
-        low, high = bootstrap(episodes, lambda drawn: drawn.mean(axis=-2))
-        yield Series(group.label, group.index, _floats(xs), _floats(means), _floats(low), _floats(high))
-
-
-def _training_return(group: Group) -> Iterator[Series]:
-    curves = [columns(run.metrics, "env_steps_total", "train_return_mean") for run in group.runs]
-    return curve_over_seeds(group, curves)
+    beyond = np.linspace(high_x, max(xs[-1] for xs, _ in known), _GRID_POINTS // 4)[1:]
+    if beyond[-1] > high_x:
+        going_on = [
+            float(iqm(np.array([[np.interp(x, xs, ys)] for xs, ys in known if xs[-1] >= x])).item())
+            for x in beyond
+        ]
+        yield Series(label, group.index, _floats(beyond), tuple(going_on), style="dashed")
 
 
 @dataclass(frozen=True)
 class _MetricChart:
-    """A chart of one metric with a line for each run, over env steps in "Learning", else over time.
+    """A chart of one metric, over env steps in "Learning", else over time, unless an axis is asked for.
 
-    more: metrics to add if there is only one run. beside: a metric that is always added, dashed.
+    A group of several seeds is drawn as its seeds and their IQM. more: metrics to add if there is only one
+    run. beside: a metric that is always added, dashed.
     """
 
     section: str
@@ -208,14 +205,22 @@ _METRIC_CHARTS = (
 )
 
 
-def charts(groups: Sequence[Group]) -> tuple[Chart | Bars, ...]:
-    """Every chart that has data, ordered by section."""
+def charts(groups: Sequence[Group], axis: AxisName | None = None) -> tuple[Chart | Bars, ...]:
+    """Every chart that has data, ordered by section.
+
+    axis: of all charts over steps, updates or time; None: env steps for learning, time for the rest.
+    """
     runs = [(group, run) for group in groups for run in group.runs]
     time = _time_axis([run for _, run in runs])
+    axes: Mapping[AxisName, _XAxis] = {"steps": _STEPS, "updates": _UPDATES, "time": time}
+    learning, other = (_STEPS, time) if axis is None else (axes[axis], axes[axis])
     found = [
-        *_return_charts(groups),
-        *(_metric_chart(wanted, runs, time) for wanted in _METRIC_CHARTS),
-        _memory(runs, time),
+        *_return_charts(groups, learning),
+        *(
+            _metric_chart(wanted, groups, learning if wanted.section == "Learning" else other)
+            for wanted in _METRIC_CHARTS
+        ),
+        _memory(runs, other),
     ]
     lines = [chart for chart in found if any(len(line.xs) > 1 for line in chart.series)]
     return tuple(sorted([*lines, *_phases(runs)], key=lambda chart: SECTIONS.index(chart.section)))
@@ -231,6 +236,11 @@ class _XAxis:
 
 
 _STEPS = _XAxis("env_steps_total", "environment steps")
+_UPDATES = _XAxis("updates_total", "updates")
+_OVER_SEEDS = (
+    "Line: IQM over seeds; band: 95 % bootstrap interval; faint: each seed; dashed: those that go on after "
+    "the shortest one."
+)
 
 
 def _time_axis(runs: Sequence[Run]) -> _XAxis:
@@ -239,35 +249,63 @@ def _time_axis(runs: Sequence[Run]) -> _XAxis:
     return _XAxis("run_seconds", f"time since the start ({name})", unit)
 
 
-def _return_charts(groups: Sequence[Group]) -> Iterator[Chart]:
+def _return_charts(groups: Sequence[Group], axis: _XAxis) -> Iterator[Chart]:
     several = any(len(group.runs) > 1 for group in groups)
-    over_seeds = "Line: IQM over seeds; band: 95 % bootstrap interval; faint: each seed." if several else ""
+    over_seeds = _OVER_SEEDS if several else ""
     one = any(len(group.runs) == 1 for group in groups)
     over_episodes = "Band of one seed: 95 % bootstrap interval of the mean over episodes." if one else ""
     note = " ".join(filter(None, (over_seeds, over_episodes)))
-    greedy = tuple(line for group in groups for line in _greedy_return(group))
-    training = tuple(line for group in groups for line in _training_return(group))
-    yield Chart("Learning", "Greedy return", _STEPS.label, "return, mean of an evaluation", greedy, note)
-    yield Chart(
-        "Learning", "Training return", _STEPS.label, "return, mean of 100 episodes", training, over_seeds
-    )
+    greedy = tuple(line for group in groups for line in _greedy_return(group, axis))
+    wanted = _MetricChart("Learning", "Training return", "return, mean of 100 episodes", "train_return_mean")
+    yield Chart("Learning", "Greedy return", axis.label, "return, mean of an evaluation", greedy, note)
+    yield _metric_chart(wanted, groups, axis)
 
 
-def _metric_chart(wanted: _MetricChart, runs: Sequence[tuple[Group, Run]], time: _XAxis) -> Chart:
-    x_axis, alone = _STEPS if wanted.section == "Learning" else time, len(runs) == 1
+def _greedy_return(group: Group, axis: _XAxis) -> Iterator[Series]:
+    curves = [
+        (moved(run.metrics, xs, axis.metric) / axis.unit, means, episodes)
+        for run in group.runs
+        for xs, means, episodes in [greedy_curve(run)]
+    ]
+    if len(group.runs) > 1:
+        yield from curve_over_seeds(group, [(xs, means) for xs, means, _ in curves])
+        return
+    ((xs, means, episodes),) = curves
+    if len(xs):
+        low, high = bootstrap(episodes, lambda drawn: drawn.mean(axis=-2))
+        yield Series(group.label, group.index, _floats(xs), _floats(means), _floats(low), _floats(high))
+
+
+def moved(lines: Sequence[Line], env_steps: Array, metric: str) -> Array:
+    """The values of another growing metric at these env steps, interpolated between lines of metrics."""
+    if metric == _STEPS.metric or not len(env_steps):
+        return env_steps
+    steps, values = columns(lines, _STEPS.metric, metric)
+    return np.asarray(np.interp(env_steps, steps, values)) if len(steps) else env_steps
+
+
+def _metric_chart(wanted: _MetricChart, groups: Sequence[Group], axis: _XAxis) -> Chart:
+    alone = sum(len(group.runs) for group in groups) == 1
+    several = any(len(group.runs) > 1 for group in groups)
     names = [wanted.metric, *(wanted.more if alone else ()), *([wanted.beside] if wanted.beside else ())]
-    series = []
-    for group, run in runs:
+    series: list[Series] = []
+    for group in groups:
         for index, name in enumerate(names):
-            xs, ys = columns(run.metrics, x_axis.metric, name)
+            curves = [columns(run.metrics, axis.metric, name) for run in group.runs]
+            scaled = [(xs / axis.unit, ys) for xs, ys in curves]
+            if len(group.runs) > 1 and name != wanted.beside:
+                series += curve_over_seeds(group, scaled)
+                continue
             label = name.replace("_", " ") if alone and len(names) > 1 else group.label
             color = index if alone else group.index
-            points = thinned(xs / x_axis.unit, ys)
-            series.append(Series(label, color, *points, style="dashed" if name == wanted.beside else "solid"))
+            style: LineStyle = "dashed" if name == wanted.beside else "solid"
+            series += [Series(label, color, *thinned(xs, ys), style=style) for xs, ys in scaled]
     # A chart of zeros only is left out.
     if wanted.metric == "restarts_total" and not any(any(line.ys) for line in series):
         series = []
-    return Chart(wanted.section, wanted.title, x_axis.label, wanted.y_label, tuple(series), wanted.note)
+    note = " ".join(filter(None, (wanted.note, _OVER_SEEDS if several else "")))
+    share = wanted.y_label.startswith("share")
+    return Chart(wanted.section, wanted.title, axis.label, wanted.y_label, tuple(series), note, share)
 
 
 def _memory(runs: Sequence[tuple[Group, Run]], time: _XAxis) -> Chart:

@@ -83,7 +83,10 @@ def draw(chart: Chart | Bars) -> Drawing:
 def _draw_lines(chart: Chart) -> Drawing:
     xs = [x for line in chart.series for x in line.xs]
     ys = [y for line in chart.series for y in (*line.ys, *line.low, *line.high)]
-    across, up = linear(min(xs), max(xs), pad=0.0), vertical(min(ys), max(ys))
+    across = linear(min(xs), max(xs), pad=0.0)
+    up = vertical(min(ys), max(ys))
+    if chart.share and min(ys) >= 0.0 and max(ys) <= 1.0:
+        up = linear(0.0, 1.0, pad=0.0)
 
     def place(xs: Sequence[float], ys: Sequence[float]) -> Points:
         left = (_LEFT + (_RIGHT - _LEFT) * across.position(x) for x in xs)

@@ -14,7 +14,8 @@ from typing import Any
 import jinja2
 
 from cluster.record.seed_group import with_groups_expanded
-from cluster.report.charts import charts, interval
+from cluster.report.answer import answer, best_returns
+from cluster.report.charts import AxisName, charts, interval
 from cluster.report.drawing import DARK, LIGHT, WIDTH, Points, draw
 from cluster.report.png import require_matplotlib, write_pngs
 from cluster.report.runs import Group, Run, changed_settings, differing, groups_of, periods, read_run
@@ -28,32 +29,41 @@ _MEDIA = {".mp4": "video/mp4", ".gif": "image/gif"}
 
 
 def write_report(
-    run_dirs: Sequence[Path], out: Path | None = None, png: Path | None = None
+    run_dirs: Sequence[Path],
+    out: Path | None = None,
+    png: Path | None = None,
+    *,
+    baseline: Path | None = None,
+    axis: AxisName | None = None,
 ) -> tuple[Path, ...]:
     """Writes the page, and its charts as PNG files into the folder `png`; returns the files written.
 
     Args:
         run_dirs: folders of runs, or of groups of seeds.
         out: default report.html in the first run directory.
+        baseline: a run or group of seeds with which the others are compared; shown with them.
+        axis: of all charts over steps, updates or time; by default each has the one that suits it.
 
     Raises:
         ConfigError: a folder holds no run, cannot be written, or matplotlib is missing for `png`.
     """
     if png is not None:
         require_matplotlib()
-    runs = [read_run(path) for path in dict.fromkeys(with_groups_expanded(run_dirs))]
+    compared = [path.absolute() for path in with_groups_expanded([] if baseline is None else [baseline])]
+    paths = [*compared, *(path.absolute() for path in with_groups_expanded(run_dirs))]
+    runs = [read_run(path) for path in dict.fromkeys(paths)]
     out = out or run_dirs[0] / "report.html"
-    page = render(runs)
+    page = render(runs, axis, baseline=baseline is not None)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out is {out}: cannot be written: {error}") from None
-    return (out, *(write_pngs(map(draw, charts(groups_of(runs))), png) if png is not None else ()))
+    return (out, *(write_pngs(map(draw, charts(groups_of(runs), axis)), png) if png is not None else ()))
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The HTML page. Names and values of runs are escaped."""
+def render(runs: Sequence[Run], axis: AxisName | None = None, *, baseline: bool = False) -> str:
+    """The HTML page. Names and values of runs are escaped. baseline: the first group is one."""
     groups = groups_of(runs)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(value=_value, number=_number, duration=duration, points=_points)
@@ -63,14 +73,16 @@ def render(runs: Sequence[Run]) -> str:
         f"{len(groups)} configurations" if len(groups) > 1 else "",
         f"written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
-    by_section = groupby(map(draw, charts(groups)), key=lambda drawing: drawing.chart.section)
+    by_section = groupby(map(draw, charts(groups, axis)), key=lambda drawing: drawing.chart.section)
     return template.render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         subtitle=", ".join(filter(None, subtitle)),
+        answer=answer(groups),
+        baseline=groups[0].label if baseline else "",
         runs=runs,
         colors={"light": LIGHT, "dark": DARK},
         width=WIDTH,
-        over_seeds=[_over_seeds(group) for group in groups if len(_best_returns(group)) > 1],
+        over_seeds=[_over_seeds(group) for group in groups if len(best_returns(group)) > 1],
         sections=[(section, list(drawings)) for section, drawings in by_section],
         videos=[_video(run, run.video) for run in runs if run.video],
         diagnosis=[(run.name, held) for run in runs if (held := periods(run))],
@@ -90,12 +102,8 @@ def _settings(runs: Sequence[Run]) -> list[tuple[str, Sequence[Any]]]:
     return [(name, [run.settings.get(name) for run in runs]) for name in differing(runs)]
 
 
-def _best_returns(group: Group) -> list[float]:
-    return [run.last["best_return_mean"] for run in group.runs if "best_return_mean" in run.last]
-
-
 def _over_seeds(group: Group) -> Mapping[str, Any]:
-    found = interval(_best_returns(group))
+    found = interval(best_returns(group))
     return {"label": group.label} | ({} if found is None else asdict(found))
 
 

@@ -60,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in run.seed only. index: of its color. label: its settings that other groups lack."""
+    """Runs that learn by the same settings. index: of its color. label: settings that other groups lack."""
 
     index: int
     label: str
@@ -137,15 +137,36 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
+_NOT_OF_LEARNING = (
+    *("run.", "stop.", "metrics.", "checkpoint.", "learner.device", "replay.prefetch_requests"),
+    *("replay.persist", "replay.on_disk_full", "replay.compression", "actors.min_actors"),
+    *("actors.pushes_in_flight", "actors.env_restarts", "actors.chunk_deadline", "actors.memory_limit"),
+)
+"""Beginnings of the settings that do not change what is learned."""
+
+
+def concerns_learning(setting: str) -> bool:
+    """Whether a setting changes what is learned: runs that differ in it are no seeds of one group."""
+    return not setting.startswith(_NOT_OF_LEARNING)
+
+
 def groups_of(runs: Sequence[Run]) -> tuple[Group, ...]:
-    """Groups runs whose settings are equal up to run.seed, in the order in which they were given."""
-    different = [name for name in differing(runs) if name != "run.seed"]
+    """Groups runs that learn by the same settings, in the order in which they were given.
+
+    A label leaves out a setting's section, unless another one that differs has the same name.
+    """
+    different = [name for name in differing(runs) if concerns_learning(name)]
+    short = {name: name.partition(".")[2] or name for name in different}
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(repr([run.settings.get(name) for name in different]), []).append(run)
     found = []
     for index, group in enumerate(members.values()):
-        parts = [f"{name} = {group[0].settings.get(name)}" for name in different]
+        parts = [
+            f"{short[name] if list(short.values()).count(short[name]) == 1 else name} = "
+            f"{group[0].settings.get(name)}"
+            for name in different
+        ]
         label = ", ".join(parts[:3]) + (", …" if len(parts) > 3 else "")
         found.append(Group(index, label or str(group[0].settings.get("env.id", group[0].name)), tuple(group)))
     return tuple(found)
@@ -222,20 +243,20 @@ def periods(run: Run) -> tuple[Period, ...]:
     done: list[Period] = []
     for line in run.metrics:
         now = line.get("run_seconds", 0.0)
-        said = _said(line)
-        done += [held.pop(key) for key in list(held) if key not in said]
-        for key, text in said.items():
+        held_now = said(line)
+        done += [held.pop(key) for key in list(held) if key not in held_now]
+        for key, text in held_now.items():
             began = held[key].began if key in held else now
             held[key] = Period(key[0], began, now, text)
     return tuple(sorted([*done, *held.values()], key=lambda period: period.began))
 
 
-def _said(line: Line) -> dict[tuple[str, str], str]:
+def said(line: Line) -> dict[tuple[str, str], str]:
     """("verdict", stage) or ("warning", finding) -> text, for the diagnosis in a line of metrics."""
     try:
         verdict = msgspec.convert(line.get("verdict"), Verdict | None)
         warnings = msgspec.convert(line.get("warnings", []), tuple[Finding, ...])
     except msgspec.ValidationError:
         return {}
-    said = {} if verdict is None else {("verdict", str(verdict.stage)): verdict.line}
-    return said | {("warning", finding.name): finding.text for finding in warnings}
+    found = {} if verdict is None else {("verdict", str(verdict.stage)): verdict.line}
+    return found | {("warning", finding.name): finding.text for finding in warnings}

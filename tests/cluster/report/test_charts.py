@@ -9,6 +9,7 @@ import pytest
 from qfleet_recorded_runs import double_and_single, synthetic
 
 from cluster.report.charts import Bars, Chart, bootstrap, charts, iqm, thinned
+from cluster.report.drawing import draw
 from cluster.report.runs import groups_of, read_run
 
 
@@ -69,3 +70,40 @@ def test_long_runs_are_thinned_without_losing_their_mean() -> None:
     assert len(few_xs) == len(few_ys) == 300
     assert np.mean(few_ys) == pytest.approx(ys.mean(), abs=0.01)
     assert list(few_xs) == sorted(few_xs)
+
+
+def test_the_mean_goes_on_dashed_where_the_shortest_seed_has_ended(tmp_path: Path) -> None:
+    runs = [
+        synthetic(tmp_path / f"{seed}", seed=seed, lines=lines) for seed, lines in enumerate((20, 50, 50))
+    ]
+    drawn = charts(groups_of([read_run(path) for path in runs]))
+    (chart,) = [chart for chart in drawn if chart.title == "Training return"]
+    assert isinstance(chart, Chart)
+    (mean,) = [line for line in chart.series if line.style == "solid"]
+    (going_on,) = [line for line in chart.series if line.style == "dashed"]
+    assert mean.xs[-1] == 1_900
+    assert 1_900 < going_on.xs[0] < going_on.xs[-1] == 4_900
+    # Seeds 1 and 2: their returns are 49 + seed at the end.
+    assert going_on.ys[-1] == pytest.approx(50.5)
+    assert "go on after the shortest" in " ".join(chart.note.split())
+
+
+def test_every_chart_of_a_group_shows_seeds_and_mean_over_the_axis_that_is_asked_for(tmp_path: Path) -> None:
+    groups = groups_of([read_run(path) for path in double_and_single(tmp_path)])
+    for chart in charts(groups, "updates"):
+        if isinstance(chart, Chart) and chart.title != "Memory":
+            assert chart.x_label == "updates"
+            styles = [line.style for line in chart.series]
+            assert styles.count("faint") == 8, chart.title
+            assert styles.count("solid") == 2, chart.title
+    (greedy,) = [chart for chart in charts(groups, "time") if chart.title == "Greedy return"]
+    assert isinstance(greedy, Chart)
+    # Versions 0, 100 and 200 were newest at 0, 10 and 20 s.
+    assert max(line.xs[-1] for line in greedy.series) == pytest.approx(20.0)
+
+
+def test_shares_go_from_0_to_1(tmp_path: Path) -> None:
+    run = read_run(synthetic(tmp_path / "run", extra={"learner_wait_share": 0.25}))
+    (chart,) = [each for each in charts(groups_of([run])) if each.title == "Learner waiting for data"]
+    upright = [label.text for label in draw(chart).labels if label.align == "right"]
+    assert (upright[0], upright[-1]) == ("0", "1")

@@ -78,7 +78,7 @@ def test_a_run_with_nothing_in_it_has_a_page_without_charts(tmp_path: Path) -> N
     (tmp_path / "config.yaml").write_text("env: {id: Known-v0}\n")
     assert charts(groups_of([read_run(tmp_path)])) == ()
     page = Page(render([read_run(tmp_path)]))
-    assert page.all("h2") == ["Summary", "Configuration"]
+    assert page.all("h2") == ["Answer", "Configuration", "Summary"]
     assert "has not ended" in page.all("td")
 
 
@@ -89,10 +89,12 @@ def test_nothing_outside_the_page_is_asked_for(real: Path, tmp_path: Path) -> No
     ]
     text = render(runs)
     for tag, attributes in Page(text).tags:
-        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form", "a")
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
         for name, value in attributes.items():
             assert not name.startswith("on")
-            if name in ("src", "href", "data", "srcset", "poster", "action", "xlink:href"):
+            if tag == "a":
+                assert value.startswith("#")
+            elif name in ("src", "href", "data", "srcset", "poster", "action", "xlink:href"):
                 assert value.startswith("data:")
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style
@@ -127,7 +129,7 @@ def test_hostile_names_and_values_stay_text(tmp_path: Path) -> None:
             "div",
         ),
         *("table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "ul", "li", "span"),
-        *("svg", "text", "polyline", "polygon"),
+        *("svg", "text", "polyline", "polygon", "nav", "a", "dl", "dt", "dd"),
     }
     assert HOSTILE in page.all("td")
     assert f"{folder.name}" in page.all("h3")
@@ -140,6 +142,39 @@ def test_several_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
     assert page.all("td").count("False") == 4
     # Best returns of the seeds are 49 to 52.
     assert "50.50" in page.all("td")
+
+
+def test_the_answer_comes_first_and_every_part_is_in_the_contents(real: Path, tmp_path: Path) -> None:
+    for runs in ([real], double_and_single(tmp_path)):
+        text = render([read_run(path) for path in runs])
+        page = Page(text)
+        assert page.all("h2")[0] == "Answer"
+        ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+        links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+        assert links == [f"#{each}" for each in ids]
+
+
+def test_a_report_compares_with_a_baseline_over_the_axis_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = [str(synthetic(tmp_path / f"old-{seed}", seed=seed)) for seed in (0,)]
+    new = [
+        str(synthetic(tmp_path / f"new-{seed}", seed=seed, settings={"learner": {"double": True}}))
+        for seed in range(3)
+    ]
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: not opened.append(url))
+    out = tmp_path / "page.html"
+    assert run(["report", *new, "--baseline", *old, "--x", "updates", "--out", str(out), "--open"]) == 0
+    assert opened == [out.as_uri()]
+    text = out.read_text()
+    assert "The baseline is double = None." in text
+    assert "double = True against double = None" in text
+    assert "updates</text>" in text
+    assert "environment steps</text>" not in text
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    assert run(["report", *new, "--out", str(out), "--open"]) == 2
+    assert "--open found no browser" in capsys.readouterr().err
 
 
 def test_the_diagnosis_has_a_table(tmp_path: Path) -> None:

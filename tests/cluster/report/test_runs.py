@@ -7,7 +7,14 @@ from pathlib import Path
 
 from qfleet_recorded_runs import diagnosed, double_and_single, synthetic
 
-from cluster.report.runs import evaluation_steps, greedy_curve, groups_of, periods, read_run
+from cluster.report.runs import (
+    concerns_learning,
+    evaluation_steps,
+    greedy_curve,
+    groups_of,
+    periods,
+    read_run,
+)
 
 
 def test_what_a_resumed_run_played_again_is_shown_once(tmp_path: Path) -> None:
@@ -30,8 +37,25 @@ def test_what_a_resumed_run_played_again_is_shown_once(tmp_path: Path) -> None:
 def test_runs_are_grouped_up_to_their_seeds_and_told_apart_by_what_differs(tmp_path: Path) -> None:
     groups = groups_of([read_run(path) for path in double_and_single(tmp_path)])
     assert [(group.label, [one.settings["run.seed"] for one in group.runs]) for group in groups] == [
-        ("learner.double = False", [0, 1, 2, 3]),
-        ("learner.double = True", [0, 1, 2, 3]),
+        ("double = False", [0, 1, 2, 3]),
+        ("double = True", [0, 1, 2, 3]),
+    ]
+
+
+def test_ports_trackers_and_limits_make_no_groups(tmp_path: Path) -> None:
+    other = {"metrics": {"port": 9401, "trackers": ["wandb"]}, "stop": {"updates": 9}}
+    runs = [synthetic(tmp_path / "a"), synthetic(tmp_path / "b", settings=other)]
+    (group,) = groups_of([read_run(path) for path in runs])
+    assert len(group.runs) == 2
+    assert concerns_learning("learner.double")
+    assert concerns_learning("replay.capacity")
+    assert not concerns_learning("run.runtime")
+    # Names that are alike keep their sections.
+    settings = [{"a": {"size": size}, "b": {"size": size}} for size in (1, 2)]
+    runs = [synthetic(tmp_path / f"c{each['a']['size']}", settings=each) for each in settings]
+    assert [group.label for group in groups_of([read_run(path) for path in runs])] == [
+        "a.size = 1, b.size = 1",
+        "a.size = 2, b.size = 2",
     ]
 
 
