@@ -413,7 +413,7 @@ def test_a_class_stands_for_its_import_path() -> None:
     config = EnvConfig(gym.envs.classic_control.CartPoleEnv)  # type: ignore[arg-type]
     assert config.id == "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
     assert probe(config).observation_shape == (4,)
-    with pytest.raises(ValueError, match=r"env.id is <function .*stands at the top of a module"):
+    with pytest.raises(ValueError, match=r"<function .* has no name .*stands at the top of a module"):
         EnvConfig(lambda: gym.make("CartPole-v1"))  # type: ignore[arg-type]
 
 
