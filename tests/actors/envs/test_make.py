@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.registration import EnvSpec as Registration
 
 from actors.config import EnvConfig
@@ -410,7 +411,7 @@ def test_an_environment_in_a_file_is_found_by_its_path(
 
 
 def test_a_class_stands_for_its_import_path() -> None:
-    config = EnvConfig(gym.envs.classic_control.CartPoleEnv)  # type: ignore[arg-type]
+    config = EnvConfig(CartPoleEnv)  # type: ignore[arg-type]
     assert config.id == "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
     assert probe(config).observation_shape == (4,)
     with pytest.raises(ValueError, match=r"<function .* has no name .*stands at the top of a module"):
