@@ -38,7 +38,8 @@ OTHER := $(VENV)-$(notdir $(PYTHON))
 TORCHLESS := tests/actors tests/replay_service tests/cluster/control tests/cluster/diagnosis tests/cluster/metrics \
 	tests/cluster/settings tests/cluster/engines/test_own_code.py tests/cluster/engines/test_process_info.py \
 	tests/test_house.py
-TORCH = $(shell grep -lrE '^(import|from) torch' $(TORCHLESS)) tests/cluster/settings/test_renames.py
+# Those of them that do need it: they build networks, or train.
+TORCH = $(shell grep -lrP --include='*.py' '^ *(import|from) (torch|qfleet_serial|learner\.(?!config|core))' $(TORCHLESS))
 
 test-python:
 	$(PYTHON) -m venv $(OTHER)
