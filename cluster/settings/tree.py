@@ -64,7 +64,10 @@ def read_file(path: Path) -> Tree:
 
 def read_text(text: str, name: str) -> Tree:
     """The settings in a YAML text. name: of its source. Raises ConfigError."""
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as error:  # characters that no YAML may have
+        raise ConfigError(f"{name}: not valid YAML: {_short(error)}") from None
     try:
         node = loader.get_single_node()
         if node is None:

@@ -96,6 +96,7 @@ FILES: list[Mistake] = [
     ("", ["mine.yaml is empty"]),
     ("learner:\n", ["the section learner is empty (mine.yaml, line 1)"]),
     ("learner: {batch_size: 8}\nlearner: {double: true}\n", ["learner stands twice", "line 1"]),
+    ("env: \0\n", ["mine.yaml: not valid YAML", "#x0000"]),
     ("env: [CartPole-v1]\n", ["env is ['CartPole-v1']", "section"]),
     ("learner:\n\tbatch_size: 8\n", ["mine.yaml: not valid YAML", "line 2"]),
     ("gamma: 0.9\nlearner: {lr: 1}\n", ["mine.yaml, line 1", "actors.discount", "line 2", "learning_rate"]),
