@@ -3,6 +3,7 @@
 Owns when state is kept, and what a run waits for before it goes on; must not import ray or torch.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,7 +65,7 @@ class Recovery:
         """Begin (monotonic), version and number of inserted transitions of the newest checkpoint."""
         self._open_episodes = OpenEpisodes(context.config.actors.envs_per_actor)
         self._checkpoint_soon = False
-        self._problem = ""  # why the last checkpoint failed
+        self._problem = ""  # why the last checkpoint failed, without its numbers
         self._slowest_seconds = 0.0
         self._kept_state: LearnerState | None = None
         self._may_ask_learner = True
@@ -233,9 +234,10 @@ class Recovery:
 
     def _warn(self, problem: str) -> None:
         """Says why there is no checkpoint, once until there is one or the reason is another."""
-        if problem != self._problem:
+        words = re.sub(r"\d+", "", problem)  # files are numbered
+        if words != self._problem:
             self._context.recorder.warning(f"no checkpoint: {problem}")
-        self._problem = problem
+        self._problem = words
 
     def close(self) -> None:
         """Waits for the thread that writes checkpoints."""

@@ -373,3 +373,19 @@ def test_a_folder_that_cannot_be_written_is_warned_of(tmp_path: Path) -> None:
     # Once, however often it is tried.
     here.recovery.begin_checkpoint()
     assert len(here.said) == 1
+
+
+def test_a_failing_checkpoint_is_warned_of_once_whatever_its_files_are_called(tmp_path: Path) -> None:
+    here = Recovering(tmp_path, "replay.persist=checkpoint")
+    for number in range(3):
+        here.learn(version=4 * (number + 1), updates=4)
+        here.recovery.begin_checkpoint()
+        here.run.answer("learner", "state", learner_state(4 * (number + 1)))
+        problem = f"[Errno 2] No such file or directory: 'run/replay/shard-0/0000000{number}.qfj'"
+        here.run.answer("shard 0", "seal_slice", SealReply(done=True, problem=problem))
+        here.run.answer("shard 1", "seal_slice", SealReply(done=True, segments=()))
+        while here.recovery.checkpointing:
+            here.recovery.take_finished()
+    here.recovery.close()
+    (warning,) = here.said
+    assert warning.startswith("warning: no checkpoint: shard 0: [Errno 2] No such file")
