@@ -65,8 +65,15 @@ def load_policy(run_dir: Path | str) -> GreedyPolicy:
 
 
 def output_path(out: Path | None, default: Path) -> Path:
-    """The file that --out names, or the default one. Raises ConfigError if its folder does not exist."""
+    """The file that --out names, or the default one.
+
+    Raises ConfigError if its folder does not exist, or for a folder or device: a new file takes the place of
+    what is there, and root may put one in the place of /dev/null.
+    """
     path = out or default
     if not path.parent.is_dir():
         raise ConfigError(f"--out is {path}: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no file"
+        raise ConfigError(f"--out is {path}, which is {what}; name a file, such as {default.name}")
     return path

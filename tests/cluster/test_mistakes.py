@@ -45,6 +45,8 @@ COMMANDS: list[Mistake] = [
     ("export nope --format onnx", ["nope: no run directory"]),
     ("export RUN --format h5", ["h5", "onnx", "safetensors"]),
     ("export RUN --format safetensors --out nowhere/x.bin", ["--out is nowhere/x.bin", "no folder nowhere"]),
+    ("export RUN --format safetensors --out RUN", ["--out is RUN, which is a folder", "policy.safetensors"]),
+    ("export RUN --format safetensors --out /dev/null", ["--out is /dev/null, which is no file"]),
     ("video nope", ["nope: no run directory"]),
     ("video RUN --out film.mp4", ["--out is film.mp4", ".gif"]),
     ("report nope", ["nope: no run directory"]),
