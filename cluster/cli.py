@@ -115,7 +115,8 @@ def _unknown_option(unknown: Sequence[str], arguments: Sequence[str]) -> str:
         "--set",
     )
     known += ("--episodes", "--out")
-    near = difflib.get_close_matches(first, known, n=1, cutoff=0.7)
+    # Above 0.71: --steps is what others call stop.env_steps, and is not meant as --seeds.
+    near = difflib.get_close_matches(first, known, n=1, cutoff=0.75)
     meant = nearest(first.lstrip("-"), RunConfig)
     hint = near[0] if near else f"--set {meant}={value}" if meant else ""
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
