@@ -249,6 +249,7 @@ def train(
             display = stack.enter_context(shown(view(headline, resolved.stop)))
             engine = _start_engine(resolved, stack, folder, started, servers or fork_servers())
         stack.callback(signals.ignore)
+        gpus = _learner_gpus(resolved, engine.gpus)
         if start is None:
             directory = RunDir.create(folder, resolved, spec, initial.facts if initial else None)
             start = OpenedRun(stack.enter_context(closing(directory)), None, ())
@@ -260,7 +261,6 @@ def train(
         announce(folder, server.url)
         with suppress(OSError):  # then `qfleet runs` does not know it from elsewhere
             remember_run(folder)
-        gpus = _learner_gpus(resolved, engine.gpus)
         _reserve(engine, resolved, make_claims(resolved, spec, plan, gpus), recorder, signals)
         _tell_beginning(start, prepared, recorder)
         asked = _either(signals.request, recorder.control.request)
@@ -458,7 +458,18 @@ def _reserve(
 
 
 def _learner_gpus(config: ResolvedConfig, gpus: float) -> float:
-    """GPUs that the learner claims; on a cluster even if there is none yet: an autoscaler may add one."""
-    if config.run.runtime == "cluster" and config.learner.device.startswith("cuda"):
+    """GPUs that each rank of the learner claims; on a cluster even if an autoscaler has yet to add them.
+
+    Raises ConfigError if there are some, but fewer than ranks.
+    """
+    learner = config.learner
+    if config.run.runtime == "cluster" and learner.device.startswith("cuda"):
         return 1.0
-    return 1.0 if config.learner.device != "cpu" and gpus >= 1.0 else 0.0
+    if learner.device == "cpu" or gpus < 1.0:
+        return 0.0
+    if gpus < learner.num_learners:
+        raise ConfigError(
+            f"learner.num_learners is {learner.num_learners}, each takes a GPU, and there are {gpus:g}; "
+            f"give at most {gpus:g}, or learner.device=cpu"
+        )
+    return 1.0

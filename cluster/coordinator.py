@@ -21,11 +21,12 @@ from cluster.control.ends import limit_reached, target_reached
 from cluster.control.every import Every
 from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import EngineDied, EngineError, ObjectLost, RoleDied
+from cluster.engines.placement import RoleKind
 from cluster.engines.ref import Ref, as_argument
 from cluster.metrics.snapshot import Snapshot
 from cluster.runtime.evaluations import Evaluations
 from cluster.runtime.failure import RunFailed
-from cluster.runtime.fleet import Credit, Member, RoleKind
+from cluster.runtime.member import Credit, Member
 from cluster.runtime.pacer import Pacer
 from cluster.runtime.roles import ActorRole, LearnerRole
 from cluster.runtime.run_context import RunContext
@@ -151,12 +152,12 @@ class Coordinator:
             for actor in self._fleet.actors:
                 if actor.is_up and len(actor.in_flight) <= depth and self._pacer.may_act():
                     self._grant_rollout(actor)
-        while self._fleet.learner.is_up and self._may_learn() and (updates := self._pacer.next_updates()):
-            self._fleet.grant_pair(
-                self._fleet.learner,
+        while self._fleet.learner_is_ready and self._may_learn() and (updates := self._pacer.next_updates()):
+            self._fleet.grant_learner(
                 LearnerRole.learn,
                 updates,
                 then=partial(self._take_learning, updates),
+                others=self._counters.take_rank,
                 kind="learn",
                 transitions=updates * self._config.learner.batch_size,
             )

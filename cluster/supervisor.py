@@ -10,11 +10,11 @@ from typing import Any
 from actors.core import EnvRestart
 from cluster.checkpoints.recovery import Recovery
 from cluster.control.every import Every
-from cluster.engines.engine import EngineError, ObjectLost, RoleDied, RoleOutOfMemory
+from cluster.engines.engine import EngineError, ObjectLost, PeerLost, RoleDied, RoleOutOfMemory
 from cluster.engines.stacks import end_process, request_stack, stack_of
 from cluster.metrics.counters import RestartCause
 from cluster.runtime.failure import RunFailed
-from cluster.runtime.fleet import Member
+from cluster.runtime.member import Member
 from cluster.runtime.run_context import RunContext
 
 ASK_MACHINES_SECONDS = 3.0
@@ -64,6 +64,8 @@ class Supervisor:
         how = "died"
         if isinstance(error, RoleOutOfMemory):
             cause, how = "memory", "was ended because its machine ran out of memory"
+        elif isinstance(error, PeerLost):
+            how = "lost another rank"
         elif isinstance(error, ObjectLost):
             cause = "object"
         self._replace_within_budget(dead, error, cause, how, now)
@@ -111,7 +113,8 @@ class Supervisor:
             self.replace_actor(member, "frozen", EnvRestart("hang", None, description))
             return
         # Not through the engine, which would wait for an answer that a stopped process cannot give.
-        end_process(member.process)
+        for each in self._fleet.replaced_with(member):
+            end_process(each.process)
         error = RoleDied(member.name, f"it did not answer for {seconds:.0f} s")
         how = f"did not answer for {seconds:.0f} s and was killed"
         self._replace_within_budget(member, error, "frozen", how, now)
@@ -137,10 +140,12 @@ class Supervisor:
         """Replaces a role by its next incarnation, and logs that."""
         self._context.counters.take_restart(dead.kind, cause)
         lost = self._recovery.note_loss(dead)
+        together = len(self._fleet.replaced_with(dead))
         fresh = self._fleet.replace(dead, error)
         pid = dead.process.pid if dead.process else None
+        what = f"all {together} ranks are replaced" if together > 1 else "replaced"
         self._context.recorder.info(
-            f"{dead.name} (process {pid}) {how}{lost}; replaced by incarnation {fresh.incarnation}{left}"
+            f"{dead.name} (process {pid}) {how}{lost}; {what} by incarnation {fresh.incarnation}{left}"
         )
         self._recovery.restore_replacement(fresh)
         return fresh

@@ -124,6 +124,7 @@ class LearnerConfig:
     max_grad_norm: float | None = 10.0
     max_skipped_updates: int = 10
     batch_size: int = 64
+    num_learners: int = 1
     target_update_updates: int | None = None
     target_update_env_steps: int | None = None
     target_polyak: float | None = None
@@ -208,6 +209,16 @@ class LearnerConfig:
             "learning_rate_decay_updates",
         )
         at_least(1, "learner", self, "batch_size", "max_skipped_updates", *periods)
+        each = (
+            f"each learns from some of the learner.batch_size = {self.batch_size} transitions of a minibatch"
+        )
+        within(1, self.batch_size, "learner", self, "num_learners", cure=each)
+
+
+def part_sizes(batch_size: int, num_learners: int) -> tuple[int, ...]:
+    """How many transitions of a minibatch each rank learns from; the numbers differ by at most 1."""
+    each, rest = divmod(batch_size, num_learners)
+    return tuple(each + (rank < rest) for rank in range(num_learners))
 
 
 def target_period(config: LearnerConfig, samples_per_insert: float) -> int:
@@ -366,6 +377,31 @@ def approximate_weights(spec: NetworkSpec, config: LearnerConfig) -> int:
     hidden = config.image_hidden_size or papers or config.hidden_sizes[-1]
     streams = 2 if config.dueling else 1
     return weights + streams * (features + 1) * hidden + (hidden + 1) * outputs
+
+
+def approximate_products(spec: NetworkSpec, config: LearnerConfig) -> int:
+    """About how many multiplications one observation takes; of a network by import path none are known."""
+    images = [convolved(config.network, array) for array in spec.arrays.values()]
+    convolutions = sum(_convolution_products(config, image) for image in images if image is not None)
+    return approximate_weights(spec, config) + convolutions
+
+
+def _convolution_products(config: LearnerConfig, image: ImageShape) -> int:
+    """Multiplications of the convolutions for one image."""
+    channels, height, width, products = image.channels, image.height, image.width, 0
+    if config.network == "impala_cnn":
+        for out in (16, 32, 32):
+            out *= config.impala_width
+            products += 9 * channels * out * height * width
+            height, width, channels = -(-height // 2), -(-width // 2), out
+            products += 4 * 9 * out * out * height * width
+        return products
+    layers = {"minatar_cnn": ((3, 1, 16),)}.get(config.network, ((8, 4, 32), (4, 2, 64), (3, 1, 64)))
+    for kernel, stride, out in layers:
+        height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        products += kernel * kernel * channels * out * height * width
+        channels = out
+    return products
 
 
 def _check_pool_size(network: str, pool_size: int, images: Sequence[ImageShape | None]) -> None:

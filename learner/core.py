@@ -64,6 +64,13 @@ class Note(NamedTuple):
     text: str
 
 
+class Meeting(NamedTuple):
+    """Where ranks find each other: an IP address of rank 0's machine, and a port on it."""
+
+    host: str
+    port: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearnReport(UpdateMetrics):
     """The report of one chunk of updates.
@@ -78,6 +85,10 @@ class LearnReport(UpdateMetrics):
     policy_lag counts the versions between acting and learning for the transitions of one update in 16.
     priority_staleness counts the updates between requesting a minibatch and learning from it. notes are
     sentences for the run's user. The learner's owner fills in prefetched_requests and process.
+
+    Several ranks of a learner report the same counts and loss, in which the other metrics of an update are
+    those of the rank's own part of each minibatch; "exchange" is the time spent with other ranks.
+    unequal_weights: 1 if they had different weights at the end of the chunk, and took over those of rank 0.
     """
 
     version: int
@@ -92,6 +103,8 @@ class LearnReport(UpdateMetrics):
     priority_staleness_max: int = 0
     prefetched_requests: int | None = None
     process: ProcessUsage | None = None
+    rank: int = 0
+    unequal_weights: int = 0
     notes: tuple[Note, ...] = ()
 
 

@@ -5,17 +5,19 @@ Owns the chunk and its report; must not import any transport or Ray.
 
 import math
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
-from learner.core import DivergedError, LearnReport, MinibatchSource
+from learner.core import DivergedError, LearnerState, LearnReport, MinibatchSource
 from learner.optimizer import learning_rate
+from learner.ranks import ONE_RANK, Intent, Ranks, are_equal, from_first_, transitions_of_others
 from learner.skipped_updates import SkippedBatch, SkippedUpdate, skipped_batch
 from learner.update import Outcome, QueuedUpdate, UpdateStep
 from learner.upload import StagedUpload
@@ -32,15 +34,23 @@ _Started = tuple[Minibatch, int, Outcome | QueuedUpdate]
 
 
 @dataclass(eq=False)
-class _Counts:
-    """Counts over one chunk. staleness: updates between requesting a minibatch and learning from it."""
+class _Chunk:
+    """A chunk in work, and its counts.
+
+    end: the version with which it ends; 0 once no further update may begin. deadline: on the monotonic clock.
+    staleness: updates between requesting a minibatch and learning from it.
+    """
 
     first_version: int
+    end: int
+    deadline: float
+    is_late: bool = False
     samples: int = 0
     policy_lag: Histogram = field(default_factory=Histogram)
     skipped_updates: int = 0
     staleness_sum: int = 0
     staleness_max: int = 0
+    unequal_weights: bool = False
 
 
 class Learner:
@@ -48,7 +58,8 @@ class Learner:
 
     The same seed and the same minibatches give bit-identical weights on a CPU. `threads` sets torch's threads
     for the whole process. `record_skipped` is called for each skipped update. `queues` and
-    `samples_per_insert`: see UpdateStep.
+    `samples_per_insert`: see UpdateStep. `ranks`: those with which this learner is one. Each of them has such
+    a loop, whose source draws only its part of each minibatch; all are asked for the same chunks.
 
     Raises:
         ValueError: the network or the device does not fit, or threads is below 1.
@@ -68,13 +79,18 @@ class Learner:
         record_skipped: Callable[[SkippedBatch], None] | None = None,
         queues: bool | None = None,
         samples_per_insert: float = 1.0,
+        ranks: Ranks = ONE_RANK,
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads is {threads}; give at least 1")
         torch.set_num_threads(threads)
         self._config = config
         self._source = source
-        self.step = UpdateStep(spec, config, seed=seed, queues=queues, samples_per_insert=samples_per_insert)
+        self._ranks = ranks
+        self._other_transitions = sum(transitions_of_others(ranks, config.batch_size))
+        self.step = UpdateStep(
+            spec, config, seed=seed, queues=queues, samples_per_insert=samples_per_insert, ranks=ranks
+        )
         self._stack = spec.stack
         self._staged = StagedUpload(spec.stack, self.step.device) if self.step.queues else None
         # A device with a queue works on one update while the next minibatch is drawn, uploaded and queued.
@@ -82,70 +98,126 @@ class Learner:
         self._max_started = 2 if self.step.queues else 1
         self._record_skipped = record_skipped
         self._skipped_total = 0
-        self._timer = PhaseTimer("idle", "wait", "draw", "update", "other")
+        exchange = ("exchange",) if ranks.size > 1 else ()
+        self._timer = PhaseTimer("idle", "wait", "draw", "update", "other", *exchange)
 
     def learn(self, updates: int, seconds: float = math.inf) -> tuple[LearnReport, np.ndarray]:
         """Applies `updates` updates; returns the report and a fresh copy of the weights [P] float32.
 
         After `seconds`, or if replay runs out of transitions because a shard was lost, it applies fewer.
         A minibatch whose loss or gradient is not finite changes nothing and keeps its old priorities; another
-        one is drawn.
+        one is drawn. Of several ranks all apply the same number, and skip the same ones.
 
         Raises:
             ValueError: updates is below 1.
             DivergedError: learner.max_skipped_updates updates were skipped since this learner began.
+            RankLostError: another rank is gone.
         """
         if updates < 1:
             raise ValueError(f"updates is {updates}; a chunk has at least 1")
         self._timer.enter("other")
-        counts = _Counts(self.step.version)
-        end = self.step.version + updates
-        deadline = time.monotonic() + seconds
+        version = self.step.version
+        chunk = _Chunk(version, version + updates, time.monotonic() + seconds)
         started: deque[_Started] = deque()
-        while started or self.step.version < end:
-            if self.step.version < end and len(started) < self._max_started:
-                try:
-                    started.append(self._start())
-                except EmptyShardError:
-                    end = 0  # draws no more, and finishes what was started
+        while started or self.step.version < chunk.end:
+            if self.step.version < chunk.end and len(started) < self._max_started:
+                if (update := self._start(chunk)) is not None:
+                    started.append(update)
             else:
-                self._finish(started.popleft(), counts)
-                if time.monotonic() >= deadline:
-                    end = 0
+                self._finish(started.popleft(), chunk)
         self._timer.enter("other")
         weights = self.step.weights()
-        return self._report(counts), weights
+        if self._ranks.size > 1:
+            weights = self._made_equal(weights, chunk)
+        return self._report(chunk), weights
 
-    def _start(self) -> _Started:
-        """Draws a minibatch and starts an update on it."""
+    def _start(self, chunk: _Chunk) -> _Started | None:
+        """Draws a minibatch and starts an update on it; None if there are no transitions to draw."""
         version = self.step.version
         self._timer.enter("draw")
-        drawn = self._source.next_minibatch(version)
+        drawn = self._drawn(version)
+        if self._ranks.size > 1:
+            drawn = self._agreed(drawn, chunk)
+        if drawn is None:
+            chunk.end = 0  # draws no more, and finishes what was started
+            return None
         self._timer.enter("update")
-        self._timer.shift(drawn.waited_seconds, "draw", "wait")
         if self._staged is None:
-            return drawn, version, self.step.start(to_batch(drawn, self._stack, self.step.device))
-        batch, minibatch = self._staged(drawn)
-        return minibatch, version, self.step.start(batch)
+            minibatch, update = drawn, self.step.start(to_batch(drawn, self._stack, self.step.device))
+        else:
+            batch, minibatch = self._staged(drawn)
+            update = self.step.start(batch)
+        self._count_exchange("update")
+        return minibatch, version, update
 
-    def _finish(self, started: _Started, counts: _Counts) -> None:
+    def _drawn(self, version: int) -> Minibatch | None:
+        """The next minibatch; None if replay holds no transitions."""
+        try:
+            drawn = self._source.next_minibatch(version)
+        except EmptyShardError:
+            return None
+        self._timer.shift(drawn.waited_seconds, "draw", "wait")
+        return drawn
+
+    def _agreed(self, drawn: Minibatch | None, chunk: _Chunk) -> Minibatch | None:
+        """What this rank learns from, with weights as part of the whole; None if a rank could draw nothing.
+
+        The weights of the whole minibatch are divided by one maximum, and its mean is over all of it.
+        """
+        largest = 0.0 if drawn is None else drawn.largest_weight
+        agreed = self._ranks.agree(Intent(drawn is None, chunk.is_late, largest))
+        self._count_exchange("draw")
+        if agreed.is_late:
+            chunk.end = 0  # with this update
+        if drawn is None or agreed.is_empty:
+            return None
+        own = len(drawn.action)
+        share = drawn.largest_weight / agreed.largest_weight * own / (own + self._other_transitions)
+        return replace(drawn, weight=drawn.weight * np.float32(share))
+
+    def _finish(self, started: _Started, chunk: _Chunk) -> None:
         """Waits for an update, counts it, and gives its TD errors back or records that it was skipped."""
         minibatch, version, update = started
         self._timer.enter("update")
         outcome = self.step.finish(update)
         self._timer.enter("other")
-        counts.samples += len(minibatch.action)
+        chunk.is_late = time.monotonic() >= chunk.deadline
+        if chunk.is_late and self._ranks.size == 1:
+            chunk.end = 0  # several ranks first tell each other
+        chunk.samples += len(minibatch.action) + self._other_transitions
         if isinstance(outcome, SkippedUpdate):
-            counts.skipped_updates += 1
+            chunk.skipped_updates += 1
             self._skip(skipped_batch(minibatch, version, outcome))
             return
         self._source.give_back(minibatch.index, outcome)
-        if (version - counts.first_version) % _POLICY_LAG_UPDATES == 0:
-            counts.policy_lag += histogram_of(version - minibatch.policy_version)
+        if (version - chunk.first_version) % _POLICY_LAG_UPDATES == 0:
+            chunk.policy_lag += histogram_of(version - minibatch.policy_version)
         if minibatch.requested_at_update is not None:
             staleness = version - minibatch.requested_at_update
-            counts.staleness_sum += staleness
-            counts.staleness_max = max(counts.staleness_max, staleness)
+            chunk.staleness_sum += staleness
+            chunk.staleness_max = max(chunk.staleness_max, staleness)
+
+    def _count_exchange(self, phase: str) -> None:
+        """Moves the time of exchanges between ranks out of the phase in which it was counted."""
+        if self._ranks.size > 1:
+            self._timer.shift(self._ranks.take_seconds(), phase, "exchange")
+
+    def _made_equal(self, weights: np.ndarray, chunk: _Chunk) -> np.ndarray:
+        """The weights that all ranks have; those of rank 0, with all of its state, if they are not equal.
+
+        The same arithmetic gives the same bits on machines of one kind; those of several kinds may round
+        differently.
+        """
+        if not are_equal(self._ranks, zlib.crc32(weights.data)):
+            chunk.unequal_weights = True
+            tensors = {name: torch.tensor(array) for name, array in self.step.state().tensors.items()}
+            for tensor in tensors.values():
+                from_first_(self._ranks, tensor)
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            self.step.restore(LearnerState(self.step.version, arrays))
+            weights = self.step.weights()
+        self._count_exchange("other")
+        return weights
 
     def _skip(self, batch: SkippedBatch) -> None:
         """Records and counts a skipped update; raises DivergedError if too many were skipped."""
@@ -160,22 +232,24 @@ class Learner:
                 "Lower learner.learning_rate, give learner.max_grad_norm, or check rewards and observations"
             )
 
-    def _report(self, counts: _Counts) -> LearnReport:
+    def _report(self, chunk: _Chunk) -> LearnReport:
         """The report of a chunk that has ended."""
-        updates = self.step.version - counts.first_version
+        updates = self.step.version - chunk.first_version
         metrics = self.step.take_metrics()
         self._timer.enter("idle")
         return LearnReport(
             **vars(metrics),
             version=self.step.version,
             updates=updates,
-            samples=counts.samples,
-            skipped_updates=counts.skipped_updates,
+            samples=chunk.samples,
+            skipped_updates=chunk.skipped_updates,
             learning_rate=learning_rate(self._config, max(self.step.version - 1, 0)),
             seconds=self._timer.take(),
             statuses=self._source.statuses(),
-            policy_lag=counts.policy_lag,
-            priority_staleness_mean=counts.staleness_sum / updates if updates else math.nan,
-            priority_staleness_max=counts.staleness_max,
+            policy_lag=chunk.policy_lag,
+            priority_staleness_mean=chunk.staleness_sum / updates if updates else math.nan,
+            priority_staleness_max=chunk.staleness_max,
+            rank=self._ranks.rank,
+            unequal_weights=int(chunk.unequal_weights),
             notes=self.step.take_notes(),
         )

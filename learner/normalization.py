@@ -13,6 +13,7 @@ from torch import Tensor
 from learner.batch import Observations
 from learner.config import NetworkSpec, is_normalizable
 from learner.objectives.shapes import require_shape
+from learner.ranks import ONE_RANK, Ranks
 from replay_service.block import OBSERVATION
 
 NORMALIZED_LIMIT = 10.0
@@ -33,24 +34,26 @@ class Moments(NamedTuple):
     m2: Tensor
 
 
-def merged(moments: Moments, samples: Tensor) -> Moments:
-    """The moments of the samples that `moments` counts and of further samples [M, D], M >= 1, together.
-
-    Chan, Golub and LeVeque 1983, doi:10.1080/00031305.1983.10483115, equations 2.1; in float64, so that a
-    mean far from 0 costs no digits. Raises ValueError if D differs.
-    """
-    require_shape("samples", samples, (len(samples), len(moments.mean)))
+def moments_of_samples(samples: Tensor) -> Moments:
+    """The moments of samples [M, D], M >= 1; in float64, so that a mean far from 0 costs no digits."""
     samples = samples.double()
-    added = len(samples)
-    size = moments.size + added
-    sample_mean = samples.mean(dim=0)
-    delta = sample_mean - moments.mean
+    mean = samples.mean(dim=0)
+    return Moments(mean.new_full((1,), len(samples)), mean, (samples - mean).square().sum(dim=0))
+
+
+def merged(moments: Moments, added: Moments) -> Moments:
+    """The moments of the samples that both count, together.
+
+    Chan, Golub and LeVeque 1983, doi:10.1080/00031305.1983.10483115, equations 2.1. Raises ValueError if D
+    differs.
+    """
+    require_shape("added mean", added.mean, tuple(moments.mean.shape))
+    size = moments.size + added.size
+    delta = added.mean - moments.mean
     return Moments(
         size,
-        moments.mean + delta * (added / size),
-        moments.m2
-        + (samples - sample_mean).square().sum(dim=0)
-        + delta.square() * (moments.size * added / size),
+        moments.mean + delta * (added.size / size),
+        moments.m2 + added.m2 + delta.square() * (moments.size * added.size / size),
     )
 
 
@@ -60,8 +63,8 @@ class ObservationNormalizer:
     The frames of a stack share their statistics. Pixels and flags stay as they are. Before the first
     `absorb` or `restore`, mean is 0 and variance 1.
 
-    The learner absorbs the observations that it samples: there is one learner, and its network must fit
-    those. The same minibatches give the same statistics, bit for bit.
+    The learner absorbs the observations that it samples: its network must fit those. Several ranks absorb
+    those of all. The same minibatches give the same statistics, bit for bit.
 
     Attributes:
         moments: moments of the samples absorbed; replaced, never changed in place.
@@ -69,7 +72,8 @@ class ObservationNormalizer:
             memory stays the same.
     """
 
-    def __init__(self, spec: NetworkSpec, device: torch.device) -> None:
+    def __init__(self, spec: NetworkSpec, device: torch.device, ranks: Ranks = ONE_RANK) -> None:
+        self._ranks = ranks
         shapes = {name: array.frame_shape for name, array in spec.arrays.items() if is_normalizable(array)}
         sizes = [math.prod(shape) for shape in shapes.values()]
         zeros = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
@@ -94,7 +98,16 @@ class ObservationNormalizer:
         """Adds observations to the statistics, every frame of a stack as one sample."""
         arrays = {OBSERVATION: observations} if isinstance(observations, Tensor) else observations
         flat = [arrays[name].reshape(-1, mean.numel()).float() for name, (mean, _) in self._scales.items()]
-        self.restore(merged(self.moments, torch.cat(flat, dim=1)))
+        own = moments_of_samples(torch.cat(flat, dim=1))
+        moments = self.moments
+        for each in [own] if self._ranks.size == 1 else self._of_all_ranks(own):
+            moments = merged(moments, each)
+        self.restore(moments)
+
+    def _of_all_ranks(self, own: Moments) -> list[Moments]:
+        """The moments that each rank has taken of its samples."""
+        split = [len(each) for each in own]
+        return [Moments(*torch.split(each, split)) for each in self._ranks.gather(torch.cat(own))]
 
     def restore(self, moments: Moments) -> None:
         """Replaces the statistics by `moments`, and the tail with them."""

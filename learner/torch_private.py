@@ -1,11 +1,24 @@
-"""Operators of torch that have no public name: fused optimizer steps and the dense layers of oneDNN.
+"""What torch has no public name for: fused optimizer steps, dense layers of oneDNN, groups of processes.
 
 Owns every use of torch's private names in `learner`; must not import anything but torch. For each of them
 tests/learner/test_torch_private.py checks what we rely on.
 """
 
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._C import _distributed_c10d as c10d
+
+Store = c10d.Store
+"""Where processes that connect leave their addresses for each other."""
+
+_MEETING_SECONDS = timedelta(seconds=120)
+# The coordinator ends ranks that hang long before.
+_EXCHANGE_SECONDS = timedelta(days=1)
 
 HAS_ONEDNN: bool = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -85,3 +98,51 @@ def onednn_packed(weight: Tensor) -> Tensor:
     """weight [N, K] in the memory layout that oneDNN prefers: a copy, which only `onednn_linear` can read."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     return packed
+
+
+def serve_store(host: str) -> tuple[Store, int]:
+    """A store that other processes join at host and the port returned; it listens on this address only."""
+    listener = socket.create_server((host, 0))
+    port: int = listener.getsockname()[1]
+    store = c10d.TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=_MEETING_SECONDS,
+        master_listen_fd=listener.detach(),
+    )
+    return store, port
+
+
+def join_store(host: str, port: int) -> Store:
+    """The store that another process serves. Raises RuntimeError if it cannot be reached."""
+    return c10d.TCPStore(host, port, is_master=False, timeout=_MEETING_SECONDS)
+
+
+def connect_sums(kind: str, store: Store, host: str, rank: int, size: int) -> Callable[[Tensor], None]:
+    """Connects `size` processes; returns what replaces a tensor by the sum over all of them, in place.
+
+    kind: "cpu" for tensors in the host's memory, "cuda" for those on a GPU. host: this machine's address for
+    the others. The public `torch.distributed.init_process_group` makes one group, a global of the process, at
+    the address that the machine's name happens to have.
+
+    Both raise RuntimeError: if not all processes come within two minutes, and if one is gone later.
+    """
+    own = c10d.PrefixStore(kind, store)
+    group: Any  # torch's stubs leave out what these two classes share
+    if kind == "cuda":
+        nccl = c10d.ProcessGroupNCCL.Options()
+        nccl._timeout = _EXCHANGE_SECONDS
+        group = c10d.ProcessGroupNCCL(own, rank, size, nccl)
+    else:
+        gloo = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        gloo._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
+        gloo._timeout = _EXCHANGE_SECONDS
+        gloo._threads = 1
+        group = c10d.ProcessGroupGloo(own, rank, size, gloo)
+
+    def sum_(tensor: Tensor) -> None:
+        group.allreduce([tensor]).wait()
+
+    return sum_

@@ -21,6 +21,7 @@ from learner.objectives.fit import Fit
 from learner.objectives.heads import make_head
 from learner.optimizer import FlatOptimizer, clip_
 from learner.passes import implicit_passes, passes
+from learner.ranks import ONE_RANK, Ranks, transitions_of_others
 from learner.skipped_updates import SkippedUpdate
 from learner.update_metrics import UpdateMeter
 
@@ -49,7 +50,8 @@ class UpdateStep:
     a custom network draws from it, as dropout does. Only the online network is in train() mode.
     Each update of a noisy network draws one noise for the online network and one for the target network;
     each update of implicit quantiles draws their fractions. samples_per_insert: of pacing; it counts only for
-    target_update_env_steps.
+    target_update_env_steps. ranks: those with which this one applies equal updates. Batches are then its part
+    of each minibatch, weighted so that the sum of all ranks' losses is the mean over the whole.
 
     Attributes:
         device: computes the updates.
@@ -66,6 +68,7 @@ class UpdateStep:
         seed: int,
         queues: bool | None = None,
         samples_per_insert: float = 1.0,
+        ranks: Ranks = ONE_RANK,
     ) -> None:
         self.device = prepare_device(config.device)
         with torch.random.fork_rng(devices=[]):
@@ -78,7 +81,10 @@ class UpdateStep:
         self._spectral = spectral_layers(self._online.module)
         self._random = torch.Generator().manual_seed(seed)
         self._draws = config.noisy or config.head == "iqn"
-        self._normalizer = ObservationNormalizer(spec, self.device) if config.normalize_observations else None
+        self._ranks = ranks
+        self._others = transitions_of_others(ranks, config.batch_size)
+        normalizes = config.normalize_observations
+        self._normalizer = ObservationNormalizer(spec, self.device, ranks) if normalizes else None
         self._optimizer = FlatOptimizer(self._online, config)
         self._head = make_head(config, self.device)
         self._config = config
@@ -89,7 +95,8 @@ class UpdateStep:
         # A normalizer would have to forget a skipped update after the next one has used its statistics.
         wanted = self.device.type == "cuda" if queues is None else queues
         self.queues = wanted and self._normalizer is None
-        self._notes = (compile_passes(self._online, self._target, spec, config),) if config.compile else ()
+        part = replace(config, batch_size=config.batch_size - sum(self._others), num_learners=1)
+        self._notes = (compile_passes(self._online, self._target, spec, part),) if config.compile else ()
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outcome:
@@ -218,12 +225,21 @@ class UpdateStep:
             obs_tm1, obs_t = self._normalizer(obs_tm1), self._normalizer(obs_t)
         networks = self._online, self._target
         if self._config.head == "iqn":
-            outputs = implicit_passes(*networks, obs_tm1, obs_t, self._config, self._random)
+            outputs = implicit_passes(*networks, obs_tm1, obs_t, self._config, self._random, self._others)
         else:
             outputs = passes(*networks, obs_tm1, obs_t, self._config)
         fit = self._head.fit(batch, outputs)
         self._online.backward(fit.output_gradient)
+        if self._ranks.size > 1:
+            fit = fit._replace(loss=self._summed(fit.loss))
         return fit, clip_(self._online.gradient, self._config.max_grad_norm)
+
+    def _summed(self, loss: Tensor) -> Tensor:
+        """Sums up the gradient and the loss over ranks: what is not finite on one, is so on all."""
+        loss_of_all = self._online.gradient_and_loss[-1]
+        loss_of_all.copy_(loss)
+        self._ranks.sum_(self._online.gradient_and_loss)
+        return loss_of_all
 
     def _follow_step(self) -> None:
         """Counts the optimizer's step; singular vectors and target network follow it."""

@@ -176,6 +176,7 @@ class Minibatch(Transitions):
         requested_at_update: number of updates done when it was requested and its priorities were current.
             None if the source does not prefetch.
         waited_seconds: time that the source waited for the replies with this minibatch.
+        largest_weight: the largest q_i^-beta, by which the weights are divided; 1 where all weights are 1.
     """
 
     weight: np.ndarray
@@ -184,3 +185,4 @@ class Minibatch(Transitions):
     transitions_per_shard: np.ndarray | None = None
     requested_at_update: int | None = None
     waited_seconds: float = 0.0
+    largest_weight: float = 1.0

@@ -21,6 +21,7 @@ from replay_service.sharding import (
     draw_probability,
     importance_exponent,
     importance_weights,
+    largest_weight,
     shard_starts,
 )
 from replay_service.staging import Staging
@@ -178,9 +179,10 @@ class ReplaySampler(Generic[Ticket]):
                 update, self._config.importance_exponent_start, self._config.importance_anneal_updates
             )
             weight = importance_weights(probability, exponent)
+            largest = largest_weight(probability, exponent)
             self._handed_out[self._next_index] = (fields["keys"].copy(), counts)
         else:
-            weight = np.ones(self._batch_size, np.float32)
+            weight, largest = np.ones(self._batch_size, np.float32), 1.0
         minibatch = Minibatch(
             windows={name: array[k] for name, array in self._staging.windows.items()},
             action=fields["action"],
@@ -193,6 +195,7 @@ class ReplaySampler(Generic[Ticket]):
             transitions_per_shard=counts,
             requested_at_update=self._staged.requested_at_update,
             waited_seconds=self._waited_seconds,
+            largest_weight=largest,
         )
         self._next_index += 1
         return minibatch

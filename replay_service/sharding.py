@@ -3,6 +3,8 @@
 Owns pure functions; must not import anything but numpy.
 """
 
+import math
+
 import numpy as np
 
 
@@ -71,6 +73,12 @@ def importance_weights(probability: np.ndarray, exponent: float) -> np.ndarray:
     """
     weight: np.ndarray = (probability.min() / probability) ** exponent
     return weight.astype(np.float32)
+
+
+def largest_weight(probability: np.ndarray, exponent: float) -> float:
+    """max_j q_j^-beta, by which `importance_weights` are divided (without N), of probabilities q [B]."""
+    smallest: float = probability.min().item()
+    return math.pow(smallest, -exponent)
 
 
 def importance_exponent(update: int, start: float, anneal_updates: int) -> float:

@@ -9,7 +9,7 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -115,11 +115,10 @@ def slot_pool(arrays: tuple[WindowArray, ...]) -> SlotPool | None:
 
 
 class SlotMapper:
-    """A shard's mappings of the learner's slots."""
+    """A shard's mappings of the slots of each learner process."""
 
     def __init__(self) -> None:
-        self._owner_pid: int | None = None
-        self._mapped = lru_cache(maxsize=MAPPED_SLOTS)(_map_address)
+        self._mapped: dict[int, Callable[[SlotAddress], dict[str, np.ndarray] | None]] = {}
 
     def parts(self, place: SlotPlace, counts: Sequence[int]) -> list[dict[str, np.ndarray]] | None:
         """For each minibatch k the arrays for this shard's windows: field name -> [counts[k], W, *shape].
@@ -127,11 +126,12 @@ class SlotMapper:
         None if this process cannot reach the slot: it is on another host or in another container, or its
         owner has ended.
         """
-        if place.address.pid != self._owner_pid:
-            # Another learner: unmaps the slots of the one before.
-            self._mapped.cache_clear()
-            self._owner_pid = place.address.pid
-        windows = self._mapped(place.address)
+        pid = place.address.pid
+        if pid not in self._mapped:
+            # Another learner process: unmaps the slots of those that have ended.
+            self._mapped = {other: mapped for other, mapped in self._mapped.items() if _lives(other)}
+            self._mapped[pid] = lru_cache(maxsize=MAPPED_SLOTS)(_map_address)
+        windows = self._mapped[pid](place.address)
         if windows is None:
             return None
         return [
@@ -154,6 +154,10 @@ def _map_address(address: SlotAddress) -> dict[str, np.ndarray] | None:
         return _map(descriptor, address.arrays) if same else None
     finally:
         os.close(descriptor)
+
+
+def _lives(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
 
 
 def _map(descriptor: int, arrays: tuple[WindowArray, ...]) -> dict[str, np.ndarray]:

@@ -19,7 +19,8 @@ from cluster.checkpoints.checkpoint import (
     shard_folder,
 )
 from cluster.engines.engine import EngineError
-from cluster.runtime.fleet import Fleet, Member
+from cluster.runtime.fleet import Fleet
+from cluster.runtime.member import Member
 from cluster.runtime.roles import LearnerRole
 from cluster.runtime.shard_role import ShardRole
 from learner.core import LearnerState

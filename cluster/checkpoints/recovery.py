@@ -25,7 +25,7 @@ from cluster.control.open_episodes import OpenEpisodes
 from cluster.engines.engine import EngineError
 from cluster.engines.ref import Ref
 from cluster.metrics.counters import CheckpointMetrics
-from cluster.runtime.fleet import Member
+from cluster.runtime.member import Member
 from cluster.runtime.roles import LearnerRole
 from cluster.runtime.run_context import RunContext
 from cluster.runtime.shard_role import ShardRole
@@ -299,11 +299,11 @@ class Recovery:
 
     def _restore(self, learner: Member[LearnerRole], state: LearnerState) -> None:
         then = partial(self._take_restored, learner)
-        self._context.fleet.grant_pair(learner, LearnerRole.restore, state, then=then)
+        self._context.fleet.grant_learner(LearnerRole.restore, state, then=then)
 
     def _start_from(self, learner: Member[LearnerRole], weights: np.ndarray) -> None:
         then = partial(self._take_restored, learner)
-        self._context.fleet.grant_pair(learner, LearnerRole.start_from, weights, then=then)
+        self._context.fleet.grant_learner(LearnerRole.start_from, weights, then=then)
 
     def _take_restored(self, learner: Member[LearnerRole], version: int, weights: Ref[np.ndarray]) -> None:
         """The learner has loaded a state: its version is the newest now, and its weights are published."""

@@ -23,11 +23,11 @@ from cluster.checkpoints.checkpoint import (
     shard_folder,
 )
 from cluster.control.evaluation import Best
+from cluster.engines.placement import role_name
 from cluster.record.events import EventKind
 from cluster.record.line_file import read_objects
 from cluster.record.run_dir import EVALUATIONS, RunDir, read_config, read_incarnations, read_spec
 from cluster.record.run_lock import RunLock
-from cluster.runtime.fleet import role_name
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import load_resolved
 from cluster.settings.resolved import ResolvedConfig
@@ -66,6 +66,7 @@ _FREE = (
     "learner.target_update_updates",
     "learner.target_update_env_steps",
     "learner.max_grad_norm",
+    "learner.num_learners",
     "learner.updates_per_chunk",
     "learner.max_skipped_updates",
     "learner.device",

@@ -26,7 +26,8 @@ class Shares:
 
     Actors: work (acting, environments, building blocks), push (waiting for shards), idle (without a credit).
     Learner: work (all but the next two), wait (for replies of shards), idle (without a credit); and update,
-    the part of its work that the metric learner_update_share measures. Shards and coordinator: work.
+    the part of its work that the metric learner_update_share measures, and exchange, the part that several
+    ranks spend on averaging and waiting for each other. Shards and coordinator: work.
 
     In the serial runtime all but learner_update are shares of the one process. Drawing minibatches then
     counts as waiting for shards, and the coordinator's share is the rest.
@@ -42,6 +43,7 @@ class Shares:
     shard_work: float
     coordinator_work: float
     evaluation: float = 0.0
+    learner_exchange: float = 0.0
 
 
 def stage_of(window: Sequence[Snapshot], config: ResolvedConfig) -> Stage | None:
@@ -73,7 +75,8 @@ def bound_by(shares: Shares, *, serial: bool) -> Stage:
 
     In one process it is the one that takes the most time. Otherwise pacing makes acting and learning wait for
     each other, and the side that waits less is the slow one. Either its own work limits it, or waiting for
-    the shards does: they are busy (replay) or far away (network). If both sides wait for credits most of the
+    the shards does: they are busy (replay) or far away (network). Of the learner's own work,
+    several ranks may spend most on their exchange (communication). If both sides wait for credits most of the
     time, granting takes too long (pacing).
     """
     if serial:
@@ -89,7 +92,9 @@ def bound_by(shares: Shares, *, serial: bool) -> Stage:
         return "pacing"
     transport: Stage = "replay" if shares.shard_work >= _MOST else "network"
     if shares.learner_idle < shares.actor_idle:
-        return "learner" if shares.learner_work >= shares.learner_wait else transport
+        if shares.learner_work < shares.learner_wait:
+            return transport
+        return "communication" if shares.learner_exchange > _MOST * shares.learner_work else "learner"
     return "actor" if shares.actor_work >= shares.actor_push else transport
 
 
@@ -135,6 +140,7 @@ def shares_between(before: Snapshot, now: Snapshot, *, serial: bool) -> Shares |
         learner_update=update_share,
         shard_work=sum(shard.values()) / seconds / max(1, len(now.shard_transitions or {})),
         coordinator_work=spent["coordinator"].get("work", 0.0) / seconds,
+        learner_exchange=learner.get("exchange", 0.0) / learned,
     )
 
 
@@ -221,6 +227,10 @@ def _texts(shares: Shares, before: Snapshot, now: Snapshot, config: ResolvedConf
         f"{shares.learner_update:.0%}){actors_idle}; give it a GPU or more cores, a smaller network or "
         f"learner.batch_size (now {learner.batch_size}), or lower pacing.samples_per_insert (now "
         f"{pacing.samples_per_insert:g}){local}",
+        "communication": f"the learner's ranks spend {shares.learner_exchange:.0%} of the time averaging "
+        f"gradients and waiting for each other (updates {shares.learner_update:.0%}){actors_idle}; lower "
+        f"learner.num_learners (now {learner.num_learners}), or raise learner.batch_size (now "
+        f"{learner.batch_size})",
         "replay": f"{waits}; raise replay.num_shards (now {replay.num_shards}){uncompressed}{uniform}{local}",
         "network": f"{waits} while {byte_size(round(moved))}/s move between "
         "processes; place the shards on the learner's machine, or raise replay.minibatches_per_request (now "

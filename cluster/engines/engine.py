@@ -59,6 +59,10 @@ class RoleOutOfMemory(RoleDied):
     """The runtime ended the role because its machine ran out of memory."""
 
 
+class PeerLost(RoleDied):
+    """The role lives, but another role that it works with is gone, and so is their common work."""
+
+
 class ObjectLost(EngineError):  # noqa: N818
     """The value existed, and its memory is gone (a node died)."""
 
@@ -81,6 +85,10 @@ class RoleError(EngineError):
 
 class Calls(Protocol):
     """The part of an engine with which roles call other roles."""
+
+    @property
+    def host(self) -> str:
+        """The IP address at which other roles of the run reach this process."""
 
     def call(
         self,

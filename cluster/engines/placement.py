@@ -10,9 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
+from typing import Literal
 
 from cluster.engines.engine import Need
 from cluster.wording import byte_size, quantity
+
+RoleKind = Literal["shard", "learner", "actor", "evaluator"]
+
+
+def role_name(kind: RoleKind, index: int) -> str:
+    """The name of a role in messages, logs and checkpoints: "actor 3", "learner", "learner rank 1"."""
+    if kind == "learner" and index > 0:
+        return f"learner rank {index}"
+    return kind if kind in ("learner", "evaluator") else f"{kind} {index}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,11 @@ class Claims:
     min_actors: int
 
     @property
+    def ranks(self) -> list[str]:
+        """The ranks of the learner, which exchange a gradient in each update."""
+        return [name for name in self.core if name.startswith("learner")]
+
+    @property
     def required(self) -> dict[str, Need]:
         """The roles that must have room before the run begins."""
         return {**self.core, **dict(list(self.actors.items())[: self.min_actors])}
@@ -99,9 +114,9 @@ class Placement:
 def place(claims: Claims, nodes: Sequence[Node], settled: Mapping[str, str] | None = None) -> Placement:
     """Puts each role on a machine with room for it, as RayEngine does.
 
-    The learner goes to a machine that has the GPU that it claims. The rest of the core is spread: each role
-    goes to the machine with the fewest roles, then to one without GPUs, then to the one with the most free
-    CPUs.
+    The learner goes to a machine that has the GPU that it claims, its other ranks to the same machine or to
+    as few as have room. The rest of the core is spread: each role goes to the machine with the fewest roles,
+    then to one without GPUs, then to the one with the most free CPUs.
     Actors are packed: each goes beside the shard that it pushes to first, else to a machine without GPUs,
     then to the one with the fewest free CPUs.
 
@@ -126,9 +141,13 @@ def place(claims: Claims, nodes: Sequence[Node], settled: Mapping[str, str] | No
     def packed(shard: str | None, node: Node) -> tuple[float, ...]:
         return node.node_id != shard, node.gpus_declared > 0, node.cpus
 
+    def beside_ranks(node: Node) -> tuple[float, ...]:
+        ranks = sum(placed[name].node_id == node.node_id for name in claims.ranks if name in placed)
+        return -ranks, *spread(node)
+
     for name, need in sorted(claims.core.items(), key=lambda item: (-item[1].gpus, -item[1].memory_bytes)):
         if name not in settled:
-            put(name, need, spread)
+            put(name, need, beside_ranks if name in claims.ranks else spread)
     shards = [placed[name].node_id for name in claims.core if name.startswith("shard") and name in placed]
     for (name, need), shard in zip(claims.actors.items(), cycle(shards or [None])):
         put(name, need, partial(packed, shard))

@@ -109,6 +109,11 @@ class ProcessCalls:
         self._lines = lines
         self._waiting: set[Connection] = set()
 
+    @property
+    def host(self) -> str:
+        """See Calls.host: all roles are on this machine."""
+        return "127.0.0.1"
+
     def call(
         self,
         handle: Handle[RoleT],

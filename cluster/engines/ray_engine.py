@@ -56,6 +56,12 @@ class RayCalls:
     def __init__(self) -> None:
         self._role_names: dict[str, str] = {}
 
+    @property
+    def host(self) -> str:
+        """See Calls.host."""
+        address: str = ray.util.get_node_ip_address()
+        return address
+
     def call(
         self,
         handle: Handle[RoleT],

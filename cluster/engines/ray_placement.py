@@ -63,10 +63,12 @@ class Reservation:
         wait = _Wait(claims, wait_seconds, say, stopped)
         # Shards get a group of their own: one group for the whole core might put all shards on one node.
         shards = {name: need for name, need in claims.core.items() if name.startswith("shard")}
-        others = {name: need for name, need in claims.core.items() if name not in shards}
+        # Several ranks of a learner get one, too, so that they are near each other.
+        ranks = {name: claims.core[name] for name in claims.ranks} if len(claims.ranks) > 1 else {}
+        others = {name: need for name, need in claims.core.items() if name not in shards | ranks}
         groups = []
-        for needs in (shards, others):
-            groups.append(_group(needs, "SPREAD"))
+        for needs in filter(None, (shards, ranks, others)):
+            groups.append(_group(needs, "PACK" if needs is ranks else "SPREAD"))
             self._bundles |= {name: (groups[-1], index) for index, name in enumerate(needs)}
         if not all(wait.until(partial(group.wait, 1)) for group in groups):
             return

@@ -48,6 +48,11 @@ class SerialEngine:
         return self
 
     @property
+    def host(self) -> str:
+        """See Calls.host."""
+        return "127.0.0.1"
+
+    @property
     def gpus(self) -> float:
         """Zero: nothing is claimed, and the learner uses the device that torch finds."""
         return 0.0

@@ -45,6 +45,7 @@ class CountersState:
     updates: int = 0
     sampled_transitions: int = 0
     skipped_updates: int = 0
+    unequal_ranks: int = 0
     restarts: int = 0
     episodes: int = 0
     returns: tuple[float, ...] = ()
@@ -138,6 +139,7 @@ class Counters:
         self.version, self.updates = state.version, state.updates
         self.sampled_transitions, self.restarts = state.sampled_transitions, state.restarts
         self._skipped_updates = state.skipped_updates
+        self._learner.unequal_ranks = state.unequal_ranks
         self._evaluation_return_mean = state.evaluation_return_mean
         self._episodes = Episodes(state.episodes, state.returns, state.lengths, state.first_returns)
         self._env_restarts = collections.Counter(state.env_restarts)
@@ -150,6 +152,7 @@ class Counters:
             updates=self.updates,
             sampled_transitions=self.sampled_transitions,
             skipped_updates=self._skipped_updates,
+            unequal_ranks=self._learner.unequal_ranks,
             restarts=self.restarts,
             episodes=self._episodes.finished,
             returns=self._episodes.returns,
@@ -193,7 +196,12 @@ class Counters:
         self.updates += report.updates
         self.sampled_transitions += report.updates * batch_size
         self._skipped_updates += report.skipped_updates
+        self._learner.unequal_ranks += report.unequal_weights
         self._chunks.append(report)
+
+    def take_rank(self, report: LearnReport) -> None:
+        """Takes the report of another rank of the learner on the same chunk, for its process only."""
+        self._processes.add("learner", report.rank, report.process)
 
     def take_evaluation(self, report: EvaluationReport) -> None:
         """Takes an evaluation, whether it is a version's first or second."""

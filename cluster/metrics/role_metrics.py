@@ -125,9 +125,13 @@ class ActorMetrics:
 
 
 class LearnerMetrics:
-    """Metrics of learning: scalars of the newest chunk, shares of time, and the policy lag of all chunks."""
+    """Metrics of learning: scalars of the newest chunk, shares of time, and the policy lag of all chunks.
+
+    unequal_ranks: chunks after which ranks had unequal weights; counted when they are reported.
+    """
 
     def __init__(self) -> None:
+        self.unequal_ranks = 0
         self._scalars: Metrics = {}
         self._rates = Rates()
         self._policy_lag = Histogram()
@@ -148,6 +152,7 @@ class LearnerMetrics:
             "learner_update_share": shares.get("update", 0.0),
             "learner_wait_share": shares.get("wait", 0.0),
             "sample_policy_lag_updates": self._policy_lag,
+            "unequal_ranks_total": self.unequal_ranks,
         }
 
 

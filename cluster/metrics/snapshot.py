@@ -16,7 +16,7 @@ ByLabel = Mapping[str, float]
 ByLabels = Mapping[str, ByLabel]
 """Value of a first label -> value of a second -> number."""
 
-Stage = Literal["actor", "replay", "learner", "pacing", "network", "memory", "evaluation"]
+Stage = Literal["actor", "replay", "learner", "pacing", "network", "memory", "evaluation", "communication"]
 _LIMITS: Mapping[Stage, str] = {
     "actor": "acting",
     "replay": "replay",
@@ -25,6 +25,7 @@ _LIMITS: Mapping[Stage, str] = {
     "network": "the network",
     "memory": "memory",
     "evaluation": "evaluation",
+    "communication": "communication between the ranks of the learner",
 }
 FindingName = Literal[
     "diverging_q",
@@ -98,6 +99,9 @@ class Snapshot:
     updates_total: int = _metric("counter", "Optimizer steps", default=0)
     skipped_updates_total: int = _metric(
         "counter", "Updates skipped because loss or gradient was not finite", default=0
+    )
+    unequal_ranks_total: int = _metric(
+        "counter", "Chunks after which the ranks of the learner had unequal weights", default=0
     )
     restarts_total: int = _metric("counter", "Actors, shards, learners and evaluators replaced", default=0)
     env_steps_per_second: float = _metric(

@@ -13,7 +13,7 @@ from actors.core import MOST_EPISODE_STEPS, EnvRestart, EvaluationReport
 from cluster.control.evaluation import EvaluationRequest
 from cluster.engines.engine import EngineError, ObjectLost
 from cluster.engines.ref import Ref, as_argument
-from cluster.runtime.fleet import Member
+from cluster.runtime.member import Member
 from cluster.runtime.roles import EvaluatorRole
 from cluster.runtime.run_context import RunContext
 

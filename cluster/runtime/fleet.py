@@ -8,103 +8,46 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 
 from actors.core import EnvSpec
 from cluster.control.timeouts import AwakeClock, RoleTimeouts
-from cluster.engines.engine import ArgTs, Engine, EngineError, Handle, Need
+from cluster.engines.engine import ArgTs, Engine, EngineError, Need
+from cluster.engines.placement import RoleKind, role_name
 from cluster.engines.process_info import ProcessInfo, require_same_code
 from cluster.engines.ref import Ref, ValueT
 from cluster.engines.threads import available_cores, learner_threads
 from cluster.metrics.counters import FleetMetrics
 from cluster.record.logs import LogSource, append
 from cluster.runtime.failure import RunFailed
+from cluster.runtime.member import AnyRole, Credit, CreditKind, Member, nothing
 from cluster.runtime.role import Role, RoleContext
 from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole
 from cluster.runtime.shard_role import ShardRole
 from cluster.settings.resolve import acts_with_torch
 from cluster.settings.resolved import ResolvedConfig
+from learner.core import Meeting
 from replay_service.messages import ShardStatus
 from replay_service.sharding import shard_capacities
-
-AnyRole = TypeVar("AnyRole", bound=Role)
-
-RoleKind = Literal["shard", "learner", "actor", "evaluator"]
-
-CreditKind = Literal["rollout", "learn", "evaluate", "start", "log", "other"]
-"""Kinds of calls. Chunks of work are counted, starts are timed, and calls for logs are neither."""
 
 _WORK: frozenset[CreditKind] = frozenset(("rollout", "learn", "evaluate"))
 _CLOSE_SECONDS = 5.0
 _CLOSE_BUSY_SECONDS = 1.0
 
 
-def role_name(kind: RoleKind, index: int) -> str:
-    """The name of a role in messages, logs and checkpoints: "actor 3", "learner"."""
-    return kind if kind in ("learner", "evaluator") else f"{kind} {index}"
-
-
-def _nothing(_: object) -> None:
-    """The continuation of a credit whose result nobody needs."""
-
-
-@dataclass(frozen=True, eq=False)
-class Credit:
-    """A call in flight, and what happens with its result: either `then` or `lost` is called, once.
-
-    then: called with the value. lost: called with the reason why there is none: the role died, or the value's
-    memory is gone.
-    transitions: how many the call inserts or samples; pacing counts them while the call is in flight.
-    """
-
-    member: Member[Any]
-    kind: CreditKind
-    then: Callable[[Any], None]
-    lost: Callable[[EngineError], None]
-    transitions: int
-
-
-@dataclass(eq=False)
-class Member(Generic[AnyRole]):
-    """One living role.
-
-    process: known once the role is up. machine: see Engine.machine_of. heard_at: time on the fleet's clock
-    when the role last answered, or was called after it had been idle.
-
-    For actors only: unacknowledged_transitions: pushed but not acknowledged by a shard, at the last answer.
-    rank: (place, number of actors) on the ladder of epsilons, as last sent. weights: those last sent.
-    """
-
-    kind: RoleKind
-    index: int
-    incarnation: int
-    handle: Handle[AnyRole]
-    process: ProcessInfo | None = None
-    unacknowledged_transitions: int = 0
-    rank: tuple[int, int] | None = None
-    weights: Ref[np.ndarray] | None = None
-    machine: str = ""
-    heard_at: float = 0.0
-    in_flight: set[Ref[Any]] = field(default_factory=set)
-
-    @property
-    def name(self) -> str:
-        """See role_name."""
-        return self.handle.name
-
-    @property
-    def is_up(self) -> bool:
-        """Whether the role's constructor has finished."""
-        return self.process is not None
-
-
 class Fleet:
-    """Spawns every role of a run at once, so that their constructors run concurrently."""
+    """Spawns every role of a run at once, so that their constructors run concurrently.
+
+    The ranks of the learner are one for those who call it: `learner` is rank 0, which answers for all.
+
+    Attributes:
+        ranks: every rank, with the same incarnation.
+        learner_is_ready: whether all ranks are up and connected.
+    """
 
     def __init__(
         self,
@@ -149,7 +92,7 @@ class Fleet:
         self._note_incarnations = note_incarnations
         counts: dict[RoleKind, int] = {
             "shard": config.replay.num_shards,
-            "learner": 1,
+            "learner": config.learner.num_learners,
             "actor": config.actors.num_actors,
             "evaluator": 1,
         }
@@ -158,22 +101,27 @@ class Fleet:
         )
         # The learner has the slowest imports, so it is spawned as soon as the shards that it calls.
         self.shards = [self._spawn_shard(i, first("shard", i)) for i in range(config.replay.num_shards)]
-        self.learner = self._spawn_learner(first("learner"))
+        self.ranks = self._spawn_ranks(first("learner"))
         self.actors = [self._spawn_actor(i, first("actor", i)) for i in range(config.actors.num_actors)]
         self.evaluator = self._spawn_evaluator(first("evaluator"))
 
     @property
     def members(self) -> list[Member[Any]]:
         """Every role of the run, the shards first."""
-        return [*self.shards, self.learner, *self.actors, self.evaluator]
+        return [*self.shards, *self.ranks, *self.actors, self.evaluator]
+
+    @property
+    def learner(self) -> Member[LearnerRole]:
+        """Rank 0 of the learner."""
+        return self.ranks[0]
 
     def grant(
         self,
         member: Member[AnyRole],
         method: Callable[[AnyRole, *ArgTs], ValueT],
         *args: *ArgTs,
-        then: Callable[[ValueT], None] = _nothing,
-        lost: Callable[[EngineError], None] = _nothing,
+        then: Callable[[ValueT], None] = nothing,
+        lost: Callable[[EngineError], None] = nothing,
         kind: CreditKind = "other",
         transitions: int = 0,
     ) -> None:
@@ -181,18 +129,24 @@ class Fleet:
         (ref,) = self._engine.call(member.handle, method, *args)
         self._keep(ref, Credit(member, kind, then, lost, transitions))
 
-    def grant_pair(
+    def grant_learner(
         self,
-        member: Member[AnyRole],
-        method: Callable[[AnyRole, *ArgTs], tuple[ValueT, np.ndarray]],
+        method: Callable[[LearnerRole, *ArgTs], tuple[ValueT, np.ndarray]],
         *args: *ArgTs,
         then: Callable[[ValueT, Ref[np.ndarray]], None],
+        others: Callable[[ValueT], None] = nothing,
         kind: CreditKind = "other",
         transitions: int = 0,
     ) -> None:
-        """Like grant, for a method that also returns weights: `then` takes the value and their Ref."""
-        ref, weights = self._engine.call(member.handle, method, *args, returns=2)
-        self._keep(ref, Credit(member, kind, lambda value: then(value, weights), _nothing, transitions))
+        """Calls a method that also returns weights of all ranks.
+
+        `then` takes rank 0's value and the Ref of its weights, `others` the value of each other rank.
+        """
+        ref, weights = self._engine.call(self.learner.handle, method, *args, returns=2)
+        self._keep(ref, Credit(self.learner, kind, lambda value: then(value, weights), nothing, transitions))
+        for rank in self.ranks[1:]:
+            ref, _ = self._engine.call(rank.handle, method, *args, returns=2)
+            self._keep(ref, Credit(rank, "other", others, nothing, 0))
 
     def settle(self, ref: Ref[Any]) -> Credit | None:
         """Removes and returns the credit of a finished call; None if it was refunded when its member died."""
@@ -228,16 +182,17 @@ class Fleet:
         return None
 
     def replace(self, dead: Member[Any], error: EngineError) -> Member[Any]:
-        """Refunds the dead role's credits and spawns its next incarnation.
+        """Refunds the dead role's credits and spawns its next incarnation, of a learner that of all ranks.
 
         The caller introduces a new shard once it is up, and gives a new learner its state.
         """
-        # It may only be unreachable: two incarnations must never write one journal.
-        self._engine.kill(dead.handle)
-        for credit in [self.credits.pop(ref) for ref in dead.in_flight]:
-            credit.lost(error)
+        for member in self.replaced_with(dead):
+            # It may only be unreachable: two incarnations must never write one journal.
+            self._engine.kill(member.handle)
+            for credit in [self.credits.pop(ref) for ref in member.in_flight]:
+                credit.lost(error)
         incarnation = dead.incarnation + 1
-        self._note_incarnations({dead.name: incarnation})
+        self._note_incarnations({member.name: incarnation for member in self.replaced_with(dead)})
         if dead.kind == "shard":
             # Roles that waited for this shard could not answer meanwhile.
             for member in self.members:
@@ -248,14 +203,19 @@ class Fleet:
             self.actors[dead.index] = self._spawn_actor(dead.index, incarnation)
             return self.actors[dead.index]
         if dead.kind == "learner":
-            self.learner = self._spawn_learner(incarnation)
+            self.ranks = self._spawn_ranks(incarnation)
             return self.learner
         self.evaluator = self._spawn_evaluator(incarnation)
         return self.evaluator
 
+    def replaced_with(self, member: Member[Any]) -> list[Member[Any]]:
+        """The roles that are replaced together: all ranks of the learner, otherwise only the role itself."""
+        return [*self.ranks] if member.kind == "learner" else [member]
+
     def announce_shard(self, shard: Member[ShardRole]) -> None:
         """Tells the learner and every actor to call this shard instead of the one that it replaces."""
-        self.grant(self.learner, LearnerRole.replace_shard, shard.index, shard.handle)
+        for rank in self.ranks:
+            self.grant(rank, LearnerRole.replace_shard, shard.index, shard.handle)
         for actor in self.actors:
             then = partial(setattr, actor, "unacknowledged_transitions")
             self.grant(actor, ActorRole.replace_shard, shard.index, shard.handle, then=then)
@@ -364,36 +324,33 @@ class Fleet:
         capacity = self._capacities[index]
         return self._spawn("shard", index, incarnation, ShardRole, index, incarnation, capacity)
 
-    def _spawn_learner(self, incarnation: int) -> Member[LearnerRole]:
-        threads = learner_threads(available_cores(), busy_processes=self._config.actors.num_actors)
-        shards = [shard.handle for shard in self.shards]
-        gpus = self._learner_gpus
-        return self._spawn(
-            "learner",
-            0,
-            incarnation,
-            LearnerRole,
-            self._engine.calls,
-            shards,
-            incarnation,
-            threads,
-            gpus=gpus,
-            torch=True,
-        )
+    def _spawn_ranks(self, incarnation: int) -> list[Member[LearnerRole]]:
+        self.learner_is_ready = False
+        ranks = self._config.learner.num_learners
+        free = learner_threads(available_cores(), busy_processes=self._config.actors.num_actors)
+        threads, shards = max(1, free // ranks), [shard.handle for shard in self.shards]
+
+        def spawn(rank: int) -> Member[LearnerRole]:
+            args, gpus = (self._engine.calls, shards, incarnation, threads, rank), self._learner_gpus
+            return self._spawn("learner", rank, incarnation, LearnerRole, *args, gpus=gpus, torch=True)
+
+        return [spawn(rank) for rank in range(ranks)]
+
+    def _connect_ranks(self) -> None:
+        """Lets the ranks of the learner meet once all of them are up."""
+        if all(rank.is_up for rank in self.ranks):
+            self.learner_is_ready = len(self.ranks) == 1
+            if not self.learner_is_ready:
+                self.grant(self.learner, LearnerRole.open_meeting, then=self._let_meet)
+
+    def _let_meet(self, meeting: Meeting) -> None:
+        for rank in self.ranks:
+            self.grant(rank, LearnerRole.meet, meeting)
+        self.learner_is_ready = True  # calls are answered in order
 
     def _spawn_actor(self, index: int, incarnation: int) -> Member[ActorRole]:
-        shards = [shard.handle for shard in self.shards]
-        actor = self._spawn(
-            "actor",
-            index,
-            incarnation,
-            ActorRole,
-            self._engine.calls,
-            shards,
-            index,
-            incarnation,
-            torch=self._torch_acts,
-        )
+        args = self._engine.calls, [shard.handle for shard in self.shards], index, incarnation
+        actor = self._spawn("actor", index, incarnation, ActorRole, *args, torch=self._torch_acts)
         actor.rank = (index, self._config.actors.num_actors)
         return actor
 
@@ -430,3 +387,5 @@ class Fleet:
         member.machine = self._engine.machine_of(member.handle)
         self.starts += 1
         self.start_seconds.setdefault(member.name, time.monotonic() - self._created)
+        if member.kind == "learner":
+            self._connect_ranks()

@@ -6,24 +6,28 @@ Owns wiring only; imports each package inside the role that needs it, so that ac
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
 from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
 from actors.soft_values import GREEDY, SoftValues, Values
-from cluster.engines.engine import Calls, Handle
+from cluster.engines.engine import Calls, Handle, PeerLost
+from cluster.engines.ref import ValueT
 from cluster.engines.threads import available_cores, env_threads
 from cluster.metrics.usage import MemoryMeter
+from cluster.record.logs import log_path
 from cluster.runtime.role import Role, RoleContext, Seeds
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
 from cluster.runtime.shard_role import ShardRole
 from cluster.settings.resolve import acts_with_torch, network_spec
 from cluster.settings.resolved import ResolvedConfig
-from learner.config import LearnerConfig, acts_in_numpy
-from learner.core import LearnerState, LearnReport
+from learner.config import LearnerConfig, acts_in_numpy, part_sizes
+from learner.core import LearnerState, LearnReport, Meeting
 from replay_service.messages import ShardStatus
+
+_PEER_LOST_SECONDS = 1.0
 
 
 class ActorRole(Role):
@@ -101,7 +105,7 @@ class ActorRole(Role):
 
 
 class LearnerRole(Role):
-    """The learner with its sampler."""
+    """One rank of the learner, with its sampler. Only rank 0 publishes weights; those of others are empty."""
 
     def __init__(
         self,
@@ -110,20 +114,28 @@ class LearnerRole(Role):
         shards: list[Handle[ShardRole]],
         incarnation: int,
         threads: int,
+        rank: int = 0,
     ) -> None:
         from learner.loop import Learner
+        from learner.ranks import ONE_RANK, SeveralRanks
         from learner.skipped_updates import append_skipped
         from replay_service.sampler import ReplaySampler
 
         super().__init__(context)
         config = context.config
-        stream = Seeds(config.run.seed).stream("learner", 0, incarnation)
-        torch_seed, sampler_seed = stream.spawn(2)
+        seeds, size = Seeds(config.run.seed), config.learner.num_learners
+        # All ranks begin with the same weights, and draw different transitions.
+        torch_seed, _ = seeds.stream("learner", 0, incarnation).spawn(2)
+        _, sampler_seed = seeds.stream("learner", rank, incarnation).spawn(2)
+        self._name, self._calls = context.name, calls
+        self._several = SeveralRanks(rank, size)
+        self._publishes = rank == 0
+        skipped = log_path(context.logs, context.name).with_suffix(".skipped.jsonl")
         self._transport = EngineTransport(calls, shards)
         self._sampler = ReplaySampler(
             config.replay,
             self._transport,
-            batch_size=config.learner.batch_size,
+            batch_size=part_sizes(config.learner.batch_size, size)[rank],
             minibatches_per_request=config.replay.minibatches_per_request,
             prefetch_requests=config.replay.prefetch_requests,
             rng=np.random.default_rng(sampler_seed),
@@ -135,20 +147,30 @@ class LearnerRole(Role):
             self._sampler,
             seed=int(torch_seed.generate_state(1)[0]),
             threads=threads,
-            record_skipped=partial(append_skipped, context.logs / f"{context.name}.skipped.jsonl"),
+            record_skipped=partial(append_skipped, skipped),
             samples_per_insert=config.pacing.samples_per_insert,
+            ranks=self._several if size > 1 else ONE_RANK,
         )
+
+    def open_meeting(self) -> Meeting:
+        """Where the other ranks find this one, which is rank 0."""
+        return self._several.open_meeting(self._calls.host)
+
+    def meet(self, meeting: Meeting) -> None:
+        """Connects all ranks; each must be asked. Nothing may be learned before."""
+        device = self._learner.step.device
+        self._with_others(lambda: self._several.meet(meeting, self._calls.host, device))
 
     def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:
         """One chunk of `updates` updates, or fewer if they take long, and the flat weights after it."""
-        report, weights = self._learner.learn(updates, self._chunk_seconds)
+        report, weights = self._with_others(lambda: self._learner.learn(updates, self._chunk_seconds))
         if report.updates:
             busy_seconds = sum(report.seconds[phase] for phase in ("draw", "update", "other"))
             self._sampler.adapt(busy_seconds / report.updates)
         report = dataclasses.replace(
             report, prefetched_requests=self._sampler.requests_in_flight, process=self._usage()
         )
-        return report, weights
+        return report, self._published(weights)
 
     def state(self) -> LearnerState:
         """See UpdateStep.state."""
@@ -157,17 +179,32 @@ class LearnerRole(Role):
     def start_from(self, weights: np.ndarray) -> tuple[int, np.ndarray]:
         """Loads weights to begin with; returns version 0 and the flat weights [P] float32."""
         self._learner.step.start_from(weights)
-        return 0, self._learner.step.weights()
+        return 0, self._published(self._learner.step.weights())
 
     def restore(self, state: LearnerState) -> tuple[int, np.ndarray]:
         """Loads a state; returns its version and flat weights [P] float32."""
         self._learner.step.restore(state)
-        return state.version, self._learner.step.weights()
+        return state.version, self._published(self._learner.step.weights())
 
     def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> None:
         """Makes the sampler call the replacement of a shard."""
         self._transport.replace_shard(shard, handle)
         self._sampler.shard_replaced(shard)
+
+    def _published(self, weights: np.ndarray) -> np.ndarray:
+        """The weights to return: the other ranks have the same, and nobody reads theirs."""
+        return weights if self._publishes else weights[:0]
+
+    def _with_others(self, work: Callable[[], ValueT]) -> ValueT:
+        """What `work` returns. Raises PeerLost if another rank is gone."""
+        from learner.ranks import RankLostError
+
+        try:
+            return work()
+        except RankLostError as error:
+            # The engine knows how that rank ended: it is to tell the coordinator first.
+            time.sleep(_PEER_LOST_SECONDS)
+            raise PeerLost(self._name, f"another rank of the learner is gone: {error}") from error
 
 
 class EvaluatorRole(Role):

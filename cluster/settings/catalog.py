@@ -192,6 +192,7 @@ MEANINGS: Mapping[str, Meaning] = {
         "updates skipped because loss or gradient is not finite before the run fails", "updates"
     ),
     "learner.batch_size": Meaning("transitions in a minibatch", "transitions"),
+    "learner.num_learners": Meaning("processes that learn together, each from its part of every minibatch"),
     "learner.target_update_updates": Meaning(
         "updates between two copies to the target network",
         "updates",

@@ -244,6 +244,11 @@ def _actor_problems(config: RunConfig) -> Iterator[str]:
             f"actors.epsilon_end is {actors.epsilon_end}, above actors.epsilon_start = "
             f"{actors.epsilon_start}: exploration falls, so swap them"
         )
+    if config.run.runtime == "serial" and config.learner.num_learners != 1:
+        yield (
+            f"learner.num_learners is {config.learner.num_learners} in the serial runtime, which is one "
+            "process: set learner.num_learners=1, or another run.runtime"
+        )
     if config.run.runtime == "serial" and (actors.num_actors or 1) != 1:
         yield (
             f"actors.num_actors is {actors.num_actors} in the serial runtime, which is one process: "

@@ -10,12 +10,12 @@ import numpy as np
 from actors.core import EnvSpec
 from cluster.engines.engine import Need
 from cluster.engines.machine import Machine
-from cluster.engines.placement import Claims, Placement, room
+from cluster.engines.placement import Claims, Placement, role_name, room
 from cluster.settings.config import ConfigError
 from cluster.settings.resolve import acts_with_torch, network_spec
 from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size, quantity
-from learner.config import approximate_weights
+from learner.config import approximate_weights, part_sizes
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
 from replay_service.config import Compression
 from replay_service.frame_store import is_compressed, segment_frames
@@ -230,6 +230,7 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
     """The plan of a run that `machine` starts."""
     schema = spec.block_schema(config.actors.n_step)
     replay, actors = config.replay, config.actors
+    batch_size, num_learners = config.learner.batch_size, config.learner.num_learners
     serial = config.run.runtime == "serial"
     frame_bytes = sum(field.bytes_per_frame for field in schema.frame_fields)
     lanes, steps = actors.envs_per_actor, actors.steps_per_chunk
@@ -247,13 +248,15 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
         deduplicated_bytes=deduplicated,
         compressed_bytes=compressed,
         priority_bytes=_PRIORITY_BYTES if replay.sampling == "prioritized" else 0,
-        request_bytes=replay.minibatches_per_request * config.learner.batch_size * window_bytes,
-        # The learner reads one reply while the others are in flight.
-        requests=replay.prefetch_requests + 1,
+        request_bytes=replay.minibatches_per_request * part_sizes(batch_size, num_learners)[0] * window_bytes,
+        # Each rank of the learner reads one reply while the others are in flight.
+        requests=num_learners * (replay.prefetch_requests + 1),
         push_bytes=push_bytes,
         pushes=0 if serial else actors.num_actors * actors.pushes_in_flight,
         # The driver holds the newest weights, and the learner's state without its gradient: as many copies.
-        network_bytes=(2 * _learner_copies(config) + _ACTING_COPIES * (actors.num_actors + 1))
+        network_bytes=(
+            (1 + num_learners) * _learner_copies(config) + _ACTING_COPIES * (actors.num_actors + 1)
+        )
         * _weight_bytes(config, spec),
         # An actor holds up to three copies of a chunk: collected, built and encoded.
         process_bytes=_process_bytes(config, spec) + 3 * actors.num_actors * push_bytes,
@@ -276,7 +279,7 @@ def make_claims(config: ResolvedConfig, spec: EnvSpec, plan: Plan, learner_gpus:
     return Claims(
         core={
             **{f"shard {index}": shard for index in range(config.replay.num_shards)},
-            "learner": learner,
+            **{role_name("learner", rank): learner for rank in range(config.learner.num_learners)},
             "evaluator": Need(memory_bytes=acting),
         },
         actors={f"actor {index}": actor for index in range(num_actors)},
@@ -317,9 +320,9 @@ def _process_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
     """Memory of driver, shards, learner, actors, evaluator and Ray, without the frames that they hold."""
     if config.run.runtime == "serial":
         return _PROCESS_BYTES + _TORCH_BYTES
-    driver, learner, acting = 1, 1, config.actors.num_actors + 1
-    processes = driver + config.replay.num_shards + learner + acting
-    torch = learner * _TORCH_BYTES + acting * _torch_to_act(config, spec)
+    driver, learners, acting = 1, config.learner.num_learners, config.actors.num_actors + 1
+    processes = driver + config.replay.num_shards + learners + acting
+    torch = learners * _TORCH_BYTES + acting * _torch_to_act(config, spec)
     ray = 0 if config.run.runtime == "local" else _RAY_BYTES
     return ray + processes * _PROCESS_BYTES + torch
 

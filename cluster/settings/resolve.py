@@ -63,9 +63,10 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
         actors=narrowed(
             ResolvedActors,
             actors,
-            # The learner keeps one core for itself. One actor is enough for cheap native environments, but
-            # not for images, whose network takes an actor as long as the steps do.
-            num_actors=actors.num_actors or (1 if serial or (native and not image) else max(1, cores - 1)),
+            # Each rank of the learner keeps one core for itself. One actor is enough for cheap native
+            # environments, but not for images, whose network takes an actor as long as the steps do.
+            num_actors=actors.num_actors
+            or (1 if serial or (native and not image) else max(1, cores - learner.num_learners)),
             envs_per_actor=actors.envs_per_actor or (16 if native else 8),
             # A lane repeats stack + n_step - 1 frames in each block. Chunks of images are so long that this
             # is below 3.5 %, and that a transition takes below 1.05 frames with all that it stores.

@@ -34,6 +34,8 @@ class FlatNetwork:
         weights: [P] float32, in the order of network.parameters().
         gradient: [P] float32, the derivative of the loss by the weights, 0 for those of frozen parameters
             (requires_grad is False); each `backward` overwrites it.
+        gradient_and_loss: [P + 1], the memory of `gradient`, and behind it room for the loss, so that several
+            ranks sum up both at once.
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
@@ -47,7 +49,8 @@ class FlatNetwork:
             for parameter in parameters
         ]
         self.weights = parameters_to_vector(parameters).detach()
-        self.gradient = torch.zeros_like(self.weights)
+        self.gradient_and_loss = self.weights.new_zeros(len(self.weights) + 1)
+        self.gradient = self.gradient_and_loss[:-1]
         for parameter, weights in zip(parameters, self.views(self.weights), strict=True):
             parameter.data = weights
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.loop import Learner
-from learner.normalization import Moments, ObservationNormalizer, merged, tail_size
+from learner.normalization import Moments, ObservationNormalizer, merged, moments_of_samples, tail_size
 from learner.skipped_updates import SkippedUpdate
 from learner.torch_policy import TorchPolicy
 from learner.update import UpdateStep
@@ -35,9 +35,9 @@ def nothing(size: int) -> Moments:
 
 def test_golden_numbers() -> None:
     # 1, 3 then 5, 7, 9: mean 5, squared deviations 16 + 4 + 0 + 4 + 16.
-    moments = merged(nothing(1), torch.tensor([[1.0], [3.0]]))
+    moments = merged(nothing(1), moments_of_samples(torch.tensor([[1.0], [3.0]])))
     assert [part.tolist() for part in moments] == [[2.0], [2.0], [2.0]]
-    moments = merged(moments, torch.tensor([[5.0], [7.0], [9.0]]))
+    moments = merged(moments, moments_of_samples(torch.tensor([[5.0], [7.0], [9.0]])))
     assert [part.tolist() for part in moments] == [[5.0], [5.0], [40.0]]
 
 
@@ -59,7 +59,7 @@ def test_parts_merge_to_the_moments_of_the_whole(sizes: list[int], center: float
     samples = torch.from_numpy(np.random.default_rng(seed).normal(center, 0.01, (sum(sizes), 2)))
     moments = nothing(2)
     for part in samples.split(sizes):
-        moments = merged(moments, part)
+        moments = merged(moments, moments_of_samples(part))
     assert moments.size.item() == sum(sizes)
     torch.testing.assert_close(moments.mean, samples.mean(dim=0), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(

@@ -5,6 +5,7 @@ Also tests replay_service/staging.py, whose buffers become the sampler's minibat
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -127,6 +128,43 @@ def test_any_number_of_shards_draws_like_one_buffer(
         assert statistic < _chi_square_limit(69)
     else:
         assert statistic > 10.0 * _chi_square_limit(69)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_several_ranks_together_draw_like_one_buffer(
+    shard_of: Callable[..., ReplayShard], num_ranks: int
+) -> None:
+    """Each draws its part of 16; their weights, divided by one maximum, make weighted means unbiased."""
+    rng = np.random.default_rng(3)
+    parts = [rng.uniform(0.2, 1.0, size) * 3.0**s for s, size in enumerate((7, 40, 23))]
+    priorities = np.concatenate(parts)
+    shards = [shard_of(part, shard=s) for s, part in enumerate(parts)]
+    sizes = [len(part) for part in np.array_split(np.arange(16), num_ranks)]
+    exact = dataclasses.replace(CONFIG, importance_exponent_start=1.0)
+    samplers = [
+        _sampler(shards, config=exact, batch_size=size, minibatches=5, prefetch=1, seed=rank)
+        for rank, size in enumerate(sizes)
+    ]
+    drawn: Counter[float] = Counter()
+    means, steps = [], 3000
+    for update in range(steps):
+        minibatches = [sampler.next_minibatch(update) for sampler in samplers]
+        largest = max(each.largest_weight for each in minibatches)
+        total = 0.0
+        for each in minibatches:
+            drawn.update(each.reward.tolist())
+            weights = each.weight * (each.largest_weight / largest)
+            total += float((weights * each.reward).sum())
+        assert max((each.weight * (each.largest_weight / largest)).max() for each in minibatches) == (
+            pytest.approx(1.0)
+        )
+        means.append(total * largest / 16 / 70)
+    values = np.array([1000.0 * s + i for s, part in enumerate(parts) for i in range(len(part))])
+    observed = np.array([drawn[value] for value in values])
+    expected = steps * 16 * priorities / priorities.sum()
+    assert observed.sum() == steps * 16
+    assert ((observed - expected) ** 2 / expected).sum() < _chi_square_limit(69)
+    assert abs(np.mean(means) - values.mean()) < 4.0 * np.std(means) / math.sqrt(steps)
 
 
 def test_minibatches_are_the_replies_in_order(three_shards: list[ReplayShard]) -> None:

@@ -257,8 +257,23 @@ def test_a_killed_learner_leaves_nothing_to_a_shard_that_goes_on() -> None:
     mine = WindowSlot(ARRAYS)
     assert mapper.parts(SlotPlace(mine.address, (0, 1)), (4, 2)) is not None
     assert mapper.parts(SlotPlace(address, (0, 1)), (4, 2)) is None
-    del mine
-    assert _slots_of_this_process() == 0
+    assert _slots_of_this_process() == 1  # its own
+
+
+def test_slots_of_several_ranks_stay_mapped() -> None:
+    program = OWNER.format(arrays=ARRAYS)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        theirs, mine, mapper = eval(owner.stdout.readline()), WindowSlot(ARRAYS), SlotMapper()
+
+        def memory(address: SlotAddress) -> int | None:
+            parts = mapper.parts(SlotPlace(address, (0, 1)), (4, 2))
+            return None if parts is None else parts[0]["image"].__array_interface__["data"][0]
+
+        first, again = ([memory(each) for each in (theirs, mine.address)] for _ in range(2))
+        owner.send_signal(signal.SIGKILL)
+    assert None not in first
+    assert again == first
 
 
 def test_a_killed_shard_leaves_the_learners_slot_whole() -> None:

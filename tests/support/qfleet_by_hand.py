@@ -14,7 +14,8 @@ from qfleet_serial import Recorder
 from cluster.engines.engine import EngineError, Handle, Need, ObjectLost, RoleDied
 from cluster.engines.process_info import ProcessInfo
 from cluster.engines.ref import Ref
-from cluster.runtime.fleet import Fleet, Member
+from cluster.runtime.fleet import Fleet
+from cluster.runtime.member import Member
 from cluster.runtime.run_context import RunContext
 
 UP = ProcessInfo(0, "", "")

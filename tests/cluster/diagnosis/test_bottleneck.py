@@ -44,10 +44,10 @@ def at(seconds: float, spent: Seconds, **changes: object) -> Snapshot:
 def spent(
     actor: Sequence[float], learner: Sequence[float], shard: float, evaluator: float = 0.0
 ) -> dict[str, dict[str, float]]:
-    """Shares of work, push, idle; of update, wait, idle and draw; of work; of play."""
+    """Shares of work, push, idle; of update, wait, idle, draw and exchange; of work; of play."""
     return {
         "actor": {"env": actor[0], "push": actor[1], "idle": actor[2]},
-        "learner": dict(zip(("update", "wait", "idle", "draw"), learner, strict=False)),
+        "learner": dict(zip(("update", "wait", "idle", "draw", "exchange"), learner, strict=False)),
         "shard": {"sample": shard},
         "evaluator": {"play": evaluator},
     }
@@ -60,6 +60,9 @@ def spent(
         ((0.95, 0.05, 0.0), (0.1, 0.0, 0.9), 0.1, "actor"),
         ((0.1, 0.0, 0.9), (0.9, 0.1, 0.0), 0.1, "learner"),
         ((0.1, 0.0, 0.9), (0.3, 0.4, 0.0, 0.3), 0.1, "learner"),
+        # The ranks of the learner exchange less than half of its work, and more.
+        ((0.1, 0.0, 0.9), (0.5, 0.0, 0.1, 0.0, 0.4), 0.1, "learner"),
+        ((0.1, 0.0, 0.9), (0.4, 0.0, 0.1, 0.0, 0.5), 0.1, "communication"),
         # The side that is behind spends its time on transport: shards are busy, or they are not.
         ((0.1, 0.0, 0.9), (0.3, 0.7, 0.0), 0.8, "replay"),
         ((0.1, 0.0, 0.9), (0.3, 0.7, 0.0), 0.2, "network"),

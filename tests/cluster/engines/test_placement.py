@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.core import EnvSpec
 from cluster.engines.engine import Need
 from cluster.engines.machine import Machine
-from cluster.engines.placement import Claims, Node, Placement, place
+from cluster.engines.placement import Claims, Node, Placement, place, role_name
 from cluster.settings.load_config import load_config
 from cluster.settings.plan import make_claims, make_plan
 from cluster.settings.resolve import resolve
@@ -24,11 +25,13 @@ def node(name: str, cpus: float, gpus: float = 0.0, memory: int = 64 * GB) -> No
     return Node(name, name, cpus, gpus, memory, gpus_declared=gpus)
 
 
-def claims(shards: int = 1, actors: int = 1, *, gpus: float = 0.0, least: int | None = None) -> Claims:
+def claims(
+    shards: int = 1, actors: int = 1, *, gpus: float = 0.0, least: int | None = None, ranks: int = 1
+) -> Claims:
     return Claims(
         core={
             **{f"shard {index}": Need(memory_bytes=8 * GB) for index in range(shards)},
-            "learner": Need(gpus=gpus, memory_bytes=GB),
+            **{role_name("learner", rank): Need(gpus=gpus, memory_bytes=GB) for rank in range(ranks)},
             "evaluator": Need(memory_bytes=GB),
         },
         actors={f"actor {index}": Need(memory_bytes=GB) for index in range(actors)},
@@ -44,6 +47,15 @@ def test_the_learner_takes_the_gpu_and_shards_spread_away_from_it() -> None:
     placed = where(place(claims(shards=2, gpus=1.0), [node("gpu", 8, 1), node("a", 8), node("b", 8)]))
     assert placed["learner"] == "gpu"
     assert {placed["shard 0"], placed["shard 1"]} == {"a", "b"}
+
+
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_the_ranks_of_a_learner_are_near_each_other(gpus: float) -> None:
+    machines = [node("a", 8, 2 * gpus), node("b", 8, 4 * gpus), node("c", 3, 4 * gpus)]
+    placed = where(place(claims(shards=2, gpus=gpus, ranks=3), machines))
+    hosts = [placed[role_name("learner", rank)] for rank in range(3)]
+    assert len(set(hosts)) <= 2
+    assert hosts[0] == hosts[1]
 
 
 def test_actors_go_beside_their_shard_and_then_where_the_fewest_cpus_are_left() -> None:
@@ -89,6 +101,13 @@ def test_claims_follow_the_plan() -> None:
     assert [need.gpus for need in made.core.values()] == [0.0, 0.0, 1.0, 0.0]
     assert list(made.required) == [*made.core, "actor 0"]
     assert len(made.actors) == 3
+    two = resolve(
+        load_config(None, [*overrides, "learner.num_learners=2"]), CARTPOLE, cores=2, on_cluster=True
+    )
+    ranks = make_claims(two, CARTPOLE, make_plan(two, CARTPOLE, MACHINE), learner_gpus=1.0)
+    assert ranks.ranks == ["learner", "learner rank 1"]
+    assert [ranks.core[name].gpus for name in ranks.ranks] == [1.0, 1.0]
+    assert make_plan(two, CARTPOLE, MACHINE).run_bytes > plan.run_bytes
 
 
 @given(

@@ -172,6 +172,24 @@ def test_a_snapshot_has_the_scalars_of_the_newest_learning_chunk() -> None:
     assert snapshot.role_seconds_total["learner"]["update"] == 6.0
 
 
+def test_ranks_of_a_learner_count_once_but_each_has_a_process() -> None:
+    counters = new_counters()
+    first = learn_report(updates=16, unequal_weights=1, seconds={"update": 4.0})
+    counters.take_learning(replace(first, process=ProcessUsage(2.0, 100)), 2)
+    counters.take_rank(replace(first, rank=1, process=ProcessUsage(2.5, 50)))
+    snapshot = snapshot_of(counters)
+    assert (snapshot.updates_total, snapshot.unequal_ranks_total) == (16, 1)
+    assert snapshot.role_seconds_total is not None
+    assert snapshot.role_seconds_total["learner"] == {"update": 4.0}
+    assert snapshot.process_cpu_seconds_total is not None
+    assert snapshot.process_cpu_seconds_total["learner"] == 4.5
+    assert snapshot.process_resident_memory_bytes is not None
+    assert snapshot.process_resident_memory_bytes["learner"] == 150
+    resumed = new_counters()
+    resumed.resume(counters.state())
+    assert snapshot_of(resumed).unequal_ranks_total == 1
+
+
 def test_a_mean_over_nothing_is_not_known() -> None:
     counters = new_counters()
     counters.take_learning(learn_report(priority_staleness_mean=math.nan), 1)

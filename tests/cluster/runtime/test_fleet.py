@@ -1,4 +1,7 @@
-"""The fleet over roles that do nothing: credits, replacements, introductions, and what is in flight."""
+"""The fleet over roles that do nothing: credits, replacements, introductions, and what is in flight.
+
+Tests cluster/runtime/member.py, too.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from qfleet_by_hand import UP, ByHand
 from qfleet_reports import learn_report, shard_status
 
 from cluster.engines.engine import EngineError, RoleDied
+from cluster.engines.placement import role_name
 from cluster.engines.process_info import ProcessInfo, process_info
 from cluster.engines.ref import Ref
 from cluster.runtime.failure import RunFailed
-from cluster.runtime.fleet import Fleet, role_name
+from cluster.runtime.fleet import Fleet
 from cluster.runtime.roles import ActorRole, LearnerRole
-from learner.core import LearnReport
+from learner.core import LearnReport, Meeting
 from replay_service.messages import ShardStatus
 
 
@@ -48,7 +52,8 @@ def test_all_roles_are_spawned_at_once_and_the_learner_before_the_actors() -> No
     run.come_up()
     assert all(member.is_up for member in run.fleet.members)
     assert run.fleet.starts == 6
-    assert [role_name("shard", 1), role_name("learner", 0)] == ["shard 1", "learner"]
+    names = [role_name("shard", 1), role_name("learner", 0), role_name("learner", 2)]
+    assert names == ["shard 1", "learner", "learner rank 2"]
 
 
 def test_a_credit_that_is_settled_has_its_value_and_is_not_lost() -> None:
@@ -110,7 +115,7 @@ def test_a_pair_gives_the_value_and_a_ref_for_the_weights() -> None:
     def take(report: LearnReport, weights: Ref[Any]) -> None:
         taken.append((report, weights))
 
-    run.fleet.grant_pair(run.fleet.learner, LearnerRole.learn, 4, then=take, kind="learn", transitions=64)
+    run.fleet.grant_learner(LearnerRole.learn, 4, then=take, kind="learn", transitions=64)
     assert run.fleet.sampling() == 64
     call = run.call("learner", "learn")
     given = learn_report()
@@ -119,6 +124,62 @@ def test_a_pair_gives_the_value_and_a_ref_for_the_weights() -> None:
     assert report is given
     assert weights is not call
     assert run.fleet.sampling() == 0
+
+
+def test_the_ranks_of_a_learner_meet_before_they_learn_and_are_one() -> None:
+    run, taken, others = ByHand("learner.num_learners=3"), [], []
+    assert run.engine.spawned[1:4] == ["learner", "learner rank 1", "learner rank 2"]
+    assert [rank.incarnation for rank in run.fleet.ranks] == [0, 0, 0]
+    for name in ("learner", "learner rank 2", "learner rank 1"):
+        assert not run.is_asked("learner", "open_meeting")
+        run.answer(name, "process_info", UP)
+    assert not run.fleet.learner_is_ready
+    meeting = Meeting("10.0.0.1", 5)
+    run.answer("learner", "open_meeting", meeting)
+    assert run.fleet.learner_is_ready
+    told = [(call.role, call.args) for call in run.asked if call.method == "meet"]
+    assert told == [(rank.name, (meeting,)) for rank in run.fleet.ranks]
+
+    run.fleet.grant_learner(
+        LearnerRole.learn, 4,
+        then=lambda report, _: taken.append(report), others=others.append, kind="learn", transitions=64,
+    )  # fmt: skip
+    assert [call.role for call in run.asked if call.method == "learn"] == [
+        rank.name for rank in run.fleet.ranks
+    ]
+    # One chunk, however many learn.
+    assert (run.fleet.sampling(), run.fleet.metrics().credits["learn"]) == (64, 1)
+    first, second = learn_report(rank=0), learn_report(rank=1)
+    run.answer("learner rank 1", "learn", second)
+    run.answer("learner", "learn", first)
+    assert (taken, others) == ([first], [second])
+    assert run.fleet.metrics().wanted["learner"] == 3
+
+
+def test_a_rank_that_dies_takes_the_others_along() -> None:
+    run, end = ByHand("learner.num_learners=2"), Continuation()
+    run.come_up()
+    run.answer("learner", "open_meeting", Meeting("10.0.0.1", 5))
+    run.fleet.grant_learner(LearnerRole.learn, 4, then=end.then, kind="learn", transitions=64)
+    run.fleet.grant(run.fleet.learner, LearnerRole.state, lost=end.lost)
+    fresh = run.die(run.fleet.ranks[1])
+    assert run.engine.killed == ["learner", "learner rank 1"]
+    assert run.engine.spawned[-2:] == ["learner", "learner rank 1"]
+    assert fresh is run.fleet.learner
+    assert [rank.incarnation for rank in run.fleet.ranks] == [1, 1]
+    assert run.notes.incarnations[-1] == {"learner": 1, "learner rank 1": 1}
+    assert not run.fleet.learner_is_ready
+    assert (run.fleet.sampling(), end.values, len(end.errors)) == (0, [], 1)
+    # Only the new ones are asked to start.
+    assert {call.method for call in run.asked if call.role.startswith("learner")} == {"process_info"}
+
+
+def test_a_new_shard_is_introduced_to_every_rank() -> None:
+    run = ByHand("learner.num_learners=2", "replay.num_shards=2")
+    run.come_up()
+    run.fleet.announce_shard(run.die(run.fleet.shards[1]))
+    told = [call.role for call in run.asked if call.method == "replace_shard"]
+    assert told == ["learner", "learner rank 1", "actor 0", "actor 1"]
 
 
 def test_counts_are_of_one_kind_and_one_member() -> None:

@@ -29,8 +29,8 @@ def learned(run: ByHand, updates: int, version: int) -> None:
 
 
 def grant_learning(run: ByHand, updates: int) -> None:
-    run.fleet.grant_pair(
-        run.fleet.learner, LearnerRole.learn, updates,
+    run.fleet.grant_learner(
+        LearnerRole.learn, updates,
         then=lambda *_: None, kind="learn", transitions=16 * updates,
     )  # fmt: skip
 
