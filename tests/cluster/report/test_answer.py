@@ -40,7 +40,7 @@ def test_a_single_run_says_what_it_reached_how_it_ended_and_what_ails_it(tmp_pat
     ]
     assert found.sentences[0].startswith("best greedy return 49.00")
     assert found.sentences[1] == "It ended: enough."
-    assert found.findings[0] == "actor-bound: 90%"
+    assert found.findings[0] == "acting limits the speed: 90%"
     assert "lag 9" in found.findings[1]
 
 
