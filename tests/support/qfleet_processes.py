@@ -68,7 +68,7 @@ class LocalRun:
         self.lines: list[str] = []
         self.errors = ""
         self.shared_memory: set[str] = set()
-        # Short: Ray makes Unix sockets below it, whose paths may have 107 bytes.
+        # Short, so that Ray's Unix sockets can lie below it.
         self.temp = Path(tempfile.mkdtemp(prefix="qt-", dir="/tmp"))
         self._before = set(psutil.Process().children(recursive=True))
         self._error_file = folder / "stderr"

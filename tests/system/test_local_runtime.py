@@ -52,7 +52,9 @@ def weights_version(run_dir: Path) -> int:
 
 
 @pytest.mark.parametrize("runtime", ["local", "ray"])
-def test_two_actors_and_three_shards_reach_their_target(local_run: LocalRun, runtime: str) -> None:
+def test_two_actors_and_three_shards_reach_their_target(
+    local_run: LocalRun, runtime: str, tmp_path: Path
+) -> None:
     arguments = small(
         "CartPole-v1",
         f"run.runtime={runtime}",
@@ -61,9 +63,14 @@ def test_two_actors_and_three_shards_reach_their_target(local_run: LocalRun, run
         "replay.sampling=prioritized",
         updates=1_000,
     )
+    local_run.temp.rmdir()
+    local_run.temp = tmp_path / ("t" * 60)  # too long for the sockets of Ray, which go elsewhere
+    local_run.temp.mkdir()
     local_run.start(*arguments)
     local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
     local_run.note_shared_memory()
+    events = (local_run.run_dir / "logs" / "events.log").read_text()
+    assert ("too long for sockets, so Ray's are in /tmp" in events) == (runtime == "ray")
     # Ray's object store has a name in shared memory; the process engine leaves no names anywhere.
     assert bool(local_run.shared_memory) == (runtime == "ray")
     assert local_run.finish() == 0
