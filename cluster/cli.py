@@ -254,12 +254,12 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--seed", type=_whole, help="default: 0")
     train.add_argument(
         "--seeds",
-        type=int,
+        type=_whole,
         nargs="+",
         metavar="N",
         help="train once with each of these seeds, in one folder, and summarize them",
     )
-    train.add_argument("--parallel", type=int, metavar="K", help="of --seeds: runs at a time; default: 1")
+    train.add_argument("--parallel", type=_whole, metavar="K", help="of --seeds: runs at a time; default: 1")
     train.add_argument(
         "--resume",
         nargs="?",
