@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from replay_service.checks import above_zero, at_least, require, within
 
+EPSILON_DECAY_ENV_STEPS = 100_000
+"""Env steps over which epsilon falls, if nothing says otherwise."""
+
 
 def import_path(source: Callable[..., Any]) -> str:
     """ "package.module:name" of a class or function, "/folder/file.py:name" if its module is the program.
@@ -102,7 +105,7 @@ class ActorsConfig:
     steps_per_chunk: int | None = None
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
-    epsilon_decay_env_steps: int = 100_000
+    epsilon_decay_env_steps: int | None = None
     epsilon_ladder: LadderConfig | None = None
     n_step: int = 1
     discount: float = 0.99

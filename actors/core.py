@@ -122,13 +122,37 @@ class EnvRestart:
 
 
 @dataclass(frozen=True)
+class BoundsReport:
+    """How many of the observations looked at hold values beyond the bounds of their space, and one of them,
+    in words; "" if none does."""
+
+    looked_at: int = 0
+    beyond: int = 0
+    example: str = ""
+
+    @property
+    def text(self) -> str:
+        """A sentence for the environment's user."""
+        return (
+            f"{self.beyond} of {self.looked_at} observations looked at leave the bounds of their space: "
+            f"{self.example}; they are learned from as they are"
+        )
+
+    def __add__(self, other: BoundsReport) -> BoundsReport:
+        return BoundsReport(
+            self.looked_at + other.looked_at, self.beyond + other.beyond, self.example or other.example
+        )
+
+
+@dataclass(frozen=True)
 class RolloutReport:
     """The result of one rollout chunk. Episodes are those that ended in it; returns are undiscounted and raw.
 
     seconds: time in each phase: "act", "env", "build", "push", and "idle" since the chunk before.
     start_values: max_a Q of each episode that began, empty before the first weights. action_counts [A] and
     reward_abs_* are over the transitions pushed, with rewards of single steps as the learner gets them.
-    longest_open_steps: env steps so far of the longest episode in progress.
+    longest_open_steps: env steps so far of the longest episode in progress. bounds: of a sample of the
+    observations.
     env_restarts: restarts in this chunk; a broken episode's return is not reported. The actor's owner fills
     in pushes_in_flight, unacknowledged_transitions (those in these pushes), process, and memory_excess: by
     how much its process exceeds its memory limit, in words; None if it does not.
@@ -154,12 +178,16 @@ class RolloutReport:
     memory_excess: str | None = None
     env_restarts: tuple[EnvRestart, ...] = ()
     longest_open_steps: int = 0
+    bounds: BoundsReport = BoundsReport()
 
     @property
     def worked_seconds(self) -> float:
         """Seconds in all phases but "idle"."""
         return sum(self.seconds.values()) - self.seconds.get("idle", 0.0)
 
+
+MOST_PROBE_STEPS = 1_000
+"""Random steps within which an episode of an environment that states no step limit should end."""
 
 MOST_EPISODE_STEPS = 27_000
 """Greedy episodes end there at the latest: Atari's limit (Mnih et al. 2015, doi:10.1038/nature14236)."""

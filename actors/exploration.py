@@ -5,14 +5,15 @@ Owns epsilon; must not import anything but numpy and actors.config.
 
 import numpy as np
 
-from actors.config import ActorsConfig, LadderConfig
+from actors.config import EPSILON_DECAY_ENV_STEPS, ActorsConfig, LadderConfig
 
 ALL_LANES = slice(None)
 
 
 def linear_epsilon(config: ActorsConfig, global_env_steps: int) -> float:
     """epsilon_start at 0 global env steps, then falling linearly to epsilon_end, then constant."""
-    fraction = min(global_env_steps / config.epsilon_decay_env_steps, 1.0)
+    decay_env_steps = config.epsilon_decay_env_steps or EPSILON_DECAY_ENV_STEPS
+    fraction = min(global_env_steps / decay_env_steps, 1.0)
     return config.epsilon_start + fraction * (config.epsilon_end - config.epsilon_start)
 
 
@@ -38,8 +39,14 @@ class Exploration:
         num_actions: int,
         epsilon: float | np.ndarray,
         rng: np.random.Generator,
+        *,
+        breaks_ties: bool = False,
     ) -> None:
-        """epsilon: one for all lanes, or one for each lane [N]."""
+        """epsilon: one for all lanes, or one for each lane [N]. breaks_ties: whether a lane whose random
+        action has the greatest value takes that one. A table's values are equal until a reward has been seen,
+        and so it goes on looking for one at random; other networks have no equal values.
+        """
+        self._breaks_ties = breaks_ties
         # One draw of floats serves both choices: rng.integers costs ten times as much for a few lanes.
         drawn = rng.random((steps, 2, num_lanes))
         self._explores = drawn[:, 0] < epsilon
@@ -51,7 +58,8 @@ class Exploration:
     ) -> np.ndarray:
         """Actions [K] int64 of step t in `lanes`: uniform in lanes that explore, else the argmax of q [K, A].
 
-        A uniform action may be the greedy one. Among equal values the lowest action wins. allowed [K, A] bool
+        A uniform action may be the greedy one. Among equal values the random action wins if ties are broken,
+        else the lowest one. allowed [K, A] bool
         has at least one action for each lane; actions are then chosen among these, and q must be -inf for
         the others.
         """
@@ -64,6 +72,9 @@ class Exploration:
             place = (self._choice[t, lanes] * up_to[:, -1]).astype(np.int64)
             random_actions = (up_to > place[:, None]).argmax(axis=1)
         actions: np.ndarray = q.argmax(axis=1)
+        if self._breaks_ties:
+            random_values = np.take_along_axis(q, random_actions[:, None], axis=1)
+            np.copyto(actions, random_actions, where=random_values[:, 0] == q.max(axis=1))
         np.copyto(actions, random_actions, where=self._explores[t, lanes])
         return actions
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.block_builder import BlockBuilder, ChunkSteps
 from actors.config import ActorsConfig, EnvConfig
-from actors.core import BlockSink, Policy, RolloutReport
+from actors.core import BlockSink, BoundsReport, Policy, RolloutReport
 from actors.envs.frame_stack import FrameStack
 from actors.envs.make import lane_seeds, make_vector
 from actors.envs.observations import masked, split
@@ -146,7 +146,14 @@ class EnvActor:
             self._policy.load(flat_weights)
             self._loaded = True
         epsilon = self._epsilon(global_env_steps)
-        exploration = Exploration(steps, self._num_lanes, self.spec.num_actions, epsilon, self._rng)
+        exploration = Exploration(
+            steps,
+            self._num_lanes,
+            self.spec.num_actions,
+            epsilon,
+            self._rng,
+            breaks_ties=self.spec.num_states is not None,
+        )
         self._builder.begin(steps, version, valued=self._loaded)
         final_observations: list[np.ndarray] = []
         for group in self._groups:
@@ -258,6 +265,7 @@ class EnvActor:
                 for restart in group.stepper.take_restarts()
             ),
             longest_open_steps=self._episodes.longest_open_steps,
+            bounds=sum((group.stepper.take_bounds() for group in self._groups), BoundsReport()),
         )
 
 

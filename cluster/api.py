@@ -29,7 +29,7 @@ from cluster.checkpoints.resume import OpenedRun, Resumed, reopen
 from cluster.control.ends import is_own_end, is_target
 from cluster.coordinator import Outcome
 from cluster.engines.engine import Engine
-from cluster.engines.machine import cluster_address, this_machine
+from cluster.engines.machine import cluster_address, peak_bytes, this_machine
 from cluster.engines.own_code import OWN_ROOT
 from cluster.engines.placement import Claims, Placement, place
 from cluster.engines.process_engine import ForkServers, ProcessEngine, can_run
@@ -53,6 +53,7 @@ from cluster.record.scrape_targets import advertised, home_folder, targets_folde
 from cluster.record.trackers import TrackerProcess, require_trackers
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.preload import fork_servers
+from cluster.settings.automatic import keeping_choices, most_lanes, reasons, step_limit, step_limit_note
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.load_config import load_config
 from cluster.settings.notes import setting_notes
@@ -84,35 +85,63 @@ class Result:
 
 
 @dataclass(frozen=True)
+class SavedRun:
+    """The environment and the config of a run that is resumed, as its directory has them."""
+
+    spec: EnvSpec
+    config: ResolvedConfig
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A configuration in which every setting is chosen, and the properties of its environment.
 
-    notes: sentences about both that the run's user should read.
+    notes: sentences about both that the run's user should read. reasons: why automatic settings are as they
+    are.
     """
 
     config: ResolvedConfig
     spec: EnvSpec
     notes: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
 
 
-def prepare(config: RunConfig, saved: EnvSpec | None = None) -> Prepared:
+def prepare(config: RunConfig, saved: SavedRun | None = None) -> Prepared:
     """Checks a config, probes its environment, and chooses the settings that it leaves out (None).
 
-    saved: the environment of the run that is resumed, whose numbers keep their meaning.
+    saved: the run that is resumed: its environment's numbers keep their meaning, and what was chosen for it
+    stays.
 
     Raises:
         ConfigError, EnvError: the message names value and cure. Both are ValueErrors.
     """
     check(config)
     _refuse_another_checkout()
+    if saved is not None:
+        config = keeping_choices(config, saved.config)
+    before = peak_bytes()
     probed = try_out(config.env)
+    lanes = most_lanes(peak_bytes() - before, this_machine().available_bytes)
+    notes, step_seconds = list(probed.notes), probed.step_seconds
+    limit = step_limit(probed.spec, probed.episodes_end) if saved is None else None
+    if limit is not None:
+        probed = try_out(replace(config.env, max_episode_steps=limit))
+        notes.append(step_limit_note(config.env.id, limit))
     config, spec = replace(config, env=probed.config), probed.spec
     if saved is not None:
-        spec = spec.read_as(saved)
-    resolved = resolve(config, spec, available_cores(), on_cluster=bool(cluster_address()))
+        spec = spec.read_as(saved.spec)
+    resolved = resolve(
+        config,
+        spec,
+        available_cores(),
+        on_cluster=bool(cluster_address()),
+        step_seconds=step_seconds,
+        most_lanes=lanes,
+    )
     check(resolved)
     _try_network(resolved, spec)
-    return Prepared(resolved, spec, (*probed.notes, *setting_notes(resolved, spec)))
+    notes += setting_notes(resolved, spec)
+    return Prepared(resolved, spec, tuple(notes), tuple(reasons(config, resolved, step_seconds)))
 
 
 def _refuse_another_checkout() -> None:
@@ -226,7 +255,7 @@ def train(
     if not goes_on:
         refuse_unusable(run_dir)
     require_trackers(config)
-    prepared = prepare(config, read_spec(run_dir) if goes_on else None)
+    prepared = prepare(config, SavedRun(read_spec(run_dir), read_config(run_dir)) if goes_on else None)
     resolved, spec, folder = prepared.config, prepared.spec, run_dir.absolute()
     if goes_on and (end := ended(run_dir, resolved)) is not None:
         return Result(run_dir, end, end.final.run_seconds, None)
@@ -281,7 +310,11 @@ def _tell_beginning(start: OpenedRun, prepared: Prepared, recorder: Recorder) ->
         recorder.info(text)
     for weakness in start.run_dir.weaknesses:
         recorder.warning(f"run directory {folder}: {weakness}")
-    for kind, text in (*(("warning", note) for note in prepared.notes), *start.notes):
+    for reason in prepared.reasons:
+        recorder.info(reason)
+    for note in prepared.notes:
+        recorder.warning_once(note)
+    for kind, text in start.notes:
         recorder.event(kind, text)
     recorder.begin(prepared.config)
 

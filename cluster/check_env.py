@@ -52,6 +52,7 @@ def describe(config: RunConfig) -> str:
         + (" each" if num_actors > 1 else ""),
         "memory": make_plan(resolved, spec, this_machine()).short,
     }
+    lines |= {f"chosen {number}": reason for number, reason in enumerate(prepared.reasons, 1)}
     lines |= {f"note {number}": note for number, note in enumerate(prepared.notes, 1)}
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())

@@ -224,6 +224,8 @@ class Coordinator:
         self._recovery.take_rollout(report)
         if actor.kind in self._expendable:
             return  # what made an environment fail may be the signal that also stopped the run
+        if report.bounds.beyond:
+            self._recorder.warning_once(report.bounds.text)
         if report.env_restarts:
             self._supervisor.count_env_restarts(actor, report.env_restarts)
         if report.memory_excess:

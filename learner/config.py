@@ -24,6 +24,9 @@ IMAGE_NETWORKS = ("nature_cnn", "impala_cnn", "minatar_cnn")
 NETWORKS = ("auto", "mlp", *IMAGE_NETWORKS, "table")
 """Names that `learner.network` may have, besides an import path."""
 
+LEARNING_RATE = 5e-4
+"""Learning rate, if nothing says otherwise."""
+
 TARGET_UPDATE_UPDATES = 200
 """Updates between two copies to the target network, if neither they nor env steps are given."""
 
@@ -117,7 +120,7 @@ class LearnerConfig:
     munchausen_clip: float = -1.0
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: float = 0.0
-    learning_rate: float = 5e-4
+    learning_rate: float | None = None
     learning_rate_end: float = 0.0
     learning_rate_decay_updates: int | None = None
     adam_epsilon: float = 1e-8
@@ -175,14 +178,14 @@ class LearnerConfig:
             f"only adamw decays weights, and learner.optimizer is {self.optimizer}; give adamw, or no decay",
         )
         require(
-            self.weight_decay == 0.0 or self.learning_rate * self.weight_decay < 1.0,
+            self.weight_decay == 0.0 or self.first_rate * self.weight_decay < 1.0,
             "learner.weight_decay",
             self.weight_decay,
-            f"at learner.learning_rate = {self.learning_rate} an update would leave nothing of the weights; "
+            f"at learner.learning_rate = {self.first_rate} an update would leave nothing of the weights; "
             "give less",
         )
-        rates = f"give a rate in [0, learner.learning_rate = {self.learning_rate}]"
-        within(0.0, self.learning_rate, "learner", self, "learning_rate_end", cure=rates)
+        rates = f"give a rate in [0, learner.learning_rate = {self.first_rate}]"
+        within(0.0, self.first_rate, "learner", self, "learning_rate_end", cure=rates)
         above_zero("learner", self, "max_grad_norm", cure="give a norm above 0, or null for no clipping")
         share = "give a share in (0, 1], or null"
         above_zero("learner", self, "target_polyak", cure=share)
@@ -219,6 +222,11 @@ def part_sizes(batch_size: int, num_learners: int) -> tuple[int, ...]:
     """How many transitions of a minibatch each rank learns from; the numbers differ by at most 1."""
     each, rest = divmod(batch_size, num_learners)
     return tuple(each + (rank < rest) for rank in range(num_learners))
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate of the first update."""
+        return self.learning_rate or LEARNING_RATE
 
 
 def target_period(config: LearnerConfig, samples_per_insert: float) -> int:

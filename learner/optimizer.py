@@ -16,9 +16,9 @@ from learner.torch_private import adam_step, sgd_step
 def learning_rate(config: LearnerConfig, update: int) -> float:
     """The rate of update number `update`, from 0: constant, or falling linearly to learning_rate_end."""
     if config.learning_rate_decay_updates is None:
-        return config.learning_rate
+        return config.first_rate
     fallen = min(update / config.learning_rate_decay_updates, 1.0)
-    return config.learning_rate + fallen * (config.learning_rate_end - config.learning_rate)
+    return config.first_rate + fallen * (config.learning_rate_end - config.first_rate)
 
 
 def clip_(gradient: Tensor, max_norm: float | None) -> Tensor:

@@ -4,6 +4,7 @@ Owns the guard of a single lane and seeds of restarts; must not know of policies
 """
 
 import contextlib
+import logging
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ AnyVectorEnv = VectorEnv[Any, Any, Any]
 RESTART = "qfleet_restart"
 """Key in the options of a reset that asks for a restart, and in the info of a restarted lane: its Failure."""
 _JOIN_SECONDS = 2.0
+_logger = logging.getLogger(__name__)
 # Constants of the module, because they are looked up for each lane and step.
 _ARRAY = np.ndarray
 _NUMBERS = (float, int, np.float64, np.float32, np.int64)
@@ -102,7 +104,9 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
             (kind is _ARRAY and observation.dtype is self._dtype and observation.shape == self._shape)
             or kind in self._numbers
         ):
-            return (observation, reward, terminated, truncated, self._read(info)) if info else result
+            if not info and info.__class__ is dict:
+                return result
+            return observation, reward, terminated, truncated, self._read(info)
         problem = self._validator.misfit(observation)
         if problem:
             return self._recover_step(Failure("invalid", problem))
@@ -111,6 +115,13 @@ class GuardedLane(gym.Wrapper[Any, Any, Any, Any]):
         except (TypeError, ValueError):
             return self._recover_step(Failure("invalid", _not_a_number(reward)))
         return observation, number, terminated, truncated, self._read(info)
+
+    def close(self) -> None:
+        """Closes the environment. If that raises, a warning says so: other lanes are still to be closed."""
+        try:
+            super().close()
+        except Exception as error:  # noqa: BLE001 - as in reset
+            _logger.warning("close() of %s raised %s: %s", self.env, type(error).__name__, error)
 
     def _recover_step(self, failure: Failure) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, info = self._recover(failure)

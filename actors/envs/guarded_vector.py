@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
-from actors.core import EnvRestart
+from actors.core import BoundsReport, EnvRestart
 from actors.envs.errors import EnvError, EnvFailed
 from actors.envs.guard import RESTART, AnyVectorEnv, Failure, describe_workers, discard, restart_seed
 from actors.envs.validation import Validator
@@ -22,6 +22,8 @@ VectorStep = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any], np.n
 """Observations, rewards, terminated, truncated and info as VectorEnv.step returns them, and `broken`."""
 
 _PROBATION_STEPS = 1_000
+# One step in so many is looked at, so that it costs actors nothing that could be measured.
+_BOUNDS_STEPS = 64
 _logger = logging.getLogger(__name__)
 
 
@@ -58,6 +60,7 @@ class GuardedVector:
         # Lane -> the step at which it was restarted.
         self._on_probation: dict[int, int] = {}
         self._restarts: list[EnvRestart] = []
+        self._bounds = BoundsReport()
 
     def reset(self, seeds: np.ndarray) -> tuple[Any, dict[str, Any]]:
         """Observations and info of new episodes in all lanes, seeded with seeds [N] int64."""
@@ -97,6 +100,8 @@ class GuardedVector:
             problems = self._validator.problems(observations, np.where(resetting, 0.0, reward))
         if problems and not self._guarded_lanes:
             return self.replace(_first(problems))
+        if self._steps % _BOUNDS_STEPS == 1:
+            self._bounds += self._validator.bounds(observations)
         broken = None
         if problems or RESTART in info:
             observations, broken = self._restart_lanes(observations, info, problems)
@@ -116,6 +121,11 @@ class GuardedVector:
         """The restarts since the last call."""
         restarts, self._restarts = self._restarts, []
         return tuple(restarts)
+
+    def take_bounds(self) -> BoundsReport:
+        """The observations looked at since the last call."""
+        bounds, self._bounds = self._bounds, BoundsReport()
+        return bounds
 
     def _reset(self, seeds: np.ndarray) -> tuple[Any, dict[str, Any]]:
         """See reset."""

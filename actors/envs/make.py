@@ -35,7 +35,7 @@ from actors.envs.guarded_vector import GuardedVector, SeedForm
 from actors.envs.images import image_layouts
 from actors.envs.native import NoNativeError, make_native
 from actors.envs.observations import parts_of
-from actors.envs.probing import look
+from actors.envs.probing import look, waiting_is_said
 from actors.envs.stepper import VectorStepper
 from actors.envs.wrapping import WithoutKeys, layers, refuse_statistics, wrapped, wrapper_notes
 from replay_service.block import OBSERVATION
@@ -50,11 +50,15 @@ class Probed:
     """What the probe of an environment found.
 
     config: with the environment's absolute path and the keys to drop chosen. notes: sentences for its user.
+    step_seconds: duration of a step of one lane. episodes_end: whether an episode ended within 1,000 random
+    steps; None if the environment states a step limit, or for want of time.
     """
 
     config: EnvConfig
     spec: EnvSpec
     notes: tuple[str, ...]
+    step_seconds: float
+    episodes_end: bool | None
 
 
 def probe(config: EnvConfig) -> EnvSpec:
@@ -68,6 +72,7 @@ def inspect(config: EnvConfig) -> Probed:
     Raises EnvError, whose message names the cure.
     """
     with _explained(config), ExitStack() as stack:
+        stack.enter_context(waiting_is_said(config.id))
         # What the environment prints is no part of the answer that a command writes to its standard output.
         stack.enter_context(redirect_stdout(sys.stderr))
         source = _find(config.id)
@@ -88,10 +93,18 @@ def inspect(config: EnvConfig) -> Probed:
         notes.append(
             f"{config.id} gives other observations for the same seed and actions: runs will not repeat"
         )
+    if seen.bounds.beyond:
+        notes.append(seen.bounds.text)
+    if seen.codes:
+        notes.append(
+            f"{config.id}: {', '.join(seen.codes)} has the bounds of pixels, 0 and 255, but is small and "
+            "holds no number above 15: it is taken for codes, which networks do not divide by 255"
+        )
+        spec = replace(spec, pixels=tuple(name for name in spec.pixels if name not in seen.codes))
     if config.action_mask is None:
         spec = replace(spec, action_mask=seen.masks)
     chosen = replace(config, id=_absolute(config.id), drop_observation_keys=dropped)
-    return Probed(chosen, spec, tuple(notes))
+    return Probed(chosen, spec, tuple(notes), seen.step_seconds, seen.ends)
 
 
 def make_vector(config: EnvConfig, num_envs: int, threads: int = 1) -> VectorStepper:

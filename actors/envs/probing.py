@@ -1,47 +1,72 @@
-"""What an environment shows only when it is stepped: action masks, numbers too large, seeds without effect.
+"""What an environment shows only when it is stepped: masks, too large numbers, useless seeds, speed, ends.
 
 Owns these first steps; must not know of policies, transitions or blocks.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from time import monotonic
+from threading import Event, Thread
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
 
-from actors.core import EnvSpec
+from actors.core import MOST_PROBE_STEPS, BoundsReport, EnvSpec
 from actors.envs.errors import EnvError, EnvFailed
 from actors.envs.guarded_vector import GuardedVector
 from actors.envs.observations import FLOAT32_WHOLE, Part, masks_of, parts_of
-from replay_service.block import ACTION_MASK
+from actors.envs.validation import Validator
+from replay_service.block import ACTION_MASK, OBSERVATION
 
 _STEPS = 50
 _REPEATED_STEPS = 10
 _SECONDS = 5.0
 _SEED = 0
+_FEWEST_PIXELS = 36
+_LARGEST_CODE = 15
+SAID_AFTER_SECONDS = 10.0
+_PAUSE_GROWTH = 3.0
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Seen:
     """What the first steps showed. masks: whether any of them came with info["action_mask"].
 
-    repeats: whether the same seed and actions gave the same observations again.
+    repeats: whether the same seed and actions gave the same observations again. step_seconds: mean duration
+    of a step without the longest one, in which much is done for the first time. ends: whether an episode
+    ended; None if time ran out before it had 1,000 steps, or if the environment has a step limit. codes:
+    names of arrays with the bounds of pixels that hold none, see `_holds_codes`. bounds: see BoundsReport.
     """
 
     masks: bool
     repeats: bool
+    step_seconds: float
+    ends: bool | None
+    codes: tuple[str, ...]
+    bounds: BoundsReport
 
 
 @dataclass(frozen=True, eq=False)
 class _Walk:
-    """Observations of one lane, one after another, each as its arrays [*raw_shape]."""
+    """Observations of one lane, one after another, each as its arrays [*raw_shape].
+
+    step_seconds, bounds: see Seen. ends: whether an episode ended. whole: whether all steps wanted were made.
+    """
 
     observations: list[list[np.ndarray]]
     masks: bool
+    step_seconds: float
+    ends: bool
+    whole: bool
+    bounds: BoundsReport
 
 
 def look(vector: GuardedVector, spec: EnvSpec) -> Seen:
-    """Makes 50 random steps (of those that masks allow), or as many as 5 seconds allow.
+    """Makes 50 random steps (of those that masks allow), or as many as 5 seconds allow. If no episode ends in
+    them and the environment states no limit, goes on up to 1,000 steps, for 5 seconds again.
 
     Raises EnvError for a mask of a wrong shape, for numbers that float32 would merge, and if the environment
     fails again and again.
@@ -50,6 +75,7 @@ def look(vector: GuardedVector, spec: EnvSpec) -> Seen:
     try:
         first = _walk(vector, spec, parts, _STEPS)
         again = _walk(vector, spec, parts, min(_REPEATED_STEPS, len(first.observations) - 1))
+        ends = _ends(vector, spec, first)
     except EnvFailed as failure:
         raise EnvError(f"it fails within its first {_STEPS} steps:\n{failure}") from None
     for part, values in zip(parts, zip(*first.observations, strict=True), strict=True):
@@ -59,15 +85,78 @@ def look(vector: GuardedVector, spec: EnvSpec) -> Seen:
         for before, after in zip(first.observations, again.observations, strict=False)
         for one, other in zip(before, after, strict=True)
     )
-    return Seen(masks=first.masks, repeats=repeats)
+    codes = tuple(
+        part.field.name or OBSERVATION
+        for part, values in zip(parts, zip(*first.observations, strict=True), strict=True)
+        if _holds_codes(part, np.array(values))
+    )
+    return Seen(
+        masks=first.masks,
+        repeats=repeats,
+        step_seconds=first.step_seconds,
+        ends=ends,
+        codes=codes,
+        bounds=first.bounds,
+    )
 
 
-def _walk(vector: GuardedVector, spec: EnvSpec, parts: tuple[Part, ...], steps: int) -> _Walk:
+@contextmanager
+def waiting_is_said(name: str) -> Iterator[None]:
+    """Says after ten seconds, and then ever more rarely, that an environment is still being tried out."""
+    done = Event()
+
+    def say() -> None:
+        began, pause = monotonic(), SAID_AFTER_SECONDS
+        while not done.wait(pause):
+            _logger.warning(
+                "%s has not come through its first steps for %.0f s: it is slow, or hangs in __init__, "
+                "reset() or step(). Ctrl-C ends this",
+                name,
+                monotonic() - began,
+            )
+            pause *= _PAUSE_GROWTH
+
+    thread = Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _holds_codes(part: Part, values: np.ndarray) -> bool:
+    """Whether a small picture with bounds 0 and 255 holds small numbers only, values [T, *raw_shape].
+
+    Grid worlds declare these bounds for codes of objects and colors, as MiniGrid does. Divided by 255, they
+    would hardly differ.
+    """
+    small = len(part.raw_shape) < 2 or sorted(part.raw_shape)[-2] < _FEWEST_PIXELS
+    return part.pixels and small and 0 < values.max() <= _LARGEST_CODE
+
+
+def _ends(vector: GuardedVector, spec: EnvSpec, first: _Walk) -> bool | None:
+    """Whether an episode ends within 1,000 random steps; None if the environment has a limit, or for want of
+    time."""
+    if spec.max_episode_steps is not None:
+        return None
+    if first.ends or not first.whole:
+        return first.ends or None
+    long = _walk(vector, spec, (), MOST_PROBE_STEPS, to_first_end=True)
+    return True if long.ends else False if long.whole else None
+
+
+def _walk(
+    vector: GuardedVector, spec: EnvSpec, parts: tuple[Part, ...], steps: int, *, to_first_end: bool = False
+) -> _Walk:
+    """Makes random steps from a reset on. to_first_end: no further than to the end of an episode."""
     rng = np.random.default_rng(_SEED)
     first_action = int(getattr(vector.env.single_action_space, "start", 0))
-    ended = np.zeros(vector.env.num_envs, np.bool_)
+    ended, validator = np.zeros(vector.env.num_envs, np.bool_), Validator(vector.env.single_observation_space)
     observations, info = vector.reset(np.full(vector.env.num_envs, _SEED))
     walk, masks, deadline = [_arrays(parts, observations)], False, monotonic() + _SECONDS
+    seconds: list[float] = []
+    any_ended, bounds = False, validator.bounds(observations)
     for _ in range(steps):
         allowed = np.ones((vector.env.num_envs, spec.num_actions), np.bool_)
         if ACTION_MASK in info:
@@ -75,13 +164,18 @@ def _walk(vector: GuardedVector, spec: EnvSpec, parts: tuple[Part, ...], steps: 
             given = masks_of(info, vector.env.num_envs, spec.num_actions)
             allowed = np.where(given.any(axis=1, keepdims=True), given, allowed)
         actions = np.where(allowed, rng.random(allowed.shape), -1.0).argmax(axis=1)
+        began = perf_counter()
         vector.begin(actions + first_action)
         observations, _, terminated, truncated, info, _ = vector.finish(ended)
+        seconds.append(perf_counter() - began)
         ended = terminated | truncated
+        any_ended |= bool(ended.any())
         walk.append(_arrays(parts, observations))
-        if monotonic() > deadline:
+        bounds += validator.bounds(observations)
+        if monotonic() > deadline or (to_first_end and any_ended):
             break
-    return _Walk(walk, masks or ACTION_MASK in info)
+    mean = (sum(seconds) - max(seconds)) / (len(seconds) - 1) if len(seconds) > 1 else sum(seconds)
+    return _Walk(walk, masks or ACTION_MASK in info, mean, any_ended, len(seconds) == steps, bounds)
 
 
 def _arrays(parts: tuple[Part, ...], observations: Any) -> list[np.ndarray]:

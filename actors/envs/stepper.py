@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from actors.core import EnvRestart, EnvSpec
+from actors.core import BoundsReport, EnvRestart, EnvSpec
 from actors.envs.errors import EnvError
 from actors.envs.guard import Failure
 from actors.envs.guarded_vector import GuardedVector, VectorStep
@@ -193,6 +193,10 @@ class VectorStepper:
     def take_restarts(self) -> tuple[EnvRestart, ...]:
         """The restarts since the last call."""
         return self._vector.take_restarts()
+
+    def take_bounds(self) -> BoundsReport:
+        """How many of the observations looked at since the last call left the bounds of their space."""
+        return self._vector.take_bounds()
 
     def close(self) -> None:
         """Closes the environments."""

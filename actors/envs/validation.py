@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from actors.core import BoundsReport
 from actors.envs.observations import FLOAT32_WHOLE, Part, parts_of
 
+_SLACK = 1e-5
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # A transition sums at most 64 rewards (actors.n_step) and stores the sum in float32.
 _REWARD_MAX = _FLOAT32_MAX / 64
@@ -58,13 +60,32 @@ class Validator:
                 found[lane] = f"it returned the reward {reward[lane]}, which float32 sums cannot hold"
         return found
 
+    def bounds(self, observations: Any) -> BoundsReport:
+        """How many observations of a batch leave the bounds of a Box, which is allowed, and one of them."""
+        looked_at, example = 0, ""
+        beyond: np.ndarray = np.zeros(1, np.bool_)
+        for leaf in self._leaves:
+            array = np.asarray(leaf.part.of(observations))
+            looked_at = len(array)
+            outside = leaf.beyond(array)
+            if outside is None:
+                continue
+            lanes = outside.reshape(looked_at, -1).any(axis=1)
+            beyond = np.logical_or(beyond, lanes)
+            if not example:
+                where = np.unravel_index(int(outside.argmax()), outside.shape)
+                low, high = leaf.space.low[where[1:]], leaf.space.high[where[1:]]
+                value = array[where]
+                example = f"{leaf.name} holds {value:.6g}, beyond its bounds {low:g} and {high:g}"
+        return BoundsReport(looked_at, int(np.count_nonzero(beyond)), example)
+
 
 @dataclass(frozen=True)
 class _Leaf:
     """One array of an observation, and its space."""
 
     part: Part
-    space: spaces.Space[Any]
+    space: Any
 
     @property
     def name(self) -> str:
@@ -90,6 +111,18 @@ class _Leaf:
                 "give the space a larger dtype, or let the environment clip what it returns"
             )
         return None
+
+    def beyond(self, array: np.ndarray) -> np.ndarray | None:
+        """[N, ...] bool: values of a batch [N, ...] beyond the bounds of a Box; None: none is."""
+        if not isinstance(self.space, spaces.Box) or array.dtype.kind not in "iuf":
+            return None
+        low, high = self.space.low, self.space.high
+        if array.dtype.kind == "f":  # rounding is no departure
+            with np.errstate(over="ignore"):  # the largest float is as good as none
+                low = low - np.float32(_SLACK) * np.maximum(1, abs(low))
+                high = high + np.float32(_SLACK) * np.maximum(1, abs(high))
+        outside = (array < low) | (array > high)
+        return outside if np.count_nonzero(outside) else None
 
     def invalid(self, array: np.ndarray) -> np.ndarray | None:
         """[N, ...] bool: values of a batch [N, ...] that are not finite or out of range; None: none is.

@@ -80,6 +80,7 @@ _FREE = (
     "run.runtime",
     "run.preset",
     "run.restarts",
+    "run.measure_speed",
     "run.stall_seconds",
     "run.frozen_seconds",
     "run.wait_for_cluster_seconds",

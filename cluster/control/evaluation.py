@@ -9,7 +9,7 @@ from statistics import fmean, pstdev
 
 from actors.core import EvaluationReport
 from cluster.control.significance import Sample, mean_lower_bound
-from cluster.settings.config import EvaluationConfig
+from cluster.settings.resolved import ResolvedEvaluation
 
 _ALPHA = 0.01
 _MOST_TIMES = 16
@@ -79,7 +79,10 @@ class ModelSelection:
     """
 
     def __init__(
-        self, config: EvaluationConfig, target_return: float | None, state: ModelSelectionState | None = None
+        self,
+        config: ResolvedEvaluation,
+        target_return: float | None,
+        state: ModelSelectionState | None = None,
     ) -> None:
         state = state or ModelSelectionState()
         self._config = config

@@ -124,7 +124,7 @@ def catastrophic_forgetting(window: Window, config: ResolvedConfig) -> Reading |
         (
             True,
             "late updates are as large as early ones and undo what was learned",
-            f"learner.learning_rate_end={config.learner.learning_rate / 10:g} with "
+            f"learner.learning_rate_end={config.learner.first_rate / 10:g} with "
             "learner.learning_rate_decay_updates",
         ),
     )
@@ -382,7 +382,7 @@ def _copies_now(learner: LearnerConfig) -> int | None:
 
 
 def _slower(learner: LearnerConfig) -> str:
-    return f"learner.learning_rate={learner.learning_rate / 10:g} (now {learner.learning_rate:g})"
+    return f"learner.learning_rate={learner.first_rate / 10:g} (now {learner.first_rate:g})"
 
 
 def _and_clip(learner: LearnerConfig) -> str:

@@ -4,6 +4,8 @@ Owns reading them from the system; must not import ray or torch.
 """
 
 import os
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,14 @@ def this_machine(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
     if limited is not None and limited[0] < total:
         total, available = limited[0], min(available, limited[1])
     return Machine(available_cores(), total, available, _shm_bytes())
+
+
+def peak_bytes() -> int:
+    """The largest memory that this process has held so far, and the largest of the children that it has
+    waited for."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return unit * sum(usage.ru_maxrss for usage in usages)
 
 
 def _cgroup_memory(cgroup: Path) -> tuple[int, int] | None:

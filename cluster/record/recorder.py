@@ -106,7 +106,7 @@ class Recorder:
 
     def warning_once(self, text: str) -> None:
         """Records a warning, unless one with the same words, whatever their numbers, was recorded before."""
-        words = re.sub(r"[\d,.]+", "", text)
+        words = re.sub(r"-?[\d,.]+(e[-+]?\d+)?|-?inf", "", text)
         if words not in self._warned:
             self._warned.add(words)
             self.warning(text)

@@ -54,7 +54,9 @@ MEANINGS: Mapping[str, Meaning] = {
         "bins",
     ),
     "env.max_episode_steps": Meaning(
-        "steps after which an episode is truncated", "env steps", "the environment's own limit"
+        "steps after which an episode is truncated",
+        "env steps",
+        "the environment's own; if it never ends in the probe 1,000 (tables: 4 x states, at least 200)",
     ),
     "env.image_layout": Meaning(
         "the order of the axes of images: channels last (HWC) or first (CHW)",
@@ -67,7 +69,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "actors.num_actors": Meaning(
         "actor processes",
         "processes",
-        "1 for cheap native environments and in the serial runtime, else the cores less one",
+        "1 for cheap native environments and in the serial runtime, else cores - 1; cores if slow, no images",
     ),
     "actors.min_actors": Meaning(
         "actors that a cluster must have room for before a run begins; the others follow",
@@ -78,12 +80,14 @@ MEANINGS: Mapping[str, Meaning] = {
     "actors.steps_per_chunk": Meaning(
         "steps of each lane in one piece of work, whose transitions are pushed as one block",
         "env steps",
-        "30 x (stack + n_step) for images, else 32",
+        "30 x (stack + n_step) for images, else by speed 32, 16 or 4",
     ),
     "actors.epsilon_start": Meaning("share of random actions at the start", "share"),
     "actors.epsilon_end": Meaning("share of random actions at the end", "share"),
     "actors.epsilon_decay_env_steps": Meaning(
-        "steps of all actors together over which it falls linearly", "env steps"
+        "steps of all actors together over which it falls linearly",
+        "env steps",
+        "by speed 100,000, 20,000 or 4,000, or a fifth of the run's env steps",
     ),
     "actors.epsilon_ladder": Meaning("if given, each lane keeps its own share of random actions"),
     "actors.epsilon_ladder.base": Meaning(
@@ -181,7 +185,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.munchausen_clip": Meaning("least scaled log-probability, temperature x ln pi", "return"),
     "learner.optimizer": Meaning("the optimizer"),
     "learner.weight_decay": Meaning("adamw multiplies all weights by 1 - rate x weight_decay in each update"),
-    "learner.learning_rate": Meaning("learning rate at the start"),
+    "learner.learning_rate": Meaning(
+        "learning rate at the start",
+        automatic="0.0005; 0.02 for tables, falling to 0.0005 over 20,000 updates or 60 % of the run's",
+    ),
     "learner.learning_rate_end": Meaning("learning rate at the end of its decay"),
     "learner.learning_rate_decay_updates": Meaning(
         "updates over which it falls linearly; null: never", "updates"
@@ -204,7 +211,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.target_polyak": Meaning(
         "share by which the target network moves in each update, instead of copies", "share"
     ),
-    "learner.updates_per_chunk": Meaning("updates in one piece of work", "updates", "8 for images, else 64"),
+    "learner.updates_per_chunk": Meaning(
+        "updates in one piece of work", "updates", "8 for images, else by speed 64, 32 or 16"
+    ),
     "learner.device": Meaning("auto, cpu, cuda or cuda:N", automatic="a GPU if there is one"),
     "learner.initial_weights": Meaning(
         "run folder, or file of weights by name, with which both networks begin"
@@ -215,14 +224,29 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.compile": Meaning(
         "whether torch.compile compiles the learner's passes, where there is a compiler"
     ),
-    "pacing.samples_per_insert": Meaning("transitions sampled for each one inserted after learning_starts"),
-    "pacing.learning_starts": Meaning("transitions in replay before the first update", "transitions"),
-    "evaluation.every_updates": Meaning("updates between two evaluations", "updates"),
-    "evaluation.episodes": Meaning("greedy episodes of an evaluation", "episodes"),
+    "pacing.samples_per_insert": Meaning(
+        "transitions sampled for each one inserted after learning_starts",
+        automatic="8 for fast environments, else 8 to 32: what takes the learner half its time",
+    ),
+    "pacing.learning_starts": Meaning(
+        "transitions in replay before the first update",
+        "transitions",
+        "by speed 1,000, 500 or 200, or a twentieth of the run's env steps, at least a batch",
+    ),
+    "evaluation.every_updates": Meaning(
+        "updates between two evaluations",
+        "updates",
+        "1,000; for tables 5,000, or a tenth of the run's updates if that is between",
+    ),
+    "evaluation.episodes": Meaning(
+        "greedy episodes of an evaluation",
+        "episodes",
+        "20; 100 for tables of fast environments, 10 for slow environments",
+    ),
     "evaluation.num_envs": Meaning(
         "environments that play an evaluation's episodes at the same time",
         "environments",
-        "at most 32 of a native vector form, else at most 8",
+        "at most 32 of a native vector form, else at most 8; and what an eighth of the free memory holds",
     ),
     "stop.env_steps": Meaning(
         "steps after which the run ends", "env steps", "1,000,000 if no other limit is given"
@@ -263,6 +287,10 @@ MEANINGS: Mapping[str, Meaning] = {
         "time without an answer after which a shard is replaced; other roles have multiples of it", "s"
     ),
     "run.wait_for_cluster_seconds": Meaning("time that a run waits for room on a cluster", "s"),
+    "run.measure_speed": Meaning(
+        "whether speed is measured: fast (from 1,000 steps/s on), moderate, slow (below 100); else fast",
+        automatic="true, but false in the serial runtime",
+    ),
 }
 _WIDTH = 116
 _COLUMNS = ("setting", "type", "default", "unit", "meaning", "chosen automatically")

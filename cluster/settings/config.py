@@ -21,8 +21,8 @@ class PacingConfig:
     cluster/settings/catalog.py says what each means.
     """
 
-    samples_per_insert: float = 8.0
-    learning_starts: int = 1_000
+    samples_per_insert: float | None = None
+    learning_starts: int | None = None
 
     def __post_init__(self) -> None:
         above_zero("pacing", self, "samples_per_insert")
@@ -36,8 +36,8 @@ class EvaluationConfig:
     cluster/settings/catalog.py says what each means.
     """
 
-    every_updates: int = 1_000
-    episodes: int = 20
+    every_updates: int | None = None
+    episodes: int | None = None
     num_envs: int | None = None
 
     def __post_init__(self) -> None:
@@ -114,6 +114,7 @@ class RunSection:
     stall_seconds: float = 120.0
     frozen_seconds: float = 30.0
     wait_for_cluster_seconds: float = 300.0
+    measure_speed: bool | None = None
 
     def __post_init__(self) -> None:
         at_least(0, "run", self, "wait_for_cluster_seconds", "seed", "restarts")
@@ -167,6 +168,8 @@ def _pacing_problems(config: RunConfig) -> Iterator[str]:
         config.stop.env_steps,
         config.learner.batch_size,
     )
+    if starts is None:
+        return
     if limit is not None and limit <= starts:
         yield (
             f"stop.env_steps is {limit}, not above pacing.learning_starts = {starts}: "
@@ -181,19 +184,20 @@ def _pacing_problems(config: RunConfig) -> Iterator[str]:
 
 def _update_problems(config: RunConfig) -> Iterator[str]:
     """Whether stop.env_steps allows the first chunk of updates; known once that chunk's size is chosen."""
-    limit, starts, chunk = (
+    limit, starts, ratio, chunk = (
         config.stop.env_steps,
         config.pacing.learning_starts,
+        config.pacing.samples_per_insert,
         config.learner.updates_per_chunk,
     )
-    if limit is None or chunk is None or limit <= starts:
+    if limit is None or chunk is None or starts is None or ratio is None or limit <= starts:
         return
     updates, batch_size = min(chunk, config.stop.updates or chunk), config.learner.batch_size
-    allowed = (limit - starts) * config.pacing.samples_per_insert
+    allowed = (limit - starts) * ratio
     if allowed < updates * batch_size:
         yield (
             f"stop.env_steps is {limit}, too few for a single update: pacing.learning_starts = {starts} and "
-            f"pacing.samples_per_insert = {config.pacing.samples_per_insert:g} allow {allowed:,.0f} samples "
+            f"pacing.samples_per_insert = {ratio:g} allow {allowed:,.0f} samples "
             f"by then, and the first chunk of learner.updates_per_chunk = {updates} updates with "
             f"learner.batch_size = {batch_size} takes {updates * batch_size:,}; raise stop.env_steps, or "
             "lower learner.updates_per_chunk"
@@ -210,7 +214,7 @@ def _replay_problems(config: RunConfig) -> Iterator[str]:
             f"replay.capacity is {capacity}, below learner.batch_size = {batch_size}: "
             "a batch could never be filled; raise the capacity or lower the batch size"
         )
-    if starts > capacity:
+    if starts is not None and starts > capacity:
         yield (
             f"pacing.learning_starts is {starts}, above replay.capacity = {capacity}: "
             "learning would never start; lower learning_starts or raise the capacity"

@@ -6,10 +6,9 @@ Owns these sentences; must not import torch or ray.
 import math
 from collections.abc import Iterator
 
-from actors.config import ActorsConfig
 from actors.core import EnvSpec
 from cluster.settings.resolve import network_spec
-from cluster.settings.resolved import ResolvedConfig
+from cluster.settings.resolved import ResolvedActors, ResolvedConfig
 from learner.config import approximate_products, approximate_weights, image_shape, is_import_path
 
 _LARGE_SIDE = 128
@@ -28,7 +27,7 @@ _DECAY = ("epsilon_start", "epsilon_end", "epsilon_decay_env_steps")
 def setting_notes(config: ResolvedConfig, spec: EnvSpec) -> Iterator[str]:
     """Sentences about settings and the observations that they meet."""
     if config.actors.epsilon_ladder is not None:
-        plain = ActorsConfig()
+        plain = ResolvedActors()
         for name in _DECAY:
             if getattr(config.actors, name) != getattr(plain, name):
                 yield (

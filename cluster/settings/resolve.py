@@ -4,8 +4,24 @@ Owns the rules and their reasons; must not import torch or ray.
 """
 
 from dataclasses import replace
+from typing import Any
 
+from actors.config import EPSILON_DECAY_ENV_STEPS, ActorsConfig
 from actors.core import EnvSpec
+from cluster.settings.automatic import (
+    Scale,
+    budget_env_steps,
+    epsilon_decay_env_steps,
+    evaluation_episodes,
+    evaluation_every_updates,
+    expected_updates,
+    has_no_rates,
+    learning_starts,
+    samples_per_insert,
+    speed_of,
+    table_rates,
+    uses_every_core,
+)
 from cluster.settings.config import ConfigError, RunConfig, RunSection
 from cluster.settings.resolved import (
     ResolvedActors,
@@ -13,6 +29,7 @@ from cluster.settings.resolved import (
     ResolvedEnv,
     ResolvedEvaluation,
     ResolvedLearner,
+    ResolvedPacing,
     ResolvedReplay,
     ResolvedRun,
     ResolvedStop,
@@ -38,44 +55,44 @@ def runtime_of(run: RunSection, *, on_cluster: bool) -> Runtime:
     return run.runtime
 
 
-def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = False) -> ResolvedConfig:
+def resolve(
+    config: RunConfig,
+    spec: EnvSpec,
+    cores: int,
+    *,
+    on_cluster: bool = False,
+    step_seconds: float | None = None,
+    most_lanes: int | None = None,
+) -> ResolvedConfig:
     """The config with every setting chosen. Pure: equal input gives equal output.
 
     cores: of the machine that runs the actors. on_cluster: whether the runtime "auto" means "cluster".
+    step_seconds: duration of an environment's step, used if run.measure_speed allows; None: not measured.
+    most_lanes: environments of the evaluator that memory allows; None: not measured.
 
     Raises:
         ConfigError: if the configured network does not fit the environment's observations.
     """
-    actors, replay, learner, stop = config.actors, config.replay, config.learner, config.stop
+    replay, stop = config.replay, config.stop
     runtime = runtime_of(config.run, on_cluster=on_cluster)
-    serial = runtime == "serial"
-    image = _frame_bytes(spec) > _IMAGE_BYTES
-    native = spec.backend == "native"
+    measure = runtime != "serial" if config.run.measure_speed is None else config.run.measure_speed
     if stop.env_steps is None and stop.updates is None and stop.seconds is None:
         stop = replace(stop, env_steps=_DEFAULT_ENV_STEPS)
     target = spec.reward_threshold if stop.target_return == "auto" else stop.target_return
     preset = "none" if config.run.preset == "auto" else config.run.preset
-    room = _REPLAY_BYTES_AUTO // max(1, _frame_bytes(spec))
+    serial = runtime == "serial"
+    scale = _scale(replace(config, stop=stop), spec, cores, step_seconds if measure else None, serial=serial)
+    episodes = config.evaluation.episodes or evaluation_episodes(scale)
+    capacity = replay.capacity or _capacity(spec, config.learner.batch_size)
     return ResolvedConfig(
         env=narrowed(
             ResolvedEnv, config.env, stack=spec.stack, action_mask=spec.action_mask or config.env.action_mask
         ),
-        actors=narrowed(
-            ResolvedActors,
-            actors,
-            # Each rank of the learner keeps one core for itself. One actor is enough for cheap native
-            # environments, but not for images, whose network takes an actor as long as the steps do.
-            num_actors=actors.num_actors
-            or (1 if serial or (native and not image) else max(1, cores - learner.num_learners)),
-            envs_per_actor=actors.envs_per_actor or (16 if native else 8),
-            # A lane repeats stack + n_step - 1 frames in each block. Chunks of images are so long that this
-            # is below 3.5 %, and that a transition takes below 1.05 frames with all that it stores.
-            steps_per_chunk=actors.steps_per_chunk or (30 * (spec.stack + actors.n_step) if image else 32),
-        ),
+        actors=_actors(config.actors, spec, scale),
         replay=narrowed(
             ResolvedReplay,
             replay,
-            capacity=replay.capacity or max(learner.batch_size, min(100_000, room)),
+            capacity=capacity,
             # Both are upper limits, within which the sampler adapts to measured times. The serial runtime
             # draws each minibatch only when it needs it, so that the order is fixed.
             minibatches_per_request=replay.minibatches_per_request
@@ -83,24 +100,76 @@ def resolve(config: RunConfig, spec: EnvSpec, cores: int, *, on_cluster: bool = 
             prefetch_requests=0 if serial else replay.prefetch_requests,
             persist=replay.persist or "checkpoint",
         ),
-        learner=narrowed(
-            ResolvedLearner,
-            learner,
-            network=_network(spec, learner),
-            target_update_updates=target_updates(learner),
-            updates_per_chunk=learner.updates_per_chunk or (8 if image else 64),
+        learner=_learner(config.learner, spec, scale),
+        pacing=ResolvedPacing(
+            samples_per_insert=scale.samples_per_insert,
+            learning_starts=config.pacing.learning_starts
+            or learning_starts(scale, config.learner.batch_size, capacity),
         ),
-        pacing=config.pacing,
         evaluation=narrowed(
             ResolvedEvaluation,
             config.evaluation,
-            num_envs=config.evaluation.num_envs or _evaluated_at_once(config.evaluation.episodes, spec),
+            every_updates=config.evaluation.every_updates or evaluation_every_updates(scale),
+            episodes=episodes,
+            num_envs=config.evaluation.num_envs or _evaluated_at_once(episodes, spec, most_lanes),
         ),
         stop=narrowed(ResolvedStop, stop, target_return=target),
         checkpoint=config.checkpoint,
         metrics=config.metrics,
-        run=narrowed(ResolvedRun, config.run, runtime=runtime, preset=preset),
+        run=narrowed(ResolvedRun, config.run, runtime=runtime, preset=preset, measure_speed=measure),
     )
+
+
+def _scale(
+    config: RunConfig, spec: EnvSpec, cores: int, step_seconds: float | None, *, serial: bool
+) -> Scale:
+    """What the automatic settings of learning follow. step_seconds: None if it is not to be used."""
+    speed, network = speed_of(step_seconds), _network(spec, config.learner)
+    # Each rank of the learner keeps one core for itself. One actor is enough for cheap native environments,
+    # but not for images, whose network takes an actor as long as the steps do.
+    one = serial or (spec.backend == "native" and not _is_image(spec))
+    spare = cores if uses_every_core(speed, network) else cores - config.learner.num_learners
+    num_actors = config.actors.num_actors or (1 if one else max(1, spare))
+    ratio = config.pacing.samples_per_insert or samples_per_insert(speed, network, num_actors)
+    budget = budget_env_steps(config.stop, speed, num_actors, timed=step_seconds is not None)
+    updates = expected_updates(config.stop, budget, ratio, config.learner.batch_size)
+    return Scale(speed, network, num_actors, ratio, budget, updates)
+
+
+def _actors(actors: ActorsConfig, spec: EnvSpec, scale: Scale) -> ResolvedActors:
+    # A lane repeats stack + n_step - 1 frames in each block. Chunks of images are so long that this is below
+    # 3.5 %, and that a transition takes below 1.05 frames with all that it stores.
+    steps = 30 * (spec.stack + actors.n_step) if _is_image(spec) else scale.speed.steps_per_chunk
+    # A ladder does not use it.
+    decay = EPSILON_DECAY_ENV_STEPS if actors.epsilon_ladder else epsilon_decay_env_steps(scale)
+    return narrowed(
+        ResolvedActors,
+        actors,
+        num_actors=scale.num_actors,
+        envs_per_actor=actors.envs_per_actor or (16 if spec.backend == "native" else 8),
+        steps_per_chunk=actors.steps_per_chunk or steps,
+        epsilon_decay_env_steps=actors.epsilon_decay_env_steps or decay,
+    )
+
+
+def _learner(learner: LearnerConfig, spec: EnvSpec, scale: Scale) -> ResolvedLearner:
+    rates: dict[str, Any] = {"learning_rate": learner.first_rate}
+    if scale.network == "table" and has_no_rates(learner):
+        rates = table_rates(scale)
+    return narrowed(
+        ResolvedLearner,
+        learner,
+        network=scale.network,
+        target_update_updates=target_updates(learner),
+        updates_per_chunk=learner.updates_per_chunk
+        or (8 if _is_image(spec) else scale.speed.updates_per_chunk),
+        **rates,
+    )
+
+
+def _capacity(spec: EnvSpec, batch_size: int) -> int:
+    room = _REPLAY_BYTES_AUTO // max(1, _frame_bytes(spec))
+    return max(batch_size, min(100_000, room))
 
 
 def target_updates(learner: LearnerConfig) -> int | None:
@@ -120,11 +189,12 @@ def _most_minibatches(config: RunConfig, spec: EnvSpec) -> int:
     return max(1, min(_MOST_MINIBATCHES, room))
 
 
-def _evaluated_at_once(episodes: int, spec: EnvSpec) -> int:
+def _evaluated_at_once(episodes: int, spec: EnvSpec, most_lanes: int | None) -> int:
     """Environments of the evaluator: few, because single ones may be large processes, and as many as share
     the episodes evenly. The lanes of a native vector environment are light, and many step as fast as few.
     """
     most = _MOST_NATIVE_LANES if spec.backend == "native" else _MOST_LANES
+    most = most if most_lanes is None else min(most, most_lanes)
     return -(-episodes // -(-episodes // most))
 
 
@@ -159,3 +229,7 @@ def _network(spec: EnvSpec, learner: LearnerConfig) -> str:
 
 def _frame_bytes(spec: EnvSpec) -> int:
     return sum(field.bytes_per_frame for field in spec.block_schema(1).frame_fields)
+
+
+def _is_image(spec: EnvSpec) -> bool:
+    return _frame_bytes(spec) > _IMAGE_BYTES

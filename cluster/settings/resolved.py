@@ -6,9 +6,9 @@ Owns which settings are no longer None; must not import torch or ray.
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-from actors.config import ActorsConfig, EnvConfig
-from cluster.settings.config import EvaluationConfig, RunConfig, RunSection, StopConfig
-from learner.config import LearnerConfig, target_period
+from actors.config import EPSILON_DECAY_ENV_STEPS, ActorsConfig, EnvConfig
+from cluster.settings.config import EvaluationConfig, PacingConfig, RunConfig, RunSection, StopConfig
+from learner.config import LEARNING_RATE, LearnerConfig, target_period
 from replay_service.config import ReplayConfig
 
 _Section = TypeVar("_Section")
@@ -26,11 +26,13 @@ class ResolvedEnv(EnvConfig):
 
 @dataclass(frozen=True)
 class ResolvedActors(ActorsConfig):
-    """Acting, with the number of actors, of their environments, and of steps per chunk chosen."""
+    """Acting, with the number of actors, of their environments, and of steps per chunk chosen, and with the
+    length of exploration."""
 
     num_actors: int = 1
     envs_per_actor: int = 1
     steps_per_chunk: int = 1
+    epsilon_decay_env_steps: int = EPSILON_DECAY_ENV_STEPS
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,18 @@ class ResolvedReplay(ReplayConfig):
 
 @dataclass(frozen=True)
 class ResolvedLearner(LearnerConfig):
-    """Learning, with updates_per_chunk chosen. network is never "auto"."""
+    """Learning, with updates_per_chunk and learning_rate chosen. network is never "auto"."""
 
+    learning_rate: float = LEARNING_RATE
     updates_per_chunk: int = 1
+
+
+@dataclass(frozen=True)
+class ResolvedPacing(PacingConfig):
+    """Pacing, with both numbers chosen."""
+
+    samples_per_insert: float = 8.0
+    learning_starts: int = 1_000
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,10 @@ class ResolvedStop(StopConfig):
 
 @dataclass(frozen=True)
 class ResolvedEvaluation(EvaluationConfig):
-    """Evaluation, with the number of environments chosen."""
+    """Evaluation, with its period, its episodes and the number of environments chosen."""
 
+    every_updates: int = 1_000
+    episodes: int = 20
     num_envs: int = 8
 
 
@@ -69,6 +82,7 @@ class ResolvedRun(RunSection):
 
     runtime: Runtime = "local"
     preset: str = "none"
+    measure_speed: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,7 @@ class ResolvedConfig(RunConfig):
     actors: ResolvedActors = field(default_factory=ResolvedActors)
     replay: ResolvedReplay = field(default_factory=ResolvedReplay)
     learner: ResolvedLearner = field(default_factory=ResolvedLearner)
+    pacing: ResolvedPacing = field(default_factory=ResolvedPacing)
     stop: ResolvedStop = field(default_factory=ResolvedStop)
     evaluation: ResolvedEvaluation = field(default_factory=ResolvedEvaluation)
     run: ResolvedRun = field(default_factory=ResolvedRun)

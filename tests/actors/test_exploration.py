@@ -95,3 +95,19 @@ def test_a_chunk_drawn_at_once_acts_as_its_steps_drawn_one_by_one(masked: bool) 
             part = None if mask is None else mask[lanes]
             assert np.array_equal(chunk.actions(t, q_t[lanes], part, lanes), expected[lanes])
     assert one_by_one.random() == at_once.random()
+
+
+def test_ties_are_broken_at_random_where_values_are_equal() -> None:
+    rng, steps, lanes = np.random.default_rng(0), 400, 3
+    exploration = Exploration(steps, lanes, 4, 0.0, rng, breaks_ties=True)
+    q = np.array([[0.0, 0, 0, 0], [0, 1, 0, 1], [0, 1, 2, 1]], np.float32)
+    taken = np.stack([exploration.actions(t, q) for t in range(steps)])
+    counts = np.stack([np.bincount(taken[:, lane], minlength=4) for lane in range(lanes)])
+    assert counts[0].min() > steps / 8  # uniform
+    assert (counts[1] > 0).tolist() == [False, True, False, True]
+    assert counts[2].tolist() == [0, 0, steps, 0]
+    allowed = np.array([[False, True, True, False]] * lanes)
+    masked_q = np.where(allowed, q, -np.inf)
+    assert set(np.concatenate([exploration.actions(t, masked_q, allowed) for t in range(steps)])) <= {1, 2}
+    plain = Exploration(steps, lanes, 4, 0.0, np.random.default_rng(0))
+    assert {tuple(plain.actions(t, q)) for t in range(steps)} == {(0, 1, 2)}

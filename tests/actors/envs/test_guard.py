@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import gymnasium as gym
@@ -411,16 +411,20 @@ ODD_INFOS: dict[str, list[Any]] = {
     "winner": [None, 1, "nobody"],
     "legal": [np.arange(2), np.arange(5), [3]],
     "s": [{"a": 1}, 2.5, {"a": {"b": None}}],
+    "board": [[[1, 2], [3]], np.array([[1, 2], [3, 4]]), [np.arange(2), np.arange(3)]],
+    "nodes": [2**70, 1, -(2**70)],
     "lives": [3, None, {"left": 2}],
     "action_mask": [np.ones(2), np.ones(5), {"up": True}],
 }
 
 
 class OddInfo(Faulty):
-    """Each entry of its info changes its type from lane to lane and step to step."""
+    """Each entry of its info changes its type from lane to lane and step to step; some infos are no dicts."""
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> Any:
         assert self.first_seed is not None
+        if self.t % 5 == 4:
+            return [None, (), "nothing"][(self.first_seed + self.t) % 3]
         return {key: values[(self.first_seed + self.t) % 3] for key, values in ODD_INFOS.items()}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -438,6 +442,25 @@ def test_info_that_nobody_reads_may_be_anything(backend: str) -> None:
     assert transitions_of(blocks) == sorted(
         transition for seed in SEEDS for transition in expected_transitions([(seed, 99)], 1, 32)
     )
+
+
+class StaysOpen(Faulty):
+    """Its close() raises."""
+
+    closed: ClassVar[list[int]] = []
+
+    def close(self) -> None:
+        self.closed.append(1)
+        raise OSError("the port is busy")
+
+
+def test_every_lane_is_closed_where_one_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
+    StaysOpen.closed.clear()
+    stepper = make_vector(config("StaysOpen"), 3)
+    stepper.reset(np.arange(3))
+    stepper.close()
+    assert len(StaysOpen.closed) == 3
+    assert caplog.text.count("raised OSError: the port is busy") == 3
 
 
 def test_an_evaluation_plays_further_episodes_for_broken_ones() -> None:

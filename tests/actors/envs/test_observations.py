@@ -115,3 +115,36 @@ def test_whole_numbers_that_float32_would_alter_are_refused(low: int, high: int)
         parts_of(spaces.Dict({"t": spaces.Box(low, high, (1,), np.int64)}))
     (part,) = parts_of(spaces.Box(-(2**24), 2**24, (1,), np.int64))
     assert part.converted(np.array([[2**24], [-(2**24) + 1]])).tolist() == [[2.0**24], [-(2.0**24) + 1]]
+
+
+def finals_of(lanes: int, own: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Observations [lanes, 2] after a reset, and final ones: copies, views of them, or one array for all."""
+    after = np.arange(2.0 * lanes, dtype=np.float32).reshape(lanes, 2)
+    shared = np.zeros(2, np.float32)
+    return after, [
+        {"copy": after[lane].copy(), "view": after[lane], "one": shared}[own] for lane in range(lanes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "lanes", "wrong"), [("copy", 3, False), ("view", 1, True), ("one", 2, True), ("one", 1, False)]
+)
+def test_final_observations_in_memory_that_was_overwritten_are_refused(
+    own: str, lanes: int, wrong: bool
+) -> None:
+    space = spaces.Box(-9, 9, (2,))
+    spec = EnvSpec((2,), "<f4", None, 3, 1, "native", "SameStep", None, None)
+    after, finals = finals_of(lanes, own)
+    made = FrameMaker(parts_of(space), spec)
+    if wrong:
+        with pytest.raises(EnvError, match="shares its memory with another observation of the same step"):
+            made.require_own_arrays(finals, after, np.arange(lanes))
+    else:
+        made.require_own_arrays(finals, after, np.arange(lanes))
+
+
+def test_an_aliased_part_of_a_record_is_found() -> None:
+    after = {name: array.copy() for name, array in BATCH.items()}
+    finals = [{"n": after["n"][lane].copy(), "x": after["x"][lane]} for lane in range(2)]
+    with pytest.raises(EnvError, match=r"info\['final_obs'\] shares its memory"):
+        maker().require_own_arrays(finals, after, np.array([1]))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
+import threading
 from collections.abc import Callable
+from itertools import chain, repeat
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 from gymnasium import spaces
 
 from actors.config import EnvConfig
+from actors.envs import probing
 from actors.envs.errors import EnvError
 from actors.envs.make import inspect, make_vector, probe
 
@@ -217,3 +222,122 @@ def test_every_environment_of_a_probe_is_closed(module: ModuleType) -> None:
     module.closing = Closing  # type: ignore[attr-defined]
     probe(EnvConfig("my_envs:closing"))
     assert opened == [None, None]
+
+
+class Slow(Scripted):
+    """Each step takes as long as `turn` waits; episodes end after ten steps, or never."""
+
+    def __init__(self, ends: bool = True, turn: Callable[[], Any] = lambda: None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ends, self.turn = ends, turn
+
+    def step(self, action: int) -> Any:
+        self.turn()
+        observation, reward, ended, *rest = super().step(action)
+        return observation, reward, ended and self.ends, *rest
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "limit", "ends"),
+    [
+        ({}, None, True),
+        ({"ends": False}, None, False),
+        ({"ends": False}, 500, None),
+    ],
+)
+def test_whether_episodes_end_by_themselves(
+    module: ModuleType, kwargs: dict[str, Any], limit: int | None, ends: bool | None
+) -> None:
+    module.slow = Slow  # type: ignore[attr-defined]
+    assert inspect(EnvConfig("my_envs:slow", kwargs, max_episode_steps=limit)).episodes_end is ends
+
+
+def test_an_episode_that_ends_late_is_found(module: ModuleType) -> None:
+    class Late(Scripted):
+        def step(self, action: int) -> Any:
+            observation, reward, _, *rest = super().step(action)
+            return observation, reward, self.steps == 400, *rest
+
+    module.late = Late  # type: ignore[attr-defined]
+    assert inspect(EnvConfig("my_envs:late")).episodes_end is True
+
+
+def test_time_that_runs_out_leaves_ends_unknown(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**9))
+    monkeypatch.setattr(probing, "monotonic", lambda: next(clock))
+    module.slow = Slow  # type: ignore[attr-defined]
+    assert inspect(EnvConfig("my_envs:slow", {"ends": False})).episodes_end is None
+
+
+def test_the_speed_leaves_out_the_longest_step(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step loads what all need, and takes 100 s; the others take 2 s."""
+    now = [0.0]
+    monkeypatch.setattr(probing, "perf_counter", lambda: now[0])
+    durations = chain([100.0], repeat(2.0))
+
+    def turn() -> None:
+        now[0] += next(durations)
+
+    module.slow = Slow  # type: ignore[attr-defined]
+    assert inspect(EnvConfig("my_envs:slow", {"turn": turn})).step_seconds == pytest.approx(1.8, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "value", "pixels"),
+    [
+        ((7, 7, 3), 10, False),  # MiniGrid
+        ((7, 7), 15, False),
+        ((147,), 10, False),
+        ((7, 7, 3), 16, True),
+        ((7, 7, 3), 0, True),  # nothing was seen
+        ((84, 84, 3), 10, True),  # a dark picture
+        ((3, 64, 64), 10, True),
+    ],
+)
+def test_small_pictures_of_small_numbers_are_codes(
+    module: ModuleType, shape: tuple[int, ...], value: int, pixels: bool
+) -> None:
+    space = spaces.Box(0, 255, shape, np.uint8)
+    probed = inspect(scripted(observe=lambda step: np.full(shape, value, np.uint8), space=space))
+    assert probed.spec.pixels == (("observation",) if pixels else ())
+    assert any("it is taken for codes" in note for note in probed.notes) is not pixels
+
+
+def test_codes_within_a_dict_are_told_by_name(module: ModuleType) -> None:
+    space = spaces.Dict({name: spaces.Box(0, 255, (5, 5), np.uint8) for name in ("grid", "camera")})
+
+    def observe(step: int) -> Any:
+        return {"grid": np.full((5, 5), 2, np.uint8), "camera": np.full((5, 5), 200, np.uint8)}
+
+    probed = inspect(scripted(observe=observe, space=space))
+    assert probed.spec.pixels == ("camera",)
+    assert probed.notes == (
+        "my_envs:make: grid has the bounds of pixels, 0 and 255, but is small and holds no number above 15: "
+        "it is taken for codes, which networks do not divide by 255",
+    )
+
+
+def test_bounds_that_observations_leave_are_told(module: ModuleType) -> None:
+    probed = inspect(scripted(observe=lambda step: np.full(1, 5.0 * (step > 9), np.float32)))
+    assert re.match(r"\d+ of 51 observations .* holds 5, beyond its bounds -1 and 1", probed.notes[-1])
+
+
+def test_an_environment_that_hangs_in_its_first_steps_is_told_while_it_hangs(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = threading.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "has not come through its first steps" in record.getMessage():
+                said.set()
+
+    monkeypatch.setattr(probing, "SAID_AFTER_SECONDS", 0.001)
+    listener, logger = Listener(), logging.getLogger(probing.__name__)
+    logger.addHandler(listener)
+    try:
+        module.slow = Slow  # type: ignore[attr-defined]
+        inspect(EnvConfig("my_envs:slow", {"turn": lambda: said.wait(30.0)}))
+    finally:
+        logger.removeHandler(listener)
+    assert said.is_set()

@@ -190,7 +190,7 @@ def test_running_statistics_by_setting_are_refused_too() -> None:
     [
         gym_wrappers.RecordEpisodeStatistics,
         lambda env: gym_wrappers.TimeLimit(env, 5),
-        lambda env: gym_wrappers.TransformObservation(env, lambda x: 2 * x, env.observation_space),
+        lambda env: gym_wrappers.TransformObservation(env, lambda x: x / 2, env.observation_space),
         lambda env: gym_wrappers.FrameStackObservation(env, 2),
     ],
 )

@@ -8,9 +8,9 @@ from qfleet_reports import evaluation_report
 
 from actors.core import EvaluationReport
 from cluster.control.evaluation import Best, EvaluationRequest, ModelSelection, ModelSelectionState
-from cluster.settings.config import EvaluationConfig
+from cluster.settings.resolved import ResolvedEvaluation
 
-CONFIG = EvaluationConfig(every_updates=100, episodes=4)
+CONFIG = ResolvedEvaluation(every_updates=100, episodes=4)
 
 
 def report(request: EvaluationRequest, mean: float) -> EvaluationReport:
@@ -126,7 +126,7 @@ def episodes_until_decided(
     returns: np.ndarray, target: float, screening: tuple[float, ...]
 ) -> tuple[bool, int]:
     """Whether a version with these returns [M] solves its task, and how many of them that took."""
-    config = EvaluationConfig(episodes=20)
+    config = ResolvedEvaluation(episodes=20)
     selection, played = ModelSelection(config, target), 0
     screen = selection.next_request(1_000)
     assert screen is not None

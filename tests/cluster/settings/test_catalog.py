@@ -46,7 +46,7 @@ def test_the_page_is_current() -> None:
 def test_the_command_prints_those_that_match(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["settings", "learning_r"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("learner.learning_rate=0.0005 (number)\n    learning rate at the start\n")
+    assert shown.startswith("learner.learning_rate=null (number or null)\n    learning rate at the start\n")
     assert "learner.learning_rate_decay_updates=null [updates] (whole number or null)" in shown
     assert run(["settings"]) == 0
     lines = capsys.readouterr().out.splitlines()

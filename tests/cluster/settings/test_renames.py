@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from qfleet_serial import SMALL, Recorder, train_serial
 
-from cluster.api import load_policy, prepare, train
+from cluster.api import SavedRun, load_policy, prepare, train
 from cluster.checkpoints.checkpoint import checkpoint_folders, read_checkpoint
 from cluster.record.events import read_events
 from cluster.record.run_dir import read_config, read_spec
@@ -147,6 +147,7 @@ def test_an_old_run_on_bytes_is_resumed_as_it_was(tmp_path: Path) -> None:
     path.write_text(json.dumps(provenance))
     config = load_config(tmp_path / "run" / "config.yaml", ["stop.updates=120"])
     assert prepare(config).spec.pixels == ()
-    assert prepare(config, read_spec(tmp_path / "run")).spec.pixels == ("observation",)
+    saved = SavedRun(read_spec(tmp_path / "run"), read_config(tmp_path / "run"))
+    assert prepare(config, saved).spec.pixels == ("observation",)
     ended = train(config, tmp_path / "run", resume="must", view=lambda *_: Recorder())
     assert "stop.updates = 120" in ended.outcome.reason

@@ -92,15 +92,26 @@ def test_what_was_given_is_kept() -> None:
             "actors.num_actors=3",
             "actors.envs_per_actor=5",
             "actors.steps_per_chunk=7",
+            "actors.epsilon_decay_env_steps=4000",
             "replay.capacity=5000",
             "replay.minibatches_per_request=3",
             "learner.updates_per_chunk=11",
+            "learner.learning_rate=1e-3",
+            "pacing.samples_per_insert=3",
+            "pacing.learning_starts=70",
+            "evaluation.every_updates=9",
+            "evaluation.episodes=5",
+            "evaluation.num_envs=2",
             "stop.updates=13",
             "stop.target_return=17",
         ],
     )
     config = resolve(given, VECTOR, cores=2)
     assert (asdict(config.actors), asdict(config.stop)) == (asdict(given.actors), asdict(given.stop))
+    assert (asdict(config.pacing), asdict(config.evaluation)) == (
+        asdict(given.pacing),
+        asdict(given.evaluation),
+    )
     assert asdict(config.replay) == asdict(replace(given.replay, persist="checkpoint"))
     assert asdict(config.learner) == asdict(replace(given.learner, network="mlp", target_update_updates=200))
 
@@ -208,5 +219,7 @@ def test_an_evaluation_opens_few_environments_that_share_its_episodes(
 ) -> None:
     config = load_config(None, [f"evaluation.episodes={episodes}"])
     assert resolve(config, replace(VECTOR, backend=backend), cores=2).evaluation.num_envs == expected
+    few = resolve(config, replace(VECTOR, backend=backend), cores=2, most_lanes=1).evaluation
+    assert few.num_envs == 1  # each takes a large part of the memory
     given = load_config(None, ["evaluation.num_envs=3"])
     assert resolve(given, replace(VECTOR, backend=backend), cores=2).evaluation.num_envs == 3
