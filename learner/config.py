@@ -217,16 +217,16 @@ class LearnerConfig:
         )
         within(1, self.batch_size, "learner", self, "num_learners", cure=each)
 
+    @property
+    def first_rate(self) -> float:
+        """The learning rate of the first update."""
+        return self.learning_rate or LEARNING_RATE
+
 
 def part_sizes(batch_size: int, num_learners: int) -> tuple[int, ...]:
     """How many transitions of a minibatch each rank learns from; the numbers differ by at most 1."""
     each, rest = divmod(batch_size, num_learners)
     return tuple(each + (rank < rest) for rank in range(num_learners))
-
-    @property
-    def first_rate(self) -> float:
-        """The learning rate of the first update."""
-        return self.learning_rate or LEARNING_RATE
 
 
 def target_period(config: LearnerConfig, samples_per_insert: float) -> int:

@@ -78,7 +78,10 @@ def test_each_line_tells_how_a_run_would_use_the_environment() -> None:
     told = dict(
         line.split("  ", 1) for line in describe(load_config(None, settings)).splitlines() if "  " in line
     )
-    assert {name: text.strip() for name, text in told.items() if name not in ("speed", "memory")} == {
+    # Whatever the machine's speed: it is measured, so the texts differ.
+    assert "actors.epsilon_decay_env_steps=" in told["chosen 1"]
+    fixed = {name: text.strip() for name, text in told.items() if name not in ("speed", "memory", "chosen 1")}
+    assert fixed == {
         "environment": "CartPole-v1",
         "preset": "none",
         "observation": "4 numbers (float32)",
