@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install train test test-all test-python lint bench clean
+.PHONY: install train test test-all test-python lint docs bench clean
 
 install: $(INSTALLED)
 
@@ -47,6 +47,11 @@ test-python:
 		--no-deps --requirement /dev/stdin
 	$(OTHER)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	$(OTHER)/bin/pytest -m 'not slow and not gpu' $(addprefix --ignore=,$(TORCH)) $(TORCHLESS) $(ARGS)
+
+# The documentation as a site: build/docs/site/index.html. Only packages are fetched; the site loads nothing.
+docs: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/site.py
 
 bench: install
 	$(BIN)/python -m benchmarks.run
