@@ -277,4 +277,5 @@ class _Runs:
         share, _ = progress(snapshot, self._stop)
         done = "" if share is None else f" {share:.0%}"
         best = snapshot.train_return_mean if snapshot.best_return_mean is None else snapshot.best_return_mean
-        return f"seed {seed}{done}, steps {short(snapshot.env_steps_total)}, return {short(best)}"
+        steps, updates = short(snapshot.env_steps_total), short(snapshot.updates_total)
+        return f"seed {seed}{done}, steps {steps}, updates {updates}, return {short(best)}"

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         RunEvent,
         Started,
     )
+    from cluster.report.notebook import LivePlot
     from cluster.report.table import load_metrics
     from cluster.runtime.failure import RunFailed
     from cluster.settings.config import ConfigError, RunConfig
@@ -62,6 +63,7 @@ _HOMES = {
     "CheckpointSaved": ("cluster.record.run_events", "CheckpointSaved"),
     "Ended": ("cluster.record.run_events", "Ended"),
     "Evaluated": ("cluster.record.run_events", "Evaluated"),
+    "LivePlot": ("cluster.report.notebook", "LivePlot"),
     "Measured": ("cluster.record.run_events", "Measured"),
     "NewBest": ("cluster.record.run_events", "NewBest"),
     "RunEvent": ("cluster.record.run_events", "RunEvent"),
@@ -81,6 +83,7 @@ __all__ = [
     "Ended",
     "Evaluated",
     "GreedyPolicy",
+    "LivePlot",
     "Measured",
     "NewBest",
     "Played",
