@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,19 +53,27 @@ def test_marks_say_why() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_blocks_run(page: str, tmp_path: Path) -> None:
-    # Commands and programs of a page share a folder, and each program sees the names of those before it.
+    missing = {
+        block.package
+        for block in blocks(page)
+        if block.package and not importlib.util.find_spec(block.package)
+    }
+    shown = [
+        block
+        for block in blocks(page)
+        if block.package not in missing and not block.mark.startswith("not run")
+    ]
+    if not shown:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+    # What follows each other in one language is one program, which sees the names of those before it.
     before = ""
-    for block in blocks(page):
-        if block.mark.startswith("not run"):
-            continue
-        if block.package and importlib.util.find_spec(block.package) is None:
-            pytest.skip(f"{block.package} is not installed")
-        if block.language == "python":
-            before += block.text
+    for language, group in groupby(shown, key=lambda block: block.language):
+        if language == "python":
+            before += "".join(block.text for block in group)
             run(["-c", before], tmp_path)
-        else:
-            for line in block.text.splitlines():
-                run_command(line, tmp_path)
+            continue
+        for line in "".join(block.text for block in group).splitlines():
+            run_command(line, tmp_path)
 
 
 def run_command(line: str, folder: Path) -> None:
