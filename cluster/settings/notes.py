@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from actors.core import EnvSpec
 from cluster.settings.resolve import network_spec
 from cluster.settings.resolved import ResolvedActors, ResolvedConfig
-from learner.config import approximate_products, approximate_weights, image_shape, is_import_path
+from learner.config import image_shape, is_import_path
+from learner.sizes import approximate_products, approximate_weights
 
 _LARGE_SIDE = 128
 

@@ -15,7 +15,8 @@ from cluster.settings.config import ConfigError
 from cluster.settings.resolve import acts_with_torch, network_spec
 from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size, quantity
-from learner.config import approximate_weights, part_sizes
+from learner.config import part_sizes
+from learner.sizes import approximate_weights
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
 from replay_service.config import Compression
 from replay_service.frame_store import is_compressed, segment_frames

@@ -1,4 +1,7 @@
-"""The memory that a plan names, against numbers worked out by hand and against what is really stored."""
+"""The memory that a plan names, against numbers worked out by hand and against what is really stored.
+
+Tests learner/sizes.py too: the plan counts weights by it.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import load_config
 from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import network_spec, resolve
-from learner.config import approximate_weights
 from learner.networks.build import build_network
+from learner.sizes import approximate_weights
 from replay_service.block import TRANSITION_FIELDS, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
