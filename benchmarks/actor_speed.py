@@ -25,6 +25,7 @@ from actors.config import ActorsConfig, EnvConfig
 from actors.core import Policy
 from actors.envs.make import make_vector
 from actors.rollout import EnvActor
+from benchmarks.processor import processor
 from cluster.settings.resolve import network_spec
 from learner.config import LearnerConfig
 from learner.torch_policy import TorchPolicy
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lanes", type=int, default=16)
     options = parser.parse_args()
+    print(processor(), flush=True)
     lanes = options.lanes
 
     probe = make_vector(ATARI, 1)

@@ -1,11 +1,13 @@
-"""Env steps a second of a whole training at equal work: Pong, Nature CNN, batch 32, one update per 4 steps.
+"""Updates and env steps a second of a whole training: Pong, Nature CNN, batch 32, an update per 4 env steps.
 
-Run as `python -m benchmarks.atari_end_to_end --sb3-python PATH [--cleanrl-python PATH --cleanrl CHECKOUT]
-[--turns N] [--seconds S]`: the interpreters of environments with stable-baselines3 and ale-py, and with what
-CleanRL's dqn_atari.py needs. The sides take turns; each is timed from some seconds after its first update on,
-for S seconds. Ours is the preset atari.yaml by the local runtime, evaluation left out; the peers' DQNs have
-the same network and batch size and torch's default threads, Stable-Baselines3 eight environments, CleanRL the
-one that it can. All keep 84 x 84 gray, stack 4, frame skip 4.
+Run as `python -m benchmarks.atari_end_to_end [--ray] [--sb3-python PATH] [--cleanrl-python PATH --cleanrl
+CHECKOUT] [--turns N] [--seconds S]`: the interpreters of environments with stable-baselines3 and ale-py, and
+with what CleanRL's dqn_atari.py needs. The sides take turns; each is timed from some seconds after its first
+update on, for S seconds. Ours is the preset atari.yaml by the local runtime, evaluation left out; with --ray
+the same preset by the ray runtime stands beside it. The peers' DQNs have the same network and batch size and
+torch's default threads, Stable-Baselines3 eight environments, CleanRL the one that it can. All keep 84 x 84
+gray, stack 4, frame skip 4. Peers make exactly an update per 4 env steps; ours may catch up with what was
+acted before the first update, so both rates are compared.
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from benchmarks.processor import processor
 from benchmarks.recorded_runs import json_lines
 from cluster.settings.load_config import PRESETS
 
 WARM_UP_SECONDS = 10.0
 LEARNING_STARTS = 2_000
-BAR = 1.2
+ENV_STEPS_PER_UPDATE = 4
+BARS = {"stable-baselines3": 1.2, "cleanrl": 1.2, "ray": 1.0}
 
 # Two gradient steps for each step of eight environments: one update per 4 env steps.
 STABLE_BASELINES3 = """
@@ -69,8 +74,19 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def ours(seconds: float) -> float:
-    """Env steps a second of `qfleet train`."""
+@dataclass(frozen=True)
+class Rates:
+    """What a side did in a second."""
+
+    updates: float
+    env_steps: float
+
+    def __str__(self) -> str:
+        return f"{self.updates:.2f} updates, {self.env_steps:.2f} env steps"
+
+
+def ours(runtime: str, seconds: float) -> Rates:
+    """The rates of `qfleet train --runtime RUNTIME`."""
     settings = (
         f"pacing.learning_starts={LEARNING_STARTS}",
         f"stop.seconds={WARM_UP_SECONDS + seconds + 30.0}",  # 30: more than until the first update
@@ -82,7 +98,7 @@ def ours(seconds: float) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         command = [sys.executable, "-m", "cluster.main", "train", str(PRESETS / "atari.yaml")]
-        command += ["--runtime", "local", "--run-dir", str(run_dir)]
+        command += ["--runtime", runtime, "--run-dir", str(run_dir)]
         command += [part for setting in settings for part in ("--set", setting)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         lines = json_lines(run_dir / "metrics.jsonl")
@@ -97,20 +113,24 @@ def ours(seconds: float) -> float:
             f"only {timed_seconds:.0f} s could be timed: learning began late; close other programs"
         )
     updates = last["updates_total"] - first["updates_total"]
-    print(f"ours made {steps / updates:.2f} env steps an update")
-    return float(steps / timed_seconds)
+    return Rates(updates / timed_seconds, steps / timed_seconds)
 
 
-def stable_baselines3(python: Path, seconds: float) -> float:
-    """Env steps a second of Stable-Baselines3."""
+def of_peer(env_steps: float) -> Rates:
+    """A peer's rates by its env steps a second."""
+    return Rates(env_steps / ENV_STEPS_PER_UPDATE, env_steps)
+
+
+def stable_baselines3(python: Path, seconds: float) -> Rates:
+    """The rates of Stable-Baselines3."""
     arguments = [str(WARM_UP_SECONDS), str(seconds), str(LEARNING_STARTS)]
     command = [str(python), "-c", STABLE_BASELINES3, *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.split()[-1])
+    return of_peer(float(done.stdout.split()[-1]))
 
 
-def cleanrl(python: Path, checkout: Path, seconds: float) -> float:
-    """Env steps a second of CleanRL's script, by the lines that it prints every 100 steps once it learns."""
+def cleanrl(python: Path, checkout: Path, seconds: float) -> Rates:
+    """The rates of CleanRL's script, by the lines that it prints every 100 steps once it learns."""
     settings = ("--env-id", "PongNoFrameskip-v4", "--start-e", "0.1", "--end-e", "0.1")
     sizes = ("--learning-starts", str(LEARNING_STARTS), "--buffer-size", "20000")
     script = checkout.absolute() / "cleanrl" / "dqn_atari.py"
@@ -131,12 +151,13 @@ def cleanrl(python: Path, checkout: Path, seconds: float) -> float:
             raise RuntimeError(f"{script} ended with {process.wait()} before it was timed")
         process.kill()
     timed = [mark for mark in marks if mark - marks[0] >= WARM_UP_SECONDS]
-    return 100 * (len(timed) - 1) / (timed[-1] - timed[0])
+    return of_peer(100 * (len(timed) - 1) / (timed[-1] - timed[0]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sb3-python", type=Path, required=True)
+    parser.add_argument("--ray", action="store_true", help="ours by the ray runtime, too")
+    parser.add_argument("--sb3-python", type=Path)
     parser.add_argument("--cleanrl-python", type=Path)
     parser.add_argument("--cleanrl", type=Path, help="a checkout of CleanRL")
     parser.add_argument("--turns", type=int, default=3)
@@ -145,20 +166,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (options.cleanrl is None) != (options.cleanrl_python is None):
         parser.error("give --cleanrl-python and --cleanrl together")
     seconds: float = options.seconds
-    peers: dict[str, Callable[[], float]] = {
-        "stable-baselines3": lambda: stable_baselines3(options.sb3_python, seconds)
-    }
+    peers: dict[str, Callable[[], Rates]] = {}
+    if options.ray:
+        peers["ray"] = lambda: ours("ray", seconds)
+    if options.sb3_python is not None:
+        peers["stable-baselines3"] = lambda: stable_baselines3(options.sb3_python, seconds)
     if options.cleanrl is not None:
         peers["cleanrl"] = lambda: cleanrl(options.cleanrl_python, options.cleanrl, seconds)
-    ratios: dict[str, list[float]] = {name: [] for name in peers}
+    if not peers:
+        parser.error("give a side to compare with: --ray, --sb3-python or --cleanrl")
+    print(processor())
+    ratios: dict[str, list[Rates]] = {name: [] for name in peers}
     for _ in range(options.turns):
-        mine = ours(seconds)
-        for name, theirs in peers.items():
-            speed = theirs()
-            ratios[name].append(mine / speed)
-            print(f"ours {mine:.1f}, {name} {speed:.1f} env steps/s, {mine / speed:.2f} x", flush=True)
+        mine = ours("local", seconds)
+        for name, measured in peers.items():
+            theirs = measured()
+            ratio = Rates(mine.updates / theirs.updates, mine.env_steps / theirs.env_steps)
+            ratios[name].append(ratio)
+            print(f"{name}: {theirs}, ours: {mine}, ratio: {ratio}", flush=True)
     for name, found in ratios.items():
-        print(f"{name}: median {median(found):.2f} x (bar {BAR})")
+        updates = median(one.updates for one in found)
+        env_steps = median(one.env_steps for one in found)
+        print(
+            f"{name}: medians {updates:.2f} x the updates, {env_steps:.2f} x the env steps (bar {BARS[name]})"
+        )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from time import perf_counter
 
 from actors.core import EnvSpec
 from benchmarks.called_roles import Writer
+from benchmarks.processor import processor
 from benchmarks.replay_data import ATARI, CONFIG
 from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheckpoint, shard_folder
 from cluster.control.evaluation import ModelSelectionState
@@ -120,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--transitions", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: a temporary one")
     options = parser.parse_args(arguments)
+    print(processor(), flush=True)
     engine = RayEngine(private=True)
     try:
         engine.start()

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks.called_roles import Target, both_engines
+from benchmarks.processor import processor
 from cluster.engines.engine import Engine, Handle, Need, RoleDied
 
 CALLS = 300
@@ -151,9 +152,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=[*parts])
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    cpu = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    print(f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
+    print(processor(), flush=True)
     for part in options.parts:
         parts[part](options.pairs)
 

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 
+from benchmarks.processor import processor
 from cluster.engines.threads import SINGLE_THREADED
 
 os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real run
@@ -36,6 +37,7 @@ MEMBERS = {
 
 
 def main(names: list[str]) -> None:
+    print(processor(), flush=True)
     print(f"{'member':12s} {'seed':>4s} {'updates':>8s} {'seconds':>8s} {'confirmed mean':>15s}")
     for name in names or list(MEMBERS):
         reached = [_one(name, seed) for seed in SEEDS]

@@ -19,6 +19,7 @@ import torch
 
 from actors.core import EnvSpec
 from benchmarks.called_roles import Writer, both_engines
+from benchmarks.processor import processor
 from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG
 from benchmarks.update_step import ATARI as ATARI_NETWORK
 from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
@@ -96,6 +97,7 @@ def turns_of(engine: Engine, case: Case, schema: BlockSchema, capacity: int, fol
 
 
 def main() -> None:
+    print(processor(), flush=True)
     torch.set_num_threads(1)
     print(f"{'prioritized':36s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s} {'bar':>5s} waiting")
     with both_engines() as engines, tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ from statistics import fmean, median
 
 import torch
 
+from benchmarks.processor import processor
 from benchmarks.recorded_runs import json_lines
 from benchmarks.update_step import CARTPOLE, BareLoop, Case, Minibatches, updates_per_second
 from cluster.api import train
@@ -47,6 +48,7 @@ def bare_updates_per_second(config: RunConfig) -> float:
 
 
 def main() -> None:
+    print(processor(), flush=True)
     torch.set_num_threads(1)
     print(f"{'local runtime':34s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s}   (medians of {RUNS} runs)")
     for name, batch_size, sampling in (

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
+from benchmarks.processor import processor
 from cluster.engines.threads import SINGLE_THREADED
 
 os.environ.update(SINGLE_THREADED)  # read by numpy when it loads, as in a real run
@@ -245,6 +246,7 @@ def _config(runtime: str) -> RunConfig:
 
 
 def main() -> None:
+    print(processor(), flush=True)
     costs = serial_costs()
     print(f"metrics, as a share of {'the work, serial run':>24s} {'the process, local run':>24s}")
     for role, share in local_shares(costs).items():

@@ -22,7 +22,7 @@ import gymnasium as gym
 import numpy as np
 
 from benchmarks.quiet_run import quiet_run
-from benchmarks.recorded_runs import json_lines, read_runs, write_runs
+from benchmarks.recorded_runs import between, json_lines, read_runs, write_runs
 from cluster.record.run_dir import read_config, read_spec
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.roles import make_policy
@@ -202,15 +202,6 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join(rows)
 
 
-def with_table(lesson: str, runs: Sequence[Run]) -> str:
-    """The lesson's text with a new table between its two marks. Raises ValueError where a mark is missing."""
-    before, begins, rest = lesson.partition(TABLE_BEGINS)
-    _, ends, after = rest.partition(TABLE_ENDS)
-    if not (begins and ends):
-        raise ValueError(f"the lesson lacks {TABLE_BEGINS} or, after it, {TABLE_ENDS}")
-    return f"{before}{begins}\n\n{table(runs)}\n\n{ends}{after}"
-
-
 def plot(runs: Sequence[Run], path: Path) -> None:
     """Greedy returns over updates, a panel a variant: each run thin, the mean of all thick."""
     import matplotlib
@@ -266,7 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(runs))
     plot(runs, options.data.with_suffix(".svg"))
     if options.data == DATA:
-        LESSON.write_text(with_table(LESSON.read_text(encoding="utf-8"), runs), encoding="utf-8")
+        LESSON.write_text(
+            between(LESSON.read_text(encoding="utf-8"), TABLE_BEGINS, TABLE_ENDS, table(runs)),
+            encoding="utf-8",
+        )
 
 
 def _share(count: int, of: int) -> str:

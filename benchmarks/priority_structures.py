@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from benchmarks.processor import processor
 from replay_service.sum_tree import SumTree
 
 CAPACITY = 1_000_000
@@ -184,6 +185,7 @@ def microseconds(structure: Structure, batch: int) -> tuple[float, float, float]
 
 
 def main() -> None:
+    print(processor(), flush=True)
     candidates: dict[str, Callable[[int], Structure]] = {
         "wide root (SumTree)": WideRoot,
         "binary tree": BinaryTree,

@@ -9,14 +9,14 @@ import io
 from functools import partial
 from pathlib import Path
 
-from cluster.api import Result, train
+from cluster.api import Result, Resume, train
 from cluster.settings.config import RunConfig
 from cluster.show.view import make_view
 
 
-def quiet_run(config: RunConfig, run_dir: Path) -> Result:
+def quiet_run(config: RunConfig, run_dir: Path, resume: Resume = "never") -> Result:
     """Trains to a stop condition. Raises SystemExit on a signal (part of a run is no result), RunFailed."""
-    result = train(config, run_dir, view=partial(make_view, stream=io.StringIO()))
+    result = train(config, run_dir, resume=resume, view=partial(make_view, stream=io.StringIO()))
     if result.signal is not None:
         raise SystemExit(128 + result.signal)
     return result

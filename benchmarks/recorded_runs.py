@@ -1,6 +1,6 @@
 """The finished runs of a study, kept as JSON so that an interrupted study can be continued.
 
-Owns the file format, and reading files of JSON lines.
+Owns the file format, reading files of JSON lines, and putting a table into a page.
 """
 
 from __future__ import annotations
@@ -36,3 +36,12 @@ def write_runs(path: Path, runs: Sequence[Run]) -> None:
     """Writes the runs as a JSON array with a line for each run."""
     lines = ",\n".join(json.dumps(asdict(run)) for run in runs)
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def between(page: str, begins: str, ends: str, text: str) -> str:
+    """The page with other text between two marks. Raises ValueError where a mark is missing."""
+    before, begin, rest = page.partition(begins)
+    _, end, after = rest.partition(ends)
+    if not (begin and end):
+        raise ValueError(f"the page lacks {begins} or, after it, {ends}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"

@@ -16,6 +16,7 @@ from time import perf_counter
 
 import numpy as np
 
+from benchmarks.processor import processor
 from benchmarks.replay_data import (
     ATARI,
     ATARI_CAPACITY,
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", type=Path)
     peer_python: Path | None = parser.parse_args(arguments).peer_python
+    print(processor(), flush=True)
     print(f"{'':40s} {'ours':>12s}   (medians of pairs in turns)")
 
     shard = full_shard(CARTPOLE, CARTPOLE_CAPACITY)

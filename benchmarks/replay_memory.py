@@ -23,6 +23,7 @@ import numpy as np
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.rollout import EnvActor
+from benchmarks.processor import processor
 from cluster.engines.engine import Engine, Need
 from cluster.engines.ray_engine import RayEngine
 from cluster.engines.serial_engine import SerialEngine
@@ -207,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds-per-game", type=float, default=5.0)
     seconds = parser.parse_known_args()[0].seconds_per_game
+    print(processor(), flush=True)
     raw = 2 * STACK * FRAME_BYTES
     print(f"raw {raw:,} bytes a transition (observation and next observation, {STACK} frames each)")
     print(

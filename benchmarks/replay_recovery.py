@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.processor import processor
 from benchmarks.replay_memory import play
 from cluster.control.timeouts import chunk_seconds
 from replay_service.block import TransitionBlock
@@ -46,6 +47,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--transitions", type=int, default=100_000)
     parser.add_argument("--game", default="Pong")
     options = parser.parse_args(given)
+    print(processor(), flush=True)
     blocks = play(options.game, 5.0)
     with tempfile.TemporaryDirectory(prefix="qfleet-recovery-") as folder:
         first = make_shard(Path(folder), blocks, options.transitions, 0)

@@ -19,6 +19,7 @@ import numpy as np
 
 from actors.core import EnvSpec
 from benchmarks.called_roles import Writer, both_engines
+from benchmarks.processor import processor
 from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG, full_shard, peer, print_paired
 from cluster.engines.engine import Engine, Handle, Need
 from cluster.runtime.role import RoleContext
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", type=Path)
     peer_python: Path | None = parser.parse_args(arguments).peer_python
+    print(processor(), flush=True)
     with both_engines() as engines, tempfile.TemporaryDirectory() as folder:
         spawned = [spawn(one, CARTPOLE, CARTPOLE_CAPACITY, Path(folder)) for one in engines.values()]
         ours, ray = (Traffic(engine, *roles) for engine, roles in zip(engines.values(), spawned, strict=True))

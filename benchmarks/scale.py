@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 from gymnasium import spaces
 
+from benchmarks.processor import processor
 from cluster.api import train
 from cluster.metrics.snapshot import Snapshot
 from cluster.record.events import Event
@@ -131,6 +132,7 @@ def measure(num_actors: int) -> dict[str, float]:
 
 
 def main() -> None:
+    print(processor(), flush=True)
     print(
         f"{LANES} environments an actor, {STEP_SECONDS * 1000:g} ms a step each; processors kept busy by role"
     )

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
+from benchmarks.processor import processor
 from benchmarks.update_step import CARTPOLE, BareLoop, Case, Minibatches, updates_per_second
 from cluster.engines.threads import available_cores, learner_threads
 from learner.config import LearnerConfig
@@ -41,6 +42,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def main() -> None:
+    print(processor(), flush=True)
     case = Case("", CARTPOLE, LearnerConfig(batch_size=256), UPDATES)
     loop = BareLoop(case, Minibatches(case).held)
     torch.set_num_threads(1)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.processor import processor
 from learner.config import LearnerConfig, NetworkSpec
 from learner.loop import Learner
 from replay_service.messages import Minibatch, ShardStatus
@@ -151,6 +152,7 @@ def updates_per_second(loop: BareLoop | Learner, updates: int) -> float:
 
 
 def main() -> None:
+    print(processor(), flush=True)
     torch.set_num_threads(1)
     print(f"{'case':30s} {'bare/s':>9s} {'learner/s':>9s} {'ratio':>6s}   (medians of {PAIRS} pairs)")
     for case in CASES:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import naive_study  # noqa: E402
 from benchmarks.naive_study import Run  # noqa: E402
-from benchmarks.recorded_runs import read_runs, write_runs  # noqa: E402
+from benchmarks.recorded_runs import between, read_runs, write_runs  # noqa: E402
 from cluster.settings.config import RunConfig, check  # noqa: E402
 from cluster.settings.load_config import PRESETS, load_config  # noqa: E402
 
@@ -133,8 +133,8 @@ def test_an_update_that_was_not_finite_counts_as_diverged_and_survives_the_file(
 def test_the_lesson_shows_the_table_of_the_data() -> None:
     runs = read_runs(naive_study.DATA, Run)
     text = naive_study.LESSON.read_text(encoding="utf-8")
-    assert naive_study.with_table(text, runs) == text
+    assert between(text, naive_study.TABLE_BEGINS, naive_study.TABLE_ENDS, naive_study.table(runs)) == text
     assert naive_study.table(runs) in text
     with pytest.raises(ValueError, match="lacks"):
-        naive_study.with_table("no marks", runs)
+        between("no marks", naive_study.TABLE_BEGINS, naive_study.TABLE_ENDS, "")
     assert len(json.loads(naive_study.DATA.read_text(encoding="utf-8"))) == len(runs) > 0
