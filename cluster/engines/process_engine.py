@@ -61,6 +61,8 @@ class ForkServers:
 
     def close(self) -> None:
         """Ends both, and with them every role. They may be started again."""
+        for server in self._servers.values():
+            server.end()
         while self._servers:
             self._servers.popitem()[1].close()
 
