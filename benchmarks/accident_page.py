@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.accidents import ACCIDENTS, Accident, Ended, Runtime, play, problems
+from benchmarks.accidents import ACCIDENTS, Accident, Ended, play, problems
+from benchmarks.failures import Runtime
 from benchmarks.recorded_runs import read_runs, write_runs
 
 TITLE = "## When a run is ended from outside"

@@ -13,14 +13,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
-from benchmarks.failures import SMALL, RayNodes, arguments, news, ray_nodes
+from benchmarks.failures import SMALL, RayNodes, Runtime, arguments, news, ray_nodes
 from benchmarks.followed_run import FollowedRun
-
-Runtime = Literal["local", "ray", "serial", "cluster"]
 
 # What `ray stop` waits for between SIGTERM and SIGKILL, as it does by default.
 _RAY_STOP_SECONDS = 16.0

@@ -288,7 +288,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", type=float, help="the greedy return that counts as solved")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="inject each failure and write docs/failures.md")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="of each failure, and one on ray; default: %(default)s",
+    )
     parser.add_argument(
         "--accidents", action="store_true", help="play each accident and write its table there"
     )
@@ -296,7 +301,11 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if options.table:
         wanted = [failure for failure in FAILURES if options.only is None or failure.name in options.only]
-        measured = [measure(failure, options.repeats, DATA) for failure in wanted]
+        measured = [
+            measure(failure, runtime, 1 if runtime == "ray" else options.repeats, DATA)
+            for failure in wanted
+            for runtime in failure.runtimes
+        ]
         if options.only is None:
             PAGE.write_text(page(measured) + section(read_runs(ACCIDENT_DATA, Played)))
         return

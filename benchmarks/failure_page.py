@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.failures import FROZEN_SECONDS, CannotBeInjectedError, Failure, Outcome
+from benchmarks.failures import FROZEN_SECONDS, CannotBeInjectedError, Failure, Outcome, Runtime
 from benchmarks.recorded_runs import read_runs, write_runs
 
 _HEAD = f"""# Failures
@@ -63,9 +63,10 @@ themselves.
 
 @dataclass(frozen=True)
 class Measured:
-    """Injections of one failure. missing: the reason if there are none."""
+    """Injections of one failure on one runtime. missing: the reason if there are none."""
 
     failure: Failure
+    runtime: Runtime
     outcomes: tuple[Outcome, ...]
     missing: str = ""
 
@@ -75,26 +76,27 @@ class Injected:
     """One injection as the data file keeps it; failure: its name."""
 
     failure: str
+    runtime: Runtime
     outcome: Outcome
 
 
-def measure(failure: Failure, repeats: int, data: Path) -> Measured:
+def measure(failure: Failure, runtime: Runtime, repeats: int, data: Path) -> Measured:
     """Injects the failure, each time into a run of its own, until the data file holds `repeats` of it."""
-    injected = read_runs(data, Injected)
-    while len(held := [each.outcome for each in injected if each.failure == failure.name]) < repeats:
+    injected, key = read_runs(data, Injected), (failure.name, runtime)
+    while len(held := [each.outcome for each in injected if (each.failure, each.runtime) == key]) < repeats:
         with tempfile.TemporaryDirectory(prefix="qfleet-failure-") as folder:
             try:
-                outcome = failure.play(Path(folder))
+                outcome = failure.play(Path(folder), runtime)
             except CannotBeInjectedError as error:
-                print(f"{failure.name}: {error}", flush=True)
-                return Measured(failure, (), f"not injected: {error}")
+                print(f"{failure.name}, {runtime}: {error}", flush=True)
+                return Measured(failure, runtime, (), f"not injected: {error}")
             except RuntimeError as error:
-                print(f"{failure.name}: {error}", flush=True)
-                return Measured(failure, (), "**it did not go on**")
-        print(f"{failure.name}: {_seconds([outcome])}; lost: {outcome.lost}", flush=True)
-        injected.append(Injected(failure.name, outcome))
+                print(f"{failure.name}, {runtime}: {error}", flush=True)
+                return Measured(failure, runtime, (), "**it did not go on**")
+        print(f"{failure.name}, {runtime}: {_seconds([outcome])}; lost: {outcome.lost}", flush=True)
+        injected.append(Injected(failure.name, runtime, outcome))
         write_runs(data, injected)
-    return Measured(failure, tuple(held))
+    return Measured(failure, runtime, tuple(held))
 
 
 def page(measured: Sequence[Measured]) -> str:
@@ -103,17 +105,17 @@ def page(measured: Sequence[Measured]) -> str:
         f"{_HEAD}Seconds are medians of as many injections as stand in brackets; what was lost and said is",
         "that of the middle one.",
         "",
-        "| failure | what is lost | training moves again after | the run says |",
-        "|---|---|---|---|",
+        "| failure | runtime | what is lost | training moves again after | the run says |",
+        "|---|---|---|---|---|",
     ]
     for each in measured:
         if not each.outcomes:
-            lines.append(f"| {each.failure.title} | | {each.missing} | |")
+            lines.append(f"| {each.failure.title} | `{each.runtime}` | | {each.missing} | |")
             continue
         typical = sorted(each.outcomes, key=lambda outcome: outcome.seconds)[len(each.outcomes) // 2]
         said = "<br>".join(_anonymous(text) for text in typical.said[:3]) or "nothing"
         moves = f"{_seconds(each.outcomes)} ({len(each.outcomes)})"
-        lines.append(f"| {each.failure.title} | {typical.lost} | {moves} | {said} |")
+        lines.append(f"| {each.failure.title} | `{each.runtime}` | {typical.lost} | {moves} | {said} |")
     return "\n".join(lines) + "\n" + _TAIL
 
 

@@ -49,6 +49,9 @@ FROZEN_SECONDS = 6.0
 _FILE_BYTES = 60 << 20
 
 
+Runtime = Literal["local", "ray", "serial", "cluster"]
+
+
 class CannotBeInjectedError(RuntimeError):
     """This machine lacks something that the failure needs; the message names it."""
 
@@ -67,11 +70,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failure that can be injected: play does so once, in a new folder."""
+    """A failure that can be injected: play does so once, in a new folder, on one of the runtimes."""
 
     name: str
     title: str
-    play: Callable[[Path], Outcome]
+    play: Callable[[Path, Runtime], Outcome]
+    runtimes: tuple[Runtime, ...] = ("local", "ray")
 
 
 def restarts(line: Line, kind: str) -> int:
@@ -85,12 +89,15 @@ def arguments(settings: Mapping[str, str], env: str = "CartPole-v1") -> list[str
 
 
 @contextmanager
-def small_run(folder: Path, env: Mapping[str, str] | None = None, **settings: str) -> Iterator[FollowedRun]:
+def small_run(
+    folder: Path, runtime: Runtime, env: Mapping[str, str] | None = None, **settings: str
+) -> Iterator[FollowedRun]:
     """Starts a run and waits until it learns and has an evaluation and a checkpoint. settings: `__` for
     the dot.
     """
     overrides = {name.replace("__", "."): value for name, value in settings.items()}
-    run = FollowedRun(arguments({**SMALL, **overrides}), folder / "run", env)
+    given = [*arguments({**SMALL, **overrides}), "--runtime", runtime]
+    run = FollowedRun(given, folder / "run", env)
     try:
         run.start()
         wait_until_warm(run)
@@ -147,9 +154,9 @@ def strike(run: FollowedRun, kind: str, number: signal.Signals) -> tuple[Line, i
     return before, events, time.monotonic()
 
 
-def role_killed(kind: str, folder: Path, **settings: str) -> Outcome:
+def role_killed(kind: str, folder: Path, runtime: Runtime, **settings: str) -> Outcome:
     """kill -9."""
-    with small_run(folder, **settings) as run:
+    with small_run(folder, runtime, **settings) as run:
         before, events, since = strike(run, kind, signal.SIGKILL)
         seconds = time_until_it_moves(run, kind, before, since)
         said = news(run, events)
@@ -157,10 +164,10 @@ def role_killed(kind: str, folder: Path, **settings: str) -> Outcome:
         return Outcome(lost_words(kind, said), seconds, said)
 
 
-def role_frozen(kind: str, folder: Path) -> Outcome:
+def role_frozen(kind: str, folder: Path, runtime: Runtime) -> Outcome:
     """SIGSTOP."""
     limits = {name: str(FROZEN_SECONDS) for name in ("run__frozen_seconds", "actors__chunk_deadline_seconds")}
-    with small_run(folder, **limits) as run:
+    with small_run(folder, runtime, **limits) as run:
         before, events, since = strike(run, kind, signal.SIGSTOP)
         seconds = time_until_it_moves(run, kind, before, since)
         said = news(run, events)
@@ -169,9 +176,9 @@ def role_frozen(kind: str, folder: Path) -> Outcome:
         return Outcome(lost_words(kind, said), seconds, said, limit)
 
 
-def role_out_of_memory(folder: Path) -> Outcome:
+def role_out_of_memory(folder: Path, runtime: Runtime) -> Outcome:
     """The kernel kills an actor in a memory cgroup that is too small for it."""
-    with memory_cgroup() as group, small_run(folder) as run:
+    with memory_cgroup() as group, small_run(folder, runtime) as run:
         before, events = run.newest(), len(run.events())
         (group / "memory.limit_in_bytes").write_text("65536")
         (group / "cgroup.procs").write_text(str(run.roles("actor")[0]))
@@ -181,9 +188,9 @@ def role_out_of_memory(folder: Path) -> Outcome:
         return Outcome(lost_words("actor", said), seconds, said)
 
 
-def driver_killed(folder: Path, *, everything: bool) -> Outcome:
+def driver_killed(folder: Path, runtime: Runtime, *, everything: bool) -> Outcome:
     """The command is killed and started again with --resume auto."""
-    with small_run(folder) as run:
+    with small_run(folder, runtime) as run:
         (run.kill_all if everything else partial(run.finish, signal.SIGKILL))()
         before, events, since = run.newest(), len(run.events()), time.monotonic()
         run.start("--resume", "auto")
@@ -193,9 +200,9 @@ def driver_killed(folder: Path, *, everything: bool) -> Outcome:
         return Outcome(lost_since_checkpoint(before, run), seconds, said)
 
 
-def disk_full(folder: Path) -> Outcome:
+def disk_full(folder: Path, runtime: Runtime) -> Outcome:
     """The disk is full for a while: neither journals nor checkpoints can be written."""
-    with small_disk(folder), small_run(folder) as run:
+    with small_disk(folder), small_run(folder, runtime) as run:
         filler, events = folder / "filler", len(run.events())
         with filler.open("wb", buffering=0) as file:
             try:
@@ -222,9 +229,11 @@ def disk_full(folder: Path) -> Outcome:
         return Outcome("journal and metrics of that time; training goes on in memory", seconds, tuple(shown))
 
 
-def node_lost(kind: Literal["learner", "shard"], what: Literal["raylet", "node"], folder: Path) -> Outcome:
+def node_lost(
+    kind: Literal["learner", "shard"], what: Literal["raylet", "node"], folder: Path, runtime: Runtime
+) -> Outcome:
     """One of two machines of a cluster is lost with all its roles, or only its raylet is killed."""
-    with ray_nodes(cpus=(6, 6)) as nodes, small_run(folder, nodes.env) as run:
+    with ray_nodes(cpus=(6, 6)) as nodes, small_run(folder, runtime, nodes.env) as run:
         before, events = run.newest(), len(run.events())
         victim = nodes.of(run.roles(kind)[0])
         since = time.monotonic()
@@ -235,11 +244,11 @@ def node_lost(kind: Literal["learner", "shard"], what: Literal["raylet", "node"]
         return Outcome(lost_words(kind, said), seconds, said)
 
 
-def node_drained(folder: Path) -> Outcome:
+def node_drained(folder: Path, runtime: Runtime) -> Outcome:
     """A notice that the learner's machine will be taken away in a minute."""
     with (
         ray_nodes(cpus=(6, 6)) as nodes,
-        small_run(folder, nodes.env, checkpoint__every_seconds="600") as run,
+        small_run(folder, runtime, nodes.env, checkpoint__every_seconds="600") as run,
     ):
         before, events = run.newest(), len(run.events())
         victim = nodes.of(run.roles("learner")[0])
@@ -254,11 +263,11 @@ def node_drained(folder: Path) -> Outcome:
         return Outcome(f"nothing: a checkpoint {seconds:.1f} s after the notice", 0.0, said)
 
 
-def head_lost(folder: Path) -> Outcome:
+def head_lost(folder: Path, runtime: Runtime) -> Outcome:
     """The whole cluster and the driver are lost; the job starts again on another cluster."""
     with ExitStack() as clusters:
         nodes = clusters.enter_context(ray_nodes(cpus=(12,)))
-        with small_run(folder, nodes.env) as run:
+        with small_run(folder, runtime, nodes.env) as run:
             nodes.kill_all()
             run.kill_all()
             before, events = run.newest(), len(run.events())
@@ -453,8 +462,13 @@ FAILURES = (
     Failure("driver", "The command is killed, and begun again", partial(driver_killed, everything=False)),
     Failure("machine", "The machine is lost, `--resume auto`", partial(driver_killed, everything=True)),
     Failure("disk", "The disk is full for a while", disk_full),
-    Failure("raylet", "The raylet of the learner's node is killed", partial(node_lost, "learner", "raylet")),
-    Failure("node", "The node of a shard is lost", partial(node_lost, "shard", "node")),
-    Failure("drain", "A node is drained or preempted", node_drained),
-    Failure("head", "The cluster's head is lost, the job begins again", head_lost),
+    Failure(
+        "raylet",
+        "The raylet of the learner's node is killed",
+        partial(node_lost, "learner", "raylet"),
+        ("cluster",),
+    ),
+    Failure("node", "The node of a shard is lost", partial(node_lost, "shard", "node"), ("cluster",)),
+    Failure("drain", "A node is drained or preempted", node_drained, ("cluster",)),
+    Failure("head", "The cluster's head is lost, the job begins again", head_lost, ("cluster",)),
 )

@@ -17,7 +17,7 @@ from benchmarks.accident_page import TITLE, Played, section  # noqa: E402
 from benchmarks.accidents import ACCIDENTS, Ended, problems  # noqa: E402
 from benchmarks.chaos import ACCIDENT_DATA, PAGE, audit, growth  # noqa: E402
 from benchmarks.failure_page import Measured, measure, page  # noqa: E402
-from benchmarks.failures import FAILURES, Failure, Outcome, restarts  # noqa: E402
+from benchmarks.failures import FAILURES, Failure, Outcome, Runtime, restarts  # noqa: E402
 from benchmarks.recorded_runs import read_runs  # noqa: E402
 from benchmarks.replay_data import CARTPOLE, random_block  # noqa: E402
 from replay_service.codec import encode  # noqa: E402
@@ -98,16 +98,19 @@ def test_the_page_says_what_was_measured_and_what_could_not_be() -> None:
         Outcome("an episode", seconds, ("actor 0 (process 12) died",), limit)
         for seconds, limit in ((9.0, 6.0), (7.5, 6.0), (30.0, 6.0))
     )
-    text = page([Measured(actor, outcomes), Measured(shard, (), "not injected: needs luck")])
-    assert f"| {actor.title} | an episode | the limit + 3.0 s (3) | actor 0 (process …) died |" in text, text
-    assert f"| {shard.title} | | not injected: needs luck | |" in text
+    text = page([Measured(actor, "local", outcomes), Measured(shard, "ray", (), "not injected: needs luck")])
+    assert (
+        f"| {actor.title} | `local` | an episode | the limit + 3.0 s (3) | actor 0 (process …) died |" in text
+    ), text
+    assert f"| {shard.title} | `ray` | | not injected: needs luck | |" in text
 
 
 def test_the_page_has_a_line_for_every_failure_and_the_words_of_today() -> None:
     written, _, accidents = PAGE.read_text(encoding="utf-8").partition(TITLE)
     before, after = page([]).split("\n\n*Soak.*")
     assert TITLE + accidents == section(read_runs(ACCIDENT_DATA, Played))
-    assert all(f"| {failure.title} |" in written for failure in FAILURES)
+    lines = [f"| {failure.title} | `{runtime}` |" for failure in FAILURES for runtime in failure.runtimes]
+    assert [line for line in lines if line not in written] == []
     assert written.startswith(before)
     assert written.endswith(after)
 
@@ -124,16 +127,17 @@ def test_an_accident_that_did_not_end_well_is_shown() -> None:
 
 
 def test_a_table_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
-    played = []
+    played: list[Runtime] = []
 
-    def play(folder: Path) -> Outcome:
-        played.append(folder)
+    def play(folder: Path, runtime: Runtime) -> Outcome:
+        played.append(runtime)
         return Outcome("an episode", float(len(played)), ("actor 0 died",))
 
     failure = Failure("actor", "An actor", play)
     data = tmp_path / "failures.json"
-    first = measure(failure, 2, data)
-    again = measure(failure, 3, data)
-    assert len(played) == 3
-    assert [outcome.seconds for outcome in again.outcomes] == [1.0, 2.0, 3.0]
+    first = measure(failure, "local", 2, data)
+    measure(failure, "ray", 1, data)
+    again = measure(failure, "local", 3, data)
+    assert played == ["local", "local", "ray", "local"]
+    assert [outcome.seconds for outcome in again.outcomes] == [1.0, 2.0, 4.0]
     assert again.outcomes[:2] == first.outcomes

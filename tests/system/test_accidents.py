@@ -14,8 +14,8 @@ from qfleet_processes import adopting_orphans
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accidents import ACCIDENTS, Accident, Runtime, play, problems  # noqa: E402
-from benchmarks.failures import SMALL, arguments  # noqa: E402
+from benchmarks.accidents import ACCIDENTS, Accident, play, problems  # noqa: E402
+from benchmarks.failures import SMALL, Runtime, arguments  # noqa: E402
 from benchmarks.followed_run import FollowedRun  # noqa: E402
 
 # The others are slow only together.

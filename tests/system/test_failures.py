@@ -13,7 +13,7 @@ from qfleet_test_roles import Counter
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.failures import FAILURES, CannotBeInjectedError, Failure, Outcome  # noqa: E402
+from benchmarks.failures import FAILURES, CannotBeInjectedError, Failure, Outcome, Runtime  # noqa: E402
 from cluster.engines.engine import Need, RoleOutOfMemory  # noqa: E402
 
 # What each one is bound to say.
@@ -47,17 +47,24 @@ def no_orphans() -> Iterator[None]:
         yield
 
 
-def play(failure: Failure, folder: Path) -> Outcome:
+def play(failure: Failure, runtime: Runtime, folder: Path) -> Outcome:
     try:
-        return failure.play(folder)
+        return failure.play(folder, runtime)
     except CannotBeInjectedError as error:
         pytest.skip(str(error))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
-def test_a_run_survives(failure: Failure, tmp_path: Path) -> None:
-    outcome = play(failure, tmp_path)
+@pytest.mark.parametrize(
+    ("failure", "runtime"),
+    [
+        pytest.param(failure, runtime, id=f"{failure.name}-{runtime}")
+        for failure in FAILURES
+        for runtime in failure.runtimes
+    ],
+)
+def test_a_run_survives(failure: Failure, runtime: Runtime, tmp_path: Path) -> None:
+    outcome = play(failure, runtime, tmp_path)
     said = "\n".join(outcome.said)
     for text in SAYS[failure.name]:
         assert text in said, said
