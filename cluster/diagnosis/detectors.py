@@ -34,6 +34,9 @@ LOST_SHARE = 0.5
 ONE_ACTION_ENTROPY = 0.05
 """Entropy over its maximum if one action is taken 99 % of the time: 0.08 for 2 actions, 0.05 for 4."""
 
+FEWEST_EPISODES = 2.0
+"""Episodes of each lane in replay below which the one before the last may already be gone in part."""
+
 ALIKE_VARIATION = 0.01
 """Ratio of standard deviation to mean of priorities below which sampling is practically uniform."""
 
@@ -190,8 +193,7 @@ def stale_data(window: Window, config: ResolvedConfig) -> Reading | None:
     inserted = now.inserted_transitions_total - before.inserted_transitions_total
     lag = _mean_since(now.sample_policy_lag_updates, before.sample_policy_lag_updates)
     age = _mean_since(now.sample_age_transitions, before.sample_age_transitions)
-    full = capacity > 0 and now.replay_transitions > (1.0 - TENTH) * capacity
-    if not full or updates <= 0 or inserted <= 0 or lag is None or age is None:
+    if not _is_full(now) or updates <= 0 or inserted <= 0 or lag is None or age is None:
         return None
     updates_per_transition = updates / inserted
     depth = capacity * updates_per_transition
@@ -215,6 +217,31 @@ def stale_data(window: Window, config: ResolvedConfig) -> Reading | None:
         f"{late:.4g} updates old when they come in, and replay is only {depth:.4g} updates deep",
         cause,
         f"{cure}; or a larger replay.capacity (now {config.replay.capacity:,})",
+    )
+
+
+def few_episodes_per_lane(window: Window, config: ResolvedConfig) -> Reading | None:
+    """Returns do not rise, and so many environments share replay that it holds less than two episodes each.
+
+    Measured once replay is full. Many tasks are learned with less, so rising returns are left alone.
+    """
+    now = window[-1]
+    held, episodes, length = now.lane_transitions, now.lane_episodes, now.train_length_mean
+    if not _is_full(now) or held is None or not episodes or length is None:
+        return None
+    returns = [each.train_return_mean for each in window if each.train_return_mean is not None]
+    target = config.stop.target_return
+    solved = target is not None and bool(returns) and returns[-1] >= target - TENTH * abs(target)
+    fine = solved or len(returns) < FEWEST_FOR_TREND or trend(returns) > CRITICAL_Z
+    lanes = config.lanes
+    fewest = 2.0 * FEWEST_EPISODES * length
+    return Reading(
+        0.0 if fine else FEWEST_EPISODES / episodes,
+        f"returns do not rise, and replay holds {held:,.0f} transitions of each of {lanes} environments, "
+        f"{episodes:.2g} episodes of {length:,.0f} steps",
+        "so many environments fill replay that it loses each episode soon after its end",
+        f"replay.capacity={math.ceil(fewest * lanes)} (now {config.replay.capacity}), or fewer actors or "
+        f"actors.envs_per_actor, so that there are {max(1, int(held * lanes / fewest))} environments",
     )
 
 
@@ -324,6 +351,7 @@ DETECTORS = (
     Detector("catastrophic_forgetting", catastrophic_forgetting, lambda now: now.evaluation_version),
     Detector("overestimation", overestimation, lambda now: now.evaluation_version),
     Detector("stale_data", stale_data, lambda now: now.updates_total),
+    Detector("few_episodes_per_lane", few_episodes_per_lane, lambda now: now.inserted_transitions_total),
     Detector("collapsed_action_choice", collapsed_action_choice, lambda now: now.evaluation_version),
     Detector("reward_scale", reward_scale, lambda now: now.evaluation_version),
     Detector(
@@ -332,6 +360,12 @@ DETECTORS = (
         lambda now: tuple((now.shard_priority_effective_ratio or {}).items()),
     ),
 )
+
+
+def _is_full(snapshot: Snapshot) -> bool:
+    """Whether replay is nine tenths full."""
+    capacity = sum((snapshot.shard_capacity_transitions or {}).values())
+    return capacity > 0 and snapshot.replay_transitions > (1.0 - TENTH) * capacity
 
 
 def _instability(config: ResolvedConfig) -> tuple[str, str]:

@@ -32,6 +32,7 @@ FindingName = Literal[
     "catastrophic_forgetting",
     "overestimation",
     "stale_data",
+    "few_episodes_per_lane",
     "collapsed_action_choice",
     "reward_scale",
     "degenerate_priorities",
