@@ -221,24 +221,23 @@ def stale_data(window: Window, config: ResolvedConfig) -> Reading | None:
 
 
 def few_episodes_per_lane(window: Window, config: ResolvedConfig) -> Reading | None:
-    """Returns do not rise, and so many environments share replay that it holds less than two episodes each.
+    """No evaluation is better than an earlier one, and replay holds less than two episodes per environment.
 
-    Measured once replay is full. Many tasks are learned with less, so rising returns are left alone.
+    Measured once replay is full. Many tasks are learned with less, so nothing is said while returns rise.
     """
     now = window[-1]
     held, episodes, length = now.lane_transitions, now.lane_episodes, now.train_length_mean
     if not _is_full(now) or held is None or not episodes or length is None:
         return None
-    returns = [each.train_return_mean for each in window if each.train_return_mean is not None]
-    target = config.stop.target_return
-    solved = target is not None and bool(returns) and returns[-1] >= target - TENTH * abs(target)
-    fine = solved or len(returns) < FEWEST_FOR_TREND or trend(returns) > CRITICAL_Z
+    if now.best_version is None or now.evaluation_version is None:
+        return None
+    rises = now.evaluation_version <= now.best_version
     lanes = config.lanes
     fewest = 2.0 * FEWEST_EPISODES * length
     return Reading(
-        0.0 if fine else FEWEST_EPISODES / episodes,
-        f"returns do not rise, and replay holds {held:,.0f} transitions of each of {lanes} environments, "
-        f"{episodes:.2g} episodes of {length:,.0f} steps",
+        0.0 if rises else FEWEST_EPISODES / episodes,
+        f"no version after {now.best_version:,} is better, and replay holds {held:,.0f} transitions of each "
+        f"of {lanes} environments, {episodes:.2g} episodes of {length:,.0f} steps",
         "so many environments fill replay that it loses each episode soon after its end",
         f"replay.capacity={math.ceil(fewest * lanes)} (now {config.replay.capacity}), or fewer actors or "
         f"actors.envs_per_actor, so that there are {max(1, int(held * lanes / fewest))} environments",
@@ -351,7 +350,7 @@ DETECTORS = (
     Detector("catastrophic_forgetting", catastrophic_forgetting, lambda now: now.evaluation_version),
     Detector("overestimation", overestimation, lambda now: now.evaluation_version),
     Detector("stale_data", stale_data, lambda now: now.updates_total),
-    Detector("few_episodes_per_lane", few_episodes_per_lane, lambda now: now.inserted_transitions_total),
+    Detector("few_episodes_per_lane", few_episodes_per_lane, lambda now: now.evaluation_version),
     Detector("collapsed_action_choice", collapsed_action_choice, lambda now: now.evaluation_version),
     Detector("reward_scale", reward_scale, lambda now: now.evaluation_version),
     Detector(
