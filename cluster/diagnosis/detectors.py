@@ -37,6 +37,9 @@ ONE_ACTION_ENTROPY = 0.05
 FEWEST_EPISODES = 2.0
 """Episodes of each lane in replay below which the one before the last may already be gone in part."""
 
+PLATEAU_EVALUATIONS = 10
+"""Evaluations in a row that are no better than the best before them, from which on returns do not rise."""
+
 ALIKE_VARIATION = 0.01
 """Ratio of standard deviation to mean of priorities below which sampling is practically uniform."""
 
@@ -221,7 +224,7 @@ def stale_data(window: Window, config: ResolvedConfig) -> Reading | None:
 
 
 def few_episodes_per_lane(window: Window, config: ResolvedConfig) -> Reading | None:
-    """No evaluation is better than an earlier one, and replay holds less than two episodes per environment.
+    """Ten evaluations in a row were no better, and replay holds less than two episodes of each environment.
 
     Measured once replay is full. Many tasks are learned with less, so nothing is said while returns rise.
     """
@@ -231,7 +234,8 @@ def few_episodes_per_lane(window: Window, config: ResolvedConfig) -> Reading | N
         return None
     if now.best_version is None or now.evaluation_version is None:
         return None
-    rises = now.evaluation_version <= now.best_version
+    since_best_updates = now.evaluation_version - now.best_version
+    rises = since_best_updates < PLATEAU_EVALUATIONS * config.evaluation.every_updates
     lanes = config.lanes
     fewest = 2.0 * FEWEST_EPISODES * length
     return Reading(

@@ -74,6 +74,7 @@ CONFIG = resolved_config(
     "replay.sampling=prioritized",
     "learner.updates_per_chunk=8",
     "learner.target_update_updates=40",
+    "evaluation.every_updates=100",
 )
 
 
@@ -148,7 +149,7 @@ def test_all_is_silent_where_all_is_well() -> None:
             1.0,
         ),
         # Two episodes of each lane are just enough, and fewer while evaluations become better.
-        ("few_episodes_per_lane", {"lane_episodes": 0.5, "evaluation_version": 9_000}, 0.0),
+        ("few_episodes_per_lane", {"lane_episodes": 0.5, "evaluation_version": 9_990}, 0.0),
         ("few_episodes_per_lane", {"lane_episodes": 2.0}, 1.0),
         ("few_episodes_per_lane", {"lane_episodes": 0.5}, 4.0),
         ("collapsed_action_choice", {"evaluation_action_entropy_ratio": 0.0}, 0.0),
