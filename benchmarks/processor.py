@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """Model, cores and load as a benchmark begins: figures hold for one processor, and a quiet one."""
+    """Model, cores and load as a benchmark begins: a measurement holds for one processor, and a quiet one."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next(
         (line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown model"

@@ -59,6 +59,8 @@ TABLES = {
     "cluster/policies/onnx_export.py": "rows of batches [B, A] and of recorded observations",
     "cluster/report/charts.py": "rows of matrices [S, X]",
     "cluster/report/report.html.j2": "rows of HTML tables",
+    "benchmarks/minatar.py": "rows of a table and of matrices",
+    "tests/benchmarks/test_minatar.py": "rows of a table",
     "cluster/report/table.py": "rows of the table of metrics",
     "cluster/show/panel.py": "rows of the panel's tables",
     "actors/envs/discretize.py": "rows of the action table",

@@ -38,7 +38,7 @@ FEWEST_EPISODES = 2.0
 """Episodes of each lane in replay below which the one before the last may already be gone in part."""
 
 PLATEAU_EVALUATIONS = 10
-"""Evaluations in a row that are no better than the best before them, from which on returns do not rise."""
+"""Successive evaluations that are no better than the best before them, from which on returns do not rise."""
 
 ALIKE_VARIATION = 0.01
 """Ratio of standard deviation to mean of priorities below which sampling is practically uniform."""
@@ -224,7 +224,7 @@ def stale_data(window: Window, config: ResolvedConfig) -> Reading | None:
 
 
 def few_episodes_per_lane(window: Window, config: ResolvedConfig) -> Reading | None:
-    """Ten evaluations in a row were no better, and replay holds less than two episodes of each environment.
+    """Ten successive evaluations were no better, and replay holds less than two episodes of each environment.
 
     Measured once replay is full. Many tasks are learned with less, so nothing is said while returns rise.
     """

@@ -1,4 +1,4 @@
-"""Replay's figures move as predicted when a setting is turned: real runs, in one process.
+"""Replay's metrics move as predicted when a setting is turned: real runs, in one process.
 
 Tests cluster/metrics/counters.py and replay_service/shard_meter.py too.
 """
