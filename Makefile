@@ -19,8 +19,9 @@ $(INSTALLED): constraints.txt pyproject.toml
 train: install
 	$(BIN)/qfleet train configs/cartpole.yaml $(ARGS)
 
+# Two at a time; ARGS='-n 0' runs one after another.
 test: lint
-	$(BIN)/pytest -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup -m 'not slow and not gpu' $(ARGS)
 
 test-all: lint
 	$(BIN)/pytest -m 'not gpu' $(ARGS)

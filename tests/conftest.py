@@ -20,6 +20,19 @@ sys.path.append(str(Path(__file__).parent / "support"))
 from qfleet_processes import LocalRun, adopting_orphans
 
 
+WHOLE_RUNS = ("system", "deploy", "qfleet", "docs")
+"""Folders whose tests start runs and clusters of many processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of whole runs take turns in one worker, beside all others in the other one: see `make test`."""
+    root = Path(__file__).parent
+    for item in items:
+        file = item.path.relative_to(root)
+        group = "whole runs" if file.parts[0] in WHOLE_RUNS else str(file)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Runs tell Prometheus of themselves in a folder of the test session."""

@@ -22,9 +22,7 @@ from benchmarks.followed_run import FollowedRun  # noqa: E402
 QUICK = {
     ("term", "local", True),
     ("int", "serial", False),
-    ("start", "ray", False),
     ("gcs", "ray", True),
-    ("raylet", "ray", False),
 }
 LEFT_SECONDS = 10.0
 

@@ -58,7 +58,7 @@ def train(shim: Path, run_dir: Path, *more: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("persist", ["checkpoint", "continuous"])
+@pytest.mark.parametrize("persist", ["checkpoint", pytest.param("continuous", marks=pytest.mark.slow)])
 def test_what_a_file_system_lacks_is_said_once_and_the_run_goes_on(
     shim: Path, tmp_path: Path, persist: str
 ) -> None:

@@ -323,12 +323,12 @@ def test_an_environment_that_hangs_is_found_by_the_watchdog(local_run: LocalRun)
         *small(
             "qfleet_test_envs:BrokenAfter",
             "env.kwargs={steps: 300, how: hang}",
-            "run.stall_seconds=20",
+            "run.stall_seconds=10",
             NO_EVALUATION,
         )
     )
     assert local_run.finish() == 1
-    assert local_run.errors.startswith("nothing was inserted or learned for 20 s (run.stall_seconds = 20)")
+    assert local_run.errors.startswith("nothing was inserted or learned for 10 s (run.stall_seconds = 10)")
     for role in ("actor 0", "shard 0", "learner", "evaluator"):
         assert f"{role} (process " in local_run.errors
     stacks = (local_run.run_dir / "logs" / "actor-0.stacks").read_text()

@@ -49,7 +49,7 @@ def task(folder):
         return str(error)
 
 told["task"] = ray.get(task.remote(sys.argv[1]))
-print("TOLD", json.dumps(told))
+(Path(sys.argv[1]) / "told.json").write_text(json.dumps(told))
 """
 
 TRACES = """
@@ -77,13 +77,13 @@ during = state()
 engine.close()
 after = state()
 changed = [[name for name in before if other[name] != before[name]] for other in (during, after)]
-print("TOLD", json.dumps(changed))
+(Path(sys.argv[1]) / "told.json").write_text(json.dumps(changed))
 """
 
 
-def answers(program: str, *arguments: str) -> object:
+def answers(program: str, folder: Path) -> object:
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN + program, *arguments],
+        [sys.executable, "-c", TRAIN + program, str(folder)],
         env=None,
         capture_output=True,
         text=True,
@@ -91,8 +91,7 @@ def answers(program: str, *arguments: str) -> object:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (told,) = (line for line in done.stdout.splitlines() if line.startswith("TOLD "))  # tasks print, too
-    return json.loads(told.removeprefix("TOLD "))
+    return json.loads((folder / "told.json").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +101,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_with_a_ray_of_its_own_keeps_it(tmp_path: Path) -> None:
-    told = answers(OWN_RAY, str(tmp_path))
+    told = answers(OWN_RAY, tmp_path)
     assert isinstance(told, dict)
     on_ray, on_cluster = told["said"]
     assert "run.runtime is ray, but this process uses a Ray of its own" in on_ray
@@ -113,7 +112,7 @@ def test_a_process_with_a_ray_of_its_own_keeps_it(tmp_path: Path) -> None:
     assert left == {"serial", "local", "in-a-task-serial", "in-a-task-local"}
 
 
-def test_a_private_ray_leaves_no_trace_in_its_process() -> None:
-    during, after = answers(TRACES)  # type: ignore[misc]
+def test_a_private_ray_leaves_no_trace_in_its_process(tmp_path: Path) -> None:
+    during, after = answers(TRACES, tmp_path)  # type: ignore[misc]
     assert {"environment", "logger", "prints", "spans machines", "children"} <= set(during)
     assert after == []
