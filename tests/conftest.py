@@ -19,7 +19,6 @@ sys.path.append(str(Path(__file__).parent / "support"))
 
 from qfleet_processes import LocalRun, adopting_orphans
 
-
 WHOLE_RUNS = ("system", "deploy", "qfleet", "docs")
 """Folders whose tests start runs and clusters of many processes."""
 

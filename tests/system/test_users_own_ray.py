@@ -109,7 +109,7 @@ def test_a_process_with_a_ray_of_its_own_keeps_it(tmp_path: Path) -> None:
     assert (told["value"], told["prints"]) == (41, True)
     assert "this process uses a Ray of its own" in told["task"]
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"serial", "local", "in-a-task-serial", "in-a-task-local"}
+    assert left == {"serial", "local", "in-a-task-serial", "in-a-task-local", "told.json"}
 
 
 def test_a_private_ray_leaves_no_trace_in_its_process(tmp_path: Path) -> None:
