@@ -54,12 +54,16 @@ class BrokenAfter(Corridor):
 
 
 class Counted(BrokenAfter):
-    """A corridor that notes in `folder` that it was opened and closed, whichever process it lives in."""
+    """A corridor that notes in `folder` that it was opened, played and closed, in whichever process."""
 
     def __init__(self, folder: str, steps: int = 1_000_000, how: str = "raise") -> None:
         super().__init__(steps, how)
         self.note = Path(folder) / f"{uuid4()}.open"
         self.note.touch()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.note.with_suffix(".played").touch()
+        return super().reset(seed=seed, options=options)
 
     def close(self) -> None:
         self.note.rename(self.note.with_suffix(".closed"))
