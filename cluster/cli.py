@@ -354,7 +354,7 @@ def _train_seeds(options: argparse.Namespace) -> int:
     if any(result.updates for result in summary.results):
         print(*write_report([path]), sep="\n", flush=True)
     if ended.signal is not None:
-        print(f"go on with\n  qfleet train --run-dir {path} --resume")
+        print(f"go on with\n  qfleet train --run-dir {shlex.quote(str(path))} --resume")
         return 128 + ended.signal
     return EXIT_ERROR if ended.failed else EXIT_OK
 
