@@ -276,6 +276,7 @@ class _Runs:
         snapshot = snapshot_of(lines[-1])
         share, _ = progress(snapshot, self._stop)
         done = "" if share is None else f" {share:.0%}"
-        best = snapshot.train_return_mean if snapshot.best_return_mean is None else snapshot.best_return_mean
         steps, updates = short(snapshot.env_steps_total), short(snapshot.updates_total)
-        return f"seed {seed}{done}, steps {steps}, updates {updates}, return {short(best)}"
+        return (
+            f"seed {seed}{done}, steps {steps}, updates {updates}, return {short(snapshot.headline_return)}"
+        )

@@ -30,9 +30,9 @@ class EndingSignals:
     """Within the block, SIGINT, SIGTERM and SIGHUP raise Interrupted.
 
     Libraries that handle a signal themselves if nobody else does, as SDL does SIGTERM, leave it alone. SIGHUP
-    stays ignored if the process ignores it, as under nohup. Signals that are blocked, as programs inherit it
-    from the thread that starts them, are let in. Outside the main thread, where Python allows no handlers,
-    the block has no effect.
+    stays ignored if the process ignores it, as under nohup. Signals that the process has inherited as blocked
+    are unblocked within the block. Outside the main thread, where Python allows no handlers, the block has
+    no effect.
     """
 
     def __init__(self) -> None:

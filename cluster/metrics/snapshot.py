@@ -325,6 +325,11 @@ class Snapshot:
     verdict: Verdict | None = _metric("text", "The stage that limits the speed")
     warnings: tuple[Finding, ...] = _metric("text", "The findings of diagnosis that hold now", default=())
 
+    @property
+    def headline_return(self) -> float | None:
+        """The greedy return of the best version; before there is one, the mean of training episodes."""
+        return self.train_return_mean if self.best_return_mean is None else self.best_return_mean
+
 
 def known_metrics(snapshot: Snapshot) -> dict[str, Any]:
     """Name -> value of all that is known: one line of metrics.jsonl, as msgspec writes it.

@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.record.trackers import Begin, File, Finish, Scalars
+from cluster.record.trackers import HEADLINES, Begin, File, Finish, Scalars
 
 # A flush waits for the disk, so not every snapshot is flushed.
 _FLUSH_SECONDS = 10.0
-_HEADLINES = ("eval/best_return_mean", "rollout/train_return_mean", "train/updates_total")
 
 
 class EventFile:
@@ -33,7 +32,7 @@ class EventFile:
         indented = begin.text.replace("\n", "\n    ")  # Markdown's form of code
         self._add(text("settings", f"    {indented}"))
         settings = {name: str(value) if value is None else value for name, value in begin.settings.items()}
-        experiment, start, self._end = hparams(settings, dict.fromkeys(_HEADLINES, 0.0))
+        experiment, start, self._end = hparams(settings, dict.fromkeys(HEADLINES, 0.0))
         self._add(experiment)
         self._add(start)
 

@@ -45,6 +45,9 @@ _CODE = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     "from cluster.record.tracking import main; main(sys.argv[1])"
 )
+HEADLINES = ("eval/best_return_mean", "rollout/train_return_mean", "train/updates_total")
+"""Tags of the metrics that stand for the result of a run."""
+
 _QUEUED = 256
 _CLOSE_SECONDS = 30.0
 
@@ -214,11 +217,7 @@ class TrackerProcess:
                 yield File("config", str(run_dir / "config.yaml"))
             case Measured(snapshot):
                 values = grouped(snapshot)
-                self._results = {
-                    tag: values[tag]
-                    for tag in ("eval/best_return_mean", "rollout/train_return_mean", "train/updates_total")
-                    if tag in values
-                }
+                self._results = {tag: values[tag] for tag in HEADLINES if tag in values}
                 yield Scalars(snapshot.env_steps_total, time.time(), values)
             case NewBest(_, _, weights):
                 yield File("best", str(weights))

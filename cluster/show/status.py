@@ -146,9 +146,8 @@ def runs_table(run_dirs: Sequence[Path], now: float | None = None) -> str:
             lines.append((ago, "unreadable", "-", "-", "-", str(path)))
             continue
         last = status.snapshot or Snapshot()
-        best = last.train_return_mean if last.best_return_mean is None else last.best_return_mean
         env_id, steps = status.headline.env_id, short(last.env_steps_total)
-        lines.append((ago, status.state, env_id, short(best), steps, str(path)))
+        lines.append((ago, status.state, env_id, short(last.headline_return), steps, str(path)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
 
