@@ -14,6 +14,7 @@ from typing import Any
 from cluster.engines.engine import ArgTs, EngineError, Handle, RoleDied, RoleError, RoleT
 from cluster.engines.lines import Lines
 from cluster.engines.ref import Ref, ValueT
+from cluster.engines.shared_memory import MemoryPool
 from cluster.engines.wire import DescriptorsLost, Line, Message, Packed, Unsendable, pack, unpack
 
 CALLS = "calls"
@@ -103,10 +104,11 @@ def fail(results: Sequence[Pending], error: EngineError) -> None:
 
 
 class ProcessCalls:
-    """Calls over connections that `lines` watches; for one thread."""
+    """Calls over connections that `lines` watches; for one thread. memories: of what this process sends."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
+        self.memories = MemoryPool()
         self._waiting: set[Connection] = set()
 
     @property
@@ -124,7 +126,9 @@ class ProcessCalls:
         """See Calls.call. Raises TypeError if an argument cannot be pickled."""
         connection: Connection = handle.target
         try:
-            packed = [arg if isinstance(arg, Pending) else pack(arg, self.connect) for arg in args]
+            packed = [
+                arg if isinstance(arg, Pending) else pack(arg, self.connect, self.memories) for arg in args
+            ]
         except Unsendable as error:
             raise TypeError(f"{method.__name__} of {handle.name}: {error}") from error.__cause__
         results = [Pending(handle.name) for _ in range(returns)]
@@ -156,7 +160,7 @@ class ProcessCalls:
 
     def put(self, value: ValueT) -> Ref[ValueT]:
         """See Calls.put."""
-        return Pending("a value", pack(value, self.connect))
+        return Pending("a value", pack(value, self.connect, self.memories))
 
     def _turn(self, timeout_seconds: float | None) -> None:
         self._lines.turn(timeout_seconds)

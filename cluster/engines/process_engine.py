@@ -28,6 +28,7 @@ from cluster.engines.fork_server import ForkServer, Kill, Spawn
 from cluster.engines.lines import Lines
 from cluster.engines.placement import Claims
 from cluster.engines.process_calls import CALLS, Connection, ProcessCalls
+from cluster.engines.shared_memory import MemoryPool
 from cluster.engines.wire import Unsendable, pack
 
 _STATUS_SECONDS = 0.2
@@ -141,7 +142,7 @@ class ProcessEngine(ProcessCalls):
         self._roles.append(connection)
         environment = {_VISIBLE_GPUS: ",".join(connection.gpus)} if connection.gpus else {}
         try:
-            packed = pack((role, *args), self.connect)
+            packed = pack((role, *args), self.connect, self.memories)
         except Unsendable as error:
             raise TypeError(f"{name}: {error}") from error.__cause__
         self._lines.send(server, Spawn(self._spawned, name, environment), [packed], [theirs])
@@ -199,7 +200,7 @@ def can_run() -> bool:
     if sys.platform != "linux":
         return False
     try:
-        os.close(os.memfd_create("qfleet"))
+        MemoryPool().write((), (), 0)
         os.close(os.pidfd_open(os.getpid()))
     except OSError:
         return False

@@ -99,7 +99,7 @@ class RoleServer:
                 raise self._failure
             value = getattr(self._role, method)(*(unpack(arg, self._calls.adopt) for arg in given))
             values = value if returns > 1 else (value,)
-            packed = [pack(one, self._calls.connect) for one in values]
+            packed = [pack(one, self._calls.connect, self._calls.memories) for one in values]
         except EngineError as error:
             self.answer(caller, number, error)
         except Exception:  # noqa: BLE001 - carried to the caller as RoleError

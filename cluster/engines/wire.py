@@ -1,6 +1,6 @@
 """Messages between processes of one machine: pickled values, with large arrays in anonymous shared memory.
 
-Owns the byte format and the memory; must not import anything but the standard library.
+Owns the byte format; must not import anything but the standard library and `cluster.engines.shared_memory`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ from __future__ import annotations
 import array
 import errno
 import io
-import mmap
 import os
 import pickle  # noqa: TID251 - between processes of one run, over sockets without a name; nothing is read from disk
 import socket
 import struct
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
+
+from cluster.engines.shared_memory import Memory, MemoryPool
 
 _HEADER = struct.Struct("<QI")  # bytes of the body; file descriptors that come with it
 _ALIGNMENT = 64
@@ -29,20 +30,6 @@ copies of smaller ones through a socket."""
 
 _BUSY = (errno.EAGAIN, errno.ETOOMANYREFS)
 """What sendmsg raises while the other side has to read first: bytes, or file descriptors."""
-
-
-class Memory:
-    """Anonymous shared memory. The kernel frees it with the last process that holds or maps it."""
-
-    def __init__(self, descriptor: int, num_bytes: int) -> None:
-        self.descriptor = descriptor
-        self.num_bytes = num_bytes
-        weakref.finalize(self, os.close, descriptor)
-
-    def view(self) -> memoryview:
-        """Maps the memory, read-only; the mapping lives as long as arrays that use it."""
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        return memoryview(mmap.mmap(self.descriptor, self.num_bytes, flags=flags, prot=mmap.PROT_READ))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +91,7 @@ class _Unpickler(pickle.Unpickler):
         return self._adopt(name, None if place is None else self._sockets[place])
 
 
-def pack(value: Any, connect: Connect) -> Packed:
+def pack(value: Any, connect: Connect, memories: MemoryPool) -> Packed:
     """Pickles a value. Its arrays go to shared memory if they have SHARED_BYTES or more together.
 
     Raises:
@@ -122,36 +109,24 @@ def pack(value: Any, connect: Connect) -> Packed:
     views = [buffer.raw() for buffer in buffers]
     if sum(view.nbytes for view in views) < SHARED_BYTES:
         return Packed(data, tuple(map(bytes, views)), sockets=sockets)
-    memory = Memory(os.memfd_create("qfleet"), sum(_room(view.nbytes) for view in views))
-    # Writing allocates the pages, so that a lack of memory is an error here and no SIGBUS of a reader.
-    os.ftruncate(memory.descriptor, memory.num_bytes)
-    offset = 0
-    for view in views:
-        _write(memory.descriptor, view, offset)
-        offset += _room(view.nbytes)
-    return Packed(data, tuple(view.nbytes for view in views), memory, sockets)
+    sizes = tuple(view.nbytes for view in views)
+    *offsets, num_bytes = _offsets(sizes)
+    return Packed(data, sizes, memories.write(views, offsets, num_bytes), sockets)
 
 
 def unpack(packed: Packed, adopt: Adopt) -> Any:
     """The value; its arrays are read-only, and large ones are not copied. Raises what unpickling raises."""
     buffers: Sequence[Any] = packed.parts
     if packed.memory is not None:
-        view, offset, buffers = packed.memory.view(), 0, []
-        for num_bytes in packed.parts:
-            buffers.append(view[offset : offset + num_bytes])
-            offset += _room(num_bytes)
+        view = packed.memory.view()
+        offsets = _offsets(packed.parts)
+        buffers = [view[start : start + size] for start, size in zip(offsets, packed.parts, strict=False)]
     return _Unpickler(packed, buffers, adopt).load()
 
 
-def _room(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-
-
-def _write(descriptor: int, view: memoryview, offset: int) -> None:
-    """Writes the view whole: one call writes 2 GB at most."""
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    """Where parts of these sizes in bytes begin in shared memory, and where the last one ends."""
+    return list(accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0))
 
 
 @dataclass(frozen=True)

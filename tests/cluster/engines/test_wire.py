@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.engines.shared_memory import MemoryPool
 from cluster.engines.wire import SHARED_BYTES, Line, Message, Unsendable, pack, unpack
 
 
@@ -66,7 +67,7 @@ SIZES = st.lists(st.sampled_from([0, 1, 100, 5_000, SHARED_BYTES - 1, SHARED_BYT
 def test_messages_arrive_in_order_in_any_pieces(messages: list[list[int]], text: int) -> None:
     with closing(Lines()) as both:
         for number, sizes in enumerate(messages):
-            values = [pack(np.full(size, number, np.uint8), no_role) for size in sizes]
+            values = [pack(np.full(size, number, np.uint8), no_role, MemoryPool()) for size in sizes]
             both.here.send((number, "x" * text), values)
         for number, message in enumerate(carry(both.here, both.there, len(messages))):
             assert message.head == (number, "x" * text)
@@ -81,7 +82,7 @@ def test_sockets_arrive_with_their_message(lines: tuple[Line, Line]) -> None:
         own, theirs = socket.socketpair()
         with own:
             own.sendall(bytes([number]))
-        here.send(number, [pack(np.zeros(SHARED_BYTES), no_role)], [theirs])
+        here.send(number, [pack(np.zeros(SHARED_BYTES), no_role, MemoryPool())], [theirs])
         here.send("between")
     messages = carry(here, there, 10)
     for number, message in enumerate(messages[::2]):
@@ -118,7 +119,7 @@ def test_a_line_does_not_read_while_too_much_is_unsent() -> None:
 def test_memory_is_freed_with_its_last_array(lines: tuple[Line, Line]) -> None:
     here, there = lines
     before = len(os.listdir("/proc/self/fd"))
-    here.send("one", [pack(np.arange(SHARED_BYTES), no_role)])
+    here.send("one", [pack(np.arange(SHARED_BYTES), no_role, MemoryPool())])
     (message,) = carry(here, there, 1)
     array = unpack(message.values[0], never)
     part = array[5:9]
@@ -130,4 +131,4 @@ def test_memory_is_freed_with_its_last_array(lines: tuple[Line, Line]) -> None:
 
 def test_what_cannot_be_pickled_is_named() -> None:
     with pytest.raises(Unsendable, match=r"function cannot be sent to another process: .*lambda"):
-        pack(lambda: None, no_role)
+        pack(lambda: None, no_role, MemoryPool())
