@@ -117,7 +117,7 @@ class BareLoop:
     def __init__(self, case: Case, minibatches: list[Minibatch]) -> None:
         network = textbook_network(case.spec, case.config)
         self.online, self.target = network, copy.deepcopy(network)
-        self.optimizer = torch.optim.Adam(self.online.parameters(), lr=case.config.learning_rate)
+        self.optimizer = torch.optim.Adam(self.online.parameters(), lr=case.config.first_rate)
         stack = case.spec.stack
         self.batches = cycle(
             [
