@@ -63,7 +63,7 @@ class Bench:
         self._writer = engine.spawn("writer", Writer, engine.calls, self._shard, ATARI, need=Need())
         self.insert(capacity)
         self._learner = engine.spawn(
-            "learner", LearnerRole, context, engine.calls, [self._shard], 0, 1, need=Need()
+            "learner", LearnerRole, context, engine.calls, [self._shard], 0, need=Need()
         )
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=2)
         self._thread = ThreadPoolExecutor(1)

@@ -74,9 +74,7 @@ def turns_of(engine: Engine, case: Case, schema: BlockSchema, capacity: int, fol
     engine.get(engine.call(writer, Writer.push, capacity // 512 + 1)[0])
     engine.kill(writer)
     context = replace(context, name="learner")
-    learner = engine.spawn(
-        "learner", LearnerRole, context, engine.calls, [shard], 0, 1, need=Need(torch=True)
-    )
+    learner = engine.spawn("learner", LearnerRole, context, engine.calls, [shard], 0, need=Need(torch=True))
 
     def learn() -> tuple[float, float]:
         """Updates a second and the share of time spent waiting, both by the caller's clock."""

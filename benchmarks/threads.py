@@ -1,7 +1,7 @@
-"""The cost of a second torch thread beside busy processes: the reason for cluster/engines/threads.py.
+"""The cost of a second torch thread beside busy processes: the reason for learner/threads.py.
 
 Run as `python -m benchmarks.threads`. Prints the update rate with one thread and with two, alone and beside
-one busy process, each against one thread alone; and what learner_threads chooses here.
+one busy process, each against one thread alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 
 from benchmarks.processor import processor
 from benchmarks.update_step import CARTPOLE, BareLoop, Case, Minibatches, updates_per_second
-from cluster.engines.threads import available_cores, learner_threads
 from learner.config import LearnerConfig
 
 UPDATES = 300
@@ -55,9 +54,6 @@ def main() -> None:
             with busy_processes(busy):
                 rate = updates_per_second(loop, UPDATES)
             print(f"{busy:14d} {threads:8d} {rate:10.0f} {rate / alone:20.2f}", flush=True)
-    cores = available_cores()
-    chosen = learner_threads(cores, busy_processes=1)
-    print(f"on {cores} cores, beside one actor, the learner takes {chosen} thread(s)")
 
 
 if __name__ == "__main__":

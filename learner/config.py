@@ -132,6 +132,7 @@ class LearnerConfig:
     target_polyak: float | None = None
     updates_per_chunk: int | None = None
     device: str = "auto"
+    threads: int | None = None
     initial_weights: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
@@ -191,7 +192,7 @@ class LearnerConfig:
         within(0.0, 1.0, "learner", self, "target_polyak", cure=share)
         quantiles = ("iqn_cosines", "iqn_quantiles", "iqn_target_quantiles", "iqn_acting_quantiles")
         at_least(1, "learner", self, *quantiles)
-        at_least(1, "learner", self, "image_hidden_size", "impala_width", "pool_size")
+        at_least(1, "learner", self, "image_hidden_size", "impala_width", "pool_size", "threads")
         require(
             self.target_update_updates is None or self.target_update_env_steps is None,
             "learner.target_update_env_steps",

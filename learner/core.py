@@ -103,6 +103,7 @@ class LearnReport(UpdateMetrics):
     priority_staleness_max: int = 0
     prefetched_requests: int | None = None
     process: ProcessUsage | None = None
+    threads: int = 1
     rank: int = 0
     unequal_weights: int = 0
     notes: tuple[Note, ...] = ()

@@ -81,9 +81,7 @@ class Learner:
         samples_per_insert: float = 1.0,
         ranks: Ranks = ONE_RANK,
     ) -> None:
-        if threads < 1:
-            raise ValueError(f"threads is {threads}; give at least 1")
-        torch.set_num_threads(threads)
+        self.use_threads(threads)
         self._config = config
         self._source = source
         self._ranks = ranks
@@ -100,6 +98,13 @@ class Learner:
         self._skipped_total = 0
         exchange = ("exchange",) if ranks.size > 1 else ()
         self._timer = PhaseTimer("idle", "wait", "draw", "update", "other", *exchange)
+
+    def use_threads(self, threads: int) -> None:
+        """Uses so many threads, in the whole process. Raises ValueError if that is below 1."""
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; give at least 1")
+        torch.set_num_threads(threads)
+        self._threads = threads
 
     def learn(self, updates: int, seconds: float = math.inf) -> tuple[LearnReport, np.ndarray]:
         """Applies `updates` updates; returns the report and a fresh copy of the weights [P] float32.
@@ -249,6 +254,7 @@ class Learner:
             policy_lag=chunk.policy_lag,
             priority_staleness_mean=chunk.staleness_sum / updates if updates else math.nan,
             priority_staleness_max=chunk.staleness_max,
+            threads=self._threads,
             rank=self._ranks.rank,
             unequal_weights=int(chunk.unequal_weights),
             notes=self.step.take_notes(),

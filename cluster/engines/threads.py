@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 # Two torch threads beside one busy process ran 4 times slower than one thread, and 60 times slower beside two
 # busy processes, because OpenMP's workers spin at every barrier. So every process starts with one thread, and
-# only the learner asks for more.
+# only the learner tries more (learner/threads.py).
 SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -63,8 +63,3 @@ def _cpu_quota(folder: Path) -> float | None:
 def env_threads(cores: int, num_actors: int) -> int:
     """Threads with which each actor steps ALE: an equal share of all cores but the learner's, at least 1."""
     return max(1, (cores - 1) // num_actors)
-
-
-def learner_threads(cores: int, busy_processes: int) -> int:
-    """Threads of the learner: the cores that busy_processes others leave free, at least 1."""
-    return max(1, cores - busy_processes)

@@ -39,6 +39,7 @@ _LEARNING_METRICS = {
     "priority_staleness_mean_updates": "priority_staleness_mean",
     "priority_staleness_max_updates": "priority_staleness_max",
     "prefetched_requests": "prefetched_requests",
+    "learner_threads": "threads",
 }
 """Name of a metric -> the field of LearnReport that it is copied from."""
 

@@ -212,6 +212,7 @@ class Snapshot:
         "gauge", "Transitions in blocks that no shard has acknowledged yet"
     )
     prefetched_requests: int | None = _metric("gauge", "Sample requests that the learner has in flight")
+    learner_threads: int | None = _metric("gauge", "Threads of the learner's updates on the CPU")
     pushed_bytes_total: int | None = _metric("counter", "Encoded bytes of the blocks that shards inserted")
     sampled_bytes_total: int | None = _metric(
         "counter", "Bytes of the transitions that shards sampled, frame windows included"

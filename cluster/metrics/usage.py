@@ -16,6 +16,7 @@ from replay_service.messages import ProcessUsage
 _ROLE_SECONDS = 1.0
 _MACHINE_SECONDS = 5.0
 _MEMORY_SECONDS = 2.0
+_IDLE_SECONDS = 0.5
 _SCARCE_SHARE = 0.1
 _ACTORS_SHARE = 0.5
 _SHARED_MEMORY = "/dev/shm"
@@ -33,6 +34,30 @@ class UsageMeter:
         if not self._every.due(time.monotonic()):
             return None
         return ProcessUsage(time.process_time(), self._process.memory_info().rss)
+
+
+class IdleCores:
+    """How many of the cores that this process may use have nothing to do."""
+
+    def __init__(self) -> None:
+        self._every = Every(_IDLE_SECONDS, time.monotonic())
+        self._idle_seconds, self._at = _idle_seconds(), time.monotonic()
+        self._newest = 0.0
+
+    def newest(self) -> float:
+        """Idle cores on average over about half a second; 0 before that was measured once."""
+        now = time.monotonic()
+        if self._every.due(now):
+            idle_seconds = _idle_seconds()
+            self._newest = (idle_seconds - self._idle_seconds) / (now - self._at)
+            self._idle_seconds, self._at = idle_seconds, now
+        return self._newest
+
+
+def _idle_seconds() -> float:
+    """Seconds that the cores of this process have been idle so far, summed up."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return sum(times.idle for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in cores)
 
 
 class MemoryMeter:

@@ -20,7 +20,6 @@ from cluster.engines.engine import ArgTs, Engine, EngineError, Need
 from cluster.engines.placement import RoleKind, role_name
 from cluster.engines.process_info import ProcessInfo, require_same_code
 from cluster.engines.ref import Ref, ValueT
-from cluster.engines.threads import available_cores, learner_threads
 from cluster.metrics.counters import FleetMetrics
 from cluster.record.logs import LogSource, append
 from cluster.runtime.failure import RunFailed
@@ -327,11 +326,10 @@ class Fleet:
     def _spawn_ranks(self, incarnation: int) -> list[Member[LearnerRole]]:
         self.learner_is_ready = False
         ranks = self._config.learner.num_learners
-        free = learner_threads(available_cores(), busy_processes=self._config.actors.num_actors)
-        threads, shards = max(1, free // ranks), [shard.handle for shard in self.shards]
+        shards = [shard.handle for shard in self.shards]
 
         def spawn(rank: int) -> Member[LearnerRole]:
-            args, gpus = (self._engine.calls, shards, incarnation, threads, rank), self._learner_gpus
+            args, gpus = (self._engine.calls, shards, incarnation, rank), self._learner_gpus
             return self._spawn("learner", rank, incarnation, LearnerRole, *args, gpus=gpus, torch=True)
 
         return [spawn(rank) for rank in range(ranks)]

@@ -16,15 +16,17 @@ from actors.soft_values import GREEDY, SoftValues, Values
 from cluster.engines.engine import Calls, Handle, PeerLost
 from cluster.engines.ref import ValueT
 from cluster.engines.threads import available_cores, env_threads
-from cluster.metrics.usage import MemoryMeter
+from cluster.metrics.usage import IdleCores, MemoryMeter
 from cluster.record.logs import log_path
 from cluster.runtime.role import Role, RoleContext, Seeds
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
 from cluster.runtime.shard_role import ShardRole
 from cluster.settings.resolve import acts_with_torch, network_spec
 from cluster.settings.resolved import ResolvedConfig
+from cluster.wording import quantity
 from learner.config import LearnerConfig, acts_in_numpy, part_sizes
-from learner.core import LearnerState, LearnReport, Meeting
+from learner.core import LearnerState, LearnReport, Meeting, Note
+from learner.threads import ThreadChoice
 from replay_service.messages import ShardStatus
 
 _PEER_LOST_SECONDS = 1.0
@@ -113,7 +115,6 @@ class LearnerRole(Role):
         calls: Calls,
         shards: list[Handle[ShardRole]],
         incarnation: int,
-        threads: int,
         rank: int = 0,
     ) -> None:
         from learner.loop import Learner
@@ -141,16 +142,21 @@ class LearnerRole(Role):
             rng=np.random.default_rng(sampler_seed),
             adaptive=True,
         )
+        threads = config.learner.threads
         self._learner = Learner(
             config.learner,
             network_spec(context.spec),
             self._sampler,
             seed=int(torch_seed.generate_state(1)[0]),
-            threads=threads,
+            threads=threads or 1,
             record_skipped=partial(append_skipped, skipped),
             samples_per_insert=config.pacing.samples_per_insert,
             ranks=self._several if size > 1 else ONE_RANK,
         )
+        # Serial runs are the same on any number of cores, and ranks must round alike.
+        chooses = threads is None and context.source and size == 1 and self._learner.step.device.type == "cpu"
+        self._threads = ThreadChoice(available_cores()) if chooses else None
+        self._idle_cores = IdleCores()
 
     def open_meeting(self) -> Meeting:
         """Where the other ranks find this one, which is rank 0."""
@@ -167,6 +173,7 @@ class LearnerRole(Role):
         if report.updates:
             busy_seconds = sum(report.seconds[phase] for phase in ("draw", "update", "other"))
             self._sampler.adapt(busy_seconds / report.updates)
+            report = self._with_threads(report, busy_seconds)
         report = dataclasses.replace(
             report, prefetched_requests=self._sampler.requests_in_flight, process=self._usage()
         )
@@ -190,6 +197,18 @@ class LearnerRole(Role):
         """Makes the sampler call the replacement of a shard."""
         self._transport.replace_shard(shard, handle)
         self._sampler.shard_replaced(shard)
+
+    def _with_threads(self, report: LearnReport, busy_seconds: float) -> LearnReport:
+        """Chooses the number of threads for the next chunk; the report says so if the choice changes."""
+        choice = self._threads
+        if choice is None:
+            return report
+        is_new = choice.after(report.updates, busy_seconds, self._idle_cores.newest())
+        self._learner.use_threads(choice.threads)
+        if not is_new:
+            return report
+        note = Note("info", f"updates use {quantity(choice.chosen, 'thread')} from here on: {choice.reason}")
+        return dataclasses.replace(report, notes=(*report.notes, note))
 
     def _published(self, weights: np.ndarray) -> np.ndarray:
         """The weights to return: the other ranks have the same, and nobody reads theirs."""

@@ -215,6 +215,11 @@ MEANINGS: Mapping[str, Meaning] = {
         "updates in one piece of work", "updates", "8 for images, else by speed 64, 32 or 16"
     ),
     "learner.device": Meaning("auto, cpu, cuda or cuda:N", automatic="a GPU if there is one"),
+    "learner.threads": Meaning(
+        "threads of an update on the CPU",
+        "threads",
+        "1; in one learner beside other processes by trial: 2, 4 ... while cores idle and updates get faster",
+    ),
     "learner.initial_weights": Meaning(
         "run folder, or file of weights by name, with which both networks begin"
     ),

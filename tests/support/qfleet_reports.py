@@ -56,6 +56,7 @@ def learn_report(**changes: Any) -> LearnReport:
         priority_staleness_mean=4.0,
         priority_staleness_max=8,
         prefetched_requests=2,
+        threads=3,
         process=ProcessUsage(5.0, 70),
     )
     return replace(report, **changes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.engines.threads import available_cores, learner_threads
+from cluster.engines.threads import available_cores
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,3 @@ def test_quotas(tmp_path: Path, groups: str, files: dict[str, str], expected: in
 
 def test_where_nothing_tells_the_affinity_counts(tmp_path: Path) -> None:
     assert available_cores(tmp_path / "none", tmp_path / "none") == 8
-
-
-def test_the_learner_takes_what_others_leave() -> None:
-    assert [learner_threads(8, busy) for busy in (0, 3, 7, 20)] == [8, 5, 1, 1]

@@ -162,6 +162,7 @@ def test_a_snapshot_has_the_scalars_of_the_newest_learning_chunk() -> None:
     assert (snapshot.grad_norm_mean, snapshot.grad_norm_clipped_mean, snapshot.target_gap) == (1.0, 0.5, 0.25)
     assert (snapshot.priority_staleness_mean_updates, snapshot.priority_staleness_max_updates) == (4.0, 8)
     assert (snapshot.td_error_mean, snapshot.learning_rate, snapshot.prefetched_requests) == (1.0, 1e-3, 2)
+    assert snapshot.learner_threads == 3
     assert (snapshot.weights_version, snapshot.updates_total, snapshot.skipped_updates_total) == (80, 80, 1)
     assert counters.sampled_transitions == 64 + 2 * 16
     # A chunk that ended before its first update has no scalars; its time counts.

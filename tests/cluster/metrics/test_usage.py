@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from unittest.mock import patch
 
+import pytest
+
 from cluster.engines.machine import Machine
-from cluster.metrics.usage import MachineMeter, MemoryMeter, UsageMeter, memory_excess
+from cluster.metrics.usage import IdleCores, MachineMeter, MemoryMeter, UsageMeter, memory_excess
 
 
 def test_meters_read_this_process_and_not_too_often() -> None:
@@ -37,3 +40,21 @@ def test_the_memory_of_this_process_is_read_now_and_then() -> None:
     with patch("time.monotonic", lambda: later):
         assert "above actors.memory_limit_bytes = 1" in (meter.due() or "")
         assert meter.due() is None
+
+
+def test_idle_cores_are_those_of_this_process_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle, now = [0.0, 0.0, 0.0], [100.0]
+    monkeypatch.setattr(
+        "psutil.cpu_times", lambda percpu: [SimpleNamespace(idle=seconds) for seconds in idle]
+    )
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2})
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    meter = IdleCores()
+    idle, now[0] = [0.1, 0.1, 0.1], 100.1
+    assert meter.newest() == 0.0  # too early
+    idle, now[0] = [2.0, 2.0, 1.0], 102.0
+    assert meter.newest() == pytest.approx(1.5)
+    idle, now[0] = [2.4, 2.4, 1.4], 102.4
+    assert meter.newest() == pytest.approx(1.5)
+    idle, now[0] = [2.6, 4.0, 1.0], 104.0
+    assert meter.newest() == pytest.approx(0.3)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from qfleet_configs import ATARI
+from qfleet_reports import learn_report
 
 from actors.core import EnvSpec
 from actors.soft_values import GREEDY, SoftValues
@@ -22,6 +23,7 @@ from cluster.settings.config import RunConfig
 from cluster.settings.load_config import load_config
 from cluster.settings.resolve import network_spec, resolve
 from learner.config import LearnerConfig
+from learner.core import LearnReport
 from learner.networks.build import build_network
 from learner.update import UpdateStep
 
@@ -127,5 +129,53 @@ def test_the_learner_knows_the_reuse_that_its_target_period_depends_on(
     monkeypatch.setattr("learner.loop.Learner", Recorded)
     config = resolve(load_config(None, ["pacing.samples_per_insert=3.5"]), SPECS["vector"], cores=1)
     context = RoleContext("learner", config, SPECS["vector"], logs=tmp_path, replay=tmp_path, source=None)
-    LearnerRole(context, SerialEngine().calls, [], 0, 1)
+    LearnerRole(context, SerialEngine().calls, [], 0)
     assert given["samples_per_insert"] == 3.5
+
+
+class FastWithTwoThreads:
+    """A learner whose updates take half the time with two threads."""
+
+    device_type = "cpu"
+
+    def __init__(self, *_: object, threads: int, **options: object) -> None:
+        self.used = [threads]
+        self.step = SimpleNamespace(device=SimpleNamespace(type=self.device_type))
+
+    def use_threads(self, threads: int) -> None:
+        self.used.append(threads)
+
+    def learn(self, updates: int, seconds: float) -> tuple[LearnReport, np.ndarray]:
+        took = 1.0 / self.used[-1]
+        return learn_report(seconds={"draw": 0.0, "update": took, "other": 0.0}), np.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "expected"),
+    [
+        ([], "cpu", 2),
+        (["learner.threads=1"], "cpu", 1),
+        (["learner.threads=3"], "cpu", 3),
+        (["run.runtime=serial"], "cpu", 1),
+        (["learner.num_learners=2"], "cpu", 1),
+        ([], "cuda", 1),
+    ],
+)
+def test_a_single_learner_beside_other_processes_tries_more_threads(
+    wanted: list[str], device: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.loop.Learner", FastWithTwoThreads)
+    monkeypatch.setattr(FastWithTwoThreads, "device_type", device)
+    monkeypatch.setattr("cluster.runtime.roles.available_cores", lambda: 2)
+    monkeypatch.setattr("cluster.metrics.usage.IdleCores.newest", lambda _: 1.0)
+    monkeypatch.setattr("cluster.runtime.role.leave_signals_to_driver", lambda: None)
+    monkeypatch.setattr("cluster.runtime.role.ProcessLog", lambda *_: SimpleNamespace(relays=False))
+    config = resolve(load_config(None, ["run.runtime=local", *wanted]), SPECS["vector"], cores=2)
+    source = None if config.run.runtime == "serial" else LogSource("learner", 0, 0.0)
+    context = RoleContext("learner", config, SPECS["vector"], logs=tmp_path, replay=tmp_path, source=source)
+    role = LearnerRole(context, SerialEngine().calls, [], 0)
+    learner: Any = role._learner
+    notes = [note for _ in range(12) for note in role.learn(8)[0].notes]
+    assert learner.used[-1] == expected
+    told = ["updates use 2 threads from here on: 2 take 0.50 of the time of 1"] if expected == 2 else []
+    assert [note.text for note in notes] == told

@@ -21,6 +21,7 @@ OPEN_ON_PURPOSE = {
     "learner.image_hidden_size",
     "learner.pool_size",
     "learner.target_update_env_steps",
+    "learner.threads",
     "learner.target_polyak",
     "learner.learning_rate_decay_updates",
 }
