@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 
-_KEPT_BYTES = 64 << 20
+_KEPT_BYTES = 32 << 20
 _KEPT_FILES = 8
 _F_SETLEASE = getattr(fcntl, "F_SETLEASE", 1024)
 
@@ -34,7 +34,7 @@ class Memory:
 
 
 class MemoryPool:
-    """Shared memory that one process writes, for one thread. It keeps 8 files and 64 MB at most for later."""
+    """Shared memory that one process writes, for one thread. It keeps 8 files and 32 MB at most for later."""
 
     def __init__(self) -> None:
         self._files: list[_File] = []

@@ -91,7 +91,7 @@ def test_a_reader_cannot_write() -> None:
         os.pwrite(memory.descriptor, b"x", 0)
 
 
-def test_a_pool_keeps_8_files_and_64_megabytes_at_most() -> None:
+def test_a_pool_keeps_8_files_and_32_megabytes_at_most() -> None:
     before = len(os.listdir("/proc/self/fd"))
     pool = MemoryPool()
     held = [write(pool, 1, 1_000) for _ in range(20)]
@@ -99,10 +99,10 @@ def test_a_pool_keeps_8_files_and_64_megabytes_at_most() -> None:
     del held
     assert len(os.listdir("/proc/self/fd")) == before + 8
     for _ in range(9):
-        write(pool, 1, 20_000_000)
-    held = [write(pool, 1, 20_000_000) for _ in range(5)]
+        write(pool, 1, 10_000_000)
+    held = [write(pool, 1, 10_000_000) for _ in range(5)]
     assert len(os.listdir("/proc/self/fd")) <= before + 5 + 3
-    write(pool, 1, 65 << 20)
+    write(pool, 1, 33 << 20)
     del held
     assert len(os.listdir("/proc/self/fd")) == before
 
