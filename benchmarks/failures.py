@@ -148,9 +148,12 @@ def news(run: FollowedRun, since_events: int) -> tuple[str, ...]:
 
 
 def strike(run: FollowedRun, kind: str, number: signal.Signals) -> tuple[Line, int, float]:
-    """Signals one process of the kind; returns the metrics before, the number of events, and the time."""
+    """Signals the youngest process of the kind; returns the metrics before, the number of events, the time.
+
+    Of the ranks of a learner that is the last one.
+    """
     before, events = run.newest(), len(run.events())
-    os.kill(run.roles(kind)[0], number)
+    os.kill(run.roles(kind)[-1], number)
     return before, events, time.monotonic()
 
 
@@ -164,10 +167,10 @@ def role_killed(kind: str, folder: Path, runtime: Runtime, **settings: str) -> O
         return Outcome(lost_words(kind, said), seconds, said)
 
 
-def role_frozen(kind: str, folder: Path, runtime: Runtime) -> Outcome:
+def role_frozen(kind: str, folder: Path, runtime: Runtime, **settings: str) -> Outcome:
     """SIGSTOP."""
     limits = {name: str(FROZEN_SECONDS) for name in ("run__frozen_seconds", "actors__chunk_deadline_seconds")}
-    with small_run(folder, runtime, **limits) as run:
+    with small_run(folder, runtime, **limits, **settings) as run:
         before, events, since = strike(run, kind, signal.SIGSTOP)
         seconds = time_until_it_moves(run, kind, before, since)
         said = news(run, events)
@@ -453,11 +456,21 @@ FAILURES = (
         partial(role_killed, "shard", replay__persist="none"),
     ),
     Failure("learner", "The learner is killed", partial(role_killed, "learner")),
+    Failure(
+        "rank",
+        "The second of two ranks of the learner is killed",
+        partial(role_killed, "learner", learner__num_learners="2"),
+    ),
     Failure("evaluator", "The evaluator is killed", partial(role_killed, "evaluator")),
     Failure("memory", "The kernel ends an actor for lack of memory", role_out_of_memory),
     Failure("frozen-actor", "An actor is frozen, or its environment hangs", partial(role_frozen, "actor")),
     Failure("frozen-shard", "A shard is frozen (SIGSTOP)", partial(role_frozen, "shard")),
     Failure("frozen-learner", "The learner is frozen", partial(role_frozen, "learner")),
+    Failure(
+        "frozen-rank",
+        "The second of two ranks of the learner is frozen",
+        partial(role_frozen, "learner", learner__num_learners="2"),
+    ),
     Failure("frozen-evaluator", "The evaluator is frozen", partial(role_frozen, "evaluator")),
     Failure("driver", "The command is killed, and begun again", partial(driver_killed, everything=False)),
     Failure("machine", "The machine is lost, `--resume auto`", partial(driver_killed, everything=True)),

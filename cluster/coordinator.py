@@ -26,6 +26,7 @@ from cluster.engines.ref import Ref, as_argument
 from cluster.metrics.snapshot import Snapshot
 from cluster.runtime.evaluations import Evaluations
 from cluster.runtime.failure import RunFailed
+from cluster.runtime.ladder import Ladder
 from cluster.runtime.member import Credit, Member
 from cluster.runtime.pacer import Pacer
 from cluster.runtime.roles import ActorRole, LearnerRole
@@ -95,6 +96,7 @@ class Coordinator:
         self._is_up = False
         self._paced_anew = resumed is not None and resumed.paced_anew
         now = time.monotonic()
+        self._ladder = Ladder(self._fleet)
         self._supervisor = Supervisor(context, self._recovery, now)
         self._evaluations = Evaluations(context, self._supervisor.count_env_restarts)
         self._ask_shards = Every(_ASK_SHARDS_SECONDS, now)
@@ -137,7 +139,7 @@ class Coordinator:
         began = time.monotonic()
         self._grant()
         asked = time.monotonic()
-        ready = self._engine.wait(list(self._fleet.credits), _WAIT_SECONDS)
+        ready = self._engine.wait(self._fleet.credits, _WAIT_SECONDS)
         waited_seconds = time.monotonic() - asked
         for ref in ready:
             self._complete(ref)
@@ -148,10 +150,11 @@ class Coordinator:
         """Hands out chunks of acting and learning, as far as pacing allows, and evaluations."""
         if not self._restored:
             return
-        for depth in range(self._pacer.credits_per_role):
-            for actor in self._fleet.actors:
-                if actor.is_up and len(actor.in_flight) <= depth and self._pacer.may_act():
-                    self._grant_rollout(actor)
+        for depth in range(self._fleet.credits.per_role):
+            for actor in [short for short in self._fleet.credits.short_actors if short.chunks <= depth]:
+                if not self._pacer.may_act():
+                    break
+                self._grant_rollout(actor)
         while self._fleet.learner_is_ready and self._may_learn() and (updates := self._pacer.next_updates()):
             self._fleet.grant_learner(
                 LearnerRole.learn,
@@ -219,7 +222,7 @@ class Coordinator:
             self._supervisor.replace_dead(credit.member, error, time.monotonic())
 
     def _take_rollout(self, actor: Member[ActorRole], report: RolloutReport) -> None:
-        actor.unacknowledged_transitions = report.unacknowledged_transitions
+        self._fleet.credits.take_unacknowledged(actor, report.unacknowledged_transitions)
         self._counters.take_rollout(report)
         self._recovery.take_rollout(report)
         if actor.kind in self._expendable:
@@ -264,7 +267,8 @@ class Coordinator:
                 self._recorder.refusals(shard, metrics)
         if self._ask_logs.due(now):
             self._fleet.ask_logs()
-            self._fleet.send_ranks()
+            if self._config.actors.epsilon_ladder is not None:
+                self._ladder.spread()
         # Before all roles are back their totals are not known.
         due = self._counters.interval_seconds(now) >= self._config.metrics.every_seconds
         if due and self._restored:
@@ -382,7 +386,7 @@ class Coordinator:
         """
         deadline = time.monotonic() + seconds
         while not (is_done := done()) and time.monotonic() < deadline:
-            for ref in self._engine.wait(list(self._fleet.credits), _POLL_SECONDS):
+            for ref in self._engine.wait(self._fleet.credits, _POLL_SECONDS):
                 self._complete(ref)
             if watched:
                 self._supervisor.look(time.monotonic(), idle=False)

@@ -72,7 +72,6 @@ TABLES = {
     "benchmarks/naive_study.py": "rows of a Markdown table",
     "benchmarks/presets.py": "rows of Markdown tables",
     "benchmarks/replay_memory.py": "rows of the printed table",
-    "benchmarks/scale.py": "rows of the printed table",
     "deploy/grafana/dashboards/qfleet.json": "Grafana's panel type",
     "docs/from-q-learning-to-dqn.md": "rows of the tables in the text and of tabular Q-learning",
     "tests/actors/envs/test_atari.py": "rows of images and of weight matrices",

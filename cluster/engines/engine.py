@@ -5,7 +5,7 @@ Owns the interface and its errors; must not import ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, TypeVarTuple
 
@@ -103,7 +103,7 @@ class Calls(Protocol):
         returns a tuple of that length, and each element gets a Ref of its own.
         """
 
-    def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
+    def wait(self, refs: Collection[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
         """Waits until a ref is ready or the timeout is over, and returns the refs that are ready."""
 
     def get(self, ref: Ref[ValueT]) -> ValueT:

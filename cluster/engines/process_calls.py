@@ -8,8 +8,9 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from cluster.engines.engine import ArgTs, EngineError, Handle, RoleDied, RoleError, RoleT
 from cluster.engines.lines import Lines
@@ -24,17 +25,33 @@ CALLS = "calls"
 class Pending(Ref[Any]):
     """The result of a call or of a put. packed, error: one of them is set as soon as it is known."""
 
-    __slots__ = ("error", "packed", "role")
+    __slots__ = ("_known", "error", "packed", "role")
 
-    def __init__(self, role: str, packed: Packed | None = None) -> None:
+    def __init__(self, role: str, known: Known) -> None:
+        """known: it joins these results once it is known."""
         self.role = role
-        self.packed = packed
+        self._known = known
+        self.packed: Packed | None = None
         self.error: EngineError | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether the result is known."""
         return self.packed is not None or self.error is not None
+
+    def succeed(self, packed: Packed) -> None:
+        """The call has returned this."""
+        self.packed = packed
+        self._known[self] = None
+
+    def fail(self, error: EngineError) -> None:
+        """The call has returned nothing."""
+        self.error = error
+        self._known[self] = None
+
+
+Known = WeakKeyDictionary[Pending, None]
+"""Results that are known and that somebody still holds, the oldest first."""
 
 
 class Connection:
@@ -70,7 +87,7 @@ class Connection:
             fail(results, error)
             return
         for result, value in zip(results, message.values, strict=True):
-            result.packed = value
+            result.succeed(value)
 
     def miss(self, error: DescriptorsLost) -> None:
         """Fails the call whose result this process has no room for."""
@@ -100,7 +117,7 @@ class Connection:
 def fail(results: Sequence[Pending], error: EngineError) -> None:
     """Makes the error the result of each."""
     for result in results:
-        result.error = error
+        result.fail(error)
 
 
 class ProcessCalls:
@@ -110,6 +127,7 @@ class ProcessCalls:
         self._lines = lines
         self.memories = MemoryPool()
         self._waiting: set[Connection] = set()
+        self._known: Known = WeakKeyDictionary()
 
     @property
     def host(self) -> str:
@@ -131,16 +149,16 @@ class ProcessCalls:
             ]
         except Unsendable as error:
             raise TypeError(f"{method.__name__} of {handle.name}: {error}") from error.__cause__
-        results = [Pending(handle.name) for _ in range(returns)]
+        results = [Pending(handle.name, self._known) for _ in range(returns)]
         connection.waiting.append((method.__name__, packed, results))
         self._send_ready(connection)
         return tuple(results)
 
-    def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
+    def wait(self, refs: Collection[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
         """See Calls.wait."""
         deadline = time.monotonic() + timeout_seconds
         self._turn(0.0)
-        while not (ready := [ref for ref in refs if _pending(ref).is_ready]):
+        while not (ready := self._known_of(refs)):
             left_seconds = deadline - time.monotonic()
             if left_seconds <= 0.0:
                 break
@@ -160,7 +178,13 @@ class ProcessCalls:
 
     def put(self, value: ValueT) -> Ref[ValueT]:
         """See Calls.put."""
-        return Pending("a value", pack(value, self.connect, self.memories))
+        put = Pending("a value", self._known)
+        put.succeed(pack(value, self.connect, self.memories))
+        return put
+
+    def _known_of(self, refs: Collection[Ref[Any]]) -> list[Ref[Any]]:
+        """Those of the refs that are known: of a thousand calls in flight few are, so these are looked at."""
+        return [ref for ref in self._known if ref in refs]
 
     def _turn(self, timeout_seconds: float | None) -> None:
         self._lines.turn(timeout_seconds)

@@ -6,7 +6,7 @@ Owns starting and ending Ray and translating its errors; must not import torch o
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -74,7 +74,7 @@ class RayCalls:
         refs = getattr(handle.target, method.__name__).options(num_returns=returns).remote(*args)
         return (refs,) if returns == 1 else tuple(refs)
 
-    def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
+    def wait(self, refs: Collection[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
         """See Calls.wait."""
         pending = list(refs)
         if not pending:
@@ -168,7 +168,7 @@ class RayEngine(RayCalls):
         self._watch = ServerWatch(servers, None if "gcs_server" in servers else question_to_gcs())
         self._closing.callback(self._watch.close)
 
-    def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
+    def wait(self, refs: Collection[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
         """See Calls.wait. Raises EngineDied once if a server of Ray is dead."""
         if self._watch is not None:
             self._watch.look()

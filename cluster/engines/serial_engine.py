@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from cluster.engines.engine import ArgTs, EngineError, Handle, Need, RoleDied, RoleError, RoleT
@@ -93,11 +94,11 @@ class SerialEngine:
             failure = RoleError(handle.name, traceback.format_exc())
         return tuple(_Done(error=failure) for _ in range(returns))
 
-    def wait(self, refs: Sequence[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
+    def wait(self, refs: Collection[Ref[Any]], timeout_seconds: float) -> list[Ref[Any]]:
         """Returns one ref at a time, all being ready, so that results are handled in the order of calls."""
         if not refs:
             time.sleep(timeout_seconds)
-        return list(refs[:1])
+        return list(islice(refs, 1))
 
     def get(self, ref: Ref[ValueT]) -> ValueT:
         """Returns the value of a call, or raises its error."""

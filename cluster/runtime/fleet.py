@@ -22,8 +22,9 @@ from cluster.engines.process_info import ProcessInfo, require_same_code
 from cluster.engines.ref import Ref, ValueT
 from cluster.metrics.counters import FleetMetrics
 from cluster.record.logs import LogSource, append
+from cluster.runtime.credits import Credits
 from cluster.runtime.failure import RunFailed
-from cluster.runtime.member import AnyRole, Credit, CreditKind, Member, nothing
+from cluster.runtime.member import WORK, AnyRole, Credit, CreditKind, Member, nothing
 from cluster.runtime.role import Role, RoleContext
 from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole
 from cluster.runtime.shard_role import ShardRole
@@ -33,7 +34,8 @@ from learner.core import Meeting
 from replay_service.messages import ShardStatus
 from replay_service.sharding import shard_capacities
 
-_WORK: frozenset[CreditKind] = frozenset(("rollout", "learn", "evaluate"))
+# One chunk in work and one waiting, so that no role idles until the coordinator grants the next.
+_CREDITS_EACH = 2
 _CLOSE_SECONDS = 5.0
 _CLOSE_BUSY_SECONDS = 1.0
 
@@ -44,6 +46,7 @@ class Fleet:
     The ranks of the learner are one for those who call it: `learner` is rank 0, which answers for all.
 
     Attributes:
+        credits: the calls in flight.
         ranks: every rank, with the same incarnation.
         learner_is_ready: whether all ranks are up and connected.
     """
@@ -74,7 +77,8 @@ class Fleet:
         self._run_started_at = run_started_at
         self._torch_acts = acts_with_torch(config, spec)
         self._capacities = shard_capacities(config.replay.capacity, config.replay.num_shards)
-        self.credits: dict[Ref[Any], Credit] = {}
+        # A deterministic engine runs each call at once, so a second credit would only add policy lag.
+        self.credits = Credits(1 if engine.deterministic else _CREDITS_EACH)
         self._created = time.monotonic()
         self.clock = AwakeClock(self._created)
         self.timeouts = RoleTimeouts(
@@ -149,15 +153,14 @@ class Fleet:
 
     def settle(self, ref: Ref[Any]) -> Credit | None:
         """Removes and returns the credit of a finished call; None if it was refunded when its member died."""
-        credit = self.credits.pop(ref, None)
+        credit = self.credits.pop(ref)
         if credit is not None and credit.kind != "log":
             member = credit.member
-            member.in_flight.discard(ref)
             seconds = self.clock.seconds - member.heard_at
             if credit.kind == "start":
                 self.timeouts.came_up(member.kind, seconds)
             else:
-                self.timeouts.answered(member.kind, seconds, worked=credit.kind in _WORK)
+                self.timeouts.answered(member.kind, seconds, worked=credit.kind in WORK)
             member.heard_at = self.clock.seconds
         return credit
 
@@ -188,7 +191,7 @@ class Fleet:
         for member in self.replaced_with(dead):
             # It may only be unreachable: two incarnations must never write one journal.
             self._engine.kill(member.handle)
-            for credit in [self.credits.pop(ref) for ref in member.in_flight]:
+            for credit in self.credits.refund(member):
                 credit.lost(error)
         incarnation = dead.incarnation + 1
         self._note_incarnations({member.name: incarnation for member in self.replaced_with(dead)})
@@ -216,19 +219,8 @@ class Fleet:
         for rank in self.ranks:
             self.grant(rank, LearnerRole.replace_shard, shard.index, shard.handle)
         for actor in self.actors:
-            then = partial(setattr, actor, "unacknowledged_transitions")
+            then = partial(self.credits.take_unacknowledged, actor)
             self.grant(actor, ActorRole.replace_shard, shard.index, shard.handle, then=then)
-
-    def send_ranks(self) -> None:
-        """Spreads the ladder of epsilons, if there is one, over the actors that are up."""
-        if self._config.actors.epsilon_ladder is None:
-            return
-        living = [actor for actor in self.actors if actor.is_up]
-        for index, actor in enumerate(living):
-            rank = (index, len(living))
-            if actor.rank != rank:
-                actor.rank = rank
-                self.grant(actor, ActorRole.set_rank, *rank)
 
     def ask_shards(self, then: Callable[[ShardStatus], None]) -> None:
         """Asks every idle shard for its status, which also reveals a dead one."""
@@ -243,7 +235,8 @@ class Fleet:
         """
 
         def take(actor: Member[ActorRole], answer: tuple[int, tuple[ShardStatus, ...]]) -> None:
-            actor.unacknowledged_transitions, statuses = answer
+            transitions, statuses = answer
+            self.credits.take_unacknowledged(actor, transitions)
             then(statuses)
 
         for actor in self.actors:
@@ -284,40 +277,24 @@ class Fleet:
 
     def metrics(self) -> FleetMetrics:
         """Counts roles, credits and transitions in flight."""
-        members, granted = self.members, Counter(credit.kind for credit in self.credits.values())
+        members, granted = self.members, self.credits.number
         wanted = Counter[str](member.kind for member in members)
         up = Counter[str](member.kind for member in members if member.is_up)
         return FleetMetrics(
             wanted=dict(wanted),
             up={kind: up[kind] for kind in wanted},
             credits={kind: granted[kind] for kind in ("rollout", "learn", "evaluate")},
-            unacknowledged_transitions=self._unacknowledged_transitions(),
+            unacknowledged_transitions=self.credits.unacknowledged_transitions,
         )
 
     def granted(self, member: Member[Any], kind: CreditKind) -> int:
         """Number of calls of this kind that the member has in flight."""
         return sum(self.credits[ref].kind == kind for ref in member.in_flight)
 
-    def inserting(self) -> int:
-        """Transitions of rollouts in flight, and those pushed that no shard has acknowledged yet."""
-        return self._outstanding("rollout") + self._unacknowledged_transitions()
-
-    def sampling(self) -> int:
-        """Transitions of learning chunks in flight."""
-        return self._outstanding("learn")
-
-    def _outstanding(self, kind: CreditKind) -> int:
-        return sum(credit.transitions for credit in self.credits.values() if credit.kind == kind)
-
-    def _unacknowledged_transitions(self) -> int:
-        return sum(actor.unacknowledged_transitions for actor in self.actors)
-
     def _keep(self, ref: Ref[Any], credit: Credit) -> None:
-        self.credits[ref] = credit
-        if credit.kind != "log":
-            if not credit.member.in_flight:
-                credit.member.heard_at = self.clock.seconds
-            credit.member.in_flight.add(ref)
+        if credit.kind != "log" and not credit.member.in_flight:
+            credit.member.heard_at = self.clock.seconds
+        self.credits.add(ref, credit)
 
     def _spawn_shard(self, index: int, incarnation: int) -> Member[ShardRole]:
         capacity = self._capacities[index]
@@ -382,6 +359,7 @@ class Fleet:
         except ImportError as error:
             raise RunFailed(f"{member.name}: {error}", member.name) from None
         member.process = process
+        self.credits.came_up(member)
         member.machine = self._engine.machine_of(member.handle)
         self.starts += 1
         self.start_seconds.setdefault(member.name, time.monotonic() - self._created)

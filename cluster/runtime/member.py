@@ -22,6 +22,9 @@ AnyRole = TypeVar("AnyRole", bound=Role)
 CreditKind = Literal["rollout", "learn", "evaluate", "start", "log", "other"]
 """Kinds of calls. Chunks of work are counted, starts are timed, and calls for logs are neither."""
 
+WORK: frozenset[CreditKind] = frozenset(("rollout", "learn", "evaluate"))
+"""The kinds that are chunks of work."""
+
 
 def nothing(_: object) -> None:
     """The continuation of a credit whose result nobody needs."""
@@ -48,7 +51,8 @@ class Member(Generic[AnyRole]):
     """One living role.
 
     process: known once the role is up. machine: see Engine.machine_of. heard_at: time on the fleet's clock
-    when the role last answered, or was called after it had been idle.
+    when the role last answered, or was called after it had been idle. chunks: how many of the calls in flight
+    are chunks of work.
 
     For actors only: unacknowledged_transitions: pushed but not acknowledged by a shard, at the last answer.
     rank: (place, number of actors) on the ladder of epsilons, as last sent. weights: those last sent.
@@ -65,6 +69,7 @@ class Member(Generic[AnyRole]):
     machine: str = ""
     heard_at: float = 0.0
     in_flight: set[Ref[Any]] = field(default_factory=set)
+    chunks: int = 0
 
     @property
     def name(self) -> str:

@@ -1,15 +1,12 @@
 """The pacer: how much acting and learning may be granted now.
 
-Owns the sizes of chunks and the credits of each role; grants nothing itself. Must not import ray or torch.
+Owns the sizes of chunks; grants nothing itself. Must not import ray or torch.
 """
 
 from dataclasses import replace
 
 from cluster.control.pacing import Ledger, Pacing, PacingOrigin, slack_samples
 from cluster.runtime.run_context import RunContext
-
-# One chunk in work and one waiting, so that no role idles until the coordinator grants the next.
-_CREDITS_EACH = 2
 
 
 class Pacer:
@@ -19,14 +16,13 @@ class Pacer:
         self._context = context
         config, deterministic = context.config, context.engine.deterministic
         actors, learner = config.actors, config.learner
-        # A deterministic engine runs each call at once, so a second credit would only add policy lag.
-        self.credits_per_role = 1 if deterministic else _CREDITS_EACH
         # A chunk counts until a shard has acknowledged it, which its actor reports with a later chunk.
         unacknowledged = 0 if deterministic else actors.pushes_in_flight
         self.chunk_transitions = actors.steps_per_chunk * actors.envs_per_actor
         """Transitions in one rollout chunk of one actor."""
-        inserting = (self.credits_per_role + unacknowledged) * actors.num_actors * self.chunk_transitions
-        sampling = self.credits_per_role * learner.updates_per_chunk * learner.batch_size
+        credits_per_role = context.fleet.credits.per_role
+        inserting = (credits_per_role + unacknowledged) * actors.num_actors * self.chunk_transitions
+        sampling = credits_per_role * learner.updates_per_chunk * learner.batch_size
         self.pacing = Pacing(
             config.pacing.samples_per_insert,
             config.pacing.learning_starts,
@@ -41,9 +37,9 @@ class Pacer:
         context = self._context
         return Ledger(
             inserted=context.counters.shards.inserted_transitions,
-            inserting=context.fleet.inserting(),
+            inserting=context.fleet.credits.inserting,
             sampled=context.counters.sampled_transitions,
-            sampling=context.fleet.sampling(),
+            sampling=context.fleet.credits.sampling,
         )
 
     def begin_here(self) -> None:
@@ -55,14 +51,14 @@ class Pacer:
 
     def may_act(self) -> bool:
         """Whether pacing allows another rollout, or replay holds too few transitions after losing a shard."""
-        if self._held_transitions() + self._context.fleet.inserting() < self._fewest_transitions:
+        if self._held_transitions() + self._context.fleet.credits.inserting < self._fewest_transitions:
             return True
         return self.pacing.may_insert(self.ledger(), self.chunk_transitions)
 
     def next_updates(self) -> int:
         """Number of updates in the learning chunk to grant now; 0 if none may be granted."""
         context = self._context
-        if context.fleet.granted(context.fleet.learner, "learn") >= self.credits_per_role:
+        if context.fleet.granted(context.fleet.learner, "learn") >= context.fleet.credits.per_role:
             return 0
         updates = self._next_chunk()
         transitions = updates * context.config.learner.batch_size
@@ -72,7 +68,9 @@ class Pacer:
     def _next_chunk(self) -> int:
         """Updates in the next chunk, which ends at stop.updates and at a checkpoint that is due there."""
         config = self._context.config
-        granted = self._context.counters.version + self._context.fleet.sampling() // config.learner.batch_size
+        granted = (
+            self._context.counters.version + self._context.fleet.credits.sampling // config.learner.batch_size
+        )
         updates = config.learner.updates_per_chunk
         if config.stop.updates is not None:
             updates = min(updates, config.stop.updates - granted)

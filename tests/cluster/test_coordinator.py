@@ -20,6 +20,7 @@ from cluster.checkpoints import recovery
 from cluster.engines.engine import EngineDied
 from cluster.engines.ref import Ref
 from cluster.runtime.failure import RunFailed
+from cluster.runtime.pacer import Pacer
 
 
 @settings(max_examples=80, deadline=None)
@@ -117,6 +118,23 @@ def test_nothing_begins_before_the_learner_has_its_initial_weights() -> None:
     assert run(engine, notes, Recorder(), initial_weights=np.zeros(3, np.float32)).final.updates_total == 150
     # Weights that were given are worth an evaluation; random ones are not.
     assert engine.evaluated[0][0] == 0
+
+
+def test_pacing_is_asked_once_for_all_actors_that_it_keeps_waiting() -> None:
+    # Of 40 actors nearly all wait for the learner at any time.
+    config = config_of("actors.num_actors=40", "actors.pushes_in_flight=1", "pacing.samples_per_insert=32")
+    engine, asked = ScriptedEngine(config, random.Random(1), 0), 0
+    may_act = Pacer.may_act
+
+    def ask(pacer: Pacer) -> bool:
+        nonlocal asked
+        asked += 1
+        return may_act(pacer)
+
+    with patch.object(Pacer, "may_act", ask):
+        outcome = run(engine, Notes(), Recorder())
+    turns = outcome.final.updates_total / 4 + engine.inserted / 32 + engine.idle_turns
+    assert asked < 6 * turns
 
 
 class DyingEngine(ScriptedEngine):

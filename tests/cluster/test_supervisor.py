@@ -22,6 +22,7 @@ from cluster.control import timeouts
 from cluster.control.timeouts import AwakeClock
 from cluster.engines.engine import Handle
 from cluster.runtime.failure import RunFailed
+from cluster.runtime.fleet import Fleet
 
 
 @pytest.mark.parametrize(("far", "survives"), [(("a", "a", "a"), True), (("a", "b", "c"), False)])
@@ -59,6 +60,27 @@ def test_nobody_who_answers_is_frozen_however_long_it_is_busy() -> None:
     # A second for each turn: the learner has something to do in all the thousands.
     with patch.object(AwakeClock, "look", lambda clock, now: setattr(clock, "seconds", clock.seconds + 1)):
         assert run(engine, Notes(), recorder).restarts == 0
+
+
+def test_the_roles_are_looked_through_ten_times_a_second_however_often_somebody_answers() -> None:
+    engine = ScriptedEngine(config_of("stop.updates=2000"), random.Random(1), deaths=0)
+    turns, looks = 0, 0
+    frozen = Fleet.frozen
+
+    def tick(clock: AwakeClock, now: float) -> None:
+        nonlocal turns
+        turns += 1
+        clock.seconds = turns / 1_000
+
+    def look(fleet: Fleet) -> Any:
+        nonlocal looks
+        looks += 1
+        return frozen(fleet)
+
+    with patch.object(AwakeClock, "look", tick), patch.object(Fleet, "frozen", look):
+        run(engine, Notes(), Recorder())
+    assert turns > 500
+    assert looks in (turns // 100, turns // 100 - 1)
 
 
 def test_a_machine_that_is_about_to_go_is_told_of_once() -> None:

@@ -91,6 +91,17 @@ def test_refs_are_hashable_and_wait_returns_some_of_them(engine: Engine, counter
     assert done == refs
 
 
+def test_wait_returns_only_what_it_is_asked_for_as_often_as_it_is_asked(
+    engine: Engine, counter: Handle[Any]
+) -> None:
+    first, second, third = (engine.call(counter, Counter.add, value)[0] for value in range(3))
+    assert engine.get(second) == 101
+    assert [engine.wait({first: None}, 60.0) for _ in range(2)] == [[first]] * 2
+    assert engine.wait([second], 60.0) == [second]
+    assert engine.get(third) == 103
+    assert engine.wait([third], 60.0) == [third]
+
+
 def test_an_exception_of_a_role_carries_its_own_traceback(engine: Engine, counter: Handle[Any]) -> None:
     with pytest.raises(RoleError) as raised:
         ask(engine, counter, Counter.fail)

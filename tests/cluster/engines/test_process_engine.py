@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -109,6 +110,14 @@ def test_large_arrays_are_read_only_and_not_copied(engine: ProcessEngine, echo: 
     array = ask(engine, echo, Echo.give, np.arange(1_000_000))
     assert not array.flags.writeable
     assert not array.flags.owndata
+
+
+def test_results_that_nobody_holds_any_more_are_let_go(engine: ProcessEngine, echo: Handle[Echo]) -> None:
+    held = engine.call(echo, Echo.give, np.zeros(3))[0]
+    dropped = weakref.ref(engine.call(echo, Echo.give, np.zeros(1 << 20))[0])
+    engine.get(engine.call(echo, Echo.give, 1)[0])
+    assert dropped() is None
+    assert engine.wait([held], 60.0) == [held]
 
 
 def test_a_role_that_dies_in_the_middle_of_a_reply_has_died(

@@ -87,11 +87,11 @@ def test_a_dead_roles_credits_are_refunded_and_the_others_stay() -> None:
     run.come_up()
     for actor in (0, 0, 1):
         grant_rollout(run.fleet, end, actor=actor)
-    run.fleet.actors[0].unacknowledged_transitions = 100
-    run.fleet.actors[1].unacknowledged_transitions = 7
-    assert run.fleet.inserting() == 3 * 32 + 107
+    run.fleet.credits.take_unacknowledged(run.fleet.actors[0], 100)
+    run.fleet.credits.take_unacknowledged(run.fleet.actors[1], 7)
+    assert run.fleet.credits.inserting == 3 * 32 + 107
     run.die(run.fleet.actors[0])
-    assert run.fleet.inserting() == 32 + 7
+    assert run.fleet.credits.inserting == 32 + 7
     assert len(end.errors) == 2
 
 
@@ -116,14 +116,14 @@ def test_a_pair_gives_the_value_and_a_ref_for_the_weights() -> None:
         taken.append((report, weights))
 
     run.fleet.grant_learner(LearnerRole.learn, 4, then=take, kind="learn", transitions=64)
-    assert run.fleet.sampling() == 64
+    assert run.fleet.credits.sampling == 64
     call = run.call("learner", "learn")
     given = learn_report()
     run.answer("learner", "learn", given)
     ((report, weights),) = taken
     assert report is given
     assert weights is not call
-    assert run.fleet.sampling() == 0
+    assert run.fleet.credits.sampling == 0
 
 
 def test_the_ranks_of_a_learner_meet_before_they_learn_and_are_one() -> None:
@@ -148,7 +148,7 @@ def test_the_ranks_of_a_learner_meet_before_they_learn_and_are_one() -> None:
         rank.name for rank in run.fleet.ranks
     ]
     # One chunk, however many learn.
-    assert (run.fleet.sampling(), run.fleet.metrics().credits["learn"]) == (64, 1)
+    assert (run.fleet.credits.sampling, run.fleet.metrics().credits["learn"]) == (64, 1)
     first, second = learn_report(rank=0), learn_report(rank=1)
     run.answer("learner rank 1", "learn", second)
     run.answer("learner", "learn", first)
@@ -169,7 +169,7 @@ def test_a_rank_that_dies_takes_the_others_along() -> None:
     assert [rank.incarnation for rank in run.fleet.ranks] == [1, 1]
     assert run.notes.incarnations[-1] == {"learner": 1, "learner rank 1": 1}
     assert not run.fleet.learner_is_ready
-    assert (run.fleet.sampling(), end.values, len(end.errors)) == (0, [], 1)
+    assert (run.fleet.credits.sampling, end.values, len(end.errors)) == (0, [], 1)
     # Only the new ones are asked to start.
     assert {call.method for call in run.asked if call.role.startswith("learner")} == {"process_info"}
 
@@ -192,12 +192,37 @@ def test_counts_are_of_one_kind_and_one_member() -> None:
     assert [fleet.granted(actor, "rollout") for actor in fleet.actors] == [1, 2]
     assert fleet.granted(fleet.actors[1], "other") == 1
     assert fleet.granted(fleet.learner, "learn") == 0
-    assert (fleet.inserting(), fleet.sampling()) == (96, 0)
+    assert (fleet.credits.inserting, fleet.credits.sampling) == (96, 0)
     metrics = fleet.metrics()
     assert metrics.credits == {"rollout": 3, "learn": 0, "evaluate": 0}
     assert metrics.wanted == metrics.up == {"shard": 1, "learner": 1, "actor": 2, "evaluator": 1}
     run.die(fleet.learner)
     assert fleet.metrics().up == {"shard": 1, "learner": 0, "actor": 2, "evaluator": 1}
+
+
+def test_actors_with_room_for_a_credit_are_known_and_the_longest_waiting_comes_first() -> None:
+    run, end = ByHand("actors.num_actors=3"), Continuation()
+
+    def short() -> list[int]:
+        return [actor.index for actor in run.fleet.credits.short_actors]
+
+    for name in ("actor 2", "actor 0"):
+        run.answer(name, "process_info", UP)
+    assert short() == [2, 0]
+    for actor in (2, 2, 0):
+        grant_rollout(run.fleet, end, actor=actor)
+    assert short() == [0]
+    run.answer("actor 2", "rollout", "report")
+    assert short() == [0, 2]
+    # Other calls take no place, and a role that is replaced has none until it is up again.
+    run.fleet.grant(run.fleet.actors[0], ActorRole.set_rank, 0, 2)
+    run.die(run.fleet.actors[2])
+    assert short() == [0]
+    run.answer("actor 2", "process_info", UP)
+    assert short() == [0, 2]
+    run.answer("actor 0", "set_rank")
+    run.answer("actor 0", "rollout", "report")
+    assert (short(), run.fleet.actors[0].chunks) == ([0, 2], 0)
 
 
 def test_a_new_shard_is_introduced_to_everybody_who_calls_shards() -> None:
@@ -211,7 +236,7 @@ def test_a_new_shard_is_introduced_to_everybody_who_calls_shards() -> None:
     assert all(call.args == (1, shard.handle) for call in told)
     # An actor answers how much is not acknowledged now.
     run.answer("actor 1", "replace_shard", 64)
-    assert run.fleet.inserting() == 64
+    assert run.fleet.credits.inserting == 64
 
 
 def test_idle_shards_are_asked_for_their_status_and_busy_ones_are_not() -> None:
@@ -230,12 +255,12 @@ def test_idle_shards_are_asked_for_their_status_and_busy_ones_are_not() -> None:
 def test_an_idle_actor_is_asked_what_is_not_acknowledged_yet() -> None:
     run, taken = ByHand(), list[ShardStatus]()
     run.come_up()
-    run.fleet.actors[1].unacknowledged_transitions = 64
+    run.fleet.credits.take_unacknowledged(run.fleet.actors[1], 64)
     run.fleet.ask_idle_actors(taken.extend)
     run.fleet.ask_idle_actors(taken.extend)
     assert [call.role for call in run.asked if call.method == "unacknowledged"] == ["actor 1"]
     run.answer("actor 1", "unacknowledged", (32, (shard_status(),)))
-    assert (run.fleet.inserting(), taken) == (32, [shard_status()])
+    assert (run.fleet.credits.inserting, taken) == (32, [shard_status()])
 
 
 def test_a_role_of_other_code_is_refused() -> None:
@@ -248,17 +273,6 @@ def test_a_role_of_other_code_is_refused() -> None:
     same = ByHand()
     same.answer("actor 1", "process_info", own)
     assert same.fleet.actors[1].is_up
-
-
-def test_ranks_on_the_ladder_are_spread_over_the_living_once() -> None:
-    run = ByHand("actors.num_actors=3", "actors.epsilon_ladder={base: 0.4, alpha: 7.0}")
-    for name in ("actor 0", "actor 2"):
-        run.answer(name, "process_info", UP)
-    run.fleet.send_ranks()
-    run.fleet.send_ranks()
-    told = {call.role: call.args for call in run.asked if call.method == "set_rank"}
-    assert told == {"actor 0": (0, 2), "actor 2": (1, 2)}
-    assert len([call for call in run.asked if call.method == "set_rank"]) == 2
 
 
 def test_logs_are_fetched_from_other_machines_and_are_nobodys_work() -> None:

@@ -134,7 +134,7 @@ def test_credits_in_flight_count_as_if_they_were_inserted_and_sampled() -> None:
     learned(run, 3, version=3)
     grant_rollout(run)
     grant_learning(run, 2)
-    run.fleet.actors[1].unacknowledged_transitions = 5
+    run.fleet.credits.take_unacknowledged(run.fleet.actors[1], 5)
     assert pacer.ledger() == Ledger(inserted=320, inserting=37, sampled=48, sampling=32)
     # 3 updates consumed 48 samples, which are 12 transitions: 288 + 12 are too few for 288 + 37.
     assert not pacer.may_act()

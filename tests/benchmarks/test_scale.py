@@ -1,0 +1,59 @@
+"""The load generator: what a crowd notes, and a run that cannot tell it from actors.
+
+Tests benchmarks/crowd.py and benchmarks/process_crowd.py, too.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks import crowd, scale
+
+
+def test_a_version_has_spread_once_every_actor_has_it_or_a_newer_one() -> None:
+    arrivals = np.array([(0.0, 1, 1), (0.5, 2, 1), (1.0, 1, 2), (1.5, 2, 3), (2.0, 1, 3)])
+    # Version 1 takes 0.5 s, version 2 0.5 s (actor 2 gets 3 instead), version 3 0.5 s.
+    assert scale.spread_seconds(arrivals, 2, 0.0, 3.0) == 0.5
+    assert math.isnan(scale.spread_seconds(arrivals, 3, 0.0, 3.0))
+    assert scale.spread_seconds(np.array([(0.0, 1, 1), (0.7, 2, 1)]), 2, 0.0, 0.5) == pytest.approx(0.7)
+
+
+def test_waits_and_idle_times_are_told_apart() -> None:
+    heard, now = crowd.Heard(), 100.0
+    with patch.object(crowd.time, "monotonic", lambda: now):
+        heard.credit(7)  # two credits at the start follow no chunk
+        heard.credit(7)
+        assert heard.begin(7, 3) == 0.0
+        now = 101.0
+        heard.end(7, 0.0, 0.25)
+        assert heard.begin(7, 3) == 0.0
+        now = 101.5
+        heard.credit(7)
+        now = 102.0
+        heard.end(7, 0.0, 0.0)
+        now = 104.0
+        assert heard.begin(7, None) == 2.0
+    found = heard.arrays()
+    assert found["credits"].tolist() == [[101.5, 0.5]]
+    assert found["ends"].tolist() == [[101.0, 0.0, 0.25], [102.0, 0.0, 0.0]]
+    assert found["versions"].tolist() == [[100.0, 7, 3]]
+
+
+@pytest.mark.slow
+def test_a_run_cannot_tell_a_crowd_from_actors() -> None:
+    load = scale.Load(0.1, scale.LOADS["fast"].settings, 2.0)
+    with patch.object(scale, "_SETTLE_SECONDS", 0.5):
+        found = scale.measure(load, 5, 2.0, over_ray=False)
+    assert found["chunks/s"] > 0.0
+    assert found["coordinator us/chunk"] > 0.0
+    assert found["shards"] > 0.0
+    assert found["scrape kB"] > 1.0
+    assert found["weights s"] > 0.0
