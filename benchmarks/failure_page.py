@@ -48,7 +48,8 @@ nor memory.
 
 *Clusters.* For `--resume auto` the run directory must be on storage that outlives the machines. With
 
-```
+<!-- not run: needs a cluster; tests/deploy/ submits jobs -->
+```sh
 ray job submit … -- python -m qfleet train configs/apex.yaml --run-dir /shared/runs/apex --resume auto
 ```
 

@@ -50,7 +50,7 @@ from cluster.record.prometheus import MetricsServer
 from cluster.record.recorder import NewestSnapshot, Recorder
 from cluster.record.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
 from cluster.record.scrape_targets import advertised, home_folder, targets_folder
-from cluster.record.trackers import TrackerProcess, require_trackers
+from cluster.record.trackers import KEEPING_FILES, TrackerProcess, require_trackers
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.preload import fork_servers
 from cluster.settings.automatic import keeping_choices, most_lanes, reasons, step_limit, step_limit_note
@@ -328,7 +328,7 @@ def _live(
     except RunFailed as failure:
         recorder.end(str(failure), failed=True)
         raise
-    if lives.config.metrics.trackers:
+    if KEEPING_FILES & {*lives.config.metrics.trackers}:
         _write_report(lives.run_dir.path, recorder)
     recorder.end(outcome.reason, failed=False)
     return outcome

@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from signal import Signals
 
 from cluster.api import Resume, ended, prepare
 from cluster.engines.machine import Machine, this_machine
 from cluster.engines.own_code import OWN_ROOT
-from cluster.engines.signals import STOP_SIGNALS, Interrupted, StopSignals
+from cluster.engines.signals import STOP_SIGNALS, Interrupted, StopSignals, woken_by_signals
 from cluster.engines.threads import available_cores
 from cluster.record.events import read_events
 from cluster.record.line_file import read_objects, tail
@@ -35,7 +36,7 @@ from cluster.show.status import snapshot_of
 from cluster.wording import short
 from replay_service.journal.durable_files import write_whole
 
-_POLL_SECONDS = 0.1
+_RETRY_SECONDS = 0.1
 _LAST_WORDS = 12
 _NEWEST_BYTES = 1 << 16
 _MIN_GAP_SECONDS, _MAX_GAP_SECONDS = 5.0, 60.0
@@ -58,11 +59,12 @@ class SeedsResult:
 
 @dataclass(frozen=True)
 class _Started:
-    """A run that goes on. slot: which share of the cores it has."""
+    """A run that goes on. slot: which share of the cores it has. end: can be read once it has ended."""
 
     seed: int
     slot: int
     process: subprocess.Popen[bytes]
+    end: int
 
 
 def train_seeds(
@@ -157,7 +159,7 @@ def _lock(path: Path, say: Callable[[str], None], *, wait: bool) -> RunLock:
         if not told:
             say(f"{path} is in use: waits up to {_LET_GO_SECONDS:.0f} s for its runs to save and stop")
             told = True
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_RETRY_SECONDS)  # such a lock has no timeout
 
 
 def _has_ended(group: SeedGroup, seed: int, config: ResolvedConfig, say: Callable[[str], None]) -> bool:
@@ -206,16 +208,17 @@ class _Runs:
         """Runs the seeds, begins none after a signal, and returns those that failed."""
         waiting, passed_on = deque(seeds), None
         try:
-            while self._running or (waiting and signals.received is None):
-                while waiting and len(self._running) < self._parallel and signals.received is None:
-                    self._start(waiting.popleft())
-                if signals.received is not None and signals.received != passed_on:
-                    passed_on = signals.received
-                    self._say(f"{passed_on.name}: the runs save and stop")
-                    self._send(passed_on)
-                self._take_ended()
-                self._tell()
-                time.sleep(_POLL_SECONDS)
+            with woken_by_signals() as woken:
+                while self._running or (waiting and signals.received is None):
+                    while waiting and len(self._running) < self._parallel and signals.received is None:
+                        self._start(waiting.popleft())
+                    if signals.received is not None and signals.received != passed_on:
+                        passed_on = signals.received
+                        self._say(f"{passed_on.name}: the runs save and stop")
+                        self._send(passed_on)
+                    self._wait(woken)
+                    self._take_ended()
+                    self._tell()
         except BaseException as error:
             self._send(error.signal if isinstance(error, Interrupted) else Signals.SIGTERM)
             raise
@@ -241,8 +244,14 @@ class _Runs:
                 # Held by each run, so that a command after this one's death waits until all have saved.
                 pass_fds=[self._lock.fileno()],
             )
-        self._running.append(_Started(seed, slot, process))
+        self._running.append(_Started(seed, slot, process, os.pidfd_open(process.pid)))
         self._say(f"seed {seed} {'goes on' if holds_run(run_dir) else 'begins'}: {run_dir}")
+
+    def _wait(self, woken: int) -> None:
+        """Waits until a run has ended, a signal has come or the next line is due."""
+        left = max(0.0, self._next_line - time.monotonic())
+        if woken in wait([woken, *(started.end for started in self._running)], left):
+            os.read(woken, 512)
 
     def _send(self, number: Signals) -> None:
         for started in self._running:
@@ -251,6 +260,7 @@ class _Runs:
     def _take_ended(self) -> None:
         for started in [each for each in self._running if each.process.poll() is not None]:
             self._running.remove(started)
+            os.close(started.end)
             status, seed = started.process.returncode, started.seed
             if status in (0, *(128 + number for number in STOP_SIGNALS)):
                 events = read_events(self._group.run_dir(seed))

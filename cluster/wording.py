@@ -4,6 +4,7 @@ Owns wording only; pure, must not import anything but the standard library.
 """
 
 import math
+import re
 import textwrap
 
 
@@ -25,6 +26,11 @@ def short(value: float | None) -> str:
         if scale <= abs(rounded) < 1e15:
             return f"{rounded / scale:.3g}{unit}"
     return f"{rounded:.3g}"
+
+
+def without_numbers(text: str) -> str:
+    """The words of a text, which are the same for two texts that differ in numbers only."""
+    return re.sub(r"-?[\d,.]+(e[-+]?\d+)?|-?inf", "", text)
 
 
 def wrapped(text: str, width: int, indent: str) -> str:

@@ -7,6 +7,7 @@ the site holds pages only.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -21,19 +22,38 @@ OTHERS = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING
 """Documents outside docs/ -> their names in the site."""
 NAV = {
     "Home": "index.md",
-    "Start": ["start.md", "own-environment.md", "from-q-learning-to-dqn.md", "moving.md"],
+    "Start": [
+        *("start.md", "own-environment.md", "own-network.md", "notebook.md", "from-q-learning-to-dqn.md"),
+        *("clusters.md", "watching.md", "moving.md", "from-rllib.md"),
+    ],
     "How to": [
-        *("usage.md", "several-seeds.md", "tuning.md", "callbacks.md", "tracking.md", "watching.md"),
-        *("clusters.md", "checkpoints.md", "troubleshooting.md"),
+        *(
+            "usage.md",
+            "masks.md",
+            "images.md",
+            "dict-observations.md",
+            "slow-simulators.md",
+            "long-episodes.md",
+        ),
+        *(
+            "resuming.md",
+            "several-seeds.md",
+            "tuning.md",
+            "callbacks.md",
+            "tracking.md",
+            "troubleshooting.md",
+        ),
     ],
     "Reference": ["commands.md", "settings.md", "metrics.md", "python.md", "block-format.md"],
     "Explanation": [
-        *("architecture.md", "diagnosis.md", "failures.md", "security.md", "scaling.md", "benchmarks.md"),
-        "replay-benchmarks.md",
+        *("architecture.md", "checkpoints.md", "diagnosis.md", "failures.md", "security.md", "scaling.md"),
+        *("benchmarks.md", "replay-benchmarks.md"),
     ],
     "Project": ["changelog.md", "contributing.md", "citation.md"],
 }
 """Heading -> its pages, in order."""
+NOTEBOOK = "notebook.md"
+"""The page that can also be had as a notebook file."""
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -47,6 +67,10 @@ def stage(folder: Path) -> None:
             shutil.copy(file, pages / file.name)
         elif file.suffix == ".md":
             (pages / file.name).write_text(page(file), encoding="utf-8")
+    heading, _, rest = (pages / NOTEBOOK).read_text(encoding="utf-8").partition("\n")
+    offered = f"{heading}\n\n[This page as a notebook file](notebook.ipynb)\n{rest}"
+    (pages / NOTEBOOK).write_text(offered, encoding="utf-8")
+    (pages / "notebook.ipynb").write_text(notebook(ROOT / "docs" / NOTEBOOK), encoding="utf-8")
     for name, staged in OTHERS.items():
         (pages / staged).write_text(page(ROOT / name), encoding="utf-8")
     (pages / "commands.md").write_text(commands(), encoding="utf-8")
@@ -98,6 +122,22 @@ def page(file: Path) -> str:
         return text
 
     return _LINK.sub(turned, file.read_text(encoding="utf-8"))
+
+
+def notebook(file: Path) -> str:
+    """A document as a notebook: its Python blocks are cells, and so are the texts between, without links."""
+    text = _LINK.sub(lambda link: "" if link[1] else link[2], file.read_text(encoding="utf-8"))
+    parts = re.split(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    cells = [
+        {"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": part.strip()}
+        | ({"outputs": [], "execution_count": None} if kind == "code" else {})
+        for number, part in enumerate(parts)
+        for kind in (("markdown", "code")[number % 2],)
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return json.dumps(
+        {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}, indent=1
+    )
 
 
 def commands() -> str:

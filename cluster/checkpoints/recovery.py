@@ -3,7 +3,6 @@
 Owns when state is kept, and what a run waits for before it goes on; must not import ray or torch.
 """
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +29,7 @@ from cluster.runtime.roles import LearnerRole
 from cluster.runtime.run_context import RunContext
 from cluster.runtime.shard_role import ShardRole
 from cluster.settings.load_config import dump_config
+from cluster.wording import without_numbers
 from learner.core import LearnerState
 from replay_service.journal.recovery import RecoveryReport
 from replay_service.messages import ShardStatus
@@ -234,7 +234,7 @@ class Recovery:
 
     def _warn(self, problem: str) -> None:
         """Says why there is no checkpoint, once until there is one or the reason is another."""
-        words = re.sub(r"\d+", "", problem)  # files are numbered
+        words = without_numbers(problem)
         if words != self._problem:
             self._context.recorder.warning(f"no checkpoint: {problem}")
         self._problem = words

@@ -64,6 +64,21 @@ class EndingSignals:
         raise Interrupted(signal.Signals(number))
 
 
+@contextmanager
+def woken_by_signals() -> Iterator[int]:
+    """Yields a descriptor that can be read once a signal that has a handler has come to the main thread."""
+    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False) if in_main else -1
+    try:
+        yield readable
+    finally:
+        if in_main:
+            signal.set_wakeup_fd(before)
+        os.close(readable)
+        os.close(writable)
+
+
 class StopSignals(EndingSignals):
     """Within the block, the first SIGINT or SIGTERM requests a stop, and the second raises Interrupted.
 

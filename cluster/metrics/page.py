@@ -15,15 +15,16 @@ def page() -> str:
         "",
         "`python -m cluster.metrics.page` writes this page. A line of `metrics.jsonl` and the answer of",
         "`/status` hold all that are known at that moment, under these names; Prometheus gets those that are",
-        "no texts from `/metrics`, with the prefix `qfleet_`. A metric with labels maps their values to",
-        "numbers.",
+        "no texts from `/metrics`, with the prefix `qfleet_`; trackers get them as `group/metric`. A metric",
+        "with labels maps their values to numbers.",
         "",
-        "| metric | kind | labels | meaning |",
-        "|---|---|---|---|",
+        "| metric | group | kind | labels | meaning |",
+        "|---|---|---|---|---|",
     ]
     for item in dataclasses.fields(Snapshot):
         labels = ", ".join(f"`{label}`" for label in item.metadata["labels"])
-        lines.append(f"| `{item.name}` | {item.metadata['kind']} | {labels} | {item.metadata['help']} |")
+        group, kind, text = (item.metadata[key] for key in ("group", "kind", "help"))
+        lines.append(f"| `{item.name}` | {group} | {kind} | {labels} | {text} |")
     return "\n".join(lines) + "\n"
 
 

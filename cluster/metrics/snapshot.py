@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from replay_service.histogram import Histogram
 
+Group = Literal["rollout", "train", "eval", "replay", "time", "system", "custom"]
+"""What a metric is about; trackers show those of a group together."""
 Kind = Literal["counter", "gauge", "histogram", "text"]
 
 ByLabel = Mapping[str, float]
@@ -73,12 +75,12 @@ class Finding:
         return f"{self.title}: {self.evidence}. Cause: {self.cause}. Cure: {self.cure}"
 
 
-def _metric(kind: Kind, text: str, *labels: str, default: Any = None) -> Any:
+def _metric(group: Group, kind: Kind, text: str, *labels: str, default: Any = None) -> Any:
     """A metric that has its default until it is known; with labels, it maps their values to numbers.
 
     Metrics of kind "text" are not for Prometheus.
     """
-    return field(default=default, metadata={"kind": kind, "help": text, "labels": labels})
+    return field(default=default, metadata={"group": group, "kind": kind, "help": text, "labels": labels})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,242 +91,319 @@ class Snapshot:
     max. Each shard adds at most ten. "Newest chunks" are those reported since the last snapshot.
     """
 
-    run_seconds: float = _metric("gauge", "Seconds since the run began", default=0.0)
+    run_seconds: float = _metric("time", "gauge", "Seconds since the run began", default=0.0)
     acting_seconds: float = _metric(
-        "gauge", "Seconds since the first environment step, without start-ups", default=0.0
+        "time", "gauge", "Seconds since the first environment step, without start-ups", default=0.0
     )
-    env_steps_total: int = _metric("counter", "Environment steps stored by the shards", default=0)
-    episodes_total: int = _metric("counter", "Training episodes finished", default=0)
-    inserted_transitions_total: int = _metric("counter", "Transitions inserted into replay", default=0)
-    sampled_transitions_total: int = _metric("counter", "Transitions consumed by the learner", default=0)
-    updates_total: int = _metric("counter", "Optimizer steps", default=0)
+    env_steps_total: int = _metric("time", "counter", "Environment steps stored by the shards", default=0)
+    episodes_total: int = _metric("rollout", "counter", "Training episodes finished", default=0)
+    inserted_transitions_total: int = _metric(
+        "replay", "counter", "Transitions inserted into replay", default=0
+    )
+    sampled_transitions_total: int = _metric(
+        "replay", "counter", "Transitions consumed by the learner", default=0
+    )
+    updates_total: int = _metric("train", "counter", "Optimizer steps", default=0)
     skipped_updates_total: int = _metric(
-        "counter", "Updates skipped because loss or gradient was not finite", default=0
+        "train", "counter", "Updates skipped because loss or gradient was not finite", default=0
     )
     unequal_ranks_total: int = _metric(
-        "counter", "Chunks after which the ranks of the learner had unequal weights", default=0
+        "train", "counter", "Chunks after which the ranks of the learner had unequal weights", default=0
     )
-    restarts_total: int = _metric("counter", "Actors, shards, learners and evaluators replaced", default=0)
+    restarts_total: int = _metric(
+        "system", "counter", "Actors, shards, learners and evaluators replaced", default=0
+    )
     env_steps_per_second: float = _metric(
-        "gauge", "Environment steps per second, over the actors' newest chunks", default=0.0
+        "time", "gauge", "Environment steps per second, over the actors' newest chunks", default=0.0
     )
     updates_per_second: float = _metric(
-        "gauge", "Optimizer steps per second since the last snapshot", default=0.0
+        "time", "gauge", "Optimizer steps per second since the last snapshot", default=0.0
     )
     samples_per_insert: float = _metric(
-        "gauge", "Transitions sampled per transition inserted, since learning started", default=0.0
+        "replay", "gauge", "Transitions sampled per transition inserted, since learning started", default=0.0
     )
-    samples_per_insert_target: float = _metric("gauge", "Samples per insert that pacing aims at", default=0.0)
-    epsilon: float | None = _metric("gauge", "Exploration rate of the newest rollout chunk")
-    train_return_mean: float | None = _metric("gauge", "Mean return of the last 100 training episodes")
-    train_length_mean: float | None = _metric("gauge", "Mean length of the last 100 training episodes")
-    evaluation_return_mean: float | None = _metric("gauge", "Mean greedy return of the newest evaluation")
+    samples_per_insert_target: float = _metric(
+        "replay", "gauge", "Samples per insert that pacing aims at", default=0.0
+    )
+    epsilon: float | None = _metric("rollout", "gauge", "Exploration rate of the newest rollout chunk")
+    train_return_mean: float | None = _metric(
+        "rollout", "gauge", "Mean return of the last 100 training episodes"
+    )
+    train_length_mean: float | None = _metric(
+        "rollout", "gauge", "Mean length of the last 100 training episodes"
+    )
+    evaluation_return_mean: float | None = _metric(
+        "eval", "gauge", "Mean greedy return of the newest evaluation"
+    )
     best_return_mean: float | None = _metric(
-        "gauge", "Mean greedy return of the best version in its second evaluation"
+        "eval", "gauge", "Mean greedy return of the best version in its second evaluation"
     )
-    loss: float | None = _metric("gauge", "Mean loss of the newest learning chunk")
-    q_mean: float | None = _metric("gauge", "Mean Q-value of the actions taken, newest learning chunk")
-    td_error_mean: float | None = _metric("gauge", "Mean absolute TD error, newest learning chunk")
+    loss: float | None = _metric("train", "gauge", "Mean loss of the newest learning chunk")
+    q_mean: float | None = _metric(
+        "train", "gauge", "Mean Q-value of the actions taken, newest learning chunk"
+    )
+    td_error_mean: float | None = _metric("train", "gauge", "Mean absolute TD error, newest learning chunk")
     grad_norm_mean: float | None = _metric(
-        "gauge", "Mean gradient norm before clipping, newest learning chunk"
+        "train", "gauge", "Mean gradient norm before clipping, newest learning chunk"
     )
     grad_norm_clipped_mean: float | None = _metric(
-        "gauge", "Mean gradient norm after clipping, newest learning chunk"
+        "train", "gauge", "Mean gradient norm after clipping, newest learning chunk"
     )
     target_gap: float | None = _metric(
-        "gauge", "Mean absolute difference of online and target weights, just before the newest copy"
+        "train", "gauge", "Mean absolute difference of online and target weights, just before the newest copy"
     )
-    learning_rate: float | None = _metric("gauge", "Learning rate of the newest update")
+    learning_rate: float | None = _metric("train", "gauge", "Learning rate of the newest update")
     policy_lag_updates: int | None = _metric(
-        "gauge", "Learner version minus the version that acted in the newest rollout chunk"
+        "rollout", "gauge", "Learner version minus the version that acted in the newest rollout chunk"
     )
     learner_update_share: float = _metric(
+        "time",
         "gauge",
         "Share of the learner's time spent on updates without drawing minibatches, newest chunks",
         default=0.0,
     )
     learner_wait_share: float = _metric(
-        "gauge", "Share of the learner's time spent waiting for replies of shards, newest chunks", default=0.0
+        "time",
+        "gauge",
+        "Share of the learner's time spent waiting for replies of shards, newest chunks",
+        default=0.0,
     )
     actor_busy_share: float = _metric(
-        "gauge", "Share of time in which actors had a chunk to work on, newest chunks", default=0.0
+        "time", "gauge", "Share of time in which actors had a chunk to work on, newest chunks", default=0.0
     )
-    replay_transitions: int = _metric("gauge", "Transitions held in replay", default=0)
-    replay_bytes: int = _metric("gauge", "Bytes held in replay", default=0)
+    replay_transitions: int = _metric("replay", "gauge", "Transitions held in replay", default=0)
+    replay_bytes: int = _metric("replay", "gauge", "Bytes held in replay", default=0)
 
     # Is it learning?
-    weights_version: int | None = _metric("gauge", "Version of the newest weights")
-    loss_max: float | None = _metric("gauge", "Largest loss of a minibatch, newest learning chunk")
-    q_min: float | None = _metric("gauge", "Smallest Q-value of an action taken, newest learning chunk")
-    q_max: float | None = _metric("gauge", "Largest Q-value of an action taken, newest learning chunk")
-    discount: float | None = _metric("gauge", "Discount factor gamma")
-    reward_abs_mean: float | None = _metric("gauge", "Mean absolute reward of a step since the last snapshot")
-    reward_abs_max: float | None = _metric("gauge", "Largest absolute reward of a step since the run began")
+    weights_version: int | None = _metric("train", "gauge", "Version of the newest weights")
+    loss_max: float | None = _metric("train", "gauge", "Largest loss of a minibatch, newest learning chunk")
+    q_min: float | None = _metric(
+        "train", "gauge", "Smallest Q-value of an action taken, newest learning chunk"
+    )
+    q_max: float | None = _metric(
+        "train", "gauge", "Largest Q-value of an action taken, newest learning chunk"
+    )
+    discount: float | None = _metric("train", "gauge", "Discount factor gamma")
+    reward_abs_mean: float | None = _metric(
+        "rollout", "gauge", "Mean absolute reward of a step since the last snapshot"
+    )
+    reward_abs_max: float | None = _metric(
+        "rollout", "gauge", "Largest absolute reward of a step since the run began"
+    )
     action_entropy_ratio: float | None = _metric(
-        "gauge", "Entropy of the actions taken since the last snapshot, as a share of its maximum"
+        "rollout", "gauge", "Entropy of the actions taken since the last snapshot, as a share of its maximum"
     )
     start_value_mean: float | None = _metric(
-        "gauge", "Mean max Q in the first observations of the last 100 training episodes"
+        "rollout", "gauge", "Mean max Q in the first observations of the last 100 training episodes"
     )
-    evaluations_total: int | None = _metric("counter", "Evaluations played, second ones included")
-    evaluation_version: int | None = _metric("gauge", "Version of the weights in the newest evaluation")
-    evaluation_episodes: int | None = _metric("gauge", "Number of episodes in the newest evaluation")
+    evaluations_total: int | None = _metric("eval", "counter", "Evaluations played, second ones included")
+    evaluation_version: int | None = _metric(
+        "eval", "gauge", "Version of the weights in the newest evaluation"
+    )
+    evaluation_episodes: int | None = _metric("eval", "gauge", "Number of episodes in the newest evaluation")
     evaluation_return_std: float | None = _metric(
-        "gauge", "Standard deviation of returns in the newest evaluation"
+        "eval", "gauge", "Standard deviation of returns in the newest evaluation"
     )
     evaluation_start_value_mean: float | None = _metric(
-        "gauge", "Mean max Q in the first observations of the newest evaluation's episodes"
+        "eval", "gauge", "Mean max Q in the first observations of the newest evaluation's episodes"
     )
     evaluation_discounted_return_mean: float | None = _metric(
-        "gauge", "Mean discounted return of the newest evaluation, with the learner's rewards"
+        "eval", "gauge", "Mean discounted return of the newest evaluation, with the learner's rewards"
     )
     evaluation_start_value_error_std: float | None = _metric(
-        "gauge", "Standard deviation of initial max Q minus discounted return in the newest evaluation"
+        "eval",
+        "gauge",
+        "Standard deviation of initial max Q minus discounted return in the newest evaluation",
     )
     evaluation_truncation_discount_mean: float | None = _metric(
-        "gauge", "Mean of gamma^length over the newest evaluation's episodes, counting 0 if not truncated"
+        "eval",
+        "gauge",
+        "Mean of gamma^length over the newest evaluation's episodes, counting 0 if not truncated",
     )
     evaluation_truncated_ratio: float | None = _metric(
-        "gauge", "Share of the newest evaluation's episodes that were truncated"
+        "eval", "gauge", "Share of the newest evaluation's episodes that were truncated"
     )
     evaluation_action_entropy_ratio: float | None = _metric(
-        "gauge", "Entropy of the newest evaluation's greedy actions, as a share of its maximum"
+        "eval", "gauge", "Entropy of the newest evaluation's greedy actions, as a share of its maximum"
     )
-    best_version: int | None = _metric("gauge", "Version of the best weights")
+    best_version: int | None = _metric("eval", "gauge", "Version of the best weights")
     best_return_std: float | None = _metric(
-        "gauge", "Standard deviation of returns of the best version in its second evaluation"
+        "eval", "gauge", "Standard deviation of returns of the best version in its second evaluation"
     )
     first_return_mean: float | None = _metric(
+        "rollout",
         "gauge",
         "Mean return of the first training episodes: up to 100 from before learning began, but at least 10",
     )
 
     # Where does time go?
     role_seconds_total: ByLabels | None = _metric(
-        "counter", "Seconds spent in each phase, summed over the processes of a role", "role", "phase"
+        "time", "counter", "Seconds spent in each phase, summed over the processes of a role", "role", "phase"
     )
     actor_env_steps_per_second: ByLabel | None = _metric(
-        "gauge", "Environment steps per second of work in an actor's last chunk: min, mean, max", "stat"
+        "time",
+        "gauge",
+        "Environment steps per second of work in an actor's last chunk: min, mean, max",
+        "stat",
     )
-    credits_in_flight: ByLabel | None = _metric("gauge", "Chunks granted and not yet reported", "kind")
-    pushes_in_flight: int | None = _metric("gauge", "Blocks pushed and not yet acknowledged by a shard")
+    credits_in_flight: ByLabel | None = _metric(
+        "system", "gauge", "Chunks granted and not yet reported", "kind"
+    )
+    pushes_in_flight: int | None = _metric(
+        "replay", "gauge", "Blocks pushed and not yet acknowledged by a shard"
+    )
     unacknowledged_transitions: int | None = _metric(
-        "gauge", "Transitions in blocks that no shard has acknowledged yet"
+        "replay", "gauge", "Transitions in blocks that no shard has acknowledged yet"
     )
-    prefetched_requests: int | None = _metric("gauge", "Sample requests that the learner has in flight")
-    learner_threads: int | None = _metric("gauge", "Threads of the learner's updates on the CPU")
-    pushed_bytes_total: int | None = _metric("counter", "Encoded bytes of the blocks that shards inserted")
+    prefetched_requests: int | None = _metric(
+        "replay", "gauge", "Sample requests that the learner has in flight"
+    )
+    pushed_bytes_total: int | None = _metric(
+        "replay", "counter", "Encoded bytes of the blocks that shards inserted"
+    )
+    learner_threads: int | None = _metric("train", "gauge", "Threads of the learner's updates on the CPU")
     sampled_bytes_total: int | None = _metric(
-        "counter", "Bytes of the transitions that shards sampled, frame windows included"
+        "replay", "counter", "Bytes of the transitions that shards sampled, frame windows included"
     )
 
     # Is the data fresh?
     sample_policy_lag_updates: Histogram | None = _metric(
-        "histogram", "Updates between acting and learning, for the transitions of one minibatch in 16"
+        "replay",
+        "histogram",
+        "Updates between acting and learning, for the transitions of one minibatch in 16",
     )
     sample_age_transitions: Histogram | None = _metric(
-        "histogram", "Transitions inserted since a sampled transition was, for one sample request in 32"
+        "replay",
+        "histogram",
+        "Transitions inserted since a sampled transition was, for one sample request in 32",
     )
     actor_policy_lag_updates: ByLabel | None = _metric(
-        "gauge", "Learner version minus acting version in an actor's last chunk: min, mean, max", "stat"
+        "rollout",
+        "gauge",
+        "Learner version minus acting version in an actor's last chunk: min, mean, max",
+        "stat",
     )
     actor_epsilon: ByLabel | None = _metric(
-        "gauge", "Exploration rate in an actor's last chunk: min, mean, max", "stat"
+        "rollout", "gauge", "Exploration rate in an actor's last chunk: min, mean, max", "stat"
     )
     priority_staleness_mean_updates: float | None = _metric(
-        "gauge", "Mean number of updates between requesting a minibatch and learning from it, newest chunk"
+        "replay",
+        "gauge",
+        "Mean number of updates between requesting a minibatch and learning from it, newest chunk",
     )
     priority_staleness_max_updates: int | None = _metric(
-        "gauge", "Largest number of updates between requesting a minibatch and learning from it, newest chunk"
+        "replay",
+        "gauge",
+        "Largest number of updates between requesting a minibatch and learning from it, newest chunk",
     )
     drawn_transitions_total: int | None = _metric(
-        "counter", "Transitions sampled by shards, prefetched ones included"
+        "replay", "counter", "Transitions sampled by shards, prefetched ones included"
     )
     evicted_transitions_total: int | None = _metric(
-        "counter", "Transitions evicted to make room for newer ones"
+        "replay", "counter", "Transitions evicted to make room for newer ones"
     )
     evicted_draws: Histogram | None = _metric(
-        "histogram", "How often a transition had been drawn when it was evicted"
+        "replay", "histogram", "How often a transition had been drawn when it was evicted"
     )
-    evicted_undrawn_share: float | None = _metric("gauge", "Share of evicted transitions that nobody drew")
+    evicted_undrawn_share: float | None = _metric(
+        "replay", "gauge", "Share of evicted transitions that nobody drew"
+    )
     evicted_draws_effective_ratio: float | None = _metric(
-        "gauge", "Effective sample size of the draws of evicted transitions, per transition (1: all alike)"
+        "replay",
+        "gauge",
+        "Effective sample size of the draws of evicted transitions, per transition (1: all alike)",
     )
-    lane_transitions: float | None = _metric("gauge", "Transitions that replay holds for each lane")
+    lane_transitions: float | None = _metric("replay", "gauge", "Transitions that replay holds for each lane")
     lane_episodes: float | None = _metric(
-        "gauge", "Episodes that replay holds for each lane, at the mean length of the last 100"
+        "rollout", "gauge", "Episodes that replay holds for each lane, at the mean length of the last 100"
     )
     target_age_env_steps: float | None = _metric(
-        "gauge", "Environment steps between two copies to the target network, at the reuse achieved"
+        "train", "gauge", "Environment steps between two copies to the target network, at the reuse achieved"
     )
     late_priorities_total: int | None = _metric(
-        "counter", "Priorities that arrived after their transition was evicted"
+        "replay", "counter", "Priorities that arrived after their transition was evicted"
     )
     repeated_pushes_total: int | None = _metric(
-        "counter", "Pushes refused because the shard held the block already"
+        "replay", "counter", "Pushes refused because the shard held the block already"
     )
     refused_pushes_total: int | None = _metric(
-        "counter", "Pushes refused because their actor had been replaced"
+        "replay", "counter", "Pushes refused because their actor had been replaced"
     )
     refused_priorities_total: int | None = _metric(
-        "counter", "Priorities refused because they were for an earlier life of their shard"
+        "replay", "counter", "Priorities refused because they were for an earlier life of their shard"
     )
     reuse_mean: float | None = _metric(
-        "gauge", "Mean number of times that a transition was sampled, over all inserted"
+        "replay", "gauge", "Mean number of times that a transition was sampled, over all inserted"
     )
-    shard_transitions: ByLabel | None = _metric("gauge", "Transitions held by a shard", "shard")
+    shard_transitions: ByLabel | None = _metric("replay", "gauge", "Transitions held by a shard", "shard")
     shard_capacity_transitions: ByLabel | None = _metric(
-        "gauge", "Transitions that a shard can hold", "shard"
+        "replay", "gauge", "Transitions that a shard can hold", "shard"
     )
-    shard_bytes: ByLabel | None = _metric("gauge", "Bytes held by a shard", "shard")
-    shard_mass: ByLabel | None = _metric("gauge", "Sum of a shard's priorities p^alpha", "shard")
-    shard_priority_min: ByLabel | None = _metric("gauge", "Smallest priority p^alpha in a shard", "shard")
+    shard_bytes: ByLabel | None = _metric("replay", "gauge", "Bytes held by a shard", "shard")
+    shard_mass: ByLabel | None = _metric("replay", "gauge", "Sum of a shard's priorities p^alpha", "shard")
+    shard_priority_min: ByLabel | None = _metric(
+        "replay", "gauge", "Smallest priority p^alpha in a shard", "shard"
+    )
     shard_priority_max: ByLabel | None = _metric(
-        "gauge", "Largest priority p^alpha in a shard, measured every 5 seconds", "shard"
+        "replay", "gauge", "Largest priority p^alpha in a shard, measured every 5 seconds", "shard"
     )
     shard_priority_effective_ratio: ByLabel | None = _metric(
+        "replay",
         "gauge",
         "Effective sample size of a shard's priorities per transition held (1: all equal)",
         "shard",
     )
 
     # Is anything dying?
-    roles_wanted: ByLabel | None = _metric("gauge", "Roles that the run should have", "role")
-    roles_up: ByLabel | None = _metric("gauge", "Roles that are up", "role")
+    roles_wanted: ByLabel | None = _metric("system", "gauge", "Roles that the run should have", "role")
+    roles_up: ByLabel | None = _metric("system", "gauge", "Roles that are up", "role")
     role_restarts_total: ByLabels | None = _metric(
-        "counter", "Roles replaced, by cause: process, object, frozen or memory", "role", "cause"
+        "system", "counter", "Roles replaced, by cause: process, object, frozen or memory", "role", "cause"
     )
     env_restarts_total: ByLabel | None = _metric(
-        "counter", "Environments restarted, by cause: raise, invalid, hang or memory", "cause"
+        "rollout", "counter", "Environments restarted, by cause: raise, invalid, hang or memory", "cause"
     )
     process_cpu_seconds_total: ByLabel | None = _metric(
-        "counter", "CPU seconds, summed over the processes of a role", "role"
+        "system", "counter", "CPU seconds, summed over the processes of a role", "role"
     )
     process_resident_memory_bytes: ByLabel | None = _metric(
-        "gauge", "Resident memory, shared pages included, summed over the processes of a role", "role"
+        "system",
+        "gauge",
+        "Resident memory, shared pages included, summed over the processes of a role",
+        "role",
     )
-    machine_memory_bytes: int | None = _metric("gauge", "Memory of the coordinator's machine")
+    machine_memory_bytes: int | None = _metric("system", "gauge", "Memory of the coordinator's machine")
     machine_memory_available_bytes: int | None = _metric(
-        "gauge", "Memory available to new processes on the coordinator's machine"
+        "system", "gauge", "Memory available to new processes on the coordinator's machine"
     )
-    shared_memory_bytes: int | None = _metric("gauge", "Size of /dev/shm on the coordinator's machine")
+    shared_memory_bytes: int | None = _metric(
+        "system", "gauge", "Size of /dev/shm on the coordinator's machine"
+    )
     shared_memory_used_bytes: int | None = _metric(
-        "gauge", "Used bytes of /dev/shm on the coordinator's machine"
+        "system", "gauge", "Used bytes of /dev/shm on the coordinator's machine"
     )
-    checkpoints_total: int | None = _metric("counter", "Checkpoints completed")
+    checkpoints_total: int | None = _metric("system", "counter", "Checkpoints completed")
     checkpoint_age_seconds: float | None = _metric(
-        "gauge", "Seconds since the newest checkpoint was complete"
+        "system", "gauge", "Seconds since the newest checkpoint was complete"
     )
-    checkpoint_duration_seconds: float | None = _metric("gauge", "Duration of the newest checkpoint")
-    checkpoint_bytes: int | None = _metric("gauge", "Size of the newest checkpoint on disk")
+    checkpoint_duration_seconds: float | None = _metric(
+        "system", "gauge", "Duration of the newest checkpoint"
+    )
+    checkpoint_bytes: int | None = _metric("system", "gauge", "Size of the newest checkpoint on disk")
 
     # What else?
-    custom: ByLabel | None = _metric("gauge", "Metrics that callbacks of a Python program added", "name")
+    custom: ByLabel | None = _metric(
+        "custom", "gauge", "Metrics that callbacks of a Python program added", "name"
+    )
 
     # What is wrong, and what is slow?
-    diagnosis_active: ByLabel | None = _metric("gauge", "1 while a finding of diagnosis holds", "finding")
-    verdict: Verdict | None = _metric("text", "The stage that limits the speed")
-    warnings: tuple[Finding, ...] = _metric("text", "The findings of diagnosis that hold now", default=())
+    diagnosis_active: ByLabel | None = _metric(
+        "system", "gauge", "1 while a finding of diagnosis holds", "finding"
+    )
+    verdict: Verdict | None = _metric("system", "text", "The stage that limits the speed")
+    warnings: tuple[Finding, ...] = _metric(
+        "system", "text", "The findings of diagnosis that hold now", default=()
+    )
 
     @property
     def headline_return(self) -> float | None:

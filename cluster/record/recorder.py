@@ -4,7 +4,6 @@ Owns the rule that a run goes on if its directory cannot be written, or an obser
 fails; must not import ray or torch.
 """
 
-import re
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ from cluster.record.run_events import (
 )
 from cluster.record.trackers import TrackerProcess
 from cluster.settings.resolved import ResolvedConfig
-from cluster.wording import short
+from cluster.wording import short, without_numbers
 from replay_service.messages import ShardMetrics, ShardStatus
 
 _Args = TypeVarTuple("_Args")
@@ -106,7 +105,7 @@ class Recorder:
 
     def warning_once(self, text: str) -> None:
         """Records a warning, unless one with the same words, whatever their numbers, was recorded before."""
-        words = re.sub(r"-?[\d,.]+(e[-+]?\d+)?|-?inf", "", text)
+        words = without_numbers(text)
         if words not in self._warned:
             self._warned.add(words)
             self.warning(text)
@@ -144,6 +143,8 @@ class Recorder:
         """Tells callbacks and trackers that the run has ended, and closes the trackers."""
         self._tell(Ended(reason, failed))
         for tracker in self._trackers:
+            tracker.let_end()
+        for tracker in self._trackers:
             if (problem := tracker.close()) is not None:
                 self.warning(problem)
         self._trackers = ()
@@ -151,7 +152,7 @@ class Recorder:
     def abandon_trackers(self) -> None:
         """Lets trackers that `end` has not closed end by themselves."""
         for tracker in self._trackers:
-            tracker.abandon()
+            tracker.let_end()
 
     def latest(self, version: int, flat: np.ndarray) -> bool:
         """Records the newest weights [P] float32; returns whether they could be written."""

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.record.trackers import HEADLINES, Begin, File, Finish, Scalars
+from cluster.record.tracker_messages import HEADLINES, Begin, File, Finish, Scalars
 
 # A flush waits for the disk, so not every snapshot is flushed.
 _FLUSH_SECONDS = 10.0
@@ -48,7 +48,7 @@ class EventFile:
             self._writer.flush()
 
     def file(self, file: File) -> None:
-        """Nothing: TensorBoard keeps no files, and these lie beside its own."""
+        """Never called: TensorBoard keeps no files, and these lie beside its own."""
 
     def finish(self, finish: Finish) -> None:
         """Adds how the run ended, and closes the file."""

@@ -11,12 +11,11 @@ import dataclasses
 import importlib.util
 import os
 import queue
-import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +33,7 @@ from cluster.record.run_events import (
     RunEvent,
     Started,
 )
+from cluster.record.tracker_messages import HEADLINES, Begin, File, Finish, Scalars, TrackerMessage
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import dump_config
 from cluster.settings.resolved import ResolvedConfig
@@ -41,65 +41,15 @@ from replay_service.histogram import Histogram
 
 TrackerName = Literal["tensorboard", "wandb"]
 _MODULES: Mapping[TrackerName, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+# A run that wants all cores gets them; a tracker catches up when it is over.
 _CODE = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "import os, sys; os.nice(10); sys.path.insert(0, sys.argv.pop(1)); "
     "from cluster.record.tracking import main; main(sys.argv[1])"
 )
-HEADLINES = ("eval/best_return_mean", "rollout/train_return_mean", "train/updates_total")
-"""Tags of the metrics that stand for the result of a run."""
-
+KEEPING_FILES: Set[TrackerName] = {"wandb"}
+"""Trackers that keep files of a run; the others get none."""
 _QUEUED = 256
 _CLOSE_SECONDS = 30.0
-
-GROUPS: tuple[tuple[str, str], ...] = (
-    ("custom", r"custom"),
-    ("eval", r"evaluation|best_"),
-    (
-        "rollout",
-        r"train_|first_|epsi|episode|action_|reward_|env_restarts|lane_episodes|start_value|discount",
-    ),
-    ("rollout", r"policy_lag|actor_policy|actor_epsi"),
-    ("system", r"checkpoint|.*memory|role|restarts_total|process_|credits|diagnosis"),
-    ("time", r".*per_second|.*_seconds|learner_.*share|actor_.*share|env_steps_total"),
-    ("replay", r"shard|replay|sample|.*transitions|reuse|push|refused|evicted|prefetched|priority_|late_"),
-    ("replay", r"repeated_|unacknowledged|target_age"),
-    ("train", r""),
-)
-"""Groups of metrics, each with a pattern of how their names begin; the first that fits counts."""
-
-
-class Begin(msgspec.Struct, frozen=True, tag=True):
-    """The run begins or goes on. settings: full name -> value. text: all of them as YAML."""
-
-    run_dir: str
-    settings: Mapping[str, str | float | bool | None]
-    text: str
-
-
-class Scalars(msgspec.Struct, frozen=True, tag=True):
-    """Numbers at a moment. values: "group/name" -> number. seconds: unix time."""
-
-    env_steps: int
-    seconds: float
-    values: Mapping[str, float]
-
-
-class File(msgspec.Struct, frozen=True, tag=True):
-    """A file to keep with the run, whose content is new. kind: "config", "metrics", "best" or "report"."""
-
-    kind: Literal["config", "metrics", "best", "report"]
-    path: str
-
-
-class Finish(msgspec.Struct, frozen=True, tag=True):
-    """The run has ended. values: its results, by their names as metrics."""
-
-    reason: str
-    failed: bool
-    values: Mapping[str, float]
-
-
-TrackerMessage = Begin | Scalars | File | Finish
 
 
 def require_trackers(config: RunConfig) -> None:
@@ -110,11 +60,6 @@ def require_trackers(config: RunConfig) -> None:
                 f"metrics.trackers names {name}, but {_MODULES[name]} is not installed: install it with "
                 f"pip install 'qfleet[{name}]', or leave it out"
             )
-
-
-def group_of(metric: str) -> str:
-    """The group of a metric: rollout, train, eval, replay, time, system or custom."""
-    return next(group for group, pattern in GROUPS if re.match(pattern, metric))
 
 
 def scalars(name: str, metric: object) -> Iterator[tuple[str, float]]:
@@ -131,10 +76,12 @@ def scalars(name: str, metric: object) -> Iterator[tuple[str, float]]:
 
 def grouped(snapshot: Snapshot) -> dict[str, float]:
     """Every known number of a snapshot as "group/name"; what callbacks added as "custom/name"."""
+    known = known_metrics(snapshot)
     return {
-        tag if tag.startswith("custom/") else f"{group_of(name)}/{tag}": value
-        for name, metric in known_metrics(snapshot).items()
-        for tag, value in scalars(name, metric)
+        tag if tag.startswith("custom/") else f"{item.metadata['group']}/{tag}": value
+        for item in dataclasses.fields(snapshot)
+        if item.name in known
+        for tag, value in scalars(item.name, known[item.name])
     }
 
 
@@ -151,14 +98,14 @@ def flat_settings(config: ResolvedConfig) -> dict[str, str | float | bool | None
 
 
 class TrackerProcess:
-    """A tracker in a process of its own. `take` never waits: a slow one gets less."""
+    """A tracker in a process of its own. `take` never waits: a slow one gets fewer metrics."""
 
     def __init__(self, name: TrackerName, run_dir: Path) -> None:
         """Starts the process; what it prints goes to the run's logs. Raises OSError."""
         self.name = name
         self._run_dir = run_dir
         self._log = log_path(run_dir / "logs", f"tracker-{name}")
-        self._queue: queue.Queue[TrackerMessage | None] = queue.Queue(_QUEUED)
+        self._queue: queue.SimpleQueue[TrackerMessage | None] = queue.SimpleQueue()
         self._left_out = 0
         self._results: dict[str, float] = {}
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -178,36 +125,32 @@ class TrackerProcess:
     def take(self, event: RunEvent) -> str | None:
         """Passes an event on; returns what happened to the tracker once it is gone, else None."""
         if (status := self._process.poll()) is not None:
+            self.let_end()
             return f"tracker {self.name} ended with status {status} and gets nothing more; see {self._log}"
         for message in self._messages(event):
-            try:
-                self._queue.put_nowait(message)
-            except queue.Full:
+            if isinstance(message, Scalars) and self._queue.qsize() >= _QUEUED:
                 self._left_out += 1
+            elif not isinstance(message, File) or self.name in KEEPING_FILES:
+                self._queue.put(message)
         return None
 
     def close(self) -> str | None:
         """Waits 30 s at most until all is written, and ends the process; returns what was lost, if any."""
-        deadline = time.monotonic() + _CLOSE_SECONDS
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=_CLOSE_SECONDS)
-        self._writer.join(max(0.0, deadline - time.monotonic()))
-        try:
-            status = self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        self.let_end()
+        self._writer.join(_CLOSE_SECONDS)
+        if self._writer.is_alive():
             self._process.kill()
-            self._process.wait()
+            self._writer.join()
             return f"tracker {self.name} had not written all after {_CLOSE_SECONDS:.0f} s and was ended"
-        if status:
+        if status := self._process.returncode:
             return f"tracker {self.name} ended with status {status}; see {self._log}"
         if self._left_out:
-            return f"tracker {self.name} was too slow: {self._left_out} messages to it were left out"
+            return f"tracker {self.name} was too slow: {self._left_out} times it did not get the metrics"
         return None
 
-    def abandon(self) -> None:
+    def let_end(self) -> None:
         """Lets the process end by itself, after what it has been told, without waiting for it."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(None)
+        self._queue.put(None)
 
     def _messages(self, event: RunEvent) -> Iterator[TrackerMessage]:
         """What the tracker is told of an event."""
@@ -230,7 +173,7 @@ class TrackerProcess:
                 pass
 
     def _write(self) -> None:
-        """Writes messages as lines of JSON to the process, until there are no more or it is gone."""
+        """Writes messages as lines of JSON until there are no more or the process is gone; awaits its end."""
         pipe = self._process.stdin
         assert pipe is not None
         with contextlib.suppress(OSError), pipe:
@@ -239,3 +182,4 @@ class TrackerProcess:
                 pipe.flush()
         with contextlib.suppress(OSError):
             pipe.close()
+        self._process.wait()

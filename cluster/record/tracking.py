@@ -5,6 +5,7 @@ Owns the interface of a tracker; must not import torch or ray. `cluster.record.t
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from cluster.record.trackers import Begin, File, Finish, Scalars, TrackerMessage
+from cluster.record.tracker_messages import Begin, File, Finish, Scalars, TrackerMessage
 
 
 class Tracker(Protocol):
@@ -43,11 +44,13 @@ def _wandb() -> Tracker:
     return WandbRun()
 
 
+# tensorboardX and W&B load them where they can, which takes seconds, for kinds of data that no run sends.
+_LEFT_OUT = ("torch", "pandas")
 _TRACKERS: Mapping[str, Callable[[], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
-def follow(tracker: Tracker, lines: Iterable[bytes]) -> None:
-    """Passes the messages in lines of JSON to the tracker."""
+def follow(tracker: Tracker, lines: Iterable[bytes]) -> bool:
+    """Passes the messages in lines of JSON to the tracker; returns whether the last one was the run's end."""
     decoder = msgspec.json.Decoder(TrackerMessage)
     for line in lines:
         match decoder.decode(line):
@@ -59,10 +62,16 @@ def follow(tracker: Tracker, lines: Iterable[bytes]) -> None:
                 tracker.file(file)
             case Finish() as finish:
                 tracker.finish(finish)
+                return True
+    return False
 
 
 def main(name: str) -> None:
     """The process of the tracker of this name."""
     # The run's own process decides: its end is the end of the input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    follow(_TRACKERS[name](), sys.stdin.buffer)
+    sys.modules.update(dict.fromkeys(_LEFT_OUT))  # type: ignore[arg-type] # as Python marks what it must not load
+    if follow(_TRACKERS[name](), sys.stdin.buffer):
+        # All is written, and the run waits: taking down an interpreter of so many modules takes a while.
+        sys.stdout.flush()
+        os._exit(0)

@@ -9,17 +9,17 @@ import netrc
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from cluster.record.trackers import Begin, File, Finish, Scalars
+from cluster.record.tracker_messages import Begin, File, Finish, Scalars
 
 _PROJECT = "qfleet"
 
 
-def mode() -> str:
-    """WANDB_MODE; if that is not set, "online" where there is a key of an account, else "offline"."""
-    if given := os.environ.get("WANDB_MODE"):
-        return given
+def mode() -> Literal["online", "offline"] | None:
+    """Online where there is a key of an account, else offline; None: as WANDB_MODE says, which W&B reads."""
+    if os.environ.get("WANDB_MODE"):
+        return None
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     with suppress(OSError, netrc.NetrcParseError):
@@ -67,6 +67,9 @@ class WandbRun:
             self._run.log({"report": wandb.Html(Path(file.path).read_text(encoding="utf-8"))})
 
     def finish(self, finish: Finish) -> None:
-        """Adds how the run ended, and ends it here, too."""
+        """Adds how the run ended, and ends it here, too, with W&B's own process."""
+        import wandb
+
         self._run.summary.update({"end": finish.reason, **finish.values})
         self._run.finish(exit_code=int(finish.failed))
+        wandb.teardown()

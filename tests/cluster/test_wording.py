@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.wording import byte_size, duration, number, quantity
+from cluster.wording import byte_size, duration, number, quantity, without_numbers
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,9 @@ def test_sizes(num_bytes: int, text: str) -> None:
 def test_nouns_agree_with_their_number() -> None:
     assert [quantity(count, "process", "processes") for count in (1, 2)] == ["1 process", "2 processes"]
     assert [quantity(count, "CPU") for count in (0.5, 1, 2_000)] == ["0.5 CPUs", "1 CPU", "2,000 CPUs"]
+
+
+def test_texts_that_differ_in_numbers_have_the_same_words() -> None:
+    first = without_numbers("checkpoint-000007: 1,024.5 of -inf bytes, 1e-09 s")
+    assert first == without_numbers("checkpoint-000012: -3 of 8 bytes, 25 s")
+    assert first != without_numbers("checkpoint-000012: -3 of 8 bits, 25 s")

@@ -13,6 +13,9 @@ from actors.envs import make
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+SETTINGS = (ROOT / "docs/settings.md").read_text("utf-8")
+NO_SETTINGS = {"env.step", "metrics.jsonl"}
+"""What looks like a setting."""
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text("utf-8")
 PACKAGES = ("replay_service", "actors", "learner", "cluster", "qfleet")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -117,3 +120,34 @@ def test_extras_that_are_named_exist() -> None:
     assert {"all", "atari", "dev", "export", "report", "tensorboard", "video"} <= named
     assert named <= extras.keys()
     assert set(make._EXTRAS.values()) <= extras.keys()
+
+
+def test_benchmarks_that_are_named_take_the_options_that_are_shown() -> None:
+    shown = {
+        (name, option)
+        for document in DOCUMENTS
+        for name, options in re.findall(r"python -m benchmarks\.(\w+)([^`\n]*)", document.read_text("utf-8"))
+        for option in ("", *re.findall(r"(--[\w-]+)", options.partition("#")[0]))
+        if name.islower()
+    }
+    assert len(shown) > 20
+    sources = {name: (ROOT / f"benchmarks/{name}.py").read_text("utf-8") for name, _ in shown}
+    assert [each for each in sorted(shown) if each[1] not in sources[each[0]]] == []
+
+
+def test_settings_that_are_named_exist() -> None:
+    sections = "env|actors|replay|learner|pacing|evaluation|stop|checkpoint|metrics|run"
+    known = {
+        f"{section}.{name}" for section, name in re.findall(rf"^\| `({sections})\.([\w.]+)`", SETTINGS, re.M)
+    }
+    assert len(known) > 100
+    named = {
+        (document.name, setting)
+        for document in DOCUMENTS
+        if document.name != "CHANGELOG.md"  # it names former ones, too
+        for code in re.findall(r"`([^`\n]+)`|^(qfleet .*)$", document.read_text("utf-8"), re.M)
+        for setting in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+)(?![\w(/])", " ".join(code))
+    }
+    assert len(named) > 200
+    wrong = {each for each in named if each[1] not in known | NO_SETTINGS}
+    assert wrong == set()

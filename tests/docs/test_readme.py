@@ -1,8 +1,4 @@
-"""The README's commands, each as it stands there.
-
-CI runs `make`; `docker`, `kubectl` and what submits to a cluster of several machines have no test here.
-Tests in tests/deploy/ submit jobs.
-"""
+"""The README's commands, each as it stands there, but those whose block says why not."""
 
 from __future__ import annotations
 
@@ -17,30 +13,24 @@ import time
 from pathlib import Path
 
 import pytest
+from qfleet_documents import blocks
 from qfleet_installed import ROOT, SECONDS, Installed, environment, install, tracked_copy
 
-README = (ROOT / "README.md").read_text("utf-8")
-ELSEWHERE = {"make", ".", "mkdir", "ray", "kubectl"}
-"""First words of commands that are not run here."""
-
-
-def blocks(language: str) -> list[str]:
-    """The code blocks of the README in this language."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    return [block for name, block in found if name == language]
+BLOCKS = blocks(ROOT / "README.md")
 
 
 def commands() -> list[str]:
-    """The README's commands, without their comments; lines that go on are joined."""
-    lines = "\n".join(blocks("")).replace("\\\n", " ").splitlines()
-    return [line.partition(" #")[0].strip() for line in lines if line.strip()]
+    """The README's commands that run here."""
+    shown = [block for block in BLOCKS if block.language == "sh" and block.runs]
+    return [command for block in shown for command in block.commands()]
 
 
 def test_every_command_is_known() -> None:
-    assert {command.split()[0] for command in commands()} == {*ELSEWHERE, "pip", "qfleet", "curl"}
+    assert {command.split()[0] for command in commands()} == {"pip", "qfleet", "curl"}
     assert len(commands()) >= 20
     ci = (ROOT / ".ci" / "run").read_text("utf-8")
-    made = {command for command in commands() if command.startswith("make ")}
+    shown = {command for block in BLOCKS for command in block.commands()}
+    made = {command for command in shown if command.startswith("make ")}
     assert made == {"make train", "make test", "make install"}
     assert all(command in ci for command in made)
 
@@ -145,7 +135,7 @@ def test_runs_are_trained_and_looked_at(installed: Installed, project: Path) -> 
 
 @pytest.mark.slow
 def test_the_python_code_runs(installed: Installed, project: Path) -> None:
-    (code,) = blocks("python")
+    (code,) = [block.text for block in BLOCKS if block.language == "python"]
     shown = code + "import json\nprint(json.dumps([len(returns), len(metrics), str(result.run_dir)]))\n"
     ran = installed.run("python", "-c", shown, cwd=project)
     assert ran.returncode == 0, ran.stderr

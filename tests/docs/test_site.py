@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import re
 import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from qfleet_documents import blocks
+from qfleet_script import load_script
 
 import qfleet
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load() -> ModuleType:
-    """docs/site.py, which is in no package."""
-    found = importlib.util.spec_from_file_location("qfleet_docs_site", ROOT / "docs" / "site.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-SITE = load()
+SITE = load_script(ROOT / "docs" / "site.py")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +66,21 @@ def test_broken_links_and_what_is_loaded_from_elsewhere_are_found(tmp_path: Path
         "a.html: b.html#gone has no such anchor",
         "a.html: no.html is not there",
     ]
+
+
+def test_the_notebook_has_the_blocks_of_its_page(pages: Path) -> None:
+    assert "(notebook.ipynb)" in (pages / "notebook.md").read_text("utf-8")
+    notebook = json.loads((pages / "notebook.ipynb").read_text("utf-8"))
+    cells = {
+        kind: [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+        for kind in ("code", "markdown")
+    }
+    shown = [
+        block.text.strip() for block in blocks(ROOT / "docs" / "notebook.md") if block.language == "python"
+    ]
+    assert [cell["source"] for cell in cells["code"]] == shown
+    assert len(shown) == 3
+    assert not any("](" in cell["source"] for cell in cells["markdown"])
 
 
 @pytest.mark.slow

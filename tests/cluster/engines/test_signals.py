@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import subprocess
 import sys
@@ -9,7 +10,14 @@ import threading
 
 import pytest
 
-from cluster.engines.signals import STOP_SIGNALS, EndingSignals, Interrupted, StopSignals, run_shielded
+from cluster.engines.signals import (
+    STOP_SIGNALS,
+    EndingSignals,
+    Interrupted,
+    StopSignals,
+    run_shielded,
+    woken_by_signals,
+)
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -158,3 +166,25 @@ def test_what_shielded_work_raises_is_raised_here() -> None:
 
     with pytest.raises(ConnectionError, match="nobody there"):
         run_shielded(fail, threading.Event())
+
+
+def test_a_signal_wakes_who_waits_for_a_descriptor() -> None:
+    before = signal.set_wakeup_fd(-1)
+    with StopSignals() as signals, woken_by_signals() as woken:
+        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM)).start()
+        assert select.select([woken], [], [], 60.0)[0] == [woken]
+        assert signals.received is signal.SIGTERM
+    assert signal.set_wakeup_fd(before) == -1
+
+
+def test_outside_the_main_thread_no_signal_wakes() -> None:
+    woken: list[list[int]] = []
+
+    def wait() -> None:
+        with woken_by_signals() as descriptor:
+            woken.append(select.select([descriptor], [], [], 0.0)[0])
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join()
+    assert woken == [[]]

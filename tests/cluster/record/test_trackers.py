@@ -1,6 +1,7 @@
 """Trackers: what TensorBoard and W&B get, and that one which fails, hangs or dies costs a run one warning.
 
-Tests cluster/record/tracking.py, cluster/record/tensorboard.py and cluster/record/wandb_run.py, too.
+Tests cluster/record/tracking.py, cluster/record/tracker_messages.py, cluster/record/tensorboard.py and
+cluster/record/wandb_run.py, too.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from cluster.metrics.snapshot import Snapshot
 from cluster.record import trackers
 from cluster.record.callbacks import RunControl
 from cluster.record.run_events import Ended, Evaluated, Measured, RunEvent, Started
+from cluster.record.tracker_messages import HEADLINES
 from cluster.record.trackers import (
     TrackerProcess,
     flat_settings,
-    group_of,
     grouped,
     require_trackers,
     scalars,
@@ -162,6 +163,42 @@ def test_a_tracker_that_is_killed_costs_one_warning(tmp_path: Path, plain: bytes
     assert weights(tmp_path / "run") == plain
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_whose_disk_is_full_costs_one_warning(
+    name: str, tmp_path: Path, plain: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(trackers._MODULES[name])  # type: ignore[index]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+    monkeypatch.setattr(trackers, "_CODE", no_room + trackers._CODE)
+    view = run(tmp_path / "run", f"metrics.trackers=[{name}]")
+    (warning,) = warnings(view)
+    assert f"tracker {name} ended with status" in warning
+    assert weights(tmp_path / "run") == plain
+
+
+def test_the_process_of_wandb_that_is_killed_costs_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    killed: list[psutil.Process] = []
+
+    def kill(event: RunEvent, control: RunControl) -> None:
+        if not killed:
+            helpers = [each for each in psutil.Process().children(True) if each.name() == "wandb-core"]
+            for helper in helpers:
+                helper.kill()
+                control.stop("it is killed")
+            killed.extend(helpers)
+
+    endless = ("stop.updates=null", "stop.target_return=null", "evaluation.every_updates=100_000")
+    view = run(tmp_path / "run", "metrics.trackers=[wandb]", *endless, callbacks=[kill])
+    assert killed
+    (warning,) = warnings(view)
+    assert "tracker wandb ended with status" in warning
+
+
 def test_a_tracker_that_cannot_write_costs_one_warning(tmp_path: Path, plain: bytes) -> None:
     pytest.importorskip("tensorboardX")
 
@@ -208,20 +245,19 @@ def test_a_tracker_that_is_too_slow_gets_less_and_says_so(
 
 
 def test_groups_are_those_that_people_expect() -> None:
-    assert [group_of(name) for name in ("train_return_mean", "epsilon", "loss", "learning_rate")] == [
-        "rollout",
-        "rollout",
-        "train",
-        "train",
-    ]
-    assert group_of("evaluation_return_mean") == group_of("best_return_mean") == "eval"
-    assert group_of("env_steps_per_second") == group_of("run_seconds") == "time"
-    assert group_of("replay_transitions") == group_of("shard_mass") == "replay"
-    groups = {group_of(item.name) for item in dataclasses.fields(Snapshot)}
+    groups = {item.metadata["group"] for item in dataclasses.fields(Snapshot)}
     assert groups == {"rollout", "train", "eval", "time", "replay", "system", "custom"}
-    snapshot = Snapshot(custom={"mine": 2.0}, loss=0.5, roles_up={"actor": 3.0})
-    found = grouped(snapshot)
-    assert (found["custom/mine"], found["train/loss"], found["system/roles_up/actor"]) == (2.0, 0.5, 3.0)
+    snapshot = Snapshot(
+        custom={"mine": 2.0}, loss=0.5, roles_up={"actor": 3.0}, epsilon=0.1, best_return_mean=9.0
+    )
+    assert {tag: value for tag, value in grouped(snapshot).items() if value} == {
+        "custom/mine": 2.0,
+        "train/loss": 0.5,
+        "system/roles_up/actor": 3.0,
+        "rollout/epsilon": 0.1,
+        "eval/best_return_mean": 9.0,
+    }
+    assert {*HEADLINES} <= grouped(Snapshot(best_return_mean=1.0, train_return_mean=1.0)).keys()
 
 
 def test_labels_become_parts_of_a_tag_and_histograms_their_mean() -> None:
@@ -256,4 +292,4 @@ def test_wandb_is_online_where_there_is_a_key(tmp_path: Path, monkeypatch: pytes
     (tmp_path / ".netrc").chmod(0o600)
     assert mode() == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert mode() == "disabled"
+    assert mode() is None
