@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from qfleet_specs import image_spec
+from qfleet_streams import Buffer, SimulatedDevice
 
 from learner.batch import Batch, to_batch
 from learner.config import NetworkSpec
@@ -67,3 +69,34 @@ def test_what_is_not_staged_is_not_copied(random_minibatch: Callable[..., Miniba
     batch = to_batch(minibatch, 1, CPU)
     minibatch.reward[0] = 77.0
     assert batch.r_t[0] == 77.0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_each_update_reads_its_own_minibatch_in_whatever_order_a_device_works(
+    seed: int, random_minibatch: Callable[..., Minibatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampler's buffers are filled again at once, and the device may be any number of updates behind."""
+    device = SimulatedDevice(seed)
+    device.install(monkeypatch)
+    monkeypatch.setattr("learner.upload.batch_of", lambda buffers, _: buffers)
+    upload = StagedUpload(VECTOR.stack, torch.device("cuda"))
+    given, read = list[np.ndarray](), list[np.ndarray]()
+
+    def update(reward: Buffer) -> None:
+        """Reads a minibatch in two pieces, between which other streams may run."""
+        found = np.empty_like(reward.values)
+        read.append(found)
+        for part in (slice(None, 4), slice(4, None)):
+            device.computing.add(partial(lambda part: np.copyto(found[part], reward.values[part]), part))
+
+    for number in range(12):
+        minibatch = random_minibatch(VECTOR, 8, seed=number)
+        given.append(minibatch.reward.copy())
+        buffers: Any
+        buffers, held = upload(minibatch)
+        minibatch.reward.fill(np.nan)
+        np.testing.assert_array_equal(held.reward, given[-1])
+        update(buffers["reward"])
+        device.work()
+    device.finish()
+    np.testing.assert_array_equal(read, given)
