@@ -136,6 +136,7 @@ class LearnerConfig:
     initial_weights: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    capture: bool = False
 
     def __post_init__(self) -> None:
         require(

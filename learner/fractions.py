@@ -12,6 +12,6 @@ def midpoints(count: int, like: Tensor) -> Tensor:
     return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
 
 
-def drawn(batch_size: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """[batch_size, count] float32, uniform in [0, 1), from a generator on the CPU whatever the device is."""
-    return torch.rand(batch_size, count, generator=generator).to(device)
+def drawn(batch_size: int, count: int, generator: torch.Generator) -> Tensor:
+    """[batch_size, count] float32, uniform in [0, 1), from a generator on the CPU."""
+    return torch.rand(batch_size, count, generator=generator)

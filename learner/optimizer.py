@@ -21,14 +21,15 @@ def learning_rate(config: LearnerConfig, update: int) -> float:
     return config.first_rate + fallen * (config.learning_rate_end - config.first_rate)
 
 
-def clip_(gradient: Tensor, max_norm: float | None) -> Tensor:
+def clip_(gradient: Tensor, max_norm: float | None, *, may_read: bool) -> Tensor:
     """Scales gradient [P] in place to a 2-norm of at most max_norm; returns the norm before, a scalar.
 
-    Reads nothing back from a GPU, so the host need not wait. A gradient within the bound stays as it is.
+    A gradient within the bound stays as it is. may_read: whether the host may read the norm, for which it
+    would have to wait for a GPU.
     """
     norm: Tensor = torch.linalg.vector_norm(gradient)
-    # On a CPU the norm can be read at once, and most gradients need no scaling.
-    if max_norm is not None and not (gradient.device.type == "cpu" and norm.item() <= max_norm):
+    # Most gradients need no scaling.
+    if max_norm is not None and not (may_read and norm.item() <= max_norm):
         gradient.div_((norm / max_norm).clamp_(min=1.0))
     return norm
 
@@ -41,23 +42,38 @@ class FlatOptimizer:
     torch.optim.AdamW all weights decay, biases too; frozen ones do not.
     """
 
-    def __init__(self, network: FlatNetwork, config: LearnerConfig) -> None:
+    def __init__(self, network: FlatNetwork, config: LearnerConfig, *, is_recorded: bool = False) -> None:
+        """is_recorded: whether `step_unless` is recorded once and replayed with other rates."""
         self._config = config
         self._network = network
         self._moments: dict[str, Tensor] = {}
         self._steps = torch.zeros((), device=network.weights.device)
+        self._rate = 0.0
+        self._recorded_rate = torch.zeros((), device=network.weights.device) if is_recorded else None
         self._decaying: list[Tensor] = []
         if config.optimizer == "adamw":
             self._decaying = network.unfrozen()
         if config.optimizer != "sgd":
             self._moments = {name: torch.zeros_like(network.weights) for name in ("exp_avg", "exp_avg_sq")}
 
-    def step(self, update: int, skip: Tensor | None = None) -> None:
-        """Applies the gradient as it is, as update number `update`, from 0; changes nothing if skip is 1.
+    def step(self, update: int) -> None:
+        """Applies the gradient as it is, as update number `update`, from 0."""
+        self._apply(learning_rate(self._config, update), None)
 
-        skip: a scalar that only the device reads, so that the host need not wait for it.
+    def set_rate(self, update: int) -> None:
+        """Sets the rate of `step_unless` to that of update number `update`, from 0."""
+        self._rate = learning_rate(self._config, update)
+        if self._recorded_rate is not None:
+            self._recorded_rate.fill_(self._rate)
+
+    def step_unless(self, skip: Tensor) -> None:
+        """Applies the gradient as it is, or changes nothing if `skip`, a scalar, is 1.
+
+        Only the device reads it, so that the host need not wait.
         """
-        rate = learning_rate(self._config, update)
+        self._apply(self._rate if self._recorded_rate is None else self._recorded_rate, skip)
+
+    def _apply(self, rate: float | Tensor, skip: Tensor | None) -> None:
         if self._config.optimizer == "sgd":
             sgd_step(self._network.weights, self._network.gradient, learning_rate=rate, skip=skip)
             return

@@ -3,15 +3,12 @@
 Owns which network sees which observations; must not import the loop, optimizers or the replay service.
 """
 
-import torch
 from torch import Tensor
 
 from learner.batch import Observations
 from learner.config import LearnerConfig
-from learner.fractions import drawn
 from learner.networks.flat import FlatNetwork
 from learner.objectives.fit import Outputs
-from learner.ranks import Others
 
 
 def passes(
@@ -36,22 +33,14 @@ def implicit_passes(
     obs_tm1: Observations,
     obs_t: Observations,
     config: LearnerConfig,
-    generator: torch.Generator,
-    others: Others,
+    fractions: Tensor,
+    fractions_t: Tensor,
 ) -> Outputs:
-    """The same for implicit quantiles, at fractions drawn for each transition.
-
-    others: the transitions that other ranks learn from; their fractions are drawn as well, so that all
-    ranks draw the same numbers.
+    """The same for implicit quantiles, at the fractions [B, N] and [B, N'] of each transition.
 
     The next action is the one that acting would take: the best mean over the fixed fractions, of the target
     network, or of the online network with double Q-learning. Munchausen's policy is of these means, too.
     """
-    device = online.weights.device
-    batch_size = len(obs_tm1) if isinstance(obs_tm1, Tensor) else len(next(iter(obs_tm1.values())))
-    whole, own = sum(others) + batch_size, slice(others.before, others.before + batch_size)
-    fractions = drawn(whole, config.iqn_quantiles, generator, device)[own]
-    fractions_t = drawn(whole, config.iqn_target_quantiles, generator, device)[own]
     outputs_t = target.evaluate(obs_t, fractions_t)
     outputs_tm1 = online.forward(obs_tm1, fractions)
     choosing = (online if config.double else target).evaluate(obs_t)

@@ -34,7 +34,7 @@ def adam_step(
     exp_avg_sq: Tensor,
     steps: Tensor,
     *,
-    learning_rate: float,
+    learning_rate: float | Tensor,
     epsilon: float,
     skip: Tensor | None,
 ) -> None:
@@ -46,6 +46,7 @@ def adam_step(
     Args:
         weights, gradient, exp_avg, exp_avg_sq: [P] float32.
         steps: scalar float32, the number of steps with this one: Adam's t.
+        learning_rate: as a scalar float32 tensor, the device reads it.
         skip: scalar float32; where it is 1, neither weights nor moments change. The device reads it.
     """
     torch._fused_adam_(
@@ -66,7 +67,9 @@ def adam_step(
     )
 
 
-def sgd_step(weights: Tensor, gradient: Tensor, *, learning_rate: float, skip: Tensor | None) -> None:
+def sgd_step(
+    weights: Tensor, gradient: Tensor, *, learning_rate: float | Tensor, skip: Tensor | None
+) -> None:
     """weights -= learning_rate * gradient, in place, both [P] float32; `skip` as in `adam_step`."""
     torch._fused_sgd_(
         [weights],

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from learner.batch import Batch
+from learner.captured import CapturedUpdate, Record, record_cuda_graph
 from learner.config import LearnerConfig, NetworkSpec, target_period
 from learner.core import LearnerState, Note, UpdateMetrics
+from learner.fractions import drawn
 from learner.networks.flat import compile_passes, flat_network
 from learner.networks.noisy import redraw_noise
 from learner.networks.spectral import SETTLING_ITERATIONS, spectral_layers, spectral_vectors
@@ -30,11 +32,9 @@ from learner.update_metrics import UpdateMeter
 class QueuedUpdate:
     """An update that the device may still compute.
 
-    results: [B + 2] float32 in the host's memory, valid once `done` has passed (None: at once): the absolute
-    TD errors, the loss and the gradient norm before clipping.
+    results: as `_joined` makes them, in the host's memory, valid once `done` has passed (None: at once).
     """
 
-    fit: Fit
     results: Tensor
     done: torch.cuda.Event | None
 
@@ -69,6 +69,7 @@ class UpdateStep:
         queues: bool | None = None,
         samples_per_insert: float = 1.0,
         ranks: Ranks = ONE_RANK,
+        record: Record = record_cuda_graph,
     ) -> None:
         self.device = prepare_device(config.device)
         with torch.random.fork_rng(devices=[]):
@@ -85,33 +86,38 @@ class UpdateStep:
         self._others = transitions_of_others(ranks, config.batch_size)
         normalizes = config.normalize_observations
         self._normalizer = ObservationNormalizer(spec, self.device, ranks) if normalizes else None
-        self._optimizer = FlatOptimizer(self._online, config)
         self._head = make_head(config, self.device)
         self._config = config
         self._target_period = target_period(config, samples_per_insert)
-        self._meter = UpdateMeter(self.device, config.max_grad_norm)
+        self._meter = UpdateMeter(config.max_grad_norm)
         self._gap_at_copy = torch.zeros((), device=self.device)
         self.version = 0
         # A normalizer would have to forget a skipped update after the next one has used its statistics.
         wanted = self.device.type == "cuda" if queues is None else queues
         self.queues = wanted and self._normalizer is None
+        captures = config.capture and self.queues and ranks.size == 1 and not config.compile
+        self._optimizer = FlatOptimizer(self._online, config, is_recorded=captures)
         part = replace(config, batch_size=config.batch_size - sum(self._others), num_learners=1)
+        self._fractions = self._room_for_fractions(part.batch_size)
+        self._queued = CapturedUpdate(self._update_unless, record) if captures else self._update_unless
         self._notes = (compile_passes(self._online, self._target, spec, part),) if config.compile else ()
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outcome:
         """Applies one update. If it is skipped, neither weights, target nor optimizer change."""
         moments_before = None if self._normalizer is None else self._normalizer.moments
-        fit, norm = self._fit(batch)
+        self._draw(len(batch.a_tm1))
+        fit, norm = self._fit(batch, may_read=self.device.type == "cpu")
         # Waits for the device before the step, so that a bad gradient is left out.
-        td_errors, loss, grad_norm = _read(fit.td_error, fit.loss, norm)
+        td_errors, loss, grad_norm, q_tm1, target = _read(fit, norm)
         if not math.isfinite(loss + grad_norm):
             if self._normalizer is not None and moments_before is not None:
                 self._normalizer.restore(moments_before)
             return SkippedUpdate(loss, grad_norm, td_errors)
         self._optimizer.step(self.version)
         self._follow_step()
-        self._meter.add(fit, loss, grad_norm)
+        self._count_step()
+        self._meter.add(q_tm1, target, loss, grad_norm)
         return td_errors
 
     def start(self, batch: Batch) -> Outcome | QueuedUpdate:
@@ -124,11 +130,11 @@ class UpdateStep:
             return started
         if started.done is not None:
             started.done.synchronize()
-        td_errors, loss, grad_norm = _split(started.results)
+        td_errors, loss, grad_norm, q_tm1, target = _split(started.results)
         if not math.isfinite(loss + grad_norm):
             self.version -= 1
             return SkippedUpdate(loss, grad_norm, td_errors)
-        self._meter.add(started.fit, loss, grad_norm)
+        self._meter.add(q_tm1, target, loss, grad_norm)
         return td_errors
 
     def weights(self) -> np.ndarray:
@@ -199,40 +205,62 @@ class UpdateStep:
 
         The target network may then still have moved once too often.
         """
-        fit, norm = self._fit(batch)
-        results = _joined(fit.td_error, fit.loss, norm)
-        self._optimizer.step(self.version, skip=(fit.loss + norm).isfinite().logical_not().float())
-        self._follow_step()
+        self._draw(len(batch.a_tm1))
+        self._optimizer.set_rate(self.version)
+        results = self._queued(batch)
+        self._count_step()
         if self.device.type == "cpu":
-            return QueuedUpdate(fit, results, None)
+            return QueuedUpdate(results.clone(), None)
         host = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
         host.copy_(results, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
-        return QueuedUpdate(fit, host, done)
+        return QueuedUpdate(host, done)
 
-    def _fit(self, batch: Batch) -> tuple[Fit, Tensor]:
+    def _update_unless(self, batch: Batch) -> Tensor:
+        """The update of a batch as work for the device alone, left out if it is not finite; `_joined`."""
+        fit, norm = self._fit(batch, may_read=False)
+        self._optimizer.step_unless((fit.loss + norm).isfinite().logical_not().float())
+        self._follow_step()
+        return _joined(fit, norm)
+
+    def _room_for_fractions(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        counts = self._config.iqn_quantiles, self._config.iqn_target_quantiles
+        one, other = (torch.zeros(batch_size, count, device=self.device) for count in counts)
+        return one, other
+
+    def _draw(self, batch_size: int) -> None:
+        """Draws the noise and the fractions of one update, of all ranks' transitions in their order."""
+        if self._config.noisy:
+            redraw_noise(self._online.module, self._random)
+            redraw_noise(self._target.module, self._random)
+        if self._config.head == "iqn":
+            if len(self._fractions[0]) != batch_size:
+                self._fractions = self._room_for_fractions(batch_size)
+            first, whole = self._others.before, batch_size + sum(self._others)
+            for own in self._fractions:
+                all_ranks = drawn(whole, own.shape[1], self._random)
+                own.copy_(all_ranks[first : first + batch_size], non_blocking=True)
+
+    def _fit(self, batch: Batch, *, may_read: bool) -> tuple[Fit, Tensor]:
         """Leaves the clipped gradient in the online network; returns the fit and the norm before clipping."""
         if self.device.type == "cuda" and self._config.compile:
             # CUDA graphs may reuse the memory of the previous update's outputs from here on.
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        if self._config.noisy:
-            redraw_noise(self._online.module, self._random)
-            redraw_noise(self._target.module, self._random)
         obs_tm1, obs_t = batch.obs_tm1, batch.obs_t
         if self._normalizer is not None:
             self._normalizer.absorb(obs_tm1)
             obs_tm1, obs_t = self._normalizer(obs_tm1), self._normalizer(obs_t)
         networks = self._online, self._target
         if self._config.head == "iqn":
-            outputs = implicit_passes(*networks, obs_tm1, obs_t, self._config, self._random, self._others)
+            outputs = implicit_passes(*networks, obs_tm1, obs_t, self._config, *self._fractions)
         else:
             outputs = passes(*networks, obs_tm1, obs_t, self._config)
         fit = self._head.fit(batch, outputs)
         self._online.backward(fit.output_gradient)
         if self._ranks.size > 1:
             fit = fit._replace(loss=self._summed(fit.loss))
-        return fit, clip_(self._online.gradient, self._config.max_grad_norm)
+        return fit, clip_(self._online.gradient, self._config.max_grad_norm, may_read=may_read)
 
     def _summed(self, loss: Tensor) -> Tensor:
         """Sums up the gradient and the loss over ranks: what is not finite on one, is so on all."""
@@ -242,17 +270,16 @@ class UpdateStep:
         return loss_of_all
 
     def _follow_step(self) -> None:
-        """Counts the optimizer's step; singular vectors and target network follow it."""
-        self.version += 1
+        """Lets singular vectors, and a target network that moves a share each time, follow a step."""
         for layer in self._spectral:
             layer.iterate()
-        self._update_target()
-
-    def _update_target(self) -> None:
-        """Moves the target network by its share, or copies the online network every target period."""
         if self._config.target_polyak is not None:
             self._target.weights.lerp_(self._online.plain_weights(), self._config.target_polyak)
-        elif self.version % self._target_period == 0:
+
+    def _count_step(self) -> None:
+        """Counts the step, and copies the online network to the target network every target period."""
+        self.version += 1
+        if self._config.target_polyak is None and self.version % self._target_period == 0:
             self._gap_at_copy = self._target_gap()
             self._target.weights.copy_(self._online.plain_weights())
 
@@ -289,22 +316,27 @@ def prepare_device(name: str) -> torch.device:
     return device
 
 
-def _read(td_error: Tensor, loss: Tensor, norm: Tensor) -> tuple[np.ndarray, float, float]:
-    """[B] and two scalars in the host's memory; from a GPU in one transfer."""
-    if td_error.device.type == "cpu":
-        return td_error.numpy(), loss.item(), norm.item()
-    return _split(_joined(td_error, loss, norm).cpu())
+_Results = tuple[np.ndarray, float, float, Tensor, Tensor]
+"""Absolute TD errors [B], loss, gradient norm before clipping, Q-values and targets [B] each."""
 
 
-def _joined(td_error: Tensor, loss: Tensor, norm: Tensor) -> Tensor:
-    """[B] and two scalars as [B + 2], for one transfer."""
-    return torch.cat((td_error, loss.view(1), norm.view(1)))
+def _read(fit: Fit, norm: Tensor) -> _Results:
+    """The results in the host's memory; from a GPU in one transfer."""
+    if norm.device.type == "cpu":
+        return fit.td_error.numpy(), fit.loss.item(), norm.item(), fit.q_tm1, fit.target
+    return _split(_joined(fit, norm).cpu())
 
 
-def _split(joined: Tensor) -> tuple[np.ndarray, float, float]:
+def _joined(fit: Fit, norm: Tensor) -> Tensor:
+    """The results as one vector [3 B + 2], for one transfer."""
+    return torch.cat((fit.td_error, fit.q_tm1, fit.target, fit.loss.view(1), norm.view(1)))
+
+
+def _split(joined: Tensor) -> _Results:
     """The parts of `_joined`, of a tensor on the CPU."""
-    array = joined.numpy()
-    return array[:-2], float(array[-2]), float(array[-1])
+    td_errors, q_tm1, target = joined[:-2].chunk(3)
+    loss, norm = joined[-2:].tolist()
+    return td_errors.numpy(), loss, norm, q_tm1, target
 
 
 def _copy(tensor: Tensor) -> np.ndarray:

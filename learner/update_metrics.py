@@ -10,29 +10,27 @@ import torch
 from torch import Tensor
 
 from learner.core import UpdateMetrics
-from learner.objectives.fit import Fit
 
 HELD_UPDATES = 64
 """Updates whose tensors are summed together: summing those of each update would take longer."""
 
 
 class UpdateMeter:
-    """Counts updates, without waiting for the device before their metrics are taken."""
+    """Counts updates, from what they have left in the host's memory."""
 
-    def __init__(self, device: torch.device, max_grad_norm: float | None) -> None:
-        self._device = device
+    def __init__(self, max_grad_norm: float | None) -> None:
         self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self._held: list[tuple[Tensor, Tensor, float, float]] = []
         self._clear()
 
-    def add(self, fit: Fit, loss: float, grad_norm: float) -> None:
-        """Counts an update; grad_norm is before clipping."""
-        self._held.append((fit.q_tm1, fit.target, loss, grad_norm))
+    def add(self, q_tm1: Tensor, target: Tensor, loss: float, grad_norm: float) -> None:
+        """Counts an update. q_tm1, target: [B], which must stay as they are; grad_norm is before clipping."""
+        self._held.append((q_tm1, target, loss, grad_norm))
         if len(self._held) == HELD_UPDATES:
             self._sum_up()
 
     def take(self) -> UpdateMetrics:
-        """Metrics of the updates since the last call. Waits for the device."""
+        """Metrics of the updates since the last call."""
         if self._held:
             self._sum_up()
         if not self._updates:
@@ -55,11 +53,11 @@ class UpdateMeter:
 
     def _clear(self) -> None:
         self._updates = 0
-        self._tensor_sums = torch.zeros(3, device=self._device)
+        self._tensor_sums = torch.zeros(3)
         self._float_sums = np.zeros(3)
         self._loss_max = -math.inf
-        self._q_min = torch.full((), math.inf, device=self._device)
-        self._q_max = torch.full((), -math.inf, device=self._device)
+        self._q_min = torch.full((), math.inf)
+        self._q_max = torch.full((), -math.inf)
 
     def _sum_up(self) -> None:
         """Adds the updates held to the sums, and holds none."""

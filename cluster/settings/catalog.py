@@ -229,6 +229,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "learner.compile": Meaning(
         "whether torch.compile compiles the learner's passes, where there is a compiler"
     ),
+    "learner.capture": Meaning(
+        "whether the update is recorded as one CUDA graph, on a GPU; not yet run on one"
+    ),
     "pacing.samples_per_insert": Meaning(
         "transitions sampled for each one inserted after learning_starts",
         automatic="8 for fast environments, else 8 to 32: what takes the learner half its time",

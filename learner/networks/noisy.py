@@ -35,9 +35,10 @@ class NoisyLinear(nn.Linear):
     def redraw(self, generator: torch.Generator) -> None:
         """Draws new noise from a generator on the CPU, whatever the layer's device is."""
         normal = torch.randn(self.in_features + self.out_features, generator=generator)
-        noise = (normal.sign() * normal.abs().sqrt()).to(self.weight.device)
-        # New tensors, not written in place: a backward pass may still need the old ones.
-        self.noise_in, self.noise_out = noise[: self.in_features], noise[self.in_features :]
+        noise = normal.sign() * normal.abs().sqrt()
+        # In place, where a recorded update reads it. The backward pass that needed the old noise is queued.
+        self.noise_in.copy_(noise[: self.in_features], non_blocking=True)
+        self.noise_out.copy_(noise[self.in_features :], non_blocking=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, in] -> [B, out]; noise of rank one on the weights is a factor on inputs and one on outputs."""

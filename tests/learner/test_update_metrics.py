@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.objectives.fit import Fit
 from learner.update_metrics import HELD_UPDATES, UpdateMeter
-
-
-def fit_of(q_tm1: np.ndarray, target: np.ndarray) -> Fit:
-    q, y = torch.from_numpy(q_tm1).float(), torch.from_numpy(target).float()
-    return Fit(torch.zeros(()), torch.zeros(()), q, y, (y - q).abs())
 
 
 @pytest.mark.parametrize("updates", [1, HELD_UPDATES - 1, HELD_UPDATES, 2 * HELD_UPDATES + 3])
@@ -21,12 +15,16 @@ def test_metrics_are_over_the_updates_since_the_last_reading(
     updates: int, max_grad_norm: float | None
 ) -> None:
     rng = np.random.default_rng(updates)
-    meter = UpdateMeter(torch.device("cpu"), max_grad_norm)
+    meter = UpdateMeter(max_grad_norm)
     for _ in range(2):  # nothing is left of the first reading in the second
         q, target = rng.normal(size=(2, updates, 8))
         losses, norms = rng.exponential(size=(2, updates))
         for update in range(updates):
-            meter.add(fit_of(q[update], target[update]), losses[update], norms[update])
+            meter.add(
+                *torch.from_numpy(np.stack([q[update], target[update]])).float(),
+                losses[update],
+                norms[update],
+            )
         metrics = meter.take()
         assert metrics.loss_mean == pytest.approx(losses.mean())
         assert metrics.loss_max == losses.max()
@@ -41,8 +39,8 @@ def test_metrics_are_over_the_updates_since_the_last_reading(
 
 
 def test_without_updates_there_are_no_metrics() -> None:
-    meter = UpdateMeter(torch.device("cpu"), 1.0)
+    meter = UpdateMeter(1.0)
     assert all(map(math.isnan, vars(meter.take()).values()))
-    meter.add(fit_of(np.ones(2), np.ones(2)), 1.0, 1.0)
+    meter.add(torch.ones(2), torch.ones(2), 1.0, 1.0)
     meter.take()
     assert all(map(math.isnan, vars(meter.take()).values()))

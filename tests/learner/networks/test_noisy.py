@@ -50,7 +50,7 @@ def test_it_begins_with_the_paper_s_sizes() -> None:
     assert {"weight", "bias", "weight_sigma", "bias_sigma"} == set(layer.state_dict())
 
 
-def test_every_layer_gets_noise_of_its_own_and_gradients_of_old_noise_survive() -> None:
+def test_every_layer_gets_noise_of_its_own_in_the_same_memory() -> None:
     network = nn.Sequential(NoisyLinear(4, 4), nn.ReLU(), NoisyLinear(4, 4))
     generator = torch.Generator().manual_seed(0)
     redraw_noise(network, generator)
@@ -58,17 +58,17 @@ def test_every_layer_gets_noise_of_its_own_and_gradients_of_old_noise_survive() 
     assert isinstance(first, NoisyLinear)
     assert isinstance(second, NoisyLinear)
     assert not torch.equal(first.noise_in, second.noise_in)
-    old = first.noise_in.clone()
-    inputs = torch.ones(2, 4)
-    outputs = first(inputs)
-    redraw_noise(network, generator)
-    assert not torch.equal(first.noise_in, old)
+    place, old = first.noise_in.data_ptr(), first.noise_in.clone()
+    outputs = first(torch.ones(2, 4))
     outputs.sum().backward()
     assert first.weight_sigma.grad is not None
-    # d sum / d sigma_ij = f(e_out)_i f(e_in)_j x_j, of the noise that the forward pass had.
-    torch.testing.assert_close(
-        first.weight_sigma.grad.sum(0) / first.weight_sigma.grad.sum(0)[0], old / old[0]
-    )
+    # d sum / d sigma_ij = f(e_out)_i f(e_in)_j x_j.
+    gradient = first.weight_sigma.grad.sum(0)
+    torch.testing.assert_close(gradient / gradient[0], old / old[0])
+    # A recorded update reads the noise where it was.
+    redraw_noise(network, generator)
+    assert not torch.equal(first.noise_in, old)
+    assert first.noise_in.data_ptr() == place
 
 
 def test_noise_has_the_moments_of_its_definition() -> None:

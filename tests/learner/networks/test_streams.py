@@ -27,7 +27,7 @@ IMAGES = NetworkSpec((10, 10, 4), "|b1", None, 3, stack=1, image_layouts={"obser
 def test_midpoints_and_draws() -> None:
     assert midpoints(4, like=torch.zeros(1)).tolist() == [0.125, 0.375, 0.625, 0.875]
     assert midpoints(2, like=torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
-    draws = drawn(3000, 2, torch.Generator().manual_seed(0), torch.device("cpu"))
+    draws = drawn(3000, 2, torch.Generator().manual_seed(0))
     assert draws.shape == (3000, 2)
     assert float(draws.min()) >= 0.0
     np.testing.assert_allclose(draws.mean(dim=0), 0.5, atol=0.02)
