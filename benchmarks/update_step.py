@@ -22,6 +22,7 @@ from torch import nn
 from benchmarks.processor import processor
 from learner.config import LearnerConfig, NetworkSpec
 from learner.loop import Learner
+from learner.networks.build import build_network
 from replay_service.messages import Minibatch, ShardStatus
 
 PAIRS = 7
@@ -97,7 +98,9 @@ class Scaled(nn.Module):
 
 
 def textbook_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Sequential:
-    """The learner's architecture as plain nn.Sequential."""
+    """The learner's architecture as plain nn.Sequential; the residual network is the learner's own."""
+    if config.network == "impala_cnn":
+        return nn.Sequential(build_network(spec, config))
     if spec.observation_dtype != "uint8":
         sizes = (*spec.observation_shape, *config.hidden_sizes)
         hidden = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
@@ -114,8 +117,10 @@ def textbook_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Sequential:
 class BareLoop:
     """The update as the PyTorch tutorial writes it."""
 
-    def __init__(self, case: Case, minibatches: list[Minibatch]) -> None:
-        network = textbook_network(case.spec, case.config)
+    def __init__(self, case: Case, minibatches: list[Minibatch], device: str = "cpu") -> None:
+        """device: computes; minibatches stay in the host's memory."""
+        self._device = torch.device(device)
+        network = textbook_network(case.spec, case.config).to(device)
         self.online, self.target = network, copy.deepcopy(network)
         self.optimizer = torch.optim.Adam(self.online.parameters(), lr=case.config.first_rate)
         stack = case.spec.stack
@@ -134,7 +139,8 @@ class BareLoop:
 
     def learn(self, updates: int) -> None:
         for _ in range(updates):
-            obs_tm1, a_tm1, r_t, discount_t, obs_t = next(self.batches)
+            batch = (tensor.to(self._device, non_blocking=True) for tensor in next(self.batches))
+            obs_tm1, a_tm1, r_t, discount_t, obs_t = batch
             with torch.no_grad():
                 target = r_t + discount_t * self.target(obs_t).max(dim=1).values
             q_tm1 = self.online(obs_tm1).gather(1, a_tm1.unsqueeze(1)).squeeze(1)
