@@ -24,8 +24,8 @@ def test_all_parts_print_their_numbers(
     gpu.main(["--device", "cpu", "--seconds", "0.01"])
     title, *lines = capsys.readouterr().out.splitlines()
     assert title.startswith("no GPU: the processor stands for it; torch ")
-    rows = [line.split() for line in lines if line.startswith(gpu.NETWORKS)]
-    assert [row[0] for row in rows] == [*gpu.NETWORKS] * 3
-    assert all(float(cell) > 0 for row in rows[:2] for cell in row[3:])
-    assert all(float(cell.replace(",", "")) > 0 for row in rows[2:4] for cell in row[1:])
-    assert [(row[1], float(row[2])) for row in rows[4:]] == [("recorded", 0.0)] * 2
+    found = [line.split() for line in lines if line.startswith(gpu.NETWORKS)]
+    assert [words[0] for words in found] == [*gpu.NETWORKS] * 3
+    assert all(float(cell) > 0 for words in found[:2] for cell in words[3:])
+    assert all(float(cell.replace(",", "")) > 0 for words in found[2:4] for cell in words[1:])
+    assert [(words[1], float(words[2])) for words in found[4:]] == [("recorded", 0.0)] * 2
