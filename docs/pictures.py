@@ -34,6 +34,7 @@ SESSION = (
 )
 _LAST_SECONDS = 5.0
 _MIN_SECONDS = 0.4
+_FRAMES = 12
 _CHAR, _LINE = 7.8, 17  # size of a character in the picture
 _COLORS = ("#6b7280", "#e06c75", "#7ec699", "#e5c07b", "#6db1ee", "#c792ea", "#56b6c2", "#d6deeb")
 _PARTS = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)|\x1b.?")
@@ -165,7 +166,11 @@ def output(command: str, folder: Path) -> Iterator[str]:
 
 
 def film(frames: Sequence[Frame]) -> str:
-    """The frames as one SVG, each for the time that it was there; equal lines are held once."""
+    """The frames as one SVG, each for the time that it was there; equal lines are held once.
+
+    Of many frames it has some, and the last.
+    """
+    frames = [*frames[: -1 : len(frames) // _FRAMES + 1], frames[-1]]
     total = frames[-1][0] + _LAST_SECONDS
     width, height = round(COLUMNS * _CHAR) + 24, LINES * _LINE + 24
     names: dict[str, str] = {}

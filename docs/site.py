@@ -54,6 +54,22 @@ NAV = {
 """Heading -> its pages, in order."""
 NOTEBOOK = "notebook.md"
 """The page that can also be had as a notebook file."""
+# Wide screens show wide tables. Names of settings and metrics stay whole; on a phone, such a table scrolls.
+STYLE = """\
+.md-grid { max-width: 84rem }
+.md-typeset td code { word-break: normal; overflow-wrap: normal }
+"""
+_DOCSTRINGS = {
+    "heading_level": 3,
+    "show_root_heading": True,
+    "show_root_full_path": False,
+    "show_root_toc_entry": False,
+    "show_source": False,
+    "merge_init_into_class": True,
+    "separate_signature": True,
+    "show_signature_annotations": True,
+}
+"""How a public name is shown: its signature below the heading that this script writes, without its source."""
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -73,6 +89,7 @@ def stage(folder: Path) -> None:
     (pages / "notebook.ipynb").write_text(notebook(ROOT / "docs" / NOTEBOOK), encoding="utf-8")
     for name, staged in OTHERS.items():
         (pages / staged).write_text(page(ROOT / name), encoding="utf-8")
+    (pages / "style.css").write_text(STYLE, encoding="utf-8")
     (pages / "commands.md").write_text(commands(), encoding="utf-8")
     (pages / "python.md").write_text(python(), encoding="utf-8")
     (pages / "citation.md").write_text(citation(), encoding="utf-8")
@@ -82,6 +99,7 @@ def stage(folder: Path) -> None:
         "docs_dir": "pages",
         "site_dir": "site",
         "use_directory_urls": False,
+        "extra_css": ["style.css"],
         "nav": [{heading: entry} for heading, entry in NAV.items()],
         # Nothing comes from elsewhere: no fonts, no icons of the repository's host.
         "theme": {
@@ -95,13 +113,9 @@ def stage(folder: Path) -> None:
         },
         "plugins": [
             "search",
-            {
-                "mkdocstrings": {
-                    "handlers": {"python": {"paths": [str(ROOT)], "options": {"heading_level": 3}}}
-                }
-            },
+            {"mkdocstrings": {"handlers": {"python": {"paths": [str(ROOT)], "options": _DOCSTRINGS}}}},
         ],
-        "markdown_extensions": ["tables", "fenced_code", "toc", "attr_list", "md_in_html"],
+        "markdown_extensions": ["tables", "fenced_code", "toc"],
     }
     (folder / "mkdocs.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 

@@ -4,6 +4,7 @@ Owns the messages about unknown names and wrong values; must not import torch, r
 """
 
 import difflib
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
@@ -110,10 +111,14 @@ def _wrong(tree: Tree, name: str, value: Any, hint: Any, message: str) -> str:
     if _numeric(hint) and not index and isinstance(value, str):
         cure = f"give {example(unit)}"
         cure = " or ".join([cure, *choices]) if choices else cure
+    elif choices and typing.get_origin(hint) is tuple and not index:
+        cure = f"give a list of {', '.join(choices)}, such as [{choices[0]}]"
     elif choices:
         cure = f"give one of {', '.join(choices)}"
     else:
         cure = _in_words(text, value)
+    if isinstance(value, list) and (place := re.fullmatch(r"\[(\d+)\]", index)):
+        value = value[int(place[1])]
     return f"{name}{index} is {value!r}{_at(tree, name)}; {cure}"
 
 

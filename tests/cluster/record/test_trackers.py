@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -281,6 +282,18 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         require_trackers(load_config(None, ["metrics.trackers=[tensorboard]"]))
     with pytest.raises(ConfigError, match=r"metrics\.trackers"):
         load_config(None, ["metrics.trackers=[tensorboard, tensorboard]"])
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("tensorboard", "is 'tensorboard'; give a list of tensorboard, wandb, such as [tensorboard]"),
+        ("[wandb, tensorbord]", "[1] is 'tensorbord'; give one of tensorboard, wandb"),
+    ],
+)
+def test_wrong_trackers_are_told(value: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"metrics.trackers{' ' * (told[0] == 'i')}{told}")):
+        load_config(None, [f"metrics.trackers={value}"])
 
 
 def test_wandb_is_online_where_there_is_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
