@@ -11,21 +11,25 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from qfleet_configs import resolved_config
 from qfleet_serial import SMALL, Recorder
 
 from cluster.api import train
+from cluster.engines.own_code import OWN_ROOT
 from cluster.metrics.snapshot import Snapshot
 from cluster.record import trackers
 from cluster.record.callbacks import RunControl
 from cluster.record.run_events import Ended, Evaluated, Measured, RunEvent, Started
-from cluster.record.tracker_messages import HEADLINES
+from cluster.record.tracker_messages import HEADLINES, Begin, Finish
 from cluster.record.trackers import (
     TrackerProcess,
     flat_settings,
@@ -227,12 +231,29 @@ def test_a_tracker_that_hangs_never_holds_up_a_run(tmp_path: Path, monkeypatch: 
     assert not psutil.pid_exists(tracker._process.pid)
 
 
-def test_a_tracker_that_is_too_slow_gets_less_and_says_so(
+def test_a_tracker_loads_neither_torch_nor_pandas(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    messages = (Begin(str(tmp_path), {}, ""), Finish("done", False, {}))
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", trackers._CODE, str(OWN_ROOT), "tensorboard"],
+        input=b"".join(msgspec.json.encode(message) + b"\n" for message in messages),
+        capture_output=True,
+        timeout=60,
+    )
+    loaded = set(re.findall(r"\| +([\w.]+)$", ran.stderr.decode(), re.MULTILINE))
+    assert ran.returncode == 0
+    assert "tensorboardX" in loaded
+    assert not {"torch._C", "pandas._libs"} & loaded  # the names themselves are tried
+
+
+def test_a_tracker_that_is_too_slow_gets_fewer_metrics_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = tmp_path / "go"
     wait = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
-    monkeypatch.setattr(trackers, "_CODE", f"{wait}import sys\nsys.stdin.read()")
+    got = tmp_path / "got"
+    read = f"import sys\npathlib.Path({str(got)!r}).write_text(sys.stdin.read())"
+    monkeypatch.setattr(trackers, "_CODE", f"{wait}{read}")
     monkeypatch.setattr(trackers, "_QUEUED", 4)
     tracker = TrackerProcess("tensorboard", tmp_path)
     full = Snapshot(lane_transitions={f"lane {lane}": 1.0 for lane in range(2_000)})
@@ -243,6 +264,9 @@ def test_a_tracker_that_is_too_slow_gets_less_and_says_so(
     problem = tracker.close()
     assert problem is not None
     assert problem.startswith("tracker tensorboard was too slow: ")
+    lines = [json.loads(line) for line in got.read_text().splitlines()]
+    assert len(lines) < 50
+    assert lines[-1]["type"] == "Finish"
 
 
 def test_groups_are_those_that_people_expect() -> None:
