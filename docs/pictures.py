@@ -34,7 +34,7 @@ SESSION = (
 )
 _LAST_SECONDS = 5.0
 _MIN_SECONDS = 0.4
-_FRAMES = 12
+_FRAMES = 10
 _CHAR, _LINE = 7.8, 17  # size of a character in the picture
 _COLORS = ("#6b7280", "#e06c75", "#7ec699", "#e5c07b", "#6db1ee", "#c792ea", "#56b6c2", "#d6deeb")
 _PARTS = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)|\x1b.?")
@@ -213,7 +213,7 @@ def line_svg(line: Sequence[Cell]) -> str:
         look = f"c{style.color} " * (style.color >= 0) + "b " * style.bold + "d" * style.dim
         if text := text.rstrip():
             name = f' class="{look.strip()}"' if look else ""
-            place = f'x="{start * _CHAR:.1f}" textLength="{len(text) * _CHAR:.1f}"'
+            place = f'x="{start * _CHAR:.4g}" textLength="{len(text) * _CHAR:.4g}"'
             spans.append(f"<tspan {place}{name}>{escape(text, quote=False)}</tspan>")
         start = end
     return "".join(spans)
