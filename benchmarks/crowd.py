@@ -3,7 +3,7 @@
 Owns what an actor of a crowd does, and what a crowd notes. Coordinator, shards and learner cannot tell it
 from an actor: it answers the methods of ActorRole, holds its credits, keeps what no shard has acknowledged,
 and pushes blocks that a real actor has made in its environment. Only the time that acting takes passes
-without work. `process_crowd.py` and `ray_crowd.py` connect a crowd to an engine.
+without work. `process_crowd.py` connects a crowd to the process engine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The load of up to a thousand actors on a real coordinator, real shards and a real learner.
 
-Run as `python -m benchmarks.scale [LOAD …] [--actors N …] [--ray]`; loads are slow, atari and fast. A
+Run as `python -m benchmarks.scale [LOAD …] [--actors N …] [--seconds S]`; loads are slow, atari and fast. A
 crowd (`benchmarks/crowd.py`) speaks for all actors, so that two cores carry them: only acting is left out. A
 fresh process runs the coordinator for each load and number of actors, and the script prints
 
@@ -39,7 +39,6 @@ import psutil
 from benchmarks.crowd import record
 from benchmarks.process_crowd import CrowdProcessEngine
 from benchmarks.processor import processor
-from benchmarks.ray_crowd import CrowdRayEngine
 from cluster.api import prepare
 from cluster.lives import Lives
 from cluster.metrics.snapshot import Snapshot
@@ -56,10 +55,8 @@ _VERSIONS = 20
 _ROLES = {
     "qf shard": "shards",
     "qf learner": "learner",
-    "ray::ShardRole": "shards",
-    "ray::LearnerRole": "learner",
 }
-"""How the name of a role's process begins, which has 15 characters at most -> role."""
+"""How the name of a role's process begins, of 15 characters at most -> role."""
 _COMMON = (
     "run.runtime=local",
     "replay.persist=none",
@@ -159,7 +156,7 @@ class Watch:
         busy = {"coordinator": time.process_time(), "crowd": sum(self._crowd.cpu_times()[:2])}
         for process in own.children(recursive=True):
             for start, role in _ROLES.items():
-                if process.name().startswith(start[:15]):
+                if process.name().startswith(start):
                     busy[role] = busy.get(role, 0.0) + sum(process.cpu_times()[:2])
         shard_seconds = (snapshot.role_seconds_total or {}).get("shard", {}).get("insert", 0.0)
         totals = snapshot.inserted_transitions_total, snapshot.sampled_transitions_total
@@ -175,16 +172,12 @@ class Watch:
         self.scrape_seconds = (time.process_time() - began) / _SCRAPES
 
 
-def measure(load: Load, num_actors: int, seconds: float, *, over_ray: bool) -> dict[str, float]:
+def measure(load: Load, num_actors: int, seconds: float) -> dict[str, float]:
     """What one run measures; see the module."""
     prepared = prepare(load_config(None, [*_COMMON, *load.settings, f"actors.num_actors={num_actors}"]))
     recording = record(prepared.config, prepared.spec)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        engine: CrowdProcessEngine | CrowdRayEngine = (
-            CrowdRayEngine(recording, load.chunk_seconds)
-            if over_ray
-            else CrowdProcessEngine(recording, load.chunk_seconds, Path(folder) / "crowd.npz")
-        )
+        engine = CrowdProcessEngine(recording, load.chunk_seconds, Path(folder) / "crowd.npz")
         stack.enter_context(closing(engine)).start()
         run_dir = RunDir.create(Path(folder) / "run", prepared.config, prepared.spec)
         stack.enter_context(closing(run_dir))
@@ -289,13 +282,12 @@ def main() -> None:
     parser.add_argument("loads", nargs="*", choices=[*LOADS, []], default=list(LOADS))
     parser.add_argument("--actors", type=int, nargs="+", default=ACTORS)
     parser.add_argument("--seconds", type=float, help="how long to measure each")
-    parser.add_argument("--ray", action="store_true", help="over a private Ray instead of the process engine")
     parser.add_argument("--point", action="store_true", help="measure the one load here, and print JSON")
     options = parser.parse_args()
     if options.point:
         load = LOADS[options.loads[0]]
         seconds = options.seconds or load.seconds
-        print(json.dumps(measure(load, options.actors[0], seconds, over_ray=options.ray)))
+        print(json.dumps(measure(load, options.actors[0], seconds)))
         return
     print(processor(), flush=True)
     points = []
@@ -303,7 +295,6 @@ def main() -> None:
         for num_actors in options.actors:
             command = [sys.executable, "-m", "benchmarks.scale", name, "--point", "--actors", str(num_actors)]
             command += ["--seconds", str(options.seconds)] if options.seconds else []
-            command += ["--ray"] if options.ray else []
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             points.append((name, num_actors, found))
             print(name, num_actors, {key: round(value, 3) for key, value in found.items()}, file=sys.stderr)

@@ -51,7 +51,7 @@ def test_waits_and_idle_times_are_told_apart() -> None:
 def test_a_run_cannot_tell_a_crowd_from_actors() -> None:
     load = scale.Load(0.1, scale.LOADS["fast"].settings, 2.0)
     with patch.object(scale, "_SETTLE_SECONDS", 0.5):
-        found = scale.measure(load, 5, 2.0, over_ray=False)
+        found = scale.measure(load, 5, 2.0)
     assert found["chunks/s"] > 0.0
     assert found["coordinator us/chunk"] > 0.0
     assert found["shards"] > 0.0
