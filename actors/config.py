@@ -97,6 +97,8 @@ class ActorsConfig:
     reward_clip follows Mnih et al. 2013 (arXiv:1312.5602, 5: 1), life_loss_ends_episode Mnih et al. 2015
     (doi:10.1038/nature14236, "Training details"); Machado et al. 2018 (arXiv:1709.06009, 4.1) advise against
     the latter. Returns that are reported or evaluated stay raw, and episodes whole.
+
+    Outside of a run, n_step None is 1.
     """
 
     num_actors: int | None = None
@@ -107,7 +109,7 @@ class ActorsConfig:
     epsilon_end: float = 0.05
     epsilon_decay_env_steps: int | None = None
     epsilon_ladder: LadderConfig | None = None
-    n_step: int = 1
+    n_step: int | None = None
     discount: float = 0.99
     reward_clip: float | None = None
     life_loss_ends_episode: bool = False

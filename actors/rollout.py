@@ -88,7 +88,7 @@ class EnvActor:
         with ExitStack() as unless_made:
             unless_made.callback(self.close)
             self._builder = BlockBuilder(
-                self.spec.block_schema(config.n_step),
+                self.spec.block_schema(config.n_step or 1),
                 self._num_lanes,
                 self.spec.num_actions,
                 config.discount,

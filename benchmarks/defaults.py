@@ -1,10 +1,11 @@
 """The defaults: `qfleet train ENV` and nothing else, beside an untuned DQN of Stable-Baselines3.
 
-Run as `python -m benchmarks.defaults [TASK …] [--seeds N] [--seconds S] [--side qfleet|sb3] [--data FILE]`, S
-seconds for each run. docs/defaults.json holds the runs of both sides. Runs that it holds are not repeated, so
-a stopped study goes on where it was, and Stable-Baselines3 is measured once. The score is the mean greedy
-return of the weights delivered over fresh episodes. Some tasks need packages, `pip install minigrid
-highway-env flappy-bird-gymnasium bsuite shimmy`, and the other side needs stable-baselines3.
+Run as `python -m benchmarks.defaults [TASK …] [--seeds 0 1 2] [--seconds S] [--side qfleet|sb3] [--data
+FILE]`, S seconds for each run. docs/defaults.json holds the runs of both sides. Runs that it holds are not
+repeated, so a stopped study goes on where it was, and Stable-Baselines3 is measured once. Each call writes
+the table in docs/benchmarks.md anew; `--table` does nothing else. The score is the mean greedy return of the
+weights delivered over fresh episodes. Some tasks need packages, `pip install minigrid highway-env
+flappy-bird-gymnasium bsuite shimmy`, and the other side needs stable-baselines3.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from statistics import fmean
 from typing import Any, Literal
 
 from benchmarks.default_tasks import SCORE_SEED, TASKS, Task, make_env, mean_return
-from benchmarks.recorded_runs import json_lines, read_runs, write_runs
+from benchmarks.processor import processor
+from benchmarks.recorded_runs import between, json_lines, read_runs, write_runs
 from cluster.policies.saved_policy import load_policy
 from cluster.record.run_dir import read_spec
 from cluster.settings.load_config import PRESETS
 from replay_service.block import ACTION_MASK
 
 DATA = PRESETS.parent / "docs" / "defaults.json"
-SEEDS = 3
+PAGE = PRESETS.parent / "docs" / "benchmarks.md"
+TABLE_BEGINS, TABLE_ENDS = "<!-- defaults begins -->", "<!-- defaults ends -->"
+SEEDS = (0, 1, 2)
 SECONDS = 90.0
 _STOPPED = 128 + signal.SIGTERM
 # A run that was asked to stop saves and ends within seconds.
@@ -40,7 +44,8 @@ Side = Literal["qfleet", "sb3"]
 
 @dataclass(frozen=True)
 class Run:
-    """One run. seconds: of wall time, at most. mean: the score."""
+    """One run. seconds: of wall time, at most. mean: the score. good_seconds: from the first env step until
+    an evaluation had confirmed the optimum; None if none did, and for the other side."""
 
     task: str
     side: Side
@@ -48,16 +53,16 @@ class Run:
     seconds: float
     env_steps: int
     mean: float
+    good_seconds: float | None = None
 
 
 def one_run(task: str, side: Side, seed: int, seconds: float) -> Run:
     """Trains in a process of its own, and plays. Raises CalledProcessError where it fails."""
-    env_steps, mean = (_own if side == "qfleet" else _peer)(task, seed, seconds)
-    return Run(task, side, seed, seconds, env_steps, round(mean, 3))
+    return (_own if side == "qfleet" else _peer)(task, seed, seconds)
 
 
-def _own(task: str, seed: int, seconds: float) -> tuple[int, float]:
-    """Env steps and score of the command; a signal ends it when the time is up, as its user would."""
+def _own(task: str, seed: int, seconds: float) -> Run:
+    """A run of the command; a signal ends it when the time is up, as its user would."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         command = [sys.executable, "-m", "cluster.main", "train", TASKS[task].env_id]
@@ -76,14 +81,26 @@ def _own(task: str, seed: int, seconds: float) -> tuple[int, float]:
             return policy(observation, info[ACTION_MASK] if masked else None)
 
         mean = mean_return(make_env(TASKS[task]), act, policy.reset, TASKS[task].episodes, SCORE_SEED)
-        return json_lines(run_dir / "metrics.jsonl")[-1]["env_steps_total"], mean
+        lines = json_lines(run_dir / "metrics.jsonl")
+        env_steps = lines[-1]["env_steps_total"]
+        return Run(
+            task, "qfleet", seed, seconds, env_steps, round(mean, 3), _good_seconds(TASKS[task], lines)
+        )
 
 
-def _peer(task: str, seed: int, seconds: float) -> tuple[int, float]:
+def _good_seconds(task: Task, lines: Sequence[dict[str, Any]]) -> float | None:
+    """When the best confirmed mean return was first good, by a run's lines of metrics."""
+    if task.good is None:
+        return None
+    scores = ((line["run_seconds"], line.get("best_return_mean")) for line in lines)
+    return next((round(at, 1) for at, score in scores if score is not None and score >= task.good), None)
+
+
+def _peer(task: str, seed: int, seconds: float) -> Run:
     command = [sys.executable, "-m", "benchmarks.default_peer", task, str(seed), str(seconds)]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     env_steps, mean = said.splitlines()[-1].split()
-    return int(env_steps), float(mean)
+    return Run(task, "sb3", seed, seconds, int(env_steps), round(float(mean), 3))
 
 
 def verdict(task: Task, own: Sequence[float], peer: Sequence[float]) -> str:
@@ -100,7 +117,10 @@ def verdict(task: Task, own: Sequence[float], peer: Sequence[float]) -> str:
 
 def table(runs: Sequence[Run]) -> str:
     """A Markdown table, a line for each task and time: scores of the seeds of both sides, worst first."""
-    lines = ["| task | seconds | qfleet | Stable-Baselines3 | optimum from | |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| task | seconds | qfleet | Stable-Baselines3 | optimum from | reached after | |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, task in TASKS.items():
         for seconds in sorted({run.seconds for run in runs if run.task == name}):
             own, peer = (
@@ -109,7 +129,10 @@ def table(runs: Sequence[Run]) -> str:
             )
             if own:
                 good = "" if task.good is None else f"{task.good:g}"
-                cells = (name, f"{seconds:g}", _scores(own), _scores(peer), good, verdict(task, own, peer))
+                when = [run.good_seconds for run in runs if (run.task, run.seconds) == (name, seconds)]
+                reached = ", ".join(f"{at:.0f} s" for at in sorted(at for at in when if at is not None))
+                scores = (_scores(own), _scores(peer))
+                cells = (name, f"{seconds:g}", *scores, good, reached, verdict(task, own, peer))
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -122,17 +145,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"default: all of {json.dumps(list(TASKS))}")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds 0 to N - 1; default: %(default)s")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a run; default: %(default)g")
     parser.add_argument("--side", choices=("qfleet", "sb3"), help="default: both")
     parser.add_argument("--data", type=Path, default=DATA, help="default: docs/defaults.json")
+    parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.tasks) - set(TASKS)):
         parser.error(f"no task {', '.join(unknown)}; there are: {', '.join(TASKS)}")
     runs = read_runs(options.data, Run)
     done = {(run.task, run.side, run.seed, run.seconds) for run in runs}
     sides: Sequence[Side] = (options.side,) if options.side else ("qfleet", "sb3")
-    for seed in range(options.seeds):
+    if not options.table:
+        print(processor(), flush=True)
+    for seed in () if options.table else options.seeds:
         for name in options.tasks or TASKS:
             for side in sides:
                 if (name, side, seed, options.seconds) not in done:
@@ -140,6 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     write_runs(options.data, runs)
                     print(runs[-1], flush=True)
     print(table(runs))
+    if options.data == DATA:
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(between(page, TABLE_BEGINS, TABLE_ENDS, table(runs)), encoding="utf-8")
 
 
 if __name__ == "__main__":

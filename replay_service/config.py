@@ -17,12 +17,12 @@ class ReplayConfig:
 
     cluster/settings/catalog.py says what each means.
     Prioritized sampling is that of Schaul et al. 2016 (arXiv:1511.05952). Outside of a run, a shard with
-    persist None writes nothing.
+    persist None writes nothing, and sampling None is uniform.
     """
 
     capacity: int | None = None
     num_shards: int = 1
-    sampling: Literal["uniform", "prioritized"] = "uniform"
+    sampling: Literal["uniform", "prioritized"] | None = None
     priority_exponent: float = 0.6
     priority_epsilon: float = 1e-6
     importance_exponent_start: float = 0.4

@@ -82,12 +82,12 @@ class ReplayShard:
             schema, capacity, frame_capacity(schema, capacity), first_key, config.compression
         )
         self.selector: Selector
-        if config.sampling == "uniform":
-            self.selector = UniformSelector(first_key)
-        else:
+        if config.sampling == "prioritized":
             self.selector = PrioritizedSelector(
                 capacity, first_key, exponent=config.priority_exponent, epsilon=config.priority_epsilon
             )
+        else:
+            self.selector = UniformSelector(first_key)
         self._slots = SlotMapper()
         # 36 bytes are action, reward, discount, policy version, key and probability.
         transition_bytes = schema.window * sum(field.bytes_per_frame for field in schema.frame_fields) + 36

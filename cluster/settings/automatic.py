@@ -6,7 +6,7 @@ Owns the classes of speed and the rules, all pure; must not import torch or ray.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from actors.config import EPSILON_DECAY_ENV_STEPS
 from actors.core import MOST_PROBE_STEPS, EnvSpec
@@ -31,27 +31,35 @@ class Speed:
     typical: float
     epsilon_decay_env_steps: int
     learning_starts: int
+    most_samples_per_insert: float
     episodes: int
     steps_per_chunk: int
     updates_per_chunk: int
 
 
-FAST = Speed("fast", 1_000, 5_000, EPSILON_DECAY_ENV_STEPS, 1_000, 20, 32, 64)
-MODERATE = Speed("moderate", 100, 300, 20_000, 500, 20, 16, 32)
-SLOW = Speed("slow", 0, 30, 4_000, 200, 10, 4, 16)
+FAST = Speed("fast", 3_000, 8_000, EPSILON_DECAY_ENV_STEPS, 1_000, 8, 20, 32, 64)
+BRISK = Speed("brisk", 1_000, 1_800, 50_000, 1_000, 16, 20, 32, 64)
+MODERATE = Speed("moderate", 100, 300, 10_000, 500, 32, 20, 16, 32)
+SLOW = Speed("slow", 0, 30, 2_000, 200, 64, 10, 4, 16)
 
 # Shares of the run's env steps, as Stable-Baselines3 and RL Zoo have them, or twice that.
 _EXPLORING = 0.2
 _COLLECTING = 0.05
 _EVALUATIONS = 10
 _EVERY_UPDATES = 1_000
+# Where steps take long, greedy episodes take much from actors, and each step is learned from more often.
+_EVERY_UPDATES_COSTLY = 2_000
 
 _FEWEST_SAMPLES_PER_INSERT = 8.0
-_MOST_SAMPLES_PER_INSERT = 32.0
 # Transitions that a core learns from in a second, about, and the share of that which pacing may ask for.
 _LEARNED_PER_SECOND: Mapping[str, float] = {"table": 64_000.0, "mlp": 64_000.0, "minatar_cnn": 20_000.0}
 _LEARNED_BY_LARGE = 2_000.0
 _LEARNING = 0.5
+
+# The two parts of Rainbow that matter most (Hessel et al. 2018, arXiv:1710.02298): what a rare reward teaches
+# goes back three states at once, and is drawn often while it is news. Tables learn well without them, and
+# where chance decides, the luckiest and unluckiest transitions would be news for ever.
+_N_STEP = 3
 
 # A state's value is learned by itself, so a table needs large steps until values have come from the goal to
 # the start, and small ones where chance decides.
@@ -59,8 +67,9 @@ _TABLE_RATE = 0.02
 _TABLE_RATE_END = 5e-4
 _TABLE_DECAY_UPDATES = 20_000
 _TABLE_DECAY = 0.6
-# Its episodes cost little, and chance often decides them.
-_TABLE_EPISODES = 100
+# Its episodes cost little, and chance often decides them, if only by where they start: one state in a hundred
+# that is not learned yet may stay unseen in a hundred episodes.
+_TABLE_EPISODES = 200
 _TABLE_EVERY_UPDATES = 5_000
 
 _EVALUATOR_MEMORY = 8
@@ -79,14 +88,20 @@ _SPEED_SETTINGS = (
     "evaluation.every_updates",
     "evaluation.episodes",
 )
-_KEPT = (*_SPEED_SETTINGS[2:], "learner.learning_rate", "env.max_episode_steps")
+_KEPT = (
+    *_SPEED_SETTINGS[2:],
+    "actors.n_step",
+    "replay.sampling",
+    "learner.learning_rate",
+    "env.max_episode_steps",
+)
 """Automatic settings that a resumed run keeps, because other ones would change what it learns."""
 
 
 def speed_of(step_seconds: float | None) -> Speed:
     """The class of an environment with steps of this duration; fast if it was not measured."""
     rate = math.inf if not step_seconds else 1.0 / step_seconds
-    return next(speed for speed in (FAST, MODERATE, SLOW) if rate >= speed.least)
+    return next(speed for speed in (FAST, BRISK, MODERATE, SLOW) if rate >= speed.least)
 
 
 def step_limit(spec: EnvSpec, episodes_end: bool | None) -> int | None:
@@ -122,16 +137,24 @@ def budget_env_steps(stop: StopConfig, speed: Speed, num_actors: int, *, timed: 
 
 
 def samples_per_insert(speed: Speed, network: str, num_actors: int) -> float:
-    """A power of 2 from 8 to 32: 8 for fast environments, else what takes the learner half its time.
+    """A power of 2 from 8 to the most of the class: what takes the learner half its time.
 
     network: config.learner.network, resolved.
     """
-    if speed is FAST:
-        return _FEWEST_SAMPLES_PER_INSERT
     learned = _LEARNED_PER_SECOND.get(network, _LEARNED_BY_LARGE)
     ratio = _LEARNING * learned / (speed.typical * num_actors)
-    allowed = min(_MOST_SAMPLES_PER_INSERT, max(_FEWEST_SAMPLES_PER_INSERT, ratio))
+    allowed = min(speed.most_samples_per_insert, max(_FEWEST_SAMPLES_PER_INSERT, ratio))
     return float(2 ** int(math.log2(allowed)))
+
+
+def rewards_per_transition(network: str) -> int:
+    """actors.n_step: 3, but 1 for tables. network: resolved."""
+    return 1 if network == "table" else _N_STEP
+
+
+def sampling(network: str) -> Literal["uniform", "prioritized"]:
+    """replay.sampling: by priority, but uniform for tables. network: resolved."""
+    return "uniform" if network == "table" else "prioritized"
 
 
 def expected_updates(stop: StopConfig, budget: float, ratio: float, batch_size: int) -> float:
@@ -143,12 +166,14 @@ def expected_updates(stop: StopConfig, budget: float, ratio: float, batch_size: 
 class Scale:
     """What the other settings follow.
 
-    network: resolved. budget_env_steps, updates: those that the run may make, about; they may be infinite.
+    network: resolved. n_step: rewards that a transition sums. budget_env_steps, updates: those that the run
+    may make, about; they may be infinite.
     """
 
     speed: Speed
     network: str
     num_actors: int
+    n_step: int
     samples_per_insert: float
     budget_env_steps: float
     updates: float
@@ -180,16 +205,16 @@ def table_rates(scale: Scale) -> dict[str, Any]:
 
 
 def evaluation_every_updates(scale: Scale) -> int:
-    """Updates between two evaluations; for tables more, but at least ten evaluations in the updates
-    expected."""
+    """Updates between two evaluations; more where steps take long, and for tables, but for these at least ten
+    evaluations in the updates expected."""
     if scale.network != "table":
-        return _EVERY_UPDATES
+        return _EVERY_UPDATES if scale.speed in (FAST, BRISK) else _EVERY_UPDATES_COSTLY
     return int(min(_TABLE_EVERY_UPDATES, max(_EVERY_UPDATES, scale.updates / _EVALUATIONS)))
 
 
 def evaluation_episodes(scale: Scale) -> int:
     """Greedy episodes of an evaluation."""
-    fast_table = scale.network == "table" and scale.speed is FAST
+    fast_table = scale.network == "table" and scale.speed in (FAST, BRISK)
     return _TABLE_EPISODES if fast_table else scale.speed.episodes
 
 
@@ -198,9 +223,11 @@ def most_lanes(lane_bytes: int, available_bytes: int) -> int:
     return max(1, available_bytes // _EVALUATOR_MEMORY // max(1, lane_bytes))
 
 
-def uses_every_core(speed: Speed, network: str) -> bool:
-    """Whether actors may take the learner's core, too: the environment takes much longer than learning."""
-    return speed is SLOW and network not in IMAGE_NETWORKS
+def uses_every_core(speed: Speed, network: str, cores: int) -> bool:
+    """Whether actors may take the learner's core, too: learning takes a quarter of it at most."""
+    learned = speed.typical * cores * _FEWEST_SAMPLES_PER_INSERT
+    within = learned <= _LEARNING / 2 * _LEARNED_PER_SECOND.get(network, _LEARNED_BY_LARGE)
+    return within and network not in IMAGE_NETWORKS
 
 
 def keeping_choices(config: _Config, saved: ResolvedConfig) -> _Config:
@@ -227,6 +254,10 @@ def reasons(given: RunConfig, chosen: ResolvedConfig, step_seconds: float) -> It
             f"the network is a table: learner.learning_rate={learner.learning_rate:g}, falling to "
             f"{learner.learning_rate_end:g} over {decay}"
         )
+    names = [name for name in ("actors.n_step", "replay.sampling") if _value(given, name) is None]
+    if learner.network != "table" and names:
+        texts = ", ".join(f"{name}={_value(chosen, name)}" for name in names)
+        yield f"the network is {learner.network}: {texts} spread what rare rewards teach"
     names = [name for name in _SPEED_SETTINGS if _value(given, name) is None]
     if not chosen.run.measure_speed or not names:
         return

@@ -69,7 +69,8 @@ MEANINGS: Mapping[str, Meaning] = {
     "actors.num_actors": Meaning(
         "actor processes",
         "processes",
-        "1 for cheap native environments and in the serial runtime, else cores - 1; cores if slow, no images",
+        "1 for cheap native environments and in the serial runtime, else cores - 1; cores if learning takes "
+        "little beside the environment, without images",
     ),
     "actors.min_actors": Meaning(
         "actors that a cluster must have room for before a run begins; the others follow",
@@ -87,14 +88,14 @@ MEANINGS: Mapping[str, Meaning] = {
     "actors.epsilon_decay_env_steps": Meaning(
         "steps of all actors together over which it falls linearly",
         "env steps",
-        "by speed 100,000, 20,000 or 4,000, or a fifth of the run's env steps",
+        "by speed 100,000, 50,000, 10,000 or 2,000, or a fifth of the run's env steps",
     ),
     "actors.epsilon_ladder": Meaning("if given, each lane keeps its own share of random actions"),
     "actors.epsilon_ladder.base": Meaning(
         "lane i of N acts at random with probability base^(1 + alpha i / (N - 1))", "share"
     ),
     "actors.epsilon_ladder.alpha": Meaning("see base"),
-    "actors.n_step": Meaning("rewards that a transition sums", "env steps"),
+    "actors.n_step": Meaning("rewards that a transition sums", "env steps", "3; 1 for tables"),
     "actors.discount": Meaning("gamma", "share"),
     "actors.reward_clip": Meaning("for learning only: rewards are clipped to [-c, c]", "reward"),
     "actors.life_loss_ends_episode": Meaning("for learning only: a lost life counts as an end"),
@@ -117,7 +118,9 @@ MEANINGS: Mapping[str, Meaning] = {
         "transitions that all shards hold", "transitions", "100,000, or what 2 GiB of frames allow"
     ),
     "replay.num_shards": Meaning("processes among which replay is divided", "processes"),
-    "replay.sampling": Meaning("whether transitions are drawn alike or by priority"),
+    "replay.sampling": Meaning(
+        "whether transitions are drawn alike or by priority", automatic="by priority; alike for tables"
+    ),
     "replay.priority_exponent": Meaning("alpha: a priority is (|TD error| + priority_epsilon)^alpha"),
     "replay.priority_epsilon": Meaning("see priority_exponent"),
     "replay.importance_exponent_start": Meaning("beta of the importance weights at the start; 1 at the end"),
@@ -234,7 +237,7 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "pacing.samples_per_insert": Meaning(
         "transitions sampled for each one inserted after learning_starts",
-        automatic="8 for fast environments, else 8 to 32: what takes the learner half its time",
+        automatic="what takes the learner half its time: 8 to, by speed, 8, 16, 32 or 64",
     ),
     "pacing.learning_starts": Meaning(
         "transitions in replay before the first update",
@@ -244,12 +247,13 @@ MEANINGS: Mapping[str, Meaning] = {
     "evaluation.every_updates": Meaning(
         "updates between two evaluations",
         "updates",
-        "1,000; for tables 5,000, or a tenth of the run's updates if that is between",
+        "1,000, below 1,000 steps/s 2,000; for tables 5,000, or a tenth of the run's updates if that "
+        "is between",
     ),
     "evaluation.episodes": Meaning(
         "greedy episodes of an evaluation",
         "episodes",
-        "20; 100 for tables of fast environments, 10 for slow environments",
+        "20; 200 for tables, from 1,000 steps/s on; 10 for slow environments",
     ),
     "evaluation.num_envs": Meaning(
         "environments that play an evaluation's episodes at the same time",
@@ -296,7 +300,8 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "run.wait_for_cluster_seconds": Meaning("time that a run waits for room on a cluster", "s"),
     "run.measure_speed": Meaning(
-        "whether speed is measured: fast (from 1,000 steps/s on), moderate, slow (below 100); else fast",
+        "whether speed is measured: fast (from 3,000 steps/s on), brisk (from 1,000), moderate, slow (below "
+        "100); else fast",
         automatic="true, but false in the serial runtime",
     ),
 }

@@ -227,7 +227,7 @@ def _replay_problems(config: RunConfig) -> Iterator[str]:
     steps, lanes = config.actors.steps_per_chunk, config.actors.envs_per_actor
     if steps is not None and lanes is not None:
         # A chunk of every lane, and the n-step tails of the chunk before.
-        largest_block = (steps + config.actors.n_step) * lanes
+        largest_block = (steps + (config.actors.n_step or 1)) * lanes
         if largest_block > capacity // shards:
             yield (
                 f"actors.steps_per_chunk is {steps} for actors.envs_per_actor = {lanes}: "

@@ -217,7 +217,10 @@ class Plan:
     @property
     def _memory_advice(self) -> str:
         if self.network_bytes > self.machine.available_bytes:
-            return "the network is too large: let the environment have fewer states or smaller observations"
+            return (
+                "the network is too large: let the environment have fewer states or smaller observations, or "
+                "lower learner.hidden_sizes"
+            )
         settings = ["replay.capacity"]
         if self.pushes:
             settings += ["actors.num_actors", "actors.envs_per_actor", "actors.steps_per_chunk"]

@@ -17,7 +17,9 @@ from cluster.settings.automatic import (
     expected_updates,
     has_no_rates,
     learning_starts,
+    rewards_per_transition,
     samples_per_insert,
+    sampling,
     speed_of,
     table_rates,
     uses_every_core,
@@ -93,10 +95,11 @@ def resolve(
             ResolvedReplay,
             replay,
             capacity=capacity,
+            sampling=replay.sampling or sampling(scale.network),
             # Both are upper limits, within which the sampler adapts to measured times. The serial runtime
             # draws each minibatch only when it needs it, so that the order is fixed.
             minibatches_per_request=replay.minibatches_per_request
-            or (1 if serial else _most_minibatches(config, spec)),
+            or (1 if serial else _most_minibatches(config.learner.batch_size, spec, scale.n_step)),
             prefetch_requests=0 if serial else replay.prefetch_requests,
             persist=replay.persist or "checkpoint",
         ),
@@ -128,18 +131,19 @@ def _scale(
     # Each rank of the learner keeps one core for itself. One actor is enough for cheap native environments,
     # but not for images, whose network takes an actor as long as the steps do.
     one = serial or (spec.backend == "native" and not _is_image(spec))
-    spare = cores if uses_every_core(speed, network) else cores - config.learner.num_learners
+    spare = cores if uses_every_core(speed, network, cores) else cores - config.learner.num_learners
     num_actors = config.actors.num_actors or (1 if one else max(1, spare))
     ratio = config.pacing.samples_per_insert or samples_per_insert(speed, network, num_actors)
     budget = budget_env_steps(config.stop, speed, num_actors, timed=step_seconds is not None)
     updates = expected_updates(config.stop, budget, ratio, config.learner.batch_size)
-    return Scale(speed, network, num_actors, ratio, budget, updates)
+    n_step = config.actors.n_step or rewards_per_transition(network)
+    return Scale(speed, network, num_actors, n_step, ratio, budget, updates)
 
 
 def _actors(actors: ActorsConfig, spec: EnvSpec, scale: Scale) -> ResolvedActors:
     # A lane repeats stack + n_step - 1 frames in each block. Chunks of images are so long that this is below
     # 3.5 %, and that a transition takes below 1.05 frames with all that it stores.
-    steps = 30 * (spec.stack + actors.n_step) if _is_image(spec) else scale.speed.steps_per_chunk
+    steps = 30 * (spec.stack + scale.n_step) if _is_image(spec) else scale.speed.steps_per_chunk
     # A ladder does not use it.
     decay = EPSILON_DECAY_ENV_STEPS if actors.epsilon_ladder else epsilon_decay_env_steps(scale)
     return narrowed(
@@ -148,6 +152,7 @@ def _actors(actors: ActorsConfig, spec: EnvSpec, scale: Scale) -> ResolvedActors
         num_actors=scale.num_actors,
         envs_per_actor=actors.envs_per_actor or (16 if spec.backend == "native" else 8),
         steps_per_chunk=actors.steps_per_chunk or steps,
+        n_step=scale.n_step,
         epsilon_decay_env_steps=actors.epsilon_decay_env_steps or decay,
     )
 
@@ -182,10 +187,10 @@ def target_updates(learner: LearnerConfig) -> int | None:
     return learner.target_update_updates or TARGET_UPDATE_UPDATES
 
 
-def _most_minibatches(config: RunConfig, spec: EnvSpec) -> int:
+def _most_minibatches(batch_size: int, spec: EnvSpec, n_step: int) -> int:
     """Largest number of minibatches per request: at most 64, and at most 16 MiB of frames."""
-    window = spec.block_schema(config.actors.n_step).window
-    room = _REQUEST_BYTES // (config.learner.batch_size * window * max(1, _frame_bytes(spec)))
+    window = spec.block_schema(n_step).window
+    room = _REQUEST_BYTES // (batch_size * window * max(1, _frame_bytes(spec)))
     return max(1, min(_MOST_MINIBATCHES, room))
 
 

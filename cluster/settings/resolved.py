@@ -27,19 +27,21 @@ class ResolvedEnv(EnvConfig):
 @dataclass(frozen=True)
 class ResolvedActors(ActorsConfig):
     """Acting, with the number of actors, of their environments, and of steps per chunk chosen, and with the
-    length of exploration."""
+    length of exploration and of returns."""
 
     num_actors: int = 1
     envs_per_actor: int = 1
     steps_per_chunk: int = 1
     epsilon_decay_env_steps: int = EPSILON_DECAY_ENV_STEPS
+    n_step: int = 1
 
 
 @dataclass(frozen=True)
 class ResolvedReplay(ReplayConfig):
-    """Replay, with capacity, minibatches per request and persistence chosen."""
+    """Replay, with capacity, sampling, minibatches per request and persistence chosen."""
 
     capacity: int = 1
+    sampling: Literal["uniform", "prioritized"] = "uniform"
     minibatches_per_request: int = 1
     persist: Literal["none", "checkpoint", "continuous"] = "checkpoint"
 

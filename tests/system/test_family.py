@@ -77,6 +77,7 @@ def test_a_skipped_update_is_on_record_in_the_logs(tmp_path: Path) -> None:
     # A rate that throws the weights far out within the first chunk, before anybody acts by them.
     overrides = [
         *SHORT,
+        "actors.n_step=1",
         "replay.sampling=prioritized",
         "learner.optimizer=sgd",
         "learner.learning_rate=1e12",

@@ -231,7 +231,7 @@ def test_with_no_good_checkpoint_each_is_named(run_dir: Path) -> None:
 def test_what_changes_the_meaning_of_the_run_is_refused_key_by_key(run_dir: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         resume(run_dir, ["actors.n_step=2", "learner.hidden_sizes=[8]", "run.seed=7", "stop.updates=300"])
-    for name in ("actors.n_step: 1 -> 2", "learner.hidden_sizes: ", "run.seed: 0 -> 7"):
+    for name in ("actors.n_step: 3 -> 2", "learner.hidden_sizes: ", "run.seed: 0 -> 7"):
         assert name in str(refused.value)
     assert "stop.updates" not in str(refused.value)
 

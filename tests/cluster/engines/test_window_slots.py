@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from qfleet_configs import ATARI
 
+from actors.config import ActorsConfig
 from cluster.engines.engine import Engine, Need
 from cluster.engines.ref import Ref
 from cluster.engines.serial_engine import SerialEngine
@@ -24,7 +25,7 @@ from replay_service.config import ReplayConfig
 from replay_service.messages import SampleReply
 from replay_service.sampler import ReplaySampler
 
-CONFIG = RunConfig(replay=ReplayConfig(capacity=200, sampling="prioritized"))
+CONFIG = RunConfig(actors=ActorsConfig(n_step=1), replay=ReplayConfig(capacity=200, sampling="prioritized"))
 SPEC = replace(ATARI, num_actions=2, backend="sync", max_episode_steps=None)
 
 

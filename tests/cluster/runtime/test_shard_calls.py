@@ -130,7 +130,8 @@ def test_a_push_that_failed_shows_at_the_next_ones() -> None:
 
 def real_shard(engine: SerialEngine, folder: Path, *, incarnation: int = 0) -> Handle[ShardRole]:
     """Shard 0 for 100 transitions, sampled uniformly."""
-    context = RoleContext("shard 0", resolved_config(), SPEC, logs=folder, replay=folder / "replay")
+    config = resolved_config("actors.n_step=1", "replay.sampling=uniform")
+    context = RoleContext("shard 0", config, SPEC, logs=folder, replay=folder / "replay")
     return engine.spawn("shard 0", ShardRole, context, 0, incarnation, 100, need=Need())
 
 

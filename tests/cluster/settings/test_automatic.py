@@ -10,6 +10,7 @@ from qfleet_configs import ATARI, VECTOR
 
 from actors.core import EnvSpec
 from cluster.settings.automatic import (
+    BRISK,
     FAST,
     MODERATE,
     SLOW,
@@ -29,6 +30,7 @@ from cluster.settings.automatic import (
     step_limit,
     step_limit_note,
     table_rates,
+    uses_every_core,
 )
 from cluster.settings.config import StopConfig
 from cluster.settings.load_config import dump_config, load_config, load_resolved
@@ -46,7 +48,9 @@ INF = math.inf
         (None, FAST),
         (0.0, FAST),
         (20e-6, FAST),
-        (1e-3, FAST),
+        (1 / 3000, FAST),
+        (1 / 2999, BRISK),
+        (1e-3, BRISK),
         (1.1e-3, MODERATE),
         (10e-3, MODERATE),
         (11e-3, SLOW),
@@ -104,11 +108,15 @@ def test_the_budget_in_env_steps(stop: StopConfig, speed: Speed, timed: bool, bu
     [
         (FAST, "mlp", 1, 8),
         (FAST, "nature_cnn", 64, 8),
+        (BRISK, "mlp", 1, 16),
+        (BRISK, "mlp", 2, 8),
         (MODERATE, "mlp", 1, 32),
+        (MODERATE, "mlp", 2, 32),
         (MODERATE, "mlp", 8, 8),
+        (SLOW, "mlp", 1, 64),
         (MODERATE, "mlp", 4, 16),
         (MODERATE, "nature_cnn", 1, 8),
-        (SLOW, "table", 2, 32),
+        (SLOW, "table", 2, 64),
         (SLOW, "nature_cnn", 2, 16),
         (SLOW, "nature_cnn", 64, 8),
         (SLOW, "my_nets:make", 1, 32),
@@ -134,7 +142,7 @@ def test_the_updates_expected(stop: StopConfig, budget: float, updates: float) -
 
 
 def scale(speed: Speed, budget: float = INF, updates: float = INF, network: str = "mlp") -> Scale:
-    return Scale(speed, network, 1, 8.0, budget, updates)
+    return Scale(speed, network, 1, 1, 8.0, budget, updates)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +153,10 @@ def scale(speed: Speed, budget: float = INF, updates: float = INF, network: str 
         (FAST, 100_000, 20_000, 1_000),
         (FAST, 10_000, 2_000, 500),
         (FAST, 3, 1, 64),
-        (MODERATE, INF, 20_000, 500),
+        (BRISK, INF, 50_000, 1_000),
+        (MODERATE, INF, 10_000, 500),
         (MODERATE, 9_000, 1_800, 450),
-        (SLOW, INF, 4_000, 200),
+        (SLOW, INF, 2_000, 200),
         (SLOW, 5_400, 1_080, 200),
         (SLOW, 1_000, 200, 64),
     ],
@@ -162,11 +171,13 @@ def test_exploration_and_the_first_update(speed: Speed, budget: float, decay: in
     ("network", "speed", "updates", "every", "episodes"),
     [
         ("mlp", FAST, INF, 1_000, 20),
-        ("nature_cnn", MODERATE, INF, 1_000, 20),
-        ("mlp", SLOW, 500, 1_000, 10),
-        ("table", FAST, INF, 5_000, 100),
-        ("table", FAST, 30_000, 3_000, 100),
-        ("table", FAST, 300, 1_000, 100),
+        ("mlp", BRISK, INF, 1_000, 20),
+        ("table", BRISK, INF, 5_000, 200),
+        ("nature_cnn", MODERATE, INF, 2_000, 20),
+        ("mlp", SLOW, 500, 2_000, 10),
+        ("table", FAST, INF, 5_000, 200),
+        ("table", FAST, 30_000, 3_000, 200),
+        ("table", FAST, 300, 1_000, 200),
         ("table", SLOW, INF, 5_000, 10),
     ],
 )
@@ -214,12 +225,49 @@ def test_a_tables_rate_is_left_alone_where_a_part_of_it_is_given(
 def test_a_slow_environment_gets_all_cores_short_chunks_and_much_reuse() -> None:
     config = resolve(load_config(None, ["stop.seconds=90"]), SIMULATOR, cores=2, step_seconds=1 / 44)
     assert (config.actors.num_actors, config.actors.steps_per_chunk) == (2, 4)
-    assert (config.pacing.samples_per_insert, config.pacing.learning_starts) == (32, 200)
+    assert (config.pacing.samples_per_insert, config.pacing.learning_starts) == (64, 200)
     assert config.actors.epsilon_decay_env_steps == 1_080
     assert config.learner.updates_per_chunk == 16
     pictures = resolve(load_config(), replace(ATARI, backend="sync"), cores=2, step_seconds=1 / 44)
     assert pictures.actors.num_actors == 1  # the learner needs its core
-    assert pictures.actors.steps_per_chunk == 150
+    assert pictures.actors.steps_per_chunk == 210
+
+
+@pytest.mark.parametrize(
+    ("speed", "network", "cores", "all_of_them"),
+    [
+        (SLOW, "mlp", 66, True),
+        (MODERATE, "mlp", 2, True),
+        (MODERATE, "table", 6, True),
+        (MODERATE, "mlp", 7, False),  # learning from 7 actors' steps takes more than a quarter of a core
+        (BRISK, "mlp", 2, False),
+        (FAST, "mlp", 1, False),
+        (SLOW, "my_nets:make", 2, True),
+        (SLOW, "my_nets:make", 3, False),
+        (SLOW, "nature_cnn", 2, False),
+    ],
+)
+def test_actors_take_every_core_where_learning_takes_little(
+    speed: Speed, network: str, cores: int, all_of_them: bool
+) -> None:
+    assert uses_every_core(speed, network, cores) is all_of_them
+
+
+@pytest.mark.parametrize(
+    ("spec", "given", "chosen"),
+    [
+        (SIMULATOR, [], (3, "prioritized")),
+        (ATARI, [], (3, "prioritized")),
+        (ENDLESS, [], (1, "uniform")),
+        (SIMULATOR, ["actors.n_step=1", "replay.sampling=uniform"], (1, "uniform")),
+        (ENDLESS, ["actors.n_step=2", "replay.sampling=prioritized"], (2, "prioritized")),
+    ],
+)
+def test_networks_sum_rewards_and_draw_by_priority_and_tables_do_not(
+    spec: EnvSpec, given: list[str], chosen: tuple[int, str]
+) -> None:
+    config = resolve(load_config(None, given), spec, cores=2)
+    assert (config.actors.n_step, config.replay.sampling) == chosen
 
 
 def test_serial_chooses_nothing_from_timing_unless_it_is_asked_to() -> None:
@@ -227,7 +275,7 @@ def test_serial_chooses_nothing_from_timing_unless_it_is_asked_to() -> None:
     slow = resolve(load_config(None, serial), SIMULATOR, cores=2, step_seconds=1.0)
     assert slow == resolve(load_config(None, serial), SIMULATOR, cores=2)
     asked = load_config(None, [*serial, "run.measure_speed=true"])
-    assert resolve(asked, SIMULATOR, cores=2, step_seconds=1.0).pacing.samples_per_insert == 32
+    assert resolve(asked, SIMULATOR, cores=2, step_seconds=1.0).pacing.samples_per_insert == 64
     told_not_to = load_config(None, ["run.measure_speed=false"])
     assert resolve(told_not_to, SIMULATOR, cores=2, step_seconds=1.0).pacing.samples_per_insert == 8
 
@@ -245,6 +293,10 @@ def test_reasons_name_what_was_chosen_and_nothing_that_was_given() -> None:
     assert not list(reasons(chosen, chosen, 0.002))
     serial = load_config(None, ["run.runtime=serial"])
     assert len(list(reasons(serial, resolve(serial, ENDLESS, cores=2), 0.002))) == 1
+    (spread,) = reasons(serial, resolve(serial, SIMULATOR, cores=2), 0.002)
+    assert spread == (
+        "the network is mlp: actors.n_step=3, replay.sampling=prioritized spread what rare rewards teach"
+    )
 
 
 def test_a_resumed_run_keeps_what_was_chosen_for_it() -> None:
@@ -260,5 +312,6 @@ def test_a_resumed_run_keeps_what_was_chosen_for_it() -> None:
     assert replace(again.learner, updates_per_chunk=1) == replace(saved.learner, updates_per_chunk=1)
     assert again.actors.epsilon_decay_env_steps == saved.actors.epsilon_decay_env_steps
     assert again.evaluation == saved.evaluation
+    assert (again.actors.n_step, again.replay.sampling) == (1, "uniform")
     # As saved, nothing is open.
     assert keeping_choices(load_resolved(dump_config(saved)), saved) == saved

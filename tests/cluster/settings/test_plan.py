@@ -24,13 +24,14 @@ from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import network_spec, resolve
 from learner.networks.build import build_network
 from learner.sizes import approximate_weights
-from replay_service.block import TRANSITION_FIELDS, TransitionBlock
+from replay_service.block import TRANSITION_FIELDS, FrameField, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
 from replay_service.shard import ReplayShard
 
 CARTPOLE = EnvSpec((4,), "<f4", None, 2, 1, "native", "next_step", 500, 475.0)
 LARGE = Machine(cores=2, memory_bytes=32 * 10**9, available_bytes=24 * 10**9, shm_bytes=16 * 10**9)
+ONE_STEP = ["actors.n_step=1", "replay.sampling=uniform"]
 THREE_STEP = ["actors.n_step=3", "replay.sampling=prioritized"]
 
 ON_RAY = "run.runtime=ray"
@@ -51,6 +52,7 @@ def test_cartpole_by_hand() -> None:
         "replay.capacity=10000",
         "replay.num_shards=3",
         "learner.batch_size=64",
+        *ONE_STEP,
     )
     # Two observations of 16 bytes and 32 bytes more; each frame once, but two frames per transition.
     assert plan.raw_bytes == plan.deduplicated_bytes == 2 * 16 + 32
@@ -164,6 +166,7 @@ def test_compression_is_no_advice_where_nothing_compresses() -> None:
 def test_requests_larger_than_the_object_store_are_refused() -> None:
     overrides = [
         ON_RAY,
+        *ONE_STEP,
         "learner.batch_size=4096",
         "replay.minibatches_per_request=16",
         "replay.capacity=70000",
@@ -196,7 +199,7 @@ def test_a_cluster_is_not_measured_by_this_machine() -> None:
     plan = plan_of(ATARI, "run.runtime=cluster", "replay.capacity=50000000", "replay.num_shards=8")
     assert plan.problems == ()
     assert "not known" in plan.text
-    assert "46.1 GB" in plan.short
+    assert "46.2 GB" in plan.short
 
 
 def test_a_serial_run_has_no_ray() -> None:
@@ -226,7 +229,7 @@ def test_a_plan_that_cannot_fit_is_bad_input(capsys: pytest.CaptureFixture[str])
 def test_training_is_refused_before_anything_starts(tmp_path: Path) -> None:
     children = set(psutil.Process().children(recursive=True))
     config = load_config(None, ["replay.capacity=1000000000000"])
-    with pytest.raises(ConfigError, match=r"64\.0 TB"):
+    with pytest.raises(ConfigError, match=r"80\.0 TB"):
         train(config, tmp_path / "run")
     assert set(psutil.Process().children(recursive=True)) == children
     assert list(tmp_path.iterdir()) == []
@@ -255,6 +258,33 @@ def test_a_table_that_no_memory_holds_is_refused() -> None:
     # Network, target, gradient and two moments; as much at the driver; an actor and the evaluator.
     assert plan.network_bytes == 10**11 * 2 * 4 * (5 + 5 + 2 * 2)
     with pytest.raises(ConfigError, match=r"networks 11.2 TB.*let the environment have fewer states"):
+        require_fit(plan)
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "weights"),
+    [
+        # A square layer of a width that somebody mistook for a number of weights.
+        (CARTPOLE, ["learner.hidden_sizes=[300_000, 300_000]"], 300_000**2),
+        # A state number within a Dict, which becomes one-hot.
+        (
+            replace(
+                CARTPOLE,
+                observation_shape=(),
+                observation_dtype="|V",
+                parts=(FrameField("place", "|b1", (10**8,)), FrameField("speed", "<f4", (2,))),
+            ),
+            ["replay.capacity=64"],
+            128 * 10**8,
+        ),
+    ],
+)
+def test_a_layer_that_no_memory_holds_is_refused_with_the_setting_to_lower(
+    spec: EnvSpec, settings: list[str], weights: int
+) -> None:
+    plan = plan_of(spec, "run.runtime=local", *settings)
+    assert plan.network_bytes > weights * 4 * (5 + 5 + 2 * 2)
+    with pytest.raises(ConfigError, match=r"networks .* [GT]B.*or lower learner.hidden_sizes"):
         require_fit(plan)
 
 
