@@ -18,7 +18,6 @@ import contextlib
 import io
 import sys
 import tempfile
-import typing
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,6 @@ import gymnasium
 
 import cluster
 from cluster.cli import run
-from replay_service.config import ReplayConfig
 
 ROOT = Path(cluster.__file__).resolve().parent.parent
 COORDINATION = ("Coordinator._grant", "Coordinator._complete")
@@ -132,13 +130,6 @@ def steps_an_environment(code: CodeType) -> bool:
     )
 
 
-def prioritized() -> str:
-    """The name of prioritized sampling in this checkout's settings."""
-    names = typing.get_args(typing.get_type_hints(ReplayConfig)["sampling"])
-    (name,) = (name for name in names if name.startswith("priorit"))
-    return str(name)
-
-
 def trace(settings: tuple[str, ...] = SETTINGS) -> Tracer:
     """Traces a run with these settings. Drops what the command prints.
 
@@ -146,7 +137,7 @@ def trace(settings: tuple[str, ...] = SETTINGS) -> Tracer:
     """
     tracer = Tracer(ROOT)
     said = io.StringIO()
-    sets = [part for value in (f"replay.sampling={prioritized()}", *settings) for part in ("--set", value)]
+    sets = [part for value in ("replay.sampling=prioritized", *settings) for part in ("--set", value)]
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(said),

@@ -18,6 +18,7 @@ _MOST_RATIO = 0.93
 """More threads stay if an update then takes at most this share of its time: gains below it are noise."""
 _IDLE_CORES = 0.5
 _FIRST_GAP_SECONDS, _MOST_GAP_SECONDS = 3.0, 300.0
+_GROWTH_AFTER_CHANGE, _GROWTH = 2.0, 4.0
 _SLOWDOWN = 1.5
 
 
@@ -56,7 +57,9 @@ class _Trial:
 
     @property
     def is_over(self) -> bool:
-        return len(self.sides) == 2 * _PAIRS and self.sides[-1].is_enough
+        """Whether all pairs are there, or the last of some shows that more threads take longer."""
+        is_pair = len(self.sides) % 2 == 0 and self.sides[-1].is_enough
+        return is_pair and (len(self.sides) == 2 * _PAIRS or self._ratios()[-1] > 1.0)
 
     @property
     def threads(self) -> int:
@@ -66,14 +69,18 @@ class _Trial:
 
     @property
     def ratio(self) -> float:
-        """Median, over the pairs, of an update's time with more threads, divided by that with fewer."""
-        pairs = zip(self.sides[::2], self.sides[1::2], strict=True)
-        return median(more.each_seconds / fewer.each_seconds for fewer, more in pairs)
+        """An update's time with more threads, divided by that with fewer: the median, or what ended it."""
+        ratios = self._ratios()
+        return median(ratios) if len(ratios) == _PAIRS else ratios[-1]
 
     @property
     def fewer_seconds(self) -> float:
         """Seconds of an update with fewer threads."""
         return median(side.each_seconds for side in self.sides[::2])
+
+    def _ratios(self) -> list[float]:
+        pairs = zip(self.sides[::2], self.sides[1::2], strict=True)
+        return [more.each_seconds / fewer.each_seconds for fewer, more in pairs]
 
 
 class ThreadChoice:
@@ -146,6 +153,7 @@ class ThreadChoice:
 
     def _choose(self, threads: int, reason: str) -> None:
         """Ends a trial. The next one comes later than this one did."""
+        growth = _GROWTH if threads == self.chosen else _GROWTH_AFTER_CHANGE
         self.chosen, self.reason, self._slow_seconds = threads, reason, math.inf
         self._trial, self.threads, self._since_trial_seconds = None, self.chosen, 0.0
-        self._gap_seconds = min(2 * self._gap_seconds, _MOST_GAP_SECONDS)
+        self._gap_seconds = min(growth * self._gap_seconds, _MOST_GAP_SECONDS)
