@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -14,6 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.engines.shared_memory import Memory, MemoryPool
+
+
+def open_files() -> int:
+    """Without those of garbage that earlier tests have left, which could go at any time."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
 
 SIZES = st.sampled_from([1, 5_000, 70_000, 300_000])
 
@@ -92,19 +100,19 @@ def test_a_reader_cannot_write() -> None:
 
 
 def test_a_pool_keeps_8_files_and_32_megabytes_at_most() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     pool = MemoryPool()
     held = [write(pool, 1, 1_000) for _ in range(20)]
-    assert len(os.listdir("/proc/self/fd")) == before + 28
+    assert open_files() == before + 28
     del held
-    assert len(os.listdir("/proc/self/fd")) == before + 8
+    assert open_files() == before + 8
     for _ in range(9):
         write(pool, 1, 10_000_000)
     held = [write(pool, 1, 10_000_000) for _ in range(5)]
-    assert len(os.listdir("/proc/self/fd")) <= before + 5 + 3
+    assert open_files() <= before + 5 + 3
     write(pool, 1, 33 << 20)
     del held
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_where_the_kernel_grants_no_leases_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +120,10 @@ def test_where_the_kernel_grants_no_leases_nothing_is_kept(monkeypatch: pytest.M
         raise OSError(errno.EINVAL, "no leases")
 
     monkeypatch.setattr(fcntl, "fcntl", refuse)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     pool = MemoryPool()
     assert bytes(write(pool, 1, 1_000).view()) == b"\1" * 1_000
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_parts_lie_at_their_offsets() -> None:
