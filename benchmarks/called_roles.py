@@ -8,17 +8,26 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from actors.config import ActorsConfig
+from actors.core import EnvSpec
 from benchmarks.replay_data import random_block
-from cluster.engines.engine import Calls, Engine, Handle
+from cluster.engines.engine import Calls, Engine, Handle, Need
 from cluster.engines.process_engine import ProcessEngine
 from cluster.engines.ray_engine import RayEngine
 from cluster.runtime.preload import fork_servers
+from cluster.runtime.role import RoleContext
 from cluster.runtime.shard_calls import RoundRobinSink
 from cluster.runtime.shard_role import ShardRole
+from cluster.settings.config import RunConfig
+from cluster.settings.resolve import resolve
+from learner.config import LearnerConfig, NetworkSpec
 from replay_service.block import BlockSchema
+from replay_service.config import ReplayConfig
 
 
 @contextmanager
@@ -84,3 +93,36 @@ class Writer:
         for _ in range(blocks):
             self._sink.push(self._block)
         return blocks * self._block.num_transitions
+
+
+@dataclass(frozen=True)
+class ServedShard:
+    """A shard full of random transitions, its writer, and the context of a learner that learns from it."""
+
+    shard: Handle[ShardRole]
+    writer: Handle[Writer]
+    context: RoleContext
+
+
+def served_shard(
+    engine: Engine,
+    network: NetworkSpec,
+    learner: LearnerConfig,
+    schema: BlockSchema,
+    replay: ReplayConfig,
+    folder: Path,
+) -> ServedShard:
+    """Makes a shard with its writer, and waits until it is full."""
+    (field,) = schema.frame_fields
+    spec = EnvSpec(
+        field.shape, field.dtype, None, network.num_actions, schema.stack, "sync", "next_step", None, None,
+        pixels=network.pixels, image_layouts=network.image_layouts,
+    )  # fmt: skip
+    actors = ActorsConfig(n_step=schema.n_step)
+    config = resolve(RunConfig(actors=actors, learner=learner, replay=replay), spec, 2)
+    context = RoleContext("learner", config, spec, logs=folder, replay=folder)
+    own, capacity = replace(context, name="shard 0"), replay.capacity
+    shard = engine.spawn("shard 0", ShardRole, own, 0, 0, capacity, need=Need())
+    writer = engine.spawn("writer", Writer, engine.calls, shard, schema, need=Need())
+    engine.get(engine.call(writer, Writer.push, capacity // 512 + 1)[0])
+    return ServedShard(shard, writer, context)

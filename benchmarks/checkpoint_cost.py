@@ -15,20 +15,18 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from actors.core import EnvSpec
-from benchmarks.called_roles import Writer
+from benchmarks.called_roles import Writer, served_shard
 from benchmarks.processor import processor
 from benchmarks.replay_data import ATARI, CONFIG
+from benchmarks.update_step import ATARI as ATARI_NETWORK
 from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheckpoint, shard_folder
 from cluster.control.evaluation import ModelSelectionState
 from cluster.engines.engine import Need
 from cluster.engines.ray_engine import RayEngine
 from cluster.engines.ref import Ref
 from cluster.metrics.counters import CountersState
-from cluster.runtime.role import RoleContext
 from cluster.runtime.roles import LearnerRole
 from cluster.runtime.shard_role import ShardRole
-from cluster.settings.config import RunConfig
 from learner.config import LearnerConfig
 from learner.core import LearnerState
 from replay_service.journal.durability import SealReply
@@ -52,18 +50,12 @@ class Bench:
 
     def __init__(self, engine: RayEngine, capacity: int, folder: Path) -> None:
         self._engine = engine
-        (field,) = ATARI.frame_fields
-        spec = EnvSpec(field.shape, field.dtype, None, 6, ATARI.stack, "sync", "next_step", None, None)
-        config = RunConfig(
-            replay=replace(CONFIG, capacity=capacity, persist="checkpoint", minibatches_per_request=2),
-            learner=LearnerConfig(network="nature_cnn", hidden_sizes=(512,), batch_size=32),
-        )
-        context = RoleContext("bench", config, spec, logs=folder, replay=folder / "replay")
-        self._shard = engine.spawn("shard 0", ShardRole, context, 0, 0, capacity, need=Need())
-        self._writer = engine.spawn("writer", Writer, engine.calls, self._shard, ATARI, need=Need())
-        self.insert(capacity)
+        replay = replace(CONFIG, capacity=capacity, persist="checkpoint", minibatches_per_request=2)
+        learner = LearnerConfig(network="nature_cnn", hidden_sizes=(512,), batch_size=32)
+        made = served_shard(engine, ATARI_NETWORK, learner, ATARI, replay, folder / "replay")
+        self._shard, self._writer = made.shard, made.writer
         self._learner = engine.spawn(
-            "learner", LearnerRole, context, engine.calls, [self._shard], 0, need=Need()
+            "learner", LearnerRole, made.context, engine.calls, [self._shard], 0, need=Need(torch=True)
         )
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=2)
         self._thread = ThreadPoolExecutor(1)

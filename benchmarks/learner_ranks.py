@@ -16,19 +16,14 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from actors.core import EnvSpec
-from benchmarks.called_roles import Writer
+from benchmarks.called_roles import ServedShard, served_shard
 from benchmarks.replay_data import ATARI, CONFIG
 from benchmarks.update_step import ATARI as ATARI_NETWORK
-from cluster.engines.engine import Engine, Handle, Need
+from cluster.engines.engine import Engine, Need
 from cluster.engines.placement import role_name
 from cluster.engines.process_engine import ProcessEngine
 from cluster.runtime.preload import fork_servers
-from cluster.runtime.role import RoleContext
 from cluster.runtime.roles import LearnerRole
-from cluster.runtime.shard_role import ShardRole
-from cluster.settings.config import RunConfig
-from cluster.settings.resolve import resolve
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import LearnReport
 from replay_service.block import BlockSchema, FrameField
@@ -66,19 +61,20 @@ class Side:
     def __init__(
         self,
         engine: Engine,
-        context: RoleContext,
-        shard: Handle[ShardRole],
+        made: ServedShard,
         *,
         ranks: int,
         threads: int,
     ) -> None:
         self._engine = engine
-        config = replace(context.config, learner=replace(context.config.learner, num_learners=ranks))
+        context = made.context
+        learner = replace(context.config.learner, num_learners=ranks, threads=threads)
+        config = replace(context.config, learner=learner)
         self.handles = [
             engine.spawn(
                 role_name("learner", rank), LearnerRole,
                 replace(context, config=config, name=role_name("learner", rank)),
-                engine.calls, [shard], 0, threads, rank, need=Need(torch=True),
+                engine.calls, [made.shard], 0, rank, need=Need(torch=True),
             )
             for rank in range(ranks)
         ]  # fmt: skip
@@ -98,26 +94,15 @@ class Side:
 
 def measure(engine: Engine, case: Case, folder: Path) -> str:
     """A line of the table."""
-    (field,) = case.schema.frame_fields
-    actions = case.spec.num_actions
-    layouts = case.spec.image_layouts
-    spec = EnvSpec(
-        field.shape, field.dtype, None, actions, case.schema.stack, "sync", "next_step", None, None,
-        pixels=case.spec.pixels, image_layouts=layouts,
-    )  # fmt: skip
-    given = RunConfig(learner=case.config, replay=replace(CONFIG, capacity=10_000))
-    context = RoleContext("shard 0", resolve(given, spec, 2), spec, logs=folder, replay=folder)
-    shard = engine.spawn("shard 0", ShardRole, context, 0, 0, 10_000, need=Need())
-    writer = engine.spawn("writer", Writer, engine.calls, shard, case.schema, need=Need())
-    engine.get(engine.call(writer, Writer.push, 20)[0])
-    engine.kill(writer)
-    two = Side(engine, context, shard, ranks=2, threads=1)
-    threads = Side(engine, context, shard, ranks=1, threads=2)
-    one = Side(engine, context, shard, ranks=1, threads=1)
+    replay = replace(CONFIG, capacity=10_000)
+    made = served_shard(engine, case.spec, case.config, case.schema, replay, folder)
+    two = Side(engine, made, ranks=2, threads=1)
+    threads = Side(engine, made, ranks=1, threads=2)
+    one = Side(engine, made, ranks=1, threads=1)
     for side in (two, threads, one):
         side.learn(max(2, case.updates // 4))
     turns = [[side.learn(case.updates) for side in (two, threads, one)] for _ in range(TURNS)]
-    for handle in (*two.handles, *threads.handles, *one.handles, shard):
+    for handle in (*two.handles, *threads.handles, *one.handles, made.writer, made.shard):
         engine.kill(handle)
     alone = median(each[2][0] for each in turns)
     ratios = [median(each[side][0] / each[2][0] for each in turns) for side in (0, 1)]

@@ -17,19 +17,14 @@ from time import perf_counter
 
 import torch
 
-from actors.core import EnvSpec
-from benchmarks.called_roles import Writer, both_engines
+from benchmarks.called_roles import both_engines, served_shard
 from benchmarks.processor import processor
 from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG
 from benchmarks.update_step import ATARI as ATARI_NETWORK
 from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
 from benchmarks.update_step import BareLoop, Case, Minibatches, updates_per_second
 from cluster.engines.engine import Engine, Need
-from cluster.runtime.role import RoleContext
 from cluster.runtime.roles import LearnerRole
-from cluster.runtime.shard_role import ShardRole
-from cluster.settings.config import RunConfig
-from cluster.settings.resolve import resolve
 from learner.config import LearnerConfig
 from learner.core import LearnReport
 from replay_service.block import BlockSchema
@@ -63,18 +58,12 @@ class Turn:
 
 
 def turns_of(engine: Engine, case: Case, schema: BlockSchema, capacity: int, folder: Path) -> list[Turn]:
-    (field,) = schema.frame_fields
-    actions = case.spec.num_actions
-    spec = EnvSpec(field.shape, field.dtype, None, actions, schema.stack, "sync", "next_step", None, None)
-    given = RunConfig(learner=case.config, replay=replace(CONFIG, capacity=capacity))
-    config = resolve(given, spec, 2)
-    context = RoleContext("shard 0", config, spec, logs=folder, replay=folder)
-    shard = engine.spawn("shard 0", ShardRole, context, 0, 0, capacity, need=Need())
-    writer = engine.spawn("writer", Writer, engine.calls, shard, schema, need=Need())
-    engine.get(engine.call(writer, Writer.push, capacity // 512 + 1)[0])
-    engine.kill(writer)
-    context = replace(context, name="learner")
-    learner = engine.spawn("learner", LearnerRole, context, engine.calls, [shard], 0, need=Need(torch=True))
+    """A learner and the bare loop in turns."""
+    replay = replace(CONFIG, capacity=capacity)
+    made = served_shard(engine, case.spec, case.config, schema, replay, folder)
+    learner = engine.spawn(
+        "learner", LearnerRole, made.context, engine.calls, [made.shard], 0, need=Need(torch=True)
+    )
 
     def learn() -> tuple[float, float]:
         """Updates a second and the share of time spent waiting, both by the caller's clock."""
@@ -89,8 +78,8 @@ def turns_of(engine: Engine, case: Case, schema: BlockSchema, capacity: int, fol
     learn()
     bare.learn(max(case.updates // 10, 2))
     turns = [Turn(updates_per_second(bare, case.updates), *learn()) for _ in range(TURNS)]
-    engine.kill(learner)
-    engine.kill(shard)
+    for handle in (learner, made.writer, made.shard):
+        engine.kill(handle)
     return turns
 
 

@@ -17,15 +17,14 @@ from unittest.mock import patch
 
 import numpy as np
 
-from actors.core import EnvSpec
-from benchmarks.called_roles import Writer, both_engines
+from benchmarks.called_roles import Writer, both_engines, served_shard
 from benchmarks.processor import processor
 from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG, full_shard, peer, print_paired
-from cluster.engines.engine import Engine, Handle, Need
-from cluster.runtime.role import RoleContext
+from benchmarks.update_step import ATARI as ATARI_NETWORK
+from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
+from cluster.engines.engine import Engine, Handle
 from cluster.runtime.shard_calls import EngineTransport
-from cluster.runtime.shard_role import ShardRole
-from cluster.settings.config import RunConfig
+from learner.config import LearnerConfig
 from replay_service import window_slots
 from replay_service.block import BlockSchema
 from replay_service.messages import SampleRequest
@@ -42,14 +41,9 @@ REPEATS = 60
 
 def spawn(engine: Engine, schema: BlockSchema, capacity: int, folder: Path) -> tuple[Handle, Handle]:
     """A full shard, and its writer."""
-    (field,) = schema.frame_fields
-    spec = EnvSpec(field.shape, field.dtype, None, 2, schema.stack, "sync", "next_step", None, None)
-    config = RunConfig(replay=replace(CONFIG, capacity=capacity))
-    context = RoleContext("shard 0", config, spec, logs=folder, replay=folder)
-    shard = engine.spawn("shard 0", ShardRole, context, 0, 0, capacity, need=Need())
-    writer = engine.spawn("writer", Writer, engine.calls, shard, schema, need=Need())
-    engine.get(engine.call(writer, Writer.push, capacity // 512 + 1)[0])
-    return shard, writer
+    network = {CARTPOLE: CARTPOLE_NETWORK, ATARI: ATARI_NETWORK}[schema]
+    made = served_shard(engine, network, LearnerConfig(), schema, replace(CONFIG, capacity=capacity), folder)
+    return made.shard, made.writer
 
 
 def sampler_of(engine: Engine, shard: Handle, minibatches: int, prefetch: int) -> ReplaySampler[object]:

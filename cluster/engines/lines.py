@@ -72,7 +72,7 @@ class Lines:
             self._adjust(endpoint)
 
     def turn(self, timeout_seconds: float | None) -> None:
-        """Waits until there is something to do (None: for ever), and does all of it."""
+        """Waits until there is something to do (None: for ever): sends what waits, and takes a message of each."""
         for number, event in self._epoll.poll(timeout_seconds):
             endpoint = self._watched.get(number)
             if endpoint is not None:  # else an earlier event of this turn ended it
@@ -93,7 +93,8 @@ class Lines:
         if not event & ~select.EPOLLOUT:
             return
         try:
-            while (message := endpoint.line.receive()) is not None:
+            # One message: epoll tells of the next one for less than asking for it costs.
+            if (message := endpoint.line.receive()) is not None:
                 endpoint.take(message)
         except DescriptorsLost as error:
             endpoint.miss(error)

@@ -19,6 +19,7 @@ class Credits(Mapping[Ref[Any], Credit]):
         per_role: how many chunks an actor and the learner may have at a time.
         number: how many calls there are of each kind.
         short_actors: those that are up and have fewer chunks than that in flight, longest first.
+        unacknowledged_transitions: those that actors have pushed and no shard has acknowledged yet.
     """
 
     def __init__(self, per_role: int) -> None:
@@ -27,7 +28,7 @@ class Credits(Mapping[Ref[Any], Credit]):
         self.short_actors: dict[Member[ActorRole], None] = {}
         self._credits: dict[Ref[Any], Credit] = {}
         self._transitions: Counter[CreditKind] = Counter()
-        self._unacknowledged_transitions = 0
+        self.unacknowledged_transitions = 0
 
     def add(self, ref: Ref[Any], credit: Credit) -> None:
         """Adds the credit of a call that was just made."""
@@ -62,18 +63,13 @@ class Credits(Mapping[Ref[Any], Credit]):
 
     def take_unacknowledged(self, actor: Member[Any], transitions: int) -> None:
         """Notes how many transitions of an actor no shard has acknowledged yet."""
-        self._unacknowledged_transitions += transitions - actor.unacknowledged_transitions
+        self.unacknowledged_transitions += transitions - actor.unacknowledged_transitions
         actor.unacknowledged_transitions = transitions
-
-    @property
-    def unacknowledged_transitions(self) -> int:
-        """Transitions that actors have pushed and no shard has acknowledged yet."""
-        return self._unacknowledged_transitions
 
     @property
     def inserting(self) -> int:
         """Transitions of rollouts in flight, and those pushed that no shard has acknowledged yet."""
-        return self._transitions["rollout"] + self._unacknowledged_transitions
+        return self._transitions["rollout"] + self.unacknowledged_transitions
 
     @property
     def sampling(self) -> int:

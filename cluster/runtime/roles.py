@@ -155,8 +155,7 @@ class LearnerRole(Role):
         )
         # Serial runs are the same on any number of cores, and ranks must round alike.
         chooses = threads is None and context.source and size == 1 and self._learner.step.device.type == "cpu"
-        self._threads = ThreadChoice(available_cores()) if chooses else None
-        self._idle_cores = IdleCores()
+        self._threads = (ThreadChoice(available_cores()), IdleCores()) if chooses else None
 
     def open_meeting(self) -> Meeting:
         """Where the other ranks find this one, which is rank 0."""
@@ -200,10 +199,10 @@ class LearnerRole(Role):
 
     def _with_threads(self, report: LearnReport, busy_seconds: float) -> LearnReport:
         """Chooses the number of threads for the next chunk; the report says so if the choice changes."""
-        choice = self._threads
-        if choice is None:
+        if self._threads is None:
             return report
-        is_new = choice.after(report.updates, busy_seconds, self._idle_cores.newest())
+        choice, idle_cores = self._threads
+        is_new = choice.after(report.updates, busy_seconds, idle_cores.newest())
         self._learner.use_threads(choice.threads)
         if not is_new:
             return report
