@@ -3,7 +3,7 @@
 Run as `python -m benchmarks.sizes [requests|runs] [--engine processes|Ray] [--turns N]`. `requests`: updates
 a second of a learner that asks for 4, 16 or 64 minibatches at once. `runs`: updates a second of a whole
 CartPole run at a fixed number of samples per insert, and how old the weights of its actors are. All values
-take turns; each figure is a median. What windows cost by slot and by reply: `benchmarks.replay_through_ray`.
+take turns; each number is a median. What windows cost by slot and by reply: `benchmarks.replay_through_ray`.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ SECONDS = 8.0
 
 
 def in_turns(sides: Mapping[str, Callable[[], float]], turns: int) -> dict[str, float]:
-    """The median of each side's figure over turns, after one that does not count."""
-    figures: dict[str, list[float]] = {name: [] for name in sides}
+    """The median of what each side returns over turns, after one that does not count."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
         for name, side in sides.items():
-            figure = side()
+            rate = side()
             if turn:
-                figures[name].append(figure)
-    return {name: median(values) for name, values in figures.items()}
+                found[name].append(rate)
+    return {name: median(values) for name, values in found.items()}
 
 
 def learners(

@@ -39,7 +39,7 @@ from replay_service.messages import ShardStatus
 _WAIT_SECONDS = 0.25
 _ASK_SHARDS_SECONDS = 0.5
 _ASK_LOGS_SECONDS = 5.0
-_LAST_LOGS_SECONDS = 2.0
+_LAST_WORDS_SECONDS = 2.0
 _SLOWEST_STARTS = 6
 _LAST_EVALUATION_SECONDS = 1.0
 # A raylet that has lost its agents, as by `ray stop`, serves for ten more.
@@ -99,7 +99,8 @@ class Coordinator:
         self._ladder = Ladder(self._fleet)
         self._supervisor = Supervisor(context, self._recovery, now)
         self._evaluations = Evaluations(context, self._supervisor.count_env_restarts)
-        self._ask_shards = Every(_ASK_SHARDS_SECONDS, now)
+        # As often as metrics are taken, so that none of them are old.
+        self._ask_shards = Every(min(_ASK_SHARDS_SECONDS, self._config.metrics.every_seconds), now)
         self._ask_logs = Every(_ASK_LOGS_SECONDS, now)
         self._save_weights = Every(self._config.checkpoint.weights_every_seconds, now)
 
@@ -127,7 +128,7 @@ class Coordinator:
             self._recorder.event("failed", str(error))
             with contextlib.suppress(EngineError, EngineDied):  # the weights may have died with their machine
                 self._save_latest()
-                self._collect_logs()
+                self._collect_last_words()
             raise RunFailed(str(error), error.role, self._context.run_dir.logs) from None
         except EngineDied as death:
             return self._finish_without_engine(death)
@@ -316,7 +317,7 @@ class Coordinator:
         if not saved:
             path = self._context.run_dir.path
             raise RunFailed(f"{reason}, but the newest weights could not be written to {path}")
-        self._collect_logs()
+        self._collect_last_words()
         return _outcome(self._context, reason, self._snapshots.take(time.monotonic()))
 
     def _finish_without_engine(self, death: EngineDied) -> Outcome:
@@ -392,10 +393,18 @@ class Coordinator:
                 self._supervisor.look(time.monotonic(), idle=False)
         return is_done
 
-    def _collect_logs(self) -> None:
-        """Fetches the last log lines of roles on other machines; waits two seconds at most."""
+    def _collect_last_words(self) -> None:
+        """Fetches the shards' last metrics, and the last log lines of roles on other machines.
+
+        Waits two seconds at most.
+        """
+        self._fleet.ask_shards(self._take_status)
         self._fleet.ask_logs()
-        self._work_until(lambda: not self._fleet.logs_asked(), _LAST_LOGS_SECONDS, watched=False)
+
+        def told() -> bool:
+            return not self._fleet.logs_asked() and not any(each.in_flight for each in self._fleet.shards)
+
+        self._work_until(told, _LAST_WORDS_SECONDS, watched=False)
 
     def _save_latest(self) -> bool:
         """Saves the newest weights, if there are any; returns False if they are lost or cannot be written."""

@@ -70,7 +70,9 @@ def test_more_environments_have_less_each_and_a_rarer_copy_is_older(folder: Path
 def test_few_episodes_per_lane_are_found_until_capacity_is_turned(folder: Path) -> None:
     # Nothing is learned at this rate, and episodes at random have some 22 steps.
     rate = ("learner.learning_rate=1e-9", "learner.learning_rate_end=1e-9")
-    lanes = ("actors.envs_per_actor=16", "evaluation.every_updates=40", *rate)
+    # A line of metrics for every evaluation, however fast the run is: the finding counts them by lines.
+    often = ("evaluation.every_updates=40", "metrics.every_seconds=0.001")
+    lanes = ("actors.envs_per_actor=16", *often, *rate)
     few = played(folder, *lanes, "replay.capacity=400")
     # Values that stay where they began are told, too.
     (finding,) = [each for each in few.snapshots[-1].warnings if each.name == "few_episodes_per_lane"]
