@@ -59,12 +59,15 @@ class SeedsResult:
 
 @dataclass(frozen=True)
 class _Started:
-    """A run that goes on. slot: which share of the cores it has. end: can be read once it has ended."""
+    """A run that goes on. slot: which share of the cores it has.
+
+    end: can be read once it has ended; None where the system has no such descriptors.
+    """
 
     seed: int
     slot: int
     process: subprocess.Popen[bytes]
-    end: int
+    end: int | None
 
 
 def train_seeds(
@@ -244,13 +247,17 @@ class _Runs:
                 # Held by each run, so that a command after this one's death waits until all have saved.
                 pass_fds=[self._lock.fileno()],
             )
-        self._running.append(_Started(seed, slot, process, os.pidfd_open(process.pid)))
+        end = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
+        self._running.append(_Started(seed, slot, process, end))
         self._say(f"seed {seed} {'goes on' if holds_run(run_dir) else 'begins'}: {run_dir}")
 
     def _wait(self, woken: int) -> None:
         """Waits until a run has ended, a signal has come or the next line is due."""
         left = max(0.0, self._next_line - time.monotonic())
-        if woken in wait([woken, *(started.end for started in self._running)], left):
+        ends = [started.end for started in self._running if started.end is not None]
+        if len(ends) < len(self._running):
+            left = min(left, _RETRY_SECONDS)
+        if woken in wait([woken, *ends], left):
             os.read(woken, 512)
 
     def _send(self, number: Signals) -> None:
@@ -260,7 +267,8 @@ class _Runs:
     def _take_ended(self) -> None:
         for started in [each for each in self._running if each.process.poll() is not None]:
             self._running.remove(started)
-            os.close(started.end)
+            if started.end is not None:
+                os.close(started.end)
             status, seed = started.process.returncode, started.seed
             if status in (0, *(128 + number for number in STOP_SIGNALS)):
                 events = read_events(self._group.run_dir(seed))

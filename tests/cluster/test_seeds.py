@@ -124,6 +124,23 @@ def test_runs_at_a_time_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None
     assert given == []
 
 
+def test_a_system_without_descriptors_of_processes_is_asked_for_their_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    monkeypatch.delattr(os, "pipe2")
+    # In place of runs, which would take seconds.
+    monkeypatch.setattr(seeds, "_CODE", "import sys, time; time.sleep(0.3); sys.exit(int(sys.argv[6]))")
+    said: list[str] = []
+    began = time.monotonic()
+    config = load_config("CartPole-v1", [*SMALL, "run.runtime=serial"])
+    ended = seeds.train_seeds(config, tmp_path / "group", [0, 3], parallel=2, say=said.append)
+    assert ended.failed == (3,)
+    assert "seed 0 ended: before it had begun" in said
+    assert "seed 3 failed with exit status 3" in "\n".join(said)
+    assert time.monotonic() - began < seeds._MIN_GAP_SECONDS
+
+
 class Command:
     """A `qfleet train --seeds` that a test signals; whatever it leaves is ended with the test."""
 
