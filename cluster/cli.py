@@ -60,12 +60,13 @@ _EXAMPLES: Mapping[str, Sequence[str]] = {
 }
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], *, forked: bool = False) -> int:
     """Runs one command and returns its exit status: 0, 1, 2 for bad input, 128 + n after signal n.
 
     A reader that closes the pipe early, as `| head` does, ends a command without a word, like SIGPIPE.
+    forked: see ForkServers.start.
     """
-    options, unknown = make_parser().parse_known_args(arguments)
+    options, unknown = make_parser().parse_known_args(arguments, argparse.Namespace(forked=forked))
     try:
         if unknown:
             raise ConfigError(_unknown_option(unknown, arguments))
@@ -277,11 +278,8 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from cluster.engines.machine import cluster_address
-    from cluster.engines.process_engine import can_run
     from cluster.runtime.failure import RunFailed
-    from cluster.runtime.preload import fork_servers
-    from cluster.settings.resolve import runtime_of
+    from cluster.runtime.preload import fork_servers, forks_roles
 
     if options.seeds is not None or _resumes_group(options):
         return _train_seeds(options)
@@ -291,8 +289,8 @@ def _train(options: argparse.Namespace) -> int:
     try:
         with closing(fork_servers()) as servers:
             # They load what roles need while this process loads the rest, which takes as long.
-            if runtime_of(config.run, on_cluster=bool(cluster_address())) == "local" and can_run():
-                servers.start()
+            if forks_roles(config.run):
+                servers.start(forked=options.forked)
             from cluster.api import ALREADY_ENDED, train
 
             result = train(config, options.run_dir, resume=options.resume, servers=servers)

@@ -17,8 +17,8 @@ for _name, _value in SINGLE_THREADED.items():
 from cluster.cli import EXIT_BAD_INPUT, run  # noqa: E402
 
 
-def main() -> None:
-    """Entry point of the `qfleet` command."""
+def main(*, forked: bool = False) -> None:
+    """Entry point of the `qfleet` command. forked: see ForkServers.start."""
     _make_output_safe()
     try:
         here = os.getcwd()
@@ -29,7 +29,7 @@ def main() -> None:
     if "" not in sys.path:
         sys.path.insert(0, here)
     own_code_first()
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:], forked=forked))
 
 
 def _make_output_safe() -> None:

@@ -16,17 +16,21 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from signal import Signals
+from typing import BinaryIO
 
 from cluster.api import Resume, ended, prepare
+from cluster.engines.child import Child
 from cluster.engines.machine import Machine, this_machine
 from cluster.engines.own_code import OWN_ROOT
 from cluster.engines.signals import STOP_SIGNALS, Interrupted, StopSignals, woken_by_signals
+from cluster.engines.template import Template
 from cluster.engines.threads import available_cores
 from cluster.record.events import read_events
 from cluster.record.line_file import read_objects, tail
 from cluster.record.run_dir import holds_run, refuse_unusable
 from cluster.record.run_lock import RunLock
 from cluster.record.seed_group import SeedGroup, holds_group, read_group
+from cluster.runtime.preload import forks_roles, run_template
 from cluster.settings.config import ConfigError, RunConfig
 from cluster.settings.load_config import dump_config
 from cluster.settings.plan import make_plan
@@ -43,7 +47,7 @@ _MIN_GAP_SECONDS, _MAX_GAP_SECONDS = 5.0, 60.0
 _LET_GO_SECONDS = 60.0
 # -P: a folder of the user's own cannot shadow what this imports.
 _CODE = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from cluster.engines.fork_server import stop_with; "
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from cluster.engines.child import stop_with; "
     "stop_with(int(sys.argv.pop(1))); from cluster.main import main; main()"
 )
 
@@ -59,12 +63,15 @@ class SeedsResult:
 
 @dataclass(frozen=True)
 class _Started:
-    """A run that goes on. slot: which share of the cores it has. end: can be read once it has ended."""
+    """A run that goes on. slot: which share of the cores it has.
+
+    end: can be read once it has ended; None where the system has no such descriptors.
+    """
 
     seed: int
     slot: int
-    process: subprocess.Popen[bytes]
-    end: int
+    process: subprocess.Popen[bytes] | Child
+    end: int | None
 
 
 def train_seeds(
@@ -100,17 +107,20 @@ def train_seeds(
     else:
         refuse_unusable(path)
     group = SeedGroup(path, seeds)
-    with _share(0, parallel) as cores:
-        resolved = _require_fit(config, parallel, cores)
-    path.mkdir(parents=True, exist_ok=True)
-    with closing(_lock(path, say, wait=goes_on)) as lock, StopSignals() as signals:
-        try:
-            write_whole(group.settings, dump_config(config).encode())
-            group.write()
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written: {error}") from None
-        waiting = [seed for seed in seeds if not _has_ended(group, seed, resolved, say)]
-        failed = _Runs(group, lock, parallel, resolved.stop, say).run(waiting, signals)
+    with closing(run_template()) as template:
+        if forks_roles(config.run):
+            template.start()
+        with _share(0, parallel) as cores:
+            resolved = _require_fit(config, parallel, cores)
+        path.mkdir(parents=True, exist_ok=True)
+        with closing(_lock(path, say, wait=goes_on)) as lock, StopSignals() as signals:
+            try:
+                write_whole(group.settings, dump_config(config).encode())
+                group.write()
+            except OSError as error:
+                raise ConfigError(f"{path}: cannot be written: {error}") from None
+            waiting = [seed for seed in seeds if not _has_ended(group, seed, resolved, say)]
+            failed = _Runs(group, lock, parallel, resolved.stop, template, say).run(waiting, signals)
     return SeedsResult(group, failed, signals.received)
 
 
@@ -188,16 +198,36 @@ def _share(slot: int, parallel: int) -> Iterator[int]:
         os.sched_setaffinity(0, before)
 
 
+def _start(arguments: Sequence[str], output: BinaryIO, held: int) -> subprocess.Popen[bytes]:
+    """Starts a run with an interpreter of its own. held: a descriptor that it keeps open."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _CODE, str(OWN_ROOT), str(os.getpid()), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        # A terminal signals all its processes, and a run would take that for a second signal.
+        start_new_session=True,
+        pass_fds=[held],
+    )
+
+
 class _Runs:
     """The processes of a group's runs: starts them, watches them, and tells how they go."""
 
     def __init__(
-        self, group: SeedGroup, lock: RunLock, parallel: int, stop: ResolvedStop, say: Callable[[str], None]
+        self,
+        group: SeedGroup,
+        lock: RunLock,
+        parallel: int,
+        stop: ResolvedStop,
+        template: Template,
+        say: Callable[[str], None],
     ) -> None:
         self._group = group
         self._lock = lock
         self._parallel = parallel
         self._stop = stop
+        self._template = template
         self._say = say
         self._running: list[_Started] = []
         self._failed: list[int] = []
@@ -232,25 +262,23 @@ class _Runs:
         slot = next(slot for slot in range(self._parallel) if slot not in slots)
         run_dir, output = self._group.run_dir(seed), self._group.output(seed)
         arguments = ["train", str(self._group.settings), "--seed", str(seed), "--run-dir", str(run_dir)]
-        program = [sys.executable, "-P", "-c", _CODE, str(OWN_ROOT), str(os.getpid())]
+        arguments += ["--resume", "auto"]
         with _share(slot, self._parallel), output.open("ab") as file:
-            process = subprocess.Popen(
-                [*program, *arguments, "--resume", "auto"],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                # A terminal signals all its processes, and a run would take that for a second signal.
-                start_new_session=True,
-                # Held by each run, so that a command after this one's death waits until all have saved.
-                pass_fds=[self._lock.fileno()],
-            )
-        self._running.append(_Started(seed, slot, process, os.pidfd_open(process.pid)))
+            # Held by each run, so that a command after this one's death waits until all have saved.
+            held = self._lock.fileno()
+            forked = self._template.fork(f"seed {seed}", arguments, file.fileno(), held)
+            process = forked or _start(arguments, file, held)
+        end = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
+        self._running.append(_Started(seed, slot, process, end))
         self._say(f"seed {seed} {'goes on' if holds_run(run_dir) else 'begins'}: {run_dir}")
 
     def _wait(self, woken: int) -> None:
         """Waits until a run has ended, a signal has come or the next line is due."""
         left = max(0.0, self._next_line - time.monotonic())
-        if woken in wait([woken, *(started.end for started in self._running)], left):
+        ends = [started.end for started in self._running if started.end is not None]
+        if len(ends) < len(self._running):
+            left = min(left, _RETRY_SECONDS)
+        if woken in wait([woken, *ends], left):
             os.read(woken, 512)
 
     def _send(self, number: Signals) -> None:
@@ -260,7 +288,8 @@ class _Runs:
     def _take_ended(self) -> None:
         for started in [each for each in self._running if each.process.poll() is not None]:
             self._running.remove(started)
-            os.close(started.end)
+            if started.end is not None:
+                os.close(started.end)
             status, seed = started.process.returncode, started.seed
             if status in (0, *(128 + number for number in STOP_SIGNALS)):
                 events = read_events(self._group.run_dir(seed))

@@ -8,7 +8,6 @@ and it neither passes connections on nor ends what its children started.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import os
@@ -18,7 +17,6 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.engines.child import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Child, become, fork, prctl
 from cluster.engines.own_code import OWN_ROOT, own_code_first
 from cluster.engines.role_process import RoleServer
 from cluster.engines.signals import STOP_SIGNALS, leave_signals_to_driver
@@ -37,7 +36,6 @@ _CODE = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from cluster.engines.fork_server import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _CLOSE_SECONDS = 2.0
 _REAP_SECONDS = 1.0
 
@@ -82,21 +80,13 @@ class _Ended:
 class ForkServer:
     """A fork server, as the process that has started it sees it."""
 
-    def __init__(self, modules: tuple[str, ...]) -> None:
-        """modules: what it loads before it forks any role."""
+    def __init__(self, modules: tuple[str, ...], *, forked: bool = False) -> None:
+        """modules: what it loads before it forks any role. forked: see ForkServers.start."""
         self._is_loaded = False
         self._statuses: dict[int, int] = {}
         own, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, str(OWN_ROOT), str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **SINGLE_THREADED},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            self._process = _fork(theirs) if forked else _start(theirs)
         self.line = Line(own)
         path = tuple(entry or str(Path.cwd()) for entry in sys.path)
         self.line.send(_Load(path, modules))
@@ -153,6 +143,37 @@ class ForkServer:
             self._process.wait()
 
 
+def _start(theirs: socket.socket) -> subprocess.Popen[bytes] | Child:
+    """Starts a fork server with an interpreter of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _CODE, str(OWN_ROOT), str(theirs.fileno()), str(os.getpid())],
+        pass_fds=[theirs.fileno()],
+        env={**os.environ, **SINGLE_THREADED},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _fork(theirs: socket.socket) -> Child:
+    """Forks a fork server off this process, from which it keeps nothing but what is loaded."""
+    driver = os.getpid()
+
+    def serve() -> None:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        descriptor = os.dup2(theirs.detach(), 3)
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        os.environ.update(SINGLE_THREADED)
+        del sys.argv[1:]
+        main(descriptor, driver)
+
+    return Child(fork(serve))
+
+
 def main(descriptor: int, driver: int) -> None:
     """The fork server's own process: loads modules, then forks roles, until the engine or the driver ends.
 
@@ -163,8 +184,8 @@ def main(descriptor: int, driver: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # Loading takes seconds, in which nothing else would tell that the driver has died.
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     # What the driver has forked may hold the connection open after its death, so its process is watched, too.
     with suppress(EOFError, ProcessLookupError):
         _Server(Line(socket.socket(fileno=descriptor)), os.pidfd_open(driver)).run()
@@ -214,38 +235,25 @@ class _Server:
             for module in request.modules:
                 importlib.import_module(module)
         # The driver is watched from here on; the signal would come even if only the starting thread ends.
-        _prctl(_PR_SET_PDEATHSIG, 0)
+        prctl(PR_SET_PDEATHSIG, 0)
         # Objects that are never looked at stay in memory that all roles share.
         gc.collect()
         gc.freeze()
         self._line.send(_Loaded())
 
     def _fork(self, request: Spawn, end: socket.socket, packed: Packed) -> None:
-        parent = os.getpid()
-        pid = os.fork()
-        if pid:
-            # Both sides set it, because either may run first.
-            with suppress(OSError):
-                os.setpgid(pid, pid)
-            end.close()
-            self._roles[pid] = request.number, os.pidfd_open(pid)
-            return
-        status = 1
-        try:
-            RoleServer(request.name, end).run(packed, partial(self._become_role, request, parent))
-            status = 0
-        except BaseException:  # noqa: BLE001 - a forked process must never go on as its parent
-            traceback.print_exc()
-        finally:
-            with suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)
+        begin = partial(self._become_role, request, os.getpid())
+        pid = fork(lambda: RoleServer(request.name, end).run(packed, begin))
+        # Both sides set it, because either may run first.
+        with suppress(OSError):
+            os.setpgid(pid, pid)
+        end.close()
+        self._roles[pid] = request.number, os.pidfd_open(pid)
 
     def _become_role(self, request: Spawn, parent: int) -> None:
         """Makes a forked process one of its own: its group, signals, environment and random numbers."""
         os.setpgid(0, 0)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)  # the parent died before it was asked to take this process along
         self._line.close()
@@ -253,13 +261,7 @@ class _Server:
             os.close(descriptor)
         leave_signals_to_driver()
         os.environ.update(request.environment)
-        with suppress(OSError):
-            Path("/proc/self/comm").write_text(f"qf {request.name}"[:15], encoding="ascii")
-        if "numpy" in sys.modules:
-            import numpy as np
-
-            # Environments may draw from it, and every role would draw the same.
-            np.random.seed()  # noqa: NPY002
+        become(request.name)
 
     def _kill(self, number: int) -> None:
         for pid, (other, _) in self._roles.items():
@@ -301,15 +303,3 @@ def _ended_child() -> int | None:
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def stop_with(parent: int) -> None:
-    """Makes the death of the process that has started this one stop this one as SIGTERM does (on Linux)."""
-    if sys.platform == "linux":
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        raise SystemExit(f"process {parent}, which has started this one, is dead")
-
-
-def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -46,18 +46,22 @@ class ForkServers:
         self._modules = {False: acting, True: learning}
         self._servers: dict[bool, ForkServer] = {}
 
-    def start(self) -> None:
-        """Starts both, unless they run."""
-        for torch in (True, False):  # torch takes longest
-            self.server(torch=torch)
+    def start(self, *, forked: bool = False) -> None:
+        """Starts both, unless they run.
 
-    def server(self, *, torch: bool) -> ForkServer:
+        forked: this process was forked by a Template and has no other thread, so that they can be forked from
+        it in turn.
+        """
+        for torch in (True, False):  # torch takes longest
+            self.server(torch=torch, forked=forked)
+
+    def server(self, *, torch: bool, forked: bool = False) -> ForkServer:
         """A living fork server: another one if it has died."""
         found = self._servers.get(torch)
         if found is None or not found.is_alive:
             if found is not None:
                 found.close()
-            found = self._servers[torch] = ForkServer(self._modules[torch])
+            found = self._servers[torch] = ForkServer(self._modules[torch], forked=forked)
         return found
 
     def close(self) -> None:

@@ -67,7 +67,9 @@ class EndingSignals:
 @contextmanager
 def woken_by_signals() -> Iterator[int]:
     """Yields a descriptor that can be read once a signal that has a handler has come to the main thread."""
-    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    readable, writable = os.pipe()
+    for end in (readable, writable):
+        os.set_blocking(end, False)
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False) if in_main else -1
     try:

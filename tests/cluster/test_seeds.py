@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from qfleet_processes import import_path, set_flags
+from qfleet_processes import import_path, is_alive, set_flags
 from qfleet_serial import SMALL, train_serial
 
 from cluster import seeds
@@ -124,12 +124,72 @@ def test_runs_at_a_time_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None
     assert given == []
 
 
+def test_a_system_without_descriptors_of_processes_is_asked_for_their_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    monkeypatch.delattr(os, "pipe2")
+    # In place of runs, which would take seconds.
+    monkeypatch.setattr(seeds, "_CODE", "import sys, time; time.sleep(0.3); sys.exit(int(sys.argv[6]))")
+    said: list[str] = []
+    began = time.monotonic()
+    config = load_config("CartPole-v1", [*SMALL, "run.runtime=serial"])
+    ended = seeds.train_seeds(config, tmp_path / "group", [0, 3], parallel=2, say=said.append)
+    assert ended.failed == (3,)
+    assert "seed 0 ended: before it had begun" in said
+    assert "seed 3 failed with exit status 3" in "\n".join(said)
+    assert time.monotonic() - began < seeds._MIN_GAP_SECONDS
+
+
+MINE = """
+import os
+import sys
+
+import gymnasium
+
+with open(os.environ["TOLD"], "a") as file:
+    print(os.getpid(), os.getppid(), sys.argv[1:2], os.environ.get("OMP_NUM_THREADS"), file=file)
+
+
+def make():
+    return gymnasium.make("CartPole-v1")
+"""
+
+
+def test_local_runs_are_forked_and_import_the_users_environment_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "actors").mkdir()
+    (tmp_path / "actors" / "rollout.py").write_text("raise RuntimeError('not ours')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(seeds, "_start", lambda *_: pytest.fail("it has an interpreter of its own"))
+    arguments = ["train", "./mine.py:make", *set_flags(SHORT), "--runtime", "local", "--run-dir", "group"]
+    assert run([*arguments, "--seeds", "0", "1"]) == 0, (tmp_path / "group" / "seed-0.txt").read_text()
+    said = capsys.readouterr().out
+    assert "best return over 2 seeds" in said
+    lines = dict.fromkeys((tmp_path / "told").read_text().splitlines())  # a process may import it twice
+    told = [line.split(maxsplit=2) for line in lines]
+    runs = [pid for pid, parent, facts in told if (parent, facts) == (str(os.getpid()), "['train'] 2")]
+    assert len(runs) == 2
+    # An actor and an evaluator each.
+    assert [facts for _, _, facts in told if facts.startswith("[] ")] == ["[] 1"] * 4
+
+
 class Command:
     """A `qfleet train --seeds` that a test signals; whatever it leaves is ended with the test."""
 
-    def __init__(self, group: Path) -> None:
+    def __init__(self, group: Path, runtime: str) -> None:
         self.group = group
-        endless = (*SMALL, "stop.updates=null", "stop.target_return=null", "metrics.every_seconds=0.1")
+        endless = (
+            *SMALL,
+            f"run.runtime={runtime}",
+            "stop.updates=null",
+            "stop.target_return=null",
+            "metrics.every_seconds=0.1",
+        )
         arguments = ["train", "CartPole-v1", *set_flags(endless), "--run-dir", str(group)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cluster.main", *arguments, "--seeds", "0", "1", "2", "--parallel", "2"],
@@ -140,7 +200,7 @@ class Command:
             start_new_session=True,
         )
         self.until(lambda: all(self.has_learned(seed) for seed in (0, 1)))
-        self.runs = psutil.Process(self.process.pid).children()
+        self.runs = psutil.Process(self.process.pid).children(recursive=True)
 
     def has_learned(self, seed: int) -> bool:
         """Whether the run of a seed has recorded an update."""
@@ -157,8 +217,9 @@ class Command:
 
 
 @pytest.mark.slow
-def test_a_signal_reaches_all_runs_and_the_group_goes_on(tmp_path: Path) -> None:
-    command = Command(tmp_path / "group")
+@pytest.mark.parametrize("runtime", ["serial", "local"])
+def test_a_signal_reaches_all_runs_and_the_group_goes_on(tmp_path: Path, runtime: str) -> None:
+    command = Command(tmp_path / "group", runtime)
     command.process.send_signal(signal.SIGTERM)
     said, _ = command.process.communicate(timeout=90)
     assert command.process.returncode == 143, said
@@ -166,7 +227,7 @@ def test_a_signal_reaches_all_runs_and_the_group_goes_on(tmp_path: Path) -> None
     assert "seed 1 ended: stopped by SIGTERM" in said
     assert "has not begun" in said
     assert f"qfleet train --run-dir {tmp_path / 'group'} --resume" in said
-    assert not any(run.is_running() for run in command.runs)
+    assert not any(map(is_alive, command.runs))
     done = [int(json.loads(line)["updates_total"]) for line in last_lines(command.group)]
     arguments = ["train", "--run-dir", str(command.group), "--resume", "--parallel", "2"]
     assert run([*arguments, "--set", f"stop.updates={max(done) + 8}"]) == 0
@@ -174,16 +235,17 @@ def test_a_signal_reaches_all_runs_and_the_group_goes_on(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["serial", "local"])
 def test_runs_save_and_stop_when_their_command_is_killed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, runtime: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = Command(tmp_path / "group")
+    command = Command(tmp_path / "group", runtime)
     command.process.kill()
     command.process.wait()
     # At once: it waits until the runs have let go of the group.
     arguments = ["train", "--run-dir", str(command.group), "--resume", "--seeds", "0"]
     assert run([*arguments, "--set", "stop.updates=8", "--set", "metrics.every_seconds=60"]) == 0
-    assert not any(run.is_running() for run in command.runs)
+    assert not any(map(is_alive, command.runs))
     for seed in (0, 1):
         texts = [event.text for event in read_events(command.group / f"seed-{seed}")]
         assert "stopped by SIGTERM" in texts

@@ -185,7 +185,9 @@ class LocalRun:
     def assert_nothing_left(self, *, seconds: float = 10.0) -> None:
         """No process, no Ray folder, no shared memory of the run is left, or will not be in a moment."""
         _, alive = psutil.wait_procs(self._offspring(), timeout=seconds)
-        assert not [process for process in alive if _runs(process)], self._description("its processes to end")
+        assert not [process for process in alive if is_alive(process)], self._description(
+            "its processes to end"
+        )
         assert not list(self.temp.glob("qf-*")), "a temporary Ray folder is left"
         left = [path for path in self.shared_memory if Path(path).exists()]
         assert not left, f"shared memory is left: {left}"
@@ -245,7 +247,7 @@ def _is_role(process: psutil.Process, role: str) -> bool:
     """Whether a process is a role of this class: Ray puts it in the title, the process engine in the name."""
     with suppress(psutil.Error):
         named = process.name().startswith(f"qf {role.removesuffix('Role').lower()}")
-        return (named and _runs(process)) or _title(process).startswith(f"ray::{role}")
+        return (named and is_alive(process)) or _title(process).startswith(f"ray::{role}")
     return False
 
 
@@ -256,7 +258,8 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def _runs(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process has not ended, even if nobody has waited for it yet."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

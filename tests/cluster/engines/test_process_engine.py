@@ -38,12 +38,15 @@ from cluster.engines.process_engine import ForkServers, ProcessEngine
 from qfleet_test_roles import Counter, Echo
 
 modules = ("qfleet_test_roles",)
-engine = ProcessEngine(ForkServers(modules, (*modules, "torch")))
+servers = ForkServers(modules, (*modules, "torch"))
+engine = ProcessEngine(servers)
 engine.start()
 
 def ask(handle, method, *args):
     return engine.get(engine.call(handle, method, *args)[0])
 """
+FORK_ENGINE = MAKE_ENGINE.replace("engine.start()", "servers.start(forked=True)\nengine.start()")
+"""The same in a process that has loaded everything: no interpreters are started."""
 
 
 @pytest.fixture
@@ -93,11 +96,11 @@ def gone(*pids: int) -> bool:
     return not any(map(lives, pids))
 
 
-def run_script(text: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def run_script(text: str, make_engine: str = MAKE_ENGINE, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Runs Python code that is no module and has no guard."""
     environment = {**os.environ, "PYTHONPATH": import_path(), **kwargs.pop("env", {})}
     return subprocess.run(
-        [sys.executable, "-c", MAKE_ENGINE + text],
+        [sys.executable, "-c", make_engine + text],
         env=environment,
         capture_output=True,
         text=True,
@@ -255,8 +258,26 @@ def test_nothing_grows_over_100_000_calls(engine: ProcessEngine, echo: Handle[Ec
     assert after[3] < before[3] + 10.0
 
 
-def test_everything_ends_with_a_driver_that_is_killed(tmp_path: Path) -> None:
-    code = MAKE_ENGINE + (
+def test_fork_servers_that_are_forked_keep_nothing_of_the_driver() -> None:
+    text = (
+        "role = engine.spawn('echo', Echo, need=Need(torch=True))\n"
+        "print(ask(role, Echo.descriptors), ask(role, Echo.environment, 'OMP_NUM_THREADS'))\n"
+        "engine.close()\n"
+    )
+    driver = (
+        "import os, signal, socket\n"
+        "kept = [open(os.devnull) for _ in range(9)]\n"
+        "signal.signal(signal.SIGTERM, print)\n"
+        "os.environ['OMP_NUM_THREADS'] = '3'\n"
+    )
+    started, forked = run_script(text), run_script(text, driver + FORK_ENGINE)
+    assert (forked.stdout, forked.stderr) == (started.stdout, "")
+    assert started.stdout.endswith(" 1\n")
+
+
+@pytest.mark.parametrize("make_engine", [MAKE_ENGINE, FORK_ENGINE], ids=["started", "forked"])
+def test_everything_ends_with_a_driver_that_is_killed(make_engine: str, tmp_path: Path) -> None:
+    code = make_engine + (
         "forked = os.fork()\n"
         "if not forked:\n"
         "    time.sleep(1000)\n"
