@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 REQUEST_SECONDS = 0.1
-"""Learning time that one request should cover. A call costs the learner about 1 ms: 1 % overhead.
+"""Learning time that one request should cover. A call through Ray costs the learner about 1 ms: 1 % overhead.
+Between processes of one machine it costs less, but smaller requests are no faster there, either.
 
 The overhead is larger where updates are so short that `limits.minibatches` of them take less time."""
 
