@@ -3,7 +3,7 @@
 Owns what an actor of a crowd does, and what a crowd notes. Coordinator, shards and learner cannot tell it
 from an actor: it answers the methods of ActorRole, holds its credits, keeps what no shard has acknowledged,
 and pushes blocks that a real actor has made in its environment. Only the time that acting takes passes
-without work. `process_crowd.py` connects a crowd to the process engine.
+without work. `process_crowd.py` and `ray_crowd.py` connect a crowd to an engine.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Heard:
         versions [N, 3]: when weights came, the actor, their version.
         """
         return {
-            "credits": np.array(self._credits),
-            "ends": np.array(self._ends),
-            "versions": np.array(self._versions),
+            "credits": np.array(self._credits).reshape(-1, 2),
+            "ends": np.array(self._ends).reshape(-1, 3),
+            "versions": np.array(self._versions).reshape(-1, 3),
         }

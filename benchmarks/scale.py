@@ -1,11 +1,13 @@
 """The load of up to a thousand actors on a real coordinator, real shards and a real learner.
 
-Run as `python -m benchmarks.scale [LOAD …] [--actors N …] [--seconds S]`; loads are slow, atari and fast. A
-crowd (`benchmarks/crowd.py`) speaks for all actors, so that two cores carry them: only acting is left out. A
-fresh process runs the coordinator for each load and number of actors, and the script prints
+Run as `python -m benchmarks.scale [LOAD …] [--actors N …] [--seconds S] [--engine Ray]`; loads are slow,
+atari and fast; Ray is a private one. A crowd (`benchmarks/crowd.py`) speaks for all actors, so that two cores
+carry them: only acting is left out. A fresh process runs the coordinator for each load and number of actors,
+and the script prints
 
-- processors kept busy by coordinator, shards, learner and crowd; the coordinator's CPU time for each chunk of
-  acting and for each actor and second, and the shards' for each block;
+- processors kept busy by coordinator, shards, learner, crowd and Ray's servers, and by all that the machine
+  does; the coordinator's CPU time for each chunk of acting and for each actor and second, and the shards' for
+  each block;
 - how long actors wait for a credit: from the report of a chunk until the next credit comes (another chunk is
   in work meanwhile), and how long they idle;
 - the seconds until every actor has a version of the weights, counted from the first one that gets it;
@@ -39,6 +41,7 @@ import psutil
 from benchmarks.crowd import record
 from benchmarks.process_crowd import CrowdProcessEngine
 from benchmarks.processor import processor
+from benchmarks.ray_crowd import CrowdRayEngine
 from cluster.api import prepare
 from cluster.lives import Lives
 from cluster.metrics.snapshot import Snapshot
@@ -55,8 +58,12 @@ _VERSIONS = 20
 _ROLES = {
     "qf shard": "shards",
     "qf learner": "learner",
+    "ray::ShardRole": "shards",
+    "ray::LearnerRo": "learner",
+    "raylet": "Ray's servers",
+    "gcs_server": "Ray's servers",
 }
-"""How the name of a role's process begins, of 15 characters at most -> role."""
+"""How the name of a process begins, of 15 characters at most -> role."""
 _COMMON = (
     "run.runtime=local",
     "replay.persist=none",
@@ -158,6 +165,7 @@ class Watch:
             for start, role in _ROLES.items():
                 if process.name().startswith(start):
                     busy[role] = busy.get(role, 0.0) + sum(process.cpu_times()[:2])
+        busy["machine"] = sum(psutil.cpu_times()[:3])
         shard_seconds = (snapshot.role_seconds_total or {}).get("shard", {}).get("insert", 0.0)
         totals = snapshot.inserted_transitions_total, snapshot.sampled_transitions_total
         return Moment(time.monotonic(), busy, *totals, shard_seconds)
@@ -172,12 +180,16 @@ class Watch:
         self.scrape_seconds = (time.process_time() - began) / _SCRAPES
 
 
-def measure(load: Load, num_actors: int, seconds: float) -> dict[str, float]:
+def measure(load: Load, num_actors: int, seconds: float, *, over_ray: bool) -> dict[str, float]:
     """What one run measures; see the module."""
     prepared = prepare(load_config(None, [*_COMMON, *load.settings, f"actors.num_actors={num_actors}"]))
     recording = record(prepared.config, prepared.spec)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        engine = CrowdProcessEngine(recording, load.chunk_seconds, Path(folder) / "crowd.npz")
+        engine: CrowdProcessEngine | CrowdRayEngine = (
+            CrowdRayEngine(recording, load.chunk_seconds)
+            if over_ray
+            else CrowdProcessEngine(recording, load.chunk_seconds, Path(folder) / "crowd.npz")
+        )
         stack.enter_context(closing(engine)).start()
         run_dir = RunDir.create(Path(folder) / "run", prepared.config, prepared.spec)
         stack.enter_context(closing(run_dir))
@@ -250,6 +262,8 @@ _COLUMNS = (
     ("shards", "{:.2f}"),
     ("learner", "{:.2f}"),
     ("crowd", "{:.2f}"),
+    ("Ray's servers", "{:.2f}"),
+    ("machine", "{:.2f}"),
     ("chunks/s", "{:.1f}"),
     ("coordinator us/chunk", "{:.0f}"),
     ("coordinator us/actor/s", "{:.0f}"),
@@ -273,7 +287,9 @@ def table(points: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
     heads = [f"{load} {actors:,}" for load, actors, _ in points]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(points) + 1) + "|"]
     for name, form in _COLUMNS:
-        lines.append(f"| {name} | " + " | ".join(form.format(found[name]) for *_, found in points) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(form.format(found.get(name, 0.0)) for *_, found in points) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -282,18 +298,20 @@ def main() -> None:
     parser.add_argument("loads", nargs="*", choices=[*LOADS, []], default=list(LOADS))
     parser.add_argument("--actors", type=int, nargs="+", default=ACTORS)
     parser.add_argument("--seconds", type=float, help="how long to measure each")
+    parser.add_argument("--engine", choices=("processes", "Ray"), default="processes")
     parser.add_argument("--point", action="store_true", help="measure the one load here, and print JSON")
     options = parser.parse_args()
     if options.point:
         load = LOADS[options.loads[0]]
         seconds = options.seconds or load.seconds
-        print(json.dumps(measure(load, options.actors[0], seconds)))
+        print(json.dumps(measure(load, options.actors[0], seconds, over_ray=options.engine == "Ray")))
         return
     print(processor(), flush=True)
     points = []
     for name in options.loads:
         for num_actors in options.actors:
             command = [sys.executable, "-m", "benchmarks.scale", name, "--point", "--actors", str(num_actors)]
+            command += ["--engine", options.engine]
             command += ["--seconds", str(options.seconds)] if options.seconds else []
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             points.append((name, num_actors, found))

@@ -110,8 +110,8 @@ def _busy() -> dict[str, float]:
     return seconds
 
 
-def _watched(num_actors: int, seconds: float, *overrides: str) -> Watch:
-    """A run with the environment Sleeper."""
+def watched(num_actors: int, seconds: float, *overrides: str) -> Watch:
+    """A local run with the environment Sleeper."""
     settings = [
         *_ENDLESS,
         "env.id=benchmarks.slow_steps:Sleeper",
@@ -130,6 +130,13 @@ def _watched(num_actors: int, seconds: float, *overrides: str) -> Watch:
     return watch
 
 
+def second_half(watch: Watch, seconds: float) -> tuple[Moment, Moment]:
+    """The moments between which rates are measured: the last half of `seconds`."""
+    # The last snapshot is from the end, when roles are idle.
+    moments = [each for each in watch.moments[:-1] if each.at > watch.moments[-2].at - seconds / 2]
+    return moments[0], moments[-1]
+
+
 def curve() -> None:
     """Prints rates and busy processors by role over the second half of SECONDS."""
     print(f"one environment an actor, {STEP_SECONDS * 1000:g} ms a step; processors kept busy by role")
@@ -138,10 +145,8 @@ def curve() -> None:
     print("|---" * (4 + len(roles)) + "|")
     one = None
     for num_actors in ACTORS:
-        watch = _watched(num_actors, SECONDS)
-        # The last snapshot is from the end, when roles are idle.
-        moments = [each for each in watch.moments[:-1] if each.at > watch.moments[-2].at - SECONDS / 2]
-        first, last = moments[0], moments[-1]
+        watch = watched(num_actors, SECONDS)
+        first, last = second_half(watch, SECONDS)
         seconds = last.at - first.at
         rate = (last.env_steps - first.env_steps) / seconds
         one = one or rate
@@ -233,7 +238,7 @@ def broadcast() -> list[float]:
 
 def fleet() -> None:
     """Prints the start of a fleet of FLEET light actor processes, and the broadcast."""
-    watch = _watched(FLEET, 8.0, "actors.steps_per_chunk=20")
+    watch = watched(FLEET, 8.0, "actors.steps_per_chunk=20")
     assert watch.last is not None
     print(
         f"{FLEET} actors: all roles up after {watch.up_seconds:.1f} s, "

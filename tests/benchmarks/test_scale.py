@@ -1,10 +1,11 @@
 """The load generator: what a crowd notes, and a run that cannot tell it from actors.
 
-Tests benchmarks/crowd.py and benchmarks/process_crowd.py, too.
+Tests benchmarks/crowd.py, benchmarks/process_crowd.py and benchmarks/ray_crowd.py, too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import crowd, scale
+from benchmarks import crowd, ray_crowd, scale
 
 
 def test_a_version_has_spread_once_every_actor_has_it_or_a_newer_one() -> None:
@@ -47,11 +48,30 @@ def test_waits_and_idle_times_are_told_apart() -> None:
     assert found["versions"].tolist() == [[100.0, 7, 3]]
 
 
+def test_calls_to_an_actor_of_a_ray_crowd_take_their_turns_though_they_come_in_any_order() -> None:
+    handled = []
+
+    async def handle(turns: ray_crowd.Turns, place: int) -> None:
+        async with turns.turn(place):
+            await asyncio.sleep(0.0)
+            handled.append(place)
+
+    async def come() -> None:
+        turns = ray_crowd.Turns()
+        await asyncio.gather(*(handle(turns, place) for place in (2, 0, 3, 1)))
+        await handle(turns, 4)
+
+    asyncio.run(asyncio.wait_for(come(), 10.0))
+    assert handled == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.slow
-def test_a_run_cannot_tell_a_crowd_from_actors() -> None:
-    load = scale.Load(0.1, scale.LOADS["fast"].settings, 2.0)
+@pytest.mark.parametrize("over_ray", [False, True])
+def test_a_run_cannot_tell_a_crowd_from_actors(over_ray: bool) -> None:
+    # So many actors begin at once that calls reach a Ray crowd in another order than they were made in.
+    load = scale.Load(1.0, scale.LOADS["fast"].settings, 2.0)
     with patch.object(scale, "_SETTLE_SECONDS", 0.5):
-        found = scale.measure(load, 5, 2.0)
+        found = scale.measure(load, 64, 3.0, over_ray=over_ray)
     assert found["chunks/s"] > 0.0
     assert found["coordinator us/chunk"] > 0.0
     assert found["shards"] > 0.0
