@@ -25,6 +25,7 @@ def test_a_version_has_spread_once_every_actor_has_it_or_a_newer_one() -> None:
     assert scale.spread_seconds(arrivals, 2, 0.0, 3.0) == 0.5
     assert math.isnan(scale.spread_seconds(arrivals, 3, 0.0, 3.0))
     assert scale.spread_seconds(np.array([(0.0, 1, 1), (0.7, 2, 1)]), 2, 0.0, 0.5) == pytest.approx(0.7)
+    assert math.isnan(scale.spread_seconds(crowd.Heard().arrays()["versions"], 1, 0.0, 3.0))
 
 
 def test_waits_and_idle_times_are_told_apart() -> None:
