@@ -25,7 +25,7 @@ sys.path.insert(0, str(_ROOT / "tests/deploy/support"))
 
 from qfleet_hosts import ray_hosts, what_is_missing  # noqa: E402 - found by the line above
 
-SECONDS = 24.0
+SECONDS = 12.0
 _CORE_CPUS = 3
 """Those of a shard, the learner and the evaluator."""
 
