@@ -72,7 +72,10 @@ class Lines:
             self._adjust(endpoint)
 
     def turn(self, timeout_seconds: float | None) -> None:
-        """Waits until there is something to do (None: for ever): sends what waits, and takes a message of each."""
+        """Sends what waits, and takes one message of each connection; waits until there is something to do.
+
+        None: waits for ever.
+        """
         for number, event in self._epoll.poll(timeout_seconds):
             endpoint = self._watched.get(number)
             if endpoint is not None:  # else an earlier event of this turn ended it
