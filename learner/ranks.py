@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learner.config import part_sizes
 from learner.core import Meeting
+from learner.shared_sums import through_memory
 from learner.torch_private import Store, connect_sums, join_store, serve_store
 
 
@@ -91,7 +92,8 @@ ONE_RANK = OneRank()
 
 
 class SeveralRanks:
-    """One of several ranks. Sums are computed by gloo for tensors in the host's memory, by NCCL on GPUs.
+    """One of several ranks. Sums on GPUs are computed by NCCL, others by gloo, but large ones through memory
+    where the ranks share a machine.
 
     Each method raises RankLostError if another rank is gone; if it hangs, so does this one.
     """
@@ -108,12 +110,15 @@ class SeveralRanks:
         self._store, port = serve_store(host)
         return Meeting(host, port)
 
-    def meet(self, meeting: Meeting, host: str, device: torch.device) -> None:
+    def meet(self, meeting: Meeting, host: str, device: torch.device, gradient_bytes: int) -> None:
         """Connects all ranks; returns once they are. host: this rank's address for the others."""
         try:
             store = self._store or join_store(*meeting)
             for kind in dict.fromkeys(("cpu", device.type)):
                 self._sums[kind] = connect_sums(kind, store, host, self.rank, self.size)
+            if device.type == "cpu":
+                sum_ = self._sums["cpu"]
+                self._sums["cpu"] = through_memory(sum_, store, self.rank, self.size, gradient_bytes)
         except RuntimeError as error:
             raise RankLostError(str(error)) from error
         self._store = store  # which lives as long as the connections that were made by it

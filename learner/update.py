@@ -137,6 +137,11 @@ class UpdateStep:
         self._meter.add(q_tm1, target, loss, grad_norm)
         return td_errors
 
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of what ranks sum up in each update: the gradient and the loss."""
+        return self._online.gradient_and_loss.nbytes
+
     def weights(self) -> np.ndarray:
         """The online weights [P] float32, a fresh copy; behind them the tail of the normalizer, if any.
 

@@ -77,7 +77,7 @@ class WindowSlot:
         weakref.finalize(self, os.close, descriptor)
         # Allocates the pages now: if memory ran out later, a copy would end in a SIGBUS.
         os.posix_fallocate(descriptor, 0, _num_bytes(arrays))
-        self.address = SlotAddress(_host(), os.getpid(), descriptor, _file_id(descriptor), arrays)
+        self.address = SlotAddress(memory_host(), os.getpid(), descriptor, _file_id(descriptor), arrays)
         self.windows = _map(descriptor, arrays)
 
 
@@ -141,7 +141,7 @@ class SlotMapper:
 
 
 def _map_address(address: SlotAddress) -> dict[str, np.ndarray] | None:
-    if address.host != _host():
+    if address.host != memory_host():
         return None
     try:
         descriptor = os.open(f"/proc/{address.pid}/fd/{address.descriptor}", os.O_RDWR)
@@ -179,7 +179,7 @@ def _num_bytes(arrays: tuple[WindowArray, ...]) -> int:
     return sum(array.num_bytes for array in arrays)
 
 
-def _host() -> str:
+def memory_host() -> str:
     """A name that processes share if they see each other under /proc: same boot, same namespace of pids."""
     with open("/proc/sys/kernel/random/boot_id") as boot:
         return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"

@@ -163,8 +163,8 @@ class LearnerRole(Role):
 
     def meet(self, meeting: Meeting) -> None:
         """Connects all ranks; each must be asked. Nothing may be learned before."""
-        device = self._learner.step.device
-        self._with_others(lambda: self._several.meet(meeting, self._calls.host, device))
+        step, host = self._learner.step, self._calls.host
+        self._with_others(lambda: self._several.meet(meeting, host, step.device, step.gradient_bytes))
 
     def learn(self, updates: int) -> tuple[LearnReport, np.ndarray]:
         """One chunk of `updates` updates, or fewer if they take long, and the flat weights after it."""

@@ -1,7 +1,12 @@
-"""Several ranks: threads of this process here, each with a learner, connected as processes are."""
+"""Several ranks: threads of this process here, each with a learner, connected as processes are.
+
+Tests learner/shared_sums.py too.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +17,7 @@ import pytest
 import torch
 from qfleet_specs import image_spec
 
+from learner import shared_sums
 from learner.config import LearnerConfig, NetworkSpec, part_sizes
 from learner.core import DivergedError, LearnReport
 from learner.loop import Learner
@@ -30,6 +36,8 @@ from replay_service.shard import EmptyShardError
 
 BUILDING = threading.Lock()
 HOST = "127.0.0.1"
+# More than any gradient here, so that gradients of 64 kB and more go through memory.
+GRADIENT_BYTES = 1 << 20
 VECTOR = NetworkSpec((4,), "float32", None, 3, stack=1)
 IMAGES = image_spec((2, 36, 36), 3, stack=2)
 SMALL = LearnerConfig(hidden_sizes=(16,), batch_size=10, target_update_updates=3)
@@ -54,7 +62,7 @@ def together(size: int, work: Callable[[SeveralRanks], Value]) -> list[Value]:
 
     def play(rank: SeveralRanks) -> None:
         try:
-            rank.meet(meeting, HOST, torch.device("cpu"))
+            rank.meet(meeting, HOST, torch.device("cpu"), GRADIENT_BYTES)
             results[rank.rank] = work(rank)
         except Exception as error:  # noqa: BLE001 - raised below
             results[rank.rank] = error
@@ -269,6 +277,44 @@ def test_primitives() -> None:
     assert together(2, exchange) == [expected, expected]
     assert ONE_RANK.gather(torch.ones(2)).tolist() == [[1.0, 1.0]]
     assert ONE_RANK.agree(Intent(False, True, 2.0)) == (False, True, 2.0)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("machines", [1, 2])
+def test_sums_are_those_of_one_process_through_memory_and_through_sockets(
+    size: int, machines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty sums of tensors that are too small for the memory, fit into it, or are too large."""
+    monkeypatch.setattr(shared_sums, "memory_host", lambda: str(threading.get_ident() * (machines - 1)))
+    draws = np.random.default_rng(size)
+    counts = [int(draws.choice([5, 16_384, 20_000, 262_144, 262_145])) for _ in range(50)]
+    given = [draws.standard_normal((size, count)).astype(np.float32) for count in counts]
+
+    def sums(ranks: SeveralRanks) -> tuple[bool, list[np.ndarray]]:
+        tensors = [torch.tensor(each[ranks.rank]) for each in given]
+        for tensor in tensors:
+            ranks.sum_(tensor)
+        return isinstance(ranks._sums["cpu"], shared_sums._SharedSums), [each.numpy() for each in tensors]
+
+    open_before = len(os.listdir("/proc/self/fd"))
+    found = together(size, sums)
+    assert [through_memory for through_memory, _ in found] == [machines == 1] * size
+    for index, parts in enumerate(given):
+        one = found[0][1][index]
+        np.testing.assert_allclose(one, parts.sum(axis=0, dtype=np.float64), atol=1e-5)
+        assert all(other[index].tobytes() == one.tobytes() for _, other in found)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= open_before + 2 * size
+
+
+def test_a_sum_through_memory_keeps_what_is_not_finite() -> None:
+    def sums(ranks: SeveralRanks) -> int:
+        tensor = torch.zeros(20_000)
+        tensor[ranks.rank] = float("nan")
+        ranks.sum_(tensor)
+        return int(torch.isnan(tensor).sum())
+
+    assert together(2, sums) == [2, 2]
 
 
 def test_the_parts_of_a_batch() -> None:
