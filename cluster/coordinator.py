@@ -99,7 +99,6 @@ class Coordinator:
         self._ladder = Ladder(self._fleet)
         self._supervisor = Supervisor(context, self._recovery, now)
         self._evaluations = Evaluations(context, self._supervisor.count_env_restarts)
-        # As often as metrics are taken, so that none of them are old.
         self._ask_shards = Every(min(_ASK_SHARDS_SECONDS, self._config.metrics.every_seconds), now)
         self._ask_logs = Every(_ASK_LOGS_SECONDS, now)
         self._save_weights = Every(self._config.checkpoint.weights_every_seconds, now)
@@ -394,17 +393,10 @@ class Coordinator:
         return is_done
 
     def _collect_last_words(self) -> None:
-        """Fetches the shards' last metrics, and the last log lines of roles on other machines.
-
-        Waits two seconds at most.
-        """
+        """Fetches shards' last metrics, and other machines' last log lines; waits two seconds at most."""
         self._fleet.ask_shards(self._take_status)
         self._fleet.ask_logs()
-
-        def told() -> bool:
-            return not self._fleet.logs_asked() and not any(each.in_flight for each in self._fleet.shards)
-
-        self._work_until(told, _LAST_WORDS_SECONDS, watched=False)
+        self._work_until(self._fleet.has_answered, _LAST_WORDS_SECONDS, watched=False)
 
     def _save_latest(self) -> bool:
         """Saves the newest weights, if there are any; returns False if they are lost or cannot be written."""

@@ -258,6 +258,10 @@ class Fleet:
         """The roles that were asked for their log and have not answered yet."""
         return {credit.member for credit in self.credits.values() if credit.kind == "log"}
 
+    def has_answered(self) -> bool:
+        """Whether shards have nothing in work, and every role that was asked for its log has answered."""
+        return not self.logs_asked() and not any(shard.in_flight for shard in self.shards)
+
     def close_environments(self) -> None:
         """Closes the environments of all roles; waits five seconds at most, because a role may hang.
 
