@@ -127,7 +127,7 @@ class Coordinator:
             self._recorder.event("failed", str(error))
             with contextlib.suppress(EngineError, EngineDied):  # the weights may have died with their machine
                 self._save_latest()
-                self._collect_last_words()
+                self._collect_logs()
             raise RunFailed(str(error), error.role, self._context.run_dir.logs) from None
         except EngineDied as death:
             return self._finish_without_engine(death)
@@ -316,7 +316,9 @@ class Coordinator:
         if not saved:
             path = self._context.run_dir.path
             raise RunFailed(f"{reason}, but the newest weights could not be written to {path}")
-        self._collect_last_words()
+        self._fleet.ask_shards(self._take_status)
+        self._work_until(self._fleet.shards_are_idle, _LAST_WORDS_SECONDS, watched=False)
+        self._collect_logs()
         return _outcome(self._context, reason, self._snapshots.take(time.monotonic()))
 
     def _finish_without_engine(self, death: EngineDied) -> Outcome:
@@ -392,11 +394,10 @@ class Coordinator:
                 self._supervisor.look(time.monotonic(), idle=False)
         return is_done
 
-    def _collect_last_words(self) -> None:
-        """Fetches shards' last metrics, and other machines' last log lines; waits two seconds at most."""
-        self._fleet.ask_shards(self._take_status)
+    def _collect_logs(self) -> None:
+        """Fetches the last log lines of roles on other machines; waits two seconds at most."""
         self._fleet.ask_logs()
-        self._work_until(self._fleet.has_answered, _LAST_WORDS_SECONDS, watched=False)
+        self._work_until(lambda: not self._fleet.logs_asked(), _LAST_WORDS_SECONDS, watched=False)
 
     def _save_latest(self) -> bool:
         """Saves the newest weights, if there are any; returns False if they are lost or cannot be written."""

@@ -228,6 +228,10 @@ class Fleet:
             if shard.is_up and not shard.in_flight:
                 self.grant(shard, ShardRole.status, then=then)
 
+    def shards_are_idle(self) -> bool:
+        """Whether no shard has a call in work."""
+        return not any(shard.in_flight for shard in self.shards)
+
     def ask_idle_actors(self, then: Callable[[tuple[ShardStatus, ...]], None]) -> None:
         """Asks idle actors with unacknowledged transitions how many are left.
 
@@ -257,10 +261,6 @@ class Fleet:
     def logs_asked(self) -> set[Member[Any]]:
         """The roles that were asked for their log and have not answered yet."""
         return {credit.member for credit in self.credits.values() if credit.kind == "log"}
-
-    def has_answered(self) -> bool:
-        """Whether shards have nothing in work, and every role that was asked for its log has answered."""
-        return not self.logs_asked() and not any(shard.in_flight for shard in self.shards)
 
     def close_environments(self) -> None:
         """Closes the environments of all roles; waits five seconds at most, because a role may hang.
