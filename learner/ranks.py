@@ -111,7 +111,10 @@ class SeveralRanks:
         return Meeting(host, port)
 
     def meet(self, meeting: Meeting, host: str, device: torch.device, gradient_bytes: int) -> None:
-        """Connects all ranks; returns once they are. host: this rank's address for the others."""
+        """Connects all ranks; returns once they are.
+
+        host: this rank's address for the others. gradient_bytes: of the tensor that each update sums up.
+        """
         try:
             store = self._store or join_store(*meeting)
             for kind in dict.fromkeys(("cpu", device.type)):
