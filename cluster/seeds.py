@@ -266,8 +266,9 @@ class _Runs:
         with _share(slot, self._parallel), output.open("ab") as file:
             # Held by each run, so that a command after this one's death waits until all have saved.
             held = self._lock.fileno()
-            forked = self._template.fork(f"seed {seed}", arguments, file.fileno(), held)
-            process = forked or _start(arguments, file, held)
+            process = self._template.fork(f"seed {seed}", arguments, file.fileno(), held) or _start(
+                arguments, file, held
+            )
         end = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
         self._running.append(_Started(seed, slot, process, end))
         self._say(f"seed {seed} {'goes on' if holds_run(run_dir) else 'begins'}: {run_dir}")

@@ -120,8 +120,9 @@ class SeveralRanks:
             for kind in dict.fromkeys(("cpu", device.type)):
                 self._sums[kind] = connect_sums(kind, store, host, self.rank, self.size)
             if device.type == "cpu":
-                sum_ = self._sums["cpu"]
-                self._sums["cpu"] = through_memory(sum_, store, self.rank, self.size, gradient_bytes)
+                self._sums["cpu"] = through_memory(
+                    self._sums["cpu"], store, self.rank, self.size, gradient_bytes
+                )
         except RuntimeError as error:
             raise RankLostError(str(error)) from error
         self._store = store  # which lives as long as the connections that were made by it

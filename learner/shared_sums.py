@@ -97,9 +97,9 @@ def _memories(store: Store, rank: int, size: int, place: str, num_bytes: int) ->
     places = [store.get(f"memory of {other}").decode() for other in range(size)]
     if "" in places:
         return []
-    memories = []
+    here, memories = memory_host(), []
     for host, pid, descriptor in map(json.loads, places):
         path = f"/proc/{pid}/fd/{descriptor}"
-        if host == memory_host() and os.access(path, os.R_OK | os.W_OK):
+        if host == here and os.access(path, os.R_OK | os.W_OK):
             memories.append(torch.from_file(path, shared=True, size=num_bytes, dtype=torch.uint8))
     return memories

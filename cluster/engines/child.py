@@ -1,18 +1,25 @@
-"""Forked processes: how each becomes one of its own, and how it ends.
+"""Processes that load what others need, and those that are forked off them: how they begin and end.
 
-Owns what subprocess.Popen and the interpreter do for programs; loads the standard library only.
+Owns what subprocess.Popen and the interpreter do for programs; loads nothing but what it is told by name.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
+import socket
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+
+from cluster.engines.own_code import OWN_ROOT
+from cluster.engines.threads import SINGLE_THREADED
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -50,6 +57,33 @@ class Child:
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
+
+
+def start_loader(code: str, connection: socket.socket, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Starts a process that will load and fork, with an interpreter of its own, one thread and no output.
+
+    code: in Python; its sys.argv[1:] are OWN_ROOT, the descriptor of the connection, and the arguments.
+    """
+    return subprocess.Popen(
+        # -P: a folder of the user's own cannot shadow what this imports.
+        [sys.executable, "-P", "-c", code, str(OWN_ROOT), str(connection.fileno()), *arguments],
+        pass_fds=[connection.fileno()],
+        env={**os.environ, **SINGLE_THREADED},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def load(modules: Sequence[str]) -> None:
+    """Imports the modules for all processes that will be forked off this one."""
+    with suppress(Exception):  # a fork that needs what is missing raises it again, and says so
+        for module in modules:
+            import_module(module)
+    # Objects that are never looked at stay in memory that all forks share.
+    gc.collect()
+    gc.freeze()
 
 
 def fork(work: Callable[[], int | None]) -> int:

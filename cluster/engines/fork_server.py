@@ -8,8 +8,6 @@ and it neither passes connections on nor ends what its children started.
 
 from __future__ import annotations
 
-import gc
-import importlib
 import os
 import select
 import signal
@@ -25,8 +23,17 @@ from pathlib import Path
 
 import psutil
 
-from cluster.engines.child import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Child, become, fork, prctl
-from cluster.engines.own_code import OWN_ROOT, own_code_first
+from cluster.engines.child import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    Child,
+    become,
+    fork,
+    load,
+    prctl,
+    start_loader,
+)
+from cluster.engines.own_code import own_code_first
 from cluster.engines.role_process import RoleServer
 from cluster.engines.signals import STOP_SIGNALS, leave_signals_to_driver
 from cluster.engines.threads import SINGLE_THREADED
@@ -86,7 +93,9 @@ class ForkServer:
         self._statuses: dict[int, int] = {}
         own, theirs = socket.socketpair()
         with theirs:
-            self._process = _fork(theirs) if forked else _start(theirs)
+            self._process: subprocess.Popen[bytes] | Child = (
+                _fork(theirs) if forked else start_loader(_CODE, theirs, [str(os.getpid())])
+            )
         self.line = Line(own)
         path = tuple(entry or str(Path.cwd()) for entry in sys.path)
         self.line.send(_Load(path, modules))
@@ -141,19 +150,6 @@ class ForkServer:
                 self._process.kill()
             os.close(descriptor)
             self._process.wait()
-
-
-def _start(theirs: socket.socket) -> subprocess.Popen[bytes] | Child:
-    """Starts a fork server with an interpreter of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", _CODE, str(OWN_ROOT), str(theirs.fileno()), str(os.getpid())],
-        pass_fds=[theirs.fileno()],
-        env={**os.environ, **SINGLE_THREADED},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 def _fork(theirs: socket.socket) -> Child:
@@ -231,14 +227,9 @@ class _Server:
     def _load(self, request: _Load) -> None:
         sys.path[:] = request.path
         own_code_first()
-        with suppress(Exception):  # a role that needs what is missing raises it again, and says so
-            for module in request.modules:
-                importlib.import_module(module)
+        load(request.modules)
         # The driver is watched from here on; the signal would come even if only the starting thread ends.
         prctl(PR_SET_PDEATHSIG, 0)
-        # Objects that are never looked at stay in memory that all roles share.
-        gc.collect()
-        gc.freeze()
         self._line.send(_Loaded())
 
     def _fork(self, request: Spawn, end: socket.socket, packed: Packed) -> None:

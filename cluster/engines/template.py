@@ -6,7 +6,6 @@ Owns both sides; must not import what it loads, which it is told by name.
 from __future__ import annotations
 
 import atexit
-import gc
 import json
 import os
 import socket
@@ -18,11 +17,19 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 
-from cluster.engines.child import PR_SET_CHILD_SUBREAPER, Child, become, fork, prctl, stop_with
-from cluster.engines.own_code import OWN_ROOT, own_code_first
+from cluster.engines.child import (
+    PR_SET_CHILD_SUBREAPER,
+    Child,
+    become,
+    fork,
+    load,
+    prctl,
+    start_loader,
+    stop_with,
+)
+from cluster.engines.own_code import own_code_first
 from cluster.engines.threads import SINGLE_THREADED
 
-# -P: a folder of the user's own cannot shadow what this imports.
 _CODE = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     "from cluster.engines.template import serve; serve(int(sys.argv[1]), sys.argv[2:])"
@@ -42,15 +49,7 @@ class Template:
         """Starts it; it loads while this process goes on."""
         self._requests, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, str(OWN_ROOT), str(theirs.fileno()), *self._modules],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **SINGLE_THREADED},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            self._process = start_loader(_CODE, theirs, self._modules)
 
     def fork(self, name: str, arguments: Sequence[str], output: int, held: int) -> Child | None:
         """Forks a process that becomes a child of this one and stops with it.
@@ -100,11 +99,7 @@ def serve(descriptor: int, modules: Sequence[str]) -> None:
     """
     with suppress(Exception):  # a run that needs what is missing raises it again, and says so
         own_code_first()
-        for module in modules:
-            import_module(module)
-    # Objects that are never looked at stay in memory that all forks share.
-    gc.collect()
-    gc.freeze()
+        load(modules)
     requests = socket.socket(fileno=descriptor)
     while len(os.listdir("/proc/self/task")) == 1:  # forks would lack other threads, and what these hold
         request, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 3, socket.MSG_CMSG_CLOEXEC)

@@ -17,7 +17,6 @@ _LEARNING = (
     "replay_service.sampler",
     *_ACTING,
 )
-_DRIVING = ("cluster.api",)
 
 
 def forks_roles(run: RunSection) -> bool:
@@ -32,4 +31,4 @@ def fork_servers() -> ForkServers:
 
 def run_template() -> Template:
     """The process that forks whole runs, with all that they need; not started yet."""
-    return Template("cluster.main", (*_DRIVING, *_LEARNING))
+    return Template("cluster.main", ("cluster.api", *_LEARNING))
