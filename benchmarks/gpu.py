@@ -24,7 +24,8 @@ from benchmarks.update_step import ATARI, BareLoop, Case, Minibatches, random_mi
 from learner.batch import to_batch
 from learner.config import LearnerConfig
 from learner.loop import Learner
-from learner.networks.flat import FlatNetwork, flat_network
+from learner.networks.configured import flat_network
+from learner.networks.flat import FlatNetwork
 from learner.update import UpdateStep, prepare_device
 
 NETWORKS = ("nature_cnn", "impala_cnn")

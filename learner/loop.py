@@ -16,7 +16,7 @@ import torch
 from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import DivergedError, LearnerState, LearnReport, MinibatchSource
-from learner.optimizer import learning_rate
+from learner.optimizer import LearningRate
 from learner.ranks import ONE_RANK, Intent, Ranks, are_equal, from_first_, transitions_of_others
 from learner.skipped_updates import SkippedBatch, SkippedUpdate, skipped_batch
 from learner.update import Outcome, QueuedUpdate, UpdateStep
@@ -83,6 +83,7 @@ class Learner:
     ) -> None:
         self.use_threads(threads)
         self._config = config
+        self._learning_rate = LearningRate(config)
         self._source = source
         self._ranks = ranks
         self._other_transitions = sum(transitions_of_others(ranks, config.batch_size))
@@ -248,7 +249,7 @@ class Learner:
             updates=updates,
             samples=chunk.samples,
             skipped_updates=chunk.skipped_updates,
-            learning_rate=learning_rate(self._config, max(self.step.version - 1, 0)),
+            learning_rate=self._learning_rate.of(max(self.step.version - 1, 0)),
             seconds=self._timer.take(),
             statuses=self._source.statuses(),
             policy_lag=chunk.policy_lag,

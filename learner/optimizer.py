@@ -13,12 +13,19 @@ from learner.networks.flat import FlatNetwork
 from learner.torch_private import adam_step, sgd_step
 
 
-def learning_rate(config: LearnerConfig, update: int) -> float:
-    """The rate of update number `update`, from 0: constant, or falling linearly to learning_rate_end."""
-    if config.learning_rate_decay_updates is None:
-        return config.first_rate
-    fallen = min(update / config.learning_rate_decay_updates, 1.0)
-    return config.first_rate + fallen * (config.learning_rate_end - config.first_rate)
+class LearningRate:
+    """The learning rate of each update: constant, or falling linearly to learning_rate_end."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self._first = config.first_rate
+        self._change = config.learning_rate_end - self._first
+        self._decay_updates = config.learning_rate_decay_updates
+
+    def of(self, update: int) -> float:
+        """The rate of update number `update`, from 0."""
+        if self._decay_updates is None:
+            return self._first
+        return self._first + min(update / self._decay_updates, 1.0) * self._change
 
 
 def clip_(gradient: Tensor, max_norm: float | None, *, may_read: bool) -> Tensor:
@@ -45,6 +52,7 @@ class FlatOptimizer:
     def __init__(self, network: FlatNetwork, config: LearnerConfig, *, is_recorded: bool = False) -> None:
         """is_recorded: whether `step_unless` is recorded once and replayed with other rates."""
         self._config = config
+        self._learning_rate = LearningRate(config)
         self._network = network
         self._moments: dict[str, Tensor] = {}
         self._steps = torch.zeros((), device=network.weights.device)
@@ -58,11 +66,11 @@ class FlatOptimizer:
 
     def step(self, update: int) -> None:
         """Applies the gradient as it is, as update number `update`, from 0."""
-        self._apply(learning_rate(self._config, update), None)
+        self._apply(self._learning_rate.of(update), None)
 
     def set_rate(self, update: int) -> None:
         """Sets the rate of `step_unless` to that of update number `update`, from 0."""
-        self._rate = learning_rate(self._config, update)
+        self._rate = self._learning_rate.of(update)
         if self._recorded_rate is not None:
             self._recorded_rate.fill_(self._rate)
 

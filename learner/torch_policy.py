@@ -10,7 +10,7 @@ import torch
 
 from learner.batch import Observations
 from learner.config import LearnerConfig, NetworkSpec
-from learner.networks.flat import flat_network
+from learner.networks.configured import flat_network
 from learner.networks.noisy import redraw_noise
 from learner.normalization import ObservationNormalizer
 from learner.objectives.heads import make_head

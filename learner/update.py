@@ -15,7 +15,7 @@ from learner.captured import CapturedUpdate, Record, record_cuda_graph
 from learner.config import LearnerConfig, NetworkSpec, target_period
 from learner.core import LearnerState, Note, UpdateMetrics
 from learner.fractions import drawn
-from learner.networks.flat import compile_passes, flat_network
+from learner.networks.configured import compile_passes, flat_network
 from learner.networks.noisy import redraw_noise
 from learner.networks.spectral import SETTLING_ITERATIONS, spectral_layers, spectral_vectors
 from learner.normalization import ObservationNormalizer, moments_of, moments_state, restored_moments
@@ -58,6 +58,7 @@ class UpdateStep:
         version: the number of updates applied.
         queues: whether `start` queues updates on the device, or applies them at once. By default it queues
             them on CUDA; with a normalizer it never does.
+        gradient_bytes: of what ranks sum up in each update: the gradient and the loss.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class UpdateStep:
             # Its weights are copies of those that spectral norm has made.
             self._target = flat_network(spec, replace(config, spectral_norm=False), self.device)
         self._online.module.train()
-        self._target.weights.copy_(self._online.plain_weights())
         self._spectral = spectral_layers(self._online.module)
+        self._target.weights.copy_(self._plain_weights())
+        self.gradient_bytes = self._online.gradient_and_loss.nbytes
         self._random = torch.Generator().manual_seed(seed)
         self._draws = config.noisy or config.head == "iqn"
         self._ranks = ranks
@@ -137,17 +139,12 @@ class UpdateStep:
         self._meter.add(q_tm1, target, loss, grad_norm)
         return td_errors
 
-    @property
-    def gradient_bytes(self) -> int:
-        """Bytes of what ranks sum up in each update: the gradient and the loss."""
-        return self._online.gradient_and_loss.nbytes
-
     def weights(self) -> np.ndarray:
         """The online weights [P] float32, a fresh copy; behind them the tail of the normalizer, if any.
 
         With spectral norm they are the normalized ones: who loads them needs no norm.
         """
-        weights = self._online.plain_weights()
+        weights = self._plain_weights()
         if self._normalizer is None:
             return _copy(weights)
         return _copy(torch.cat((weights, self._normalizer.tail)))
@@ -175,7 +172,7 @@ class UpdateStep:
         for layer in self._spectral:
             for _ in range(SETTLING_ITERATIONS):
                 layer.iterate()
-        self._target.weights.copy_(self._online.plain_weights())
+        self._target.weights.copy_(self._plain_weights())
         if self._normalizer is not None:
             self._normalizer.restore(moments_of(given[size:]))
 
@@ -279,17 +276,21 @@ class UpdateStep:
         for layer in self._spectral:
             layer.iterate()
         if self._config.target_polyak is not None:
-            self._target.weights.lerp_(self._online.plain_weights(), self._config.target_polyak)
+            self._target.weights.lerp_(self._plain_weights(), self._config.target_polyak)
 
     def _count_step(self) -> None:
         """Counts the step, and copies the online network to the target network every target period."""
         self.version += 1
         if self._config.target_polyak is None and self.version % self._target_period == 0:
             self._gap_at_copy = self._target_gap()
-            self._target.weights.copy_(self._online.plain_weights())
+            self._target.weights.copy_(self._plain_weights())
+
+    def _plain_weights(self) -> Tensor:
+        """The online weights [P] for who computes without spectral norm; not copied where there is none."""
+        return self._online.plain_weights() if self._spectral else self._online.weights
 
     def _target_gap(self) -> Tensor:
-        return (self._online.plain_weights() - self._target.weights).abs().mean()
+        return (self._plain_weights() - self._target.weights).abs().mean()
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors of `state`, not copied."""

@@ -7,7 +7,7 @@ import torch
 from learner.config import LearnerConfig
 from learner.networks.build import Mlp
 from learner.networks.flat import FlatNetwork
-from learner.optimizer import FlatOptimizer, clip_, learning_rate
+from learner.optimizer import FlatOptimizer, LearningRate, clip_
 
 
 @pytest.mark.parametrize("may_read", [True, False])
@@ -28,9 +28,9 @@ def test_a_gradient_within_bounds_keeps_every_bit(max_norm: float | None, may_re
 
 def test_learning_rate_falls_in_a_line_and_stays_down() -> None:
     config = LearnerConfig(learning_rate=1.0, learning_rate_end=0.2, learning_rate_decay_updates=4)
-    rates = [learning_rate(config, update) for update in (0, 1, 2, 4, 100)]
+    rates = [LearningRate(config).of(update) for update in (0, 1, 2, 4, 100)]
     assert rates == pytest.approx([1.0, 0.8, 0.6, 0.2, 0.2])
-    assert learning_rate(LearnerConfig(learning_rate=0.5), 10**6) == 0.5
+    assert LearningRate(LearnerConfig(learning_rate=0.5)).of(10**6) == 0.5
 
 
 def adam_by_hand(weights: np.ndarray, gradients: np.ndarray, config: LearnerConfig) -> np.ndarray:
@@ -41,8 +41,9 @@ def adam_by_hand(weights: np.ndarray, gradients: np.ndarray, config: LearnerConf
             g = g * min(1.0, config.max_grad_norm / np.linalg.norm(g))
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         m_hat, v_hat = m / (1 - 0.9 ** (update + 1)), v / (1 - 0.999 ** (update + 1))
-        w = w * (1.0 - learning_rate(config, update) * config.weight_decay)
-        w = w - learning_rate(config, update) * m_hat / (np.sqrt(v_hat) + config.adam_epsilon)
+        rate = LearningRate(config).of(update)
+        w = w * (1.0 - rate * config.weight_decay)
+        w = w - rate * m_hat / (np.sqrt(v_hat) + config.adam_epsilon)
     return w
 
 

@@ -1,4 +1,7 @@
-"""The flat network and its passes: by autograd, by hand, in bfloat16 and compiled."""
+"""The flat network and its passes: by autograd, by hand, in bfloat16 and compiled.
+
+Tests learner/networks/flat_mlp.py and learner/networks/configured.py, too.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.loop import Learner
 from learner.networks.build import Mlp, build_network
-from learner.networks.flat import FlatMlp, FlatNetwork
+from learner.networks.flat import FlatNetwork
+from learner.networks.flat_mlp import FlatMlp
 from learner.skipped_updates import SkippedUpdate
 from learner.torch_policy import TorchPolicy
 from learner.update import UpdateStep
