@@ -37,18 +37,6 @@ class Histogram:
         counts = tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True))
         return Histogram(counts, self.sum - earlier.sum)
 
-    def quantile(self, q: float) -> float | None:
-        """The q-quantile, interpolated within its bucket as Prometheus does; None for an empty histogram."""
-        rank = q * self.count
-        if not self.count:
-            return None
-        below, lower = 0, 0.0
-        for bound, count in zip(BOUNDS, self.counts, strict=False):
-            if count and below + count >= rank:
-                return lower + (bound - lower) * (rank - below) / count
-            below, lower = below + count, float(bound)
-        return lower
-
 
 def histogram_of(values: np.ndarray) -> Histogram:
     """The histogram of values [M]; negative values count as 0."""

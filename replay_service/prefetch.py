@@ -34,7 +34,7 @@ def initial_prefetch(limits: Prefetch) -> Prefetch:
 def choose_prefetch(
     current: Prefetch, limits: Prefetch, *, update_seconds: float, reply_seconds: float | None
 ) -> Prefetch:
-    """The prefetch that keeps a learner busy, at most `limits`; unchanged where prefetch is off.
+    """The prefetch that keeps a learner busy, at most `limits`, which are of one request or more.
 
     A request covers about REQUEST_SECONDS of learning. Enough requests are in flight that the newest is
     answered before the learner has used up the ones ahead of it, plus one because reply times vary.
@@ -44,8 +44,6 @@ def choose_prefetch(
         reply_seconds: time from sending a request of current.minibatches to its reply; None if the learner
             has not had to wait for a reply: enough requests are in flight.
     """
-    if limits.requests == 0:
-        return current
     minibatches = max(1, min(round(REQUEST_SECONDS / update_seconds), limits.minibatches))
     # A change costs a wait of its own and times vary, so only a factor of 2 or the limit justifies one.
     if minibatches < limits.minibatches and 0.5 < minibatches / current.minibatches < 2.0:

@@ -128,26 +128,17 @@ class ReplaySampler(Generic[Ticket]):
     def adapt(self, update_seconds: float) -> None:
         """Chooses again how far ahead to request, from the duration of one update and of the newest replies.
 
-        A new number of minibatches per request takes effect once the requests in flight are used up.
+        A new number of minibatches per request takes effect once the requests in flight are used up. Where
+        prefetch is off, there is nothing to choose.
         """
+        if self._limits.requests == 0:
+            return
         self._wanted = choose_prefetch(
             self._prefetch,
             self._limits,
             update_seconds=update_seconds,
             reply_seconds=median(self._reply_seconds) if self._reply_seconds else None,
         )
-
-    def refresh(self) -> None:
-        """Drops minibatches and priorities, staged, in flight or unsent; asks for every shard's status.
-
-        Done at a checkpoint: a run that resumes from it begins without any of them, too.
-        """
-        self._retire_staged()
-        self._in_flight.clear()
-        self._handed_out.clear()
-        for returned in self._returned:
-            returned.clear()
-        self._ask_statuses()
 
     def shard_replaced(self, shard: int) -> None:
         """Must be called when another shard has taken this number: drops what belongs to the former one."""

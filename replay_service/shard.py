@@ -98,6 +98,8 @@ class ReplayShard:
         self._report: RecoveryReport | None = None
         self._durability: Durability | None = None
         self._config = config
+        # Otherwise the journal grows by checkpoints only, each of which drops what is evicted by then.
+        self._journals_blocks = config.persist == "continuous"
         self._recovering = None if found is None else found.replay(schema, self.store, self.selector)
         if not recovers_later:
             self.recover()
@@ -231,7 +233,7 @@ class ReplayShard:
         oldest_key = self.store.oldest_key
         first_key = self.store.insert(block)
         self.selector.insert(first_key, block.priority, self.store.oldest_key)
-        if self._durability is not None:
+        if self._durability is not None and self._journals_blocks:
             self._durability.inserted(encoded, first_key, self._delivered)
         self._delivered = self._delivered.after(block)
         self._meter.evicted(oldest_key, self.store.oldest_key)

@@ -73,12 +73,14 @@ class Durability:
         self.error: str | None = None
 
     def inserted(self, encoded: np.ndarray, first_key: int, delivered: Delivered) -> None:
-        """Journals a block that is stored from first_key on; delivered: the state before it.
+        """Journals a block that is stored from first_key on, as persist "continuous" wants it.
+
+        delivered: the state before it.
 
         Raises JournalFullError if the disk is full and that stops the run; OSError if it fails otherwise.
         """
         # A failure leaves a gap, which only a checkpoint can fill.
-        if self._config.persist == "continuous" and self._journal.next_key == first_key:
+        if self._journal.next_key == first_key:
             try:
                 self._journal.append(BLOCK, first_key, self._store.next_key, encoded, delivered)
             except OSError as error:

@@ -285,21 +285,6 @@ def test_flush_sends_what_is_left_once(three_shards: list[ReplayShard]) -> None:
     assert sum(update is not None for _, update, _ in transport.sent) == len(sent)
 
 
-def test_refresh_forgets_everything_drawn(three_shards: list[ReplayShard]) -> None:
-    transport = _RecordingTransport(three_shards)
-    sampler = _sampler(transport, minibatches=3, prefetch=1)
-    minibatch = sampler.next_minibatch(0)
-    sampler.give_back(minibatch.index, np.ones(8, np.float32))
-    late = sampler.next_minibatch(1)
-    sampler.refresh()
-    with pytest.raises(ValueError, match="not waiting"):
-        sampler.give_back(late.index, np.ones(8, np.float32))
-    requests = len(transport.sent)
-    assert sampler.next_minibatch(2).index == 2
-    assert len(transport.sent) == requests + 6
-    assert all(update is None for _, update, _ in transport.sent)
-
-
 def test_give_back_refuses_strangers(three_shards: list[ReplayShard]) -> None:
     sampler = _sampler(three_shards)
     minibatch = sampler.next_minibatch(0)
@@ -505,6 +490,21 @@ def test_an_adaptive_sampler_changes_its_requests_without_losing_a_minibatch(
     assert transport.asked[-1] == 3
     assert taken == list(range(145))
     assert set(transport.asked) == {4, 30, 3}
+
+
+def test_without_prefetch_the_size_of_requests_stays(three_shards: list[ReplayShard]) -> None:
+    sampler = ReplaySampler(
+        ReplayConfig(),
+        LocalTransport(three_shards),
+        batch_size=8,
+        minibatches_per_request=3,
+        prefetch_requests=0,
+        rng=np.random.default_rng(0),
+        adaptive=True,
+    )
+    for update in range(7):
+        sampler.adapt(update_seconds=REQUEST_SECONDS)
+        assert sampler.next_minibatch(update).requested_at_update == update // 3 * 3
 
 
 def test_a_minibatch_tells_how_long_the_sampler_waited_for_it(

@@ -227,9 +227,9 @@ def test_memory_goes_with_sampler_and_shards(random_block: BLOCKS) -> None:
     with _slot_bytes(0):
         transport = _Transport(_shards(random_block, BlockSchema(FIELDS, 2, 1), 2), lazy=False)
         sampler = _sampler(transport, prefetch=2)
-        for _ in range(3):
+        for shard in (0, 1, 0):
             list(_minibatches(sampler, 6))
-            sampler.refresh()
+            sampler.shard_replaced(shard)
         transport.broken = 1
         with pytest.raises(ConnectionError):
             list(_minibatches(sampler, 6))
