@@ -94,7 +94,8 @@ class Evaluator:
         while played < episodes:
             if len(rounds) > 2 * -(-episodes // stepper.num_envs):
                 raise EnvFailed(
-                    f"{stepper.take_restarts()[-1].description}\nMost episodes of an evaluation broke off."
+                    f"{stepper.vector.take_restarts()[-1].description}\n"
+                    "Most episodes of an evaluation broke off."
                 )
             first = len(rounds) * stepper.num_envs
             round_seeds = lane_seeds(domain, first + stepper.num_envs)[first:]
@@ -114,7 +115,7 @@ class Evaluator:
             truncated=_joined([part.truncated for part in rounds]),
             action_counts=tuple(np.sum([part.action_counts for part in rounds], axis=0).tolist()),
             idle_seconds=idle_seconds,
-            env_restarts=stepper.take_restarts(),
+            env_restarts=stepper.vector.take_restarts(),
         )
 
     def close(self) -> None:

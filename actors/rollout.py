@@ -262,10 +262,10 @@ class EnvActor:
             env_restarts=tuple(
                 restart if restart.lane is None else replace(restart, lane=restart.lane + group.lanes.start)
                 for group in self._groups
-                for restart in group.stepper.take_restarts()
+                for restart in group.stepper.vector.take_restarts()
             ),
             longest_open_steps=self._episodes.longest_open_steps,
-            bounds=sum((group.stepper.take_bounds() for group in self._groups), BoundsReport()),
+            bounds=sum((group.stepper.vector.take_bounds() for group in self._groups), BoundsReport()),
         )
 
 

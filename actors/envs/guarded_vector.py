@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv
 
 from actors.core import BoundsReport, EnvRestart
 from actors.envs.errors import EnvError, EnvFailed
 from actors.envs.guard import RESTART, AnyVectorEnv, Failure, describe_workers, discard, restart_seed
-from actors.envs.validation import Validator
+from actors.envs.validation import REWARD_MAX, Validator
 from replay_service.block import ACTION_MASK
 
 SeedForm = Literal["list", "array", "int"]
@@ -50,15 +51,17 @@ class GuardedVector:
         self._guarded_lanes = guarded_lanes
         self._halves = _halves(self.env)
         self.asynchronous = self._halves is not None
-        self._validator = Validator(self.env.single_observation_space)
+        space = self.env.single_observation_space
+        self._validator = Validator(space)
+        self._one_float32 = isinstance(space, spaces.Box) and space.dtype == np.float32
         self._nobody = np.zeros(self.env.num_envs, np.bool_)
         self._seeds = np.zeros(self.env.num_envs, np.int64)
         self._replacements = 0
         self._actions = np.zeros(0, np.int64)
         self._begin_error: Exception | None = None
         self._steps = 0
-        # Lane -> the step at which it was restarted.
-        self._on_probation: dict[int, int] = {}
+        self.on_probation: dict[int, int] = {}
+        """Lane -> the step at which it was restarted."""
         self._restarts: list[EnvRestart] = []
         self._bounds = BoundsReport()
 
@@ -96,7 +99,7 @@ class GuardedVector:
             return self.replace(self._raised())
         reward, terminated, truncated = np.asarray(reward), np.asarray(terminated), np.asarray(truncated)
         problems: dict[int, str] = {}
-        if not self._validator.is_plain(observations, reward):
+        if not self._is_plain(observations, reward):
             problems = self._validator.problems(observations, np.where(resetting, 0.0, reward))
         if problems and not self._guarded_lanes:
             return self.replace(_first(problems))
@@ -114,8 +117,7 @@ class GuardedVector:
 
     def end_probation(self, ended: np.ndarray) -> None:
         """Ends the probation of lanes `ended` [N] bool, which have ended an episode."""
-        if self._on_probation and np.count_nonzero(ended):
-            self._on_probation = {lane: at for lane, at in self._on_probation.items() if not ended[lane]}
+        self.on_probation = {lane: at for lane, at in self.on_probation.items() if not ended[lane]}
 
     def take_restarts(self) -> tuple[EnvRestart, ...]:
         """The restarts since the last call."""
@@ -126,6 +128,16 @@ class GuardedVector:
         """The observations looked at since the last call."""
         bounds, self._bounds = self._bounds, BoundsReport()
         return bounds
+
+    def _is_plain(self, observations: Any, reward: np.ndarray) -> bool:
+        """Whether the most common case applies and all is well: a quick test before the validator's."""
+        # NaN fails the comparison.
+        return (
+            self._one_float32
+            and np.count_nonzero(np.isfinite(observations)) == observations.size
+            and reward.dtype.kind == "f"
+            and float(reward.dot(reward)) <= REWARD_MAX**2
+        )
 
     def _reset(self, seeds: np.ndarray) -> tuple[Any, dict[str, Any]]:
         """See reset."""
@@ -180,10 +192,10 @@ class GuardedVector:
         """Counts the restart of one lane, or of all together (None). Raises EnvFailed if on probation."""
         which = "all environments" if lane is None else f"environment {lane}"
         lanes = range(len(self._nobody)) if lane is None else (lane,)
-        steps = self._steps - min(self._on_probation.get(each, -_PROBATION_STEPS) for each in lanes)
+        steps = self._steps - min(self.on_probation.get(each, -_PROBATION_STEPS) for each in lanes)
         if steps < _PROBATION_STEPS:
             raise EnvFailed(f"{failure.description}\nThis is {steps} steps after a restart of {which}.")
-        self._on_probation.update(dict.fromkeys(lanes, self._steps))
+        self.on_probation.update(dict.fromkeys(lanes, self._steps))
         self._restarts.append(EnvRestart(failure.cause, lane, failure.description))
         _logger.warning("%s: %s restarted: %s", self.name, which, failure.description)
 

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from actors.core import BoundsReport, EnvRestart, EnvSpec
+from actors.core import EnvSpec
 from actors.envs.errors import EnvError
 from actors.envs.guard import Failure
 from actors.envs.guarded_vector import GuardedVector, VectorStep
@@ -64,7 +64,9 @@ class VectorStepper:
     With spec.action_mask every frame allows an action: if a terminal frame, on which nobody acts, allows
     none, its mask is stored as all ones.
 
-    asynchronous: lanes step between `begin` and `finish`, in threads or processes of their own.
+    Attributes:
+        vector: what it steps; it keeps count of restarts and bounds.
+        asynchronous: whether lanes step between `begin` and `finish`, in threads or processes of their own.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class VectorStepper:
         self.spec = spec
         self.num_envs = env.num_envs
         self.asynchronous = vector.asynchronous
-        self._vector = vector
+        self.vector = vector
         self._mode = AutoresetMode(env.metadata["autoreset_mode"])
         self._step_limit = step_limit
         self._masks_are_errors = masks_are_errors and not spec.action_mask
@@ -105,7 +107,7 @@ class VectorStepper:
         """
         if seeds.shape != (self.num_envs,):
             raise ValueError(f"{self.num_envs} lanes need as many seeds, not an array of shape {seeds.shape}")
-        observations, info = self._vector.reset(seeds)
+        observations, info = self.vector.reset(seeds)
         self._ended = self._nobody
         self._lengths[:] = 0
         self._lives = _lives(info, np.zeros(self.num_envs, np.int64))
@@ -121,19 +123,19 @@ class VectorStepper:
 
     def begin(self, actions: np.ndarray) -> None:
         """The first half of `step`; `finish` must follow."""
-        self._vector.begin(actions + self._first_action if self._first_action else actions)
+        self.vector.begin(actions + self._first_action if self._first_action else actions)
 
     def finish(self) -> Step:
         """The second half of `step`."""
         fake = self._ended if self._mode is AutoresetMode.NEXT_STEP else self._nobody
-        return self._step_of(self._vector.finish(fake), fake)
+        return self._step_of(self.vector.finish(fake), fake)
 
     def _step_of(self, made: VectorStep, fake: np.ndarray) -> Step:
         """The step that the vector environment made; fake [N] bool: lanes in which it was an autoreset."""
         observations, reward, terminated, truncated, info, broken = made
         if self._masks_are_errors and ACTION_MASK in info:
             raise EnvError(
-                f"{self._vector.name} gives an action mask in info['action_mask'] now, but gave none in its "
+                f"{self.vector.name} gives an action mask in info['action_mask'] now, but gave none in its "
                 "first 50 steps: set env.action_mask=true to obey its masks, or false to ignore them"
             )
         if broken is not None:
@@ -163,7 +165,7 @@ class VectorStepper:
                 final_frames = self._maker.of_list(info["final_obs"], final_masks, final_lanes)
                 if not is_finite(final_frames):
                     description = "An environment returned a final observation that is not finite"
-                    return self._step_of(self._vector.replace(Failure("invalid", description)), self._nobody)
+                    return self._step_of(self.vector.replace(Failure("invalid", description)), self._nobody)
         else:
             masks = self._masks(info, terminal=terminated)
             if self._mode is AutoresetMode.DISABLED:
@@ -175,7 +177,8 @@ class VectorStepper:
                 final_frames = self._maker.of_batch(observations, masks, final_lanes)
                 observations, masks = self._reset_lanes(resets, masks)
         self._ended = ended if resets is self._nobody else ended & ~resets
-        self._vector.end_probation(ended)
+        if self.vector.on_probation:
+            self.vector.end_probation(ended)
         return Step(
             frames=self._maker.of_batch(observations, masks),
             reward=reward,
@@ -190,21 +193,13 @@ class VectorStepper:
             broken=broken,
         )
 
-    def take_restarts(self) -> tuple[EnvRestart, ...]:
-        """The restarts since the last call."""
-        return self._vector.take_restarts()
-
-    def take_bounds(self) -> BoundsReport:
-        """How many of the observations looked at since the last call left the bounds of their space."""
-        return self._vector.take_bounds()
-
     def close(self) -> None:
         """Closes the environments."""
-        self._vector.env.close()
+        self.vector.env.close()
 
     def _reset_lanes(self, lanes: np.ndarray, masks: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
         """Begins an episode in lanes [N] bool; observations and masks [N, A] of all lanes."""
-        observations, info = self._vector.env.reset(options={"reset_mask": lanes.copy()})
+        observations, info = self.vector.env.reset(options={"reset_mask": lanes.copy()})
         self._lives = np.where(lanes, _lives(info, self._lives), self._lives)
         fresh = self._masks(info, terminal=self._nobody, lanes=lanes)
         if masks is not None and fresh is not None:
@@ -236,7 +231,7 @@ class VectorStepper:
             stuck = empty & ~terminal if lanes is None else empty & ~terminal & lanes
             if stuck.any():
                 raise EnvError(
-                    f"{self._vector.name} allows no action in lane {int(stuck.argmax())}, whose episode has "
+                    f"{self.vector.name} allows no action in lane {int(stuck.argmax())}, whose episode has "
                     "not terminated: info['action_mask'] is missing or all zero. Let it allow an action at "
                     "each reset and step, terminate the episode there, or set env.action_mask=false"
                 )

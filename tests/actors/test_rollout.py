@@ -341,7 +341,7 @@ def overlapping_actor(num_lanes: int, env_threads: int = 1) -> tuple[EnvActor, l
         groups.append((lanes, threads))
         stepper = make_vector(env, lanes, threads)
         restarts = EnvRestart("raise", 0, "the first lane"), EnvRestart("raise", None, "all lanes")
-        stepper.take_restarts = lambda: restarts  # type: ignore[method-assign]
+        stepper.vector.take_restarts = lambda: restarts  # type: ignore[method-assign]
         return stepper
 
     with mock.patch("actors.rollout.make_vector", make):

@@ -283,7 +283,7 @@ def test_numbers_out_of_range(name: str) -> None:
     stepper = make_vector(env, 3)
     stepper.reset(np.array(SEEDS))
     steps = [stepper.step(np.zeros(3, np.int64)) for _ in range(20)]
-    (restart,) = stepper.take_restarts()
+    (restart,) = stepper.vector.take_restarts()
     assert (restart.cause, restart.lane) == ("invalid", 2)
     assert "outside of" in restart.description
     (broken,) = [step for step in steps if step.broken is not None]
@@ -329,7 +329,7 @@ def test_a_native_vector_is_restarted_as_a_whole(crashing: type[Crashing], how: 
     stepper.reset(np.arange(4))
     steps = [stepper.step(np.zeros(4, np.int64)) for _ in range(30)]
     assert crashing.made == 2
-    (restart,) = stepper.take_restarts()
+    (restart,) = stepper.vector.take_restarts()
     assert (restart.cause, restart.lane) == ("raise" if how == "raise" else "invalid", None)
     assert [step.broken is not None for step in steps].index(True) == 19
     broken = steps[19]

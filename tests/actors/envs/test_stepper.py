@@ -212,7 +212,7 @@ def test_an_error_in_the_first_half_restarts_in_the_second() -> None:
     broken = stepper.finish()
     assert broken.broken is not None
     assert broken.broken.all()
-    assert "RuntimeError: no such action" in stepper.take_restarts()[0].description
+    assert "RuntimeError: no such action" in stepper.vector.take_restarts()[0].description
     assert stepper.step(ACTIONS).ended.all()
 
 
@@ -232,4 +232,4 @@ def test_a_final_observation_that_is_not_finite_restarts_all_lanes() -> None:
     assert step.broken is not None
     assert step.broken.all()
     assert (step.ended.any(), step.fake.all(), step.starts.all()) == (False, True, True)
-    assert "not finite" in stepper.take_restarts()[0].description
+    assert "not finite" in stepper.vector.take_restarts()[0].description
