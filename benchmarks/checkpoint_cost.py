@@ -21,9 +21,8 @@ from benchmarks.replay_data import ATARI, CONFIG
 from benchmarks.update_step import ATARI as ATARI_NETWORK
 from cluster.checkpoints.checkpoint import CheckpointStore, RunState, SavedCheckpoint, shard_folder
 from cluster.control.evaluation import ModelSelectionState
-from cluster.engines.engine import Need
+from cluster.engines.engine import Need, Ref
 from cluster.engines.ray_engine import RayEngine
-from cluster.engines.ref import Ref
 from cluster.metrics.counters import CountersState
 from cluster.runtime.roles import LearnerRole
 from cluster.runtime.shard_role import ShardRole

@@ -19,9 +19,8 @@ import ray
 
 from actors.core import RolloutReport
 from benchmarks.crowd import Heard, RecordedActor, Recording, chunk_seconds_of
-from cluster.engines.engine import ArgTs, Handle, Need, RoleT
+from cluster.engines.engine import ArgTs, Handle, Need, Ref, RoleT
 from cluster.engines.ray_engine import RayEngine
-from cluster.engines.ref import Ref
 from cluster.runtime.roles import ActorRole
 
 _MOST_CALLS = 10_000

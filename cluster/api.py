@@ -45,11 +45,11 @@ from cluster.record.callbacks import Callback
 from cluster.record.events import read_events
 from cluster.record.known_runs import remember_run
 from cluster.record.line_file import read_objects
-from cluster.record.output import SerialLogs
 from cluster.record.prometheus import MetricsServer
 from cluster.record.recorder import NewestSnapshot, Recorder
 from cluster.record.run_dir import RunDir, holds_run, read_config, read_spec, refuse_unusable
 from cluster.record.scrape_targets import advertised, home_folder, targets_folder
+from cluster.record.serial_logs import SerialLogs
 from cluster.record.trackers import KEEPING_FILES, TrackerProcess, require_trackers
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.preload import fork_servers

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,9 +20,8 @@ from cluster.checkpoints.resume import Resumed
 from cluster.control.ends import limit_reached, target_reached
 from cluster.control.every import Every
 from cluster.diagnosis.diagnosis import Diagnosis
-from cluster.engines.engine import EngineDied, EngineError, ObjectLost, RoleDied
+from cluster.engines.engine import EngineDied, EngineError, ObjectLost, Ref, RoleDied
 from cluster.engines.placement import RoleKind
-from cluster.engines.ref import Ref, as_argument
 from cluster.metrics.snapshot import Snapshot
 from cluster.runtime.evaluations import Evaluations
 from cluster.runtime.failure import RunFailed
@@ -34,7 +33,6 @@ from cluster.runtime.run_context import RunContext
 from cluster.runtime.snapshots import Snapshots
 from cluster.supervisor import Supervisor
 from learner.core import LearnReport
-from replay_service.messages import ShardStatus
 
 _WAIT_SECONDS = 0.25
 _ASK_SHARDS_SECONDS = 0.5
@@ -137,7 +135,10 @@ class Coordinator:
     def _turn(self) -> None:
         """Grants credits, waits for results, handles them, and does the periodic work that is due."""
         began = time.monotonic()
-        self._grant()
+        # Before the state of all roles is restored, nothing is granted.
+        if self._restored:
+            self._grant()
+            self._evaluate()
         asked = time.monotonic()
         ready = self._engine.wait(self._fleet.credits, _WAIT_SECONDS)
         waited_seconds = time.monotonic() - asked
@@ -147,9 +148,7 @@ class Coordinator:
         self._counters.take_wait(waited_seconds, time.monotonic() - began)
 
     def _grant(self) -> None:
-        """Hands out chunks of acting and learning, as far as pacing allows, and evaluations."""
-        if not self._restored:
-            return
+        """Hands out chunks of acting and learning, as far as pacing allows."""
         for depth in range(self._fleet.credits.per_role):
             for actor in [short for short in self._fleet.credits.short_actors if short.chunks <= depth]:
                 if not self._pacer.may_act():
@@ -164,28 +163,34 @@ class Coordinator:
                 kind="learn",
                 transitions=updates * self._config.learner.batch_size,
             )
+
+    def _evaluate(self) -> None:
+        """Grants the evaluation that is due, if there is one."""
         # Initial weights that were given are worth an evaluation of their own; random ones are not.
         due = self._counters.version == 0 and self._recovery.starts_from_weights
         self._evaluations.grant(self._weights, due=due)
 
     def _may_learn(self) -> bool:
         """Whether a further chunk of updates would begin before stop.seconds is reached."""
+        limit = self._config.stop.seconds
+        if limit is None:
+            return True
         granted = self._fleet.granted(self._fleet.learner, "learn")
-        return granted * self._counters.clock.longest_chunk_seconds <= self._counters.clock.left(
-            self._config.stop.seconds
-        )
+        return granted * self._counters.clock.longest_chunk_seconds <= self._counters.clock.left(limit)
 
     def _grant_rollout(self, actor: Member[ActorRole]) -> None:
         # Weights that the actor has are not sent again, except to noisy networks: loading draws new noise.
         known = self._weights is actor.weights and not self._config.learner.noisy
         actor.weights = self._weights
-        self._counters.clock.acted(time.monotonic())
+        # The engine passes the value of a Ref.
+        if self._counters.clock.began is None:
+            self._counters.clock.acted(time.monotonic())
         self._fleet.grant(
             actor,
             ActorRole.rollout,
             self._config.actors.steps_per_chunk,
             self._counters.version,
-            None if self._weights is None or known else as_argument(self._weights),
+            None if self._weights is None or known else cast(np.ndarray, self._weights),
             self._counters.shards.env_steps,
             then=partial(self._take_rollout, actor),
             lost=partial(self._lose_rollout, actor),
@@ -224,7 +229,7 @@ class Coordinator:
     def _take_rollout(self, actor: Member[ActorRole], report: RolloutReport) -> None:
         self._fleet.credits.take_unacknowledged(actor, report.unacknowledged_transitions)
         self._counters.take_rollout(report)
-        self._recovery.take_rollout(report)
+        self._recovery.open_episodes.take(report)
         if actor.kind in self._expendable:
             return  # what made an environment fail may be the signal that also stopped the run
         if report.bounds.beyond:
@@ -245,10 +250,7 @@ class Coordinator:
             self._recorder.event(note.kind, note.text)
         if report.updates < granted_updates:
             # The chunk ended early because a shard was lost: find out which.
-            self._fleet.ask_shards(self._take_status)
-
-    def _take_status(self, status: ShardStatus) -> None:
-        self._counters.shards.take([status])
+            self._fleet.ask_shards(self._counters.shards.take)
 
     def _do_periodic_work(self, *, idle: bool) -> None:
         now = time.monotonic()
@@ -259,7 +261,7 @@ class Coordinator:
         self._recovery.tick(now)
         shards = self._counters.shards
         if self._ask_shards.due(now):
-            self._fleet.ask_shards(self._take_status)
+            self._fleet.ask_shards(self._counters.shards.take)
             self._fleet.ask_idle_actors(shards.take)
             for status in shards.living():
                 self._recorder.journal(status)
@@ -294,11 +296,9 @@ class Coordinator:
         asked = self._stop_requested()
         if asked is None and self._selection.solved:
             return target_reached(self._config.stop)
-        acting_seconds, env_steps = (
-            self._counters.clock.seconds(time.monotonic()),
-            self._counters.shards.env_steps,
-        )
-        return asked or limit_reached(self._config.stop, env_steps, self._counters.version, acting_seconds)
+        counters = self._counters
+        seconds = counters.clock.seconds(time.monotonic())
+        return asked or limit_reached(self._config.stop, counters.shards.env_steps, counters.version, seconds)
 
     def _finish(self, reason: str) -> Outcome:
         """Evaluates and saves the last version, takes the last checkpoint and snapshot."""
@@ -316,7 +316,7 @@ class Coordinator:
         if not saved:
             path = self._context.run_dir.path
             raise RunFailed(f"{reason}, but the newest weights could not be written to {path}")
-        self._fleet.ask_shards(self._take_status)
+        self._fleet.ask_shards(self._counters.shards.take)
         self._work_until(self._fleet.shards_are_idle, _LAST_WORDS_SECONDS, watched=False)
         self._collect_logs()
         return _outcome(self._context, reason, self._snapshots.take(time.monotonic()))

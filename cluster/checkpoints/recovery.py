@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from actors.core import RolloutReport
 from cluster.checkpoints.checkpoint import (
     CheckpointStore,
     RunState,
@@ -21,8 +20,7 @@ from cluster.checkpoints.checkpoint import (
 from cluster.checkpoints.checkpointer import Checkpointer
 from cluster.checkpoints.resume import Resumed
 from cluster.control.open_episodes import OpenEpisodes
-from cluster.engines.engine import EngineError
-from cluster.engines.ref import Ref
+from cluster.engines.engine import EngineError, Ref
 from cluster.metrics.counters import CheckpointMetrics
 from cluster.runtime.member import Member
 from cluster.runtime.roles import LearnerRole
@@ -63,7 +61,8 @@ class Recovery:
         now = time.monotonic()
         self._checkpointed = (now, context.counters.version, -1)
         """Begin (monotonic), version and number of inserted transitions of the newest checkpoint."""
-        self._open_episodes = OpenEpisodes(context.config.actors.envs_per_actor)
+        self.open_episodes = OpenEpisodes(context.config.actors.envs_per_actor)
+        """Takes each report of acting, for the checkpoints of the serial runtime."""
         self._checkpoint_soon = False
         self._problem = ""  # why the last checkpoint failed, without its numbers
         self._slowest_seconds = 0.0
@@ -163,13 +162,9 @@ class Recovery:
         seconds = None if deterministic else config.checkpoint.every_seconds
         return seconds is not None and time.monotonic() - began >= seconds
 
-    def take_rollout(self, report: RolloutReport) -> None:
-        """Takes in a report of acting, for the checkpoints of the serial runtime."""
-        self._open_episodes.take(report)
-
     def _must_wait(self, every_updates: int) -> bool:
         """Whether a checkpoint waits for open episodes, which the next life would not go on with."""
-        episodes = self._open_episodes
+        episodes = self.open_episodes
         if episodes.hold_checkpoint:
             self._context.recorder.warning_once(
                 "a checkpoint of the serial runtime ends all episodes; an open one has "

@@ -14,6 +14,7 @@ _TARGET = "the target return"
 class ActingClock:
     """Counts seconds from the first environment step; the start-up of a process does not count.
 
+    began: when this process stepped an environment for the first time, monotonic; None before.
     longest_evaluation_seconds, longest_chunk_seconds: the durations of the longest evaluation and of the
     longest chunk of updates in this process.
     """
@@ -21,20 +22,20 @@ class ActingClock:
     def __init__(self) -> None:
         self.longest_evaluation_seconds = self.longest_chunk_seconds = 0.0
         self._before = 0.0
-        self._began: float | None = None
+        self.began: float | None = None
 
     def resume(self, seconds: float) -> None:
         """Continues a run; seconds: what the processes that ran it before counted."""
-        self._before, self._began = seconds, None
+        self._before, self.began = seconds, None
 
     def acted(self, now: float) -> None:
         """Notes that environments are stepped. now: on the monotonic clock."""
-        if self._began is None:
-            self._began = now
+        if self.began is None:
+            self.began = now
 
     def seconds(self, now: float) -> float:
         """The seconds so far; they stand still until `acted` was called."""
-        return self._before + (0.0 if self._began is None else now - self._began)
+        return self._before + (0.0 if self.began is None else now - self.began)
 
     def left(self, limit: float | None) -> float:
         """Seconds until the limit, infinite without one."""

@@ -67,19 +67,20 @@ class RoleTimeouts:
         self._frozen_seconds = frozen_seconds
         self._chunk_deadline_seconds = chunk_deadline_seconds
         self._compile_seconds = _COMPILE_SECONDS if compiles else 0.0
-        self._longest_answer: dict[str, float] = collections.defaultdict(float)
+        self.longest_answer: dict[str, float] = collections.defaultdict(float)
+        """Kind of role -> the longest that one took to answer, in seconds."""
         self._longest_start: dict[str, float] = collections.defaultdict(float)
         self._first_seconds = FIRST_TIMES_FROZEN * frozen_seconds
-        self._unproven = {"learner", "evaluator"}
+        self.unproven = {"learner", "evaluator"}
         """Kinds of roles without an answer to a chunk of work so far."""
         if chunk_deadline_seconds is None:
-            self._unproven.add("actor")
+            self.unproven.add("actor")
 
     def answered(self, kind: str, seconds: float, *, worked: bool) -> None:
         """Notes that a role of this kind answered after `seconds`. worked: whether to a chunk of work."""
-        self._longest_answer[kind] = max(self._longest_answer[kind], seconds)
+        self.longest_answer[kind] = max(self.longest_answer[kind], seconds)
         if worked:
-            self._unproven.discard(kind)
+            self.unproven.discard(kind)
 
     def came_up(self, kind: str, seconds: float) -> None:
         """Notes that a role of this kind came up after `seconds`."""
@@ -91,21 +92,21 @@ class RoleTimeouts:
         Twice the longest answer or start of actors and learner; what compiling may take, if it compiles; and
         before their first chunks, what those may take.
         """
-        known = max(seen[kind] for seen in (self._longest_answer, self._longest_start) for kind in _MOVERS)
-        first = self._first_seconds if self._unproven & set(_MOVERS) else 0.0
+        known = max(seen[kind] for seen in (self.longest_answer, self._longest_start) for kind in _MOVERS)
+        first = self._first_seconds if self.unproven & set(_MOVERS) else 0.0
         return max(2.0 * known, self._compile_seconds, first)
 
     def limits(self) -> Mapping[str, float]:
         """Kind of role -> timeout."""
         usual = self.usual_limits()
         return {
-            kind: max(limit, self._first_seconds) if kind in self._unproven else limit
+            kind: max(limit, self._first_seconds) if kind in self.unproven else limit
             for kind, limit in usual.items()
         }
 
     def usual_limits(self) -> Mapping[str, float]:
         """Kind of role -> timeout, as it is once the role has answered its first chunk."""
-        frozen, answer, start = self._frozen_seconds, self._longest_answer, self._longest_start
+        frozen, answer, start = self._frozen_seconds, self.longest_answer, self._longest_start
         return {
             "shard": frozen,
             "learner": max(2.0 * frozen, _TIMES_THE_LONGEST * answer["learner"], self._compile_seconds),

@@ -9,13 +9,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, TypeVarTuple
 
-from cluster.engines.ref import Ref, ValueT
-
 if TYPE_CHECKING:
     from cluster.engines.placement import Claims
 
 RoleT = TypeVar("RoleT")
+ValueT = TypeVar("ValueT")
 ArgTs = TypeVarTuple("ArgTs")
+
+
+class Ref(Generic[ValueT]):
+    """A reference to a value that a call will return; hashable. Each engine has its own kind."""
 
 
 @dataclass(frozen=True)

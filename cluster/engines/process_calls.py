@@ -12,9 +12,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from cluster.engines.engine import ArgTs, EngineError, Handle, RoleDied, RoleError, RoleT
+from cluster.engines.engine import ArgTs, EngineError, Handle, Ref, RoleDied, RoleError, RoleT, ValueT
 from cluster.engines.lines import Lines
-from cluster.engines.ref import Ref, ValueT
 from cluster.engines.shared_memory import MemoryPool
 from cluster.engines.wire import DescriptorsLost, Line, Message, Packed, Unsendable, pack, unpack
 

@@ -20,10 +20,12 @@ from cluster.engines.engine import (
     Handle,
     Need,
     ObjectLost,
+    Ref,
     RoleDied,
     RoleError,
     RoleOutOfMemory,
     RoleT,
+    ValueT,
 )
 from cluster.engines.machine import cluster_address
 from cluster.engines.own_code import entry_hook
@@ -43,7 +45,6 @@ from cluster.engines.ray_private import (
     terminate,
 )
 from cluster.engines.ray_servers import Polled, ServerWatch, end_all, with_descendants
-from cluster.engines.ref import Ref, ValueT
 from cluster.engines.signals import run_shielded
 from cluster.engines.temp_folder import temp_folder
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from cluster.engines.engine import ArgTs, EngineError, Handle, Need, RoleDied, RoleError, RoleT
+from cluster.engines.engine import ArgTs, EngineError, Handle, Need, Ref, RoleDied, RoleError, RoleT, ValueT
 from cluster.engines.placement import Claims
-from cluster.engines.ref import Ref, ValueT
 
 
 @dataclass(eq=False)
@@ -37,6 +36,8 @@ class SerialEngine:
 
     deterministic = True
     own_processes = False
+    host = "127.0.0.1"
+    gpus = 0.0  # nothing is claimed, and the learner uses the device that torch finds
 
     def __init__(self, output_of: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
         """output_of: role name -> a context that is entered while that role's code runs."""
@@ -47,16 +48,6 @@ class SerialEngine:
     def calls(self) -> SerialEngine:
         """This object: there is only one process."""
         return self
-
-    @property
-    def host(self) -> str:
-        """See Calls.host."""
-        return "127.0.0.1"
-
-    @property
-    def gpus(self) -> float:
-        """Zero: nothing is claimed, and the learner uses the device that torch finds."""
-        return 0.0
 
     def reserve(self, claims: Claims, **waiting: object) -> None:
         """Does nothing: one process needs no reservation."""

@@ -11,12 +11,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from cluster.record.logs import BEGAN, Level, LogSource, append, log_path
+from cluster.record.logs import BEGAN, Level, LogSource, log_path
 
 _RELAYED_LINES = 1_000
 
@@ -138,32 +137,3 @@ def _redirect_output(path: Path) -> Callable[[str], object]:
             os.write(descriptor, lines.encode("utf-8", "replace"))
 
     return emit
-
-
-class SerialLogs:
-    """Logs the output of roles that share this process, separated by role; the terminal shows it too."""
-
-    def __init__(self, logs: Path, run_started_at: float) -> None:
-        self._logs = logs
-        self._run_started_at = run_started_at
-        self._terminal = sys.stdout, sys.stderr
-        self._writers: dict[str, tuple[LineWriter, LineWriter]] = {}
-
-    @contextlib.contextmanager
-    def output_of(self, role: str) -> Iterator[None]:
-        """Logs output within the block as this role's; blocks of other roles may be nested in it."""
-        if role not in self._writers:
-            source, emit = LogSource(role, 0, self._run_started_at), partial(append, self._logs, role)
-            self._writers[role] = (
-                LineWriter(source, "INFO", emit, self._terminal[0], echo=True),
-                LineWriter(source, "WARNING", emit, self._terminal[1], echo=True),
-            )
-        before = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = writers = self._writers[role]
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = before
-            for writer in writers:
-                if writer.partial:
-                    writer.finish()

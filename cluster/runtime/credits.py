@@ -1,19 +1,27 @@
-"""The calls of a fleet that are in flight, with sums that cost as little for a thousand actors as for one.
+"""Calls to the roles of a fleet: granting them, and what is in flight, as cheap for 1,000 actors as for one.
 
-Owns these sums, and which actors have room for another chunk; must not import ray or torch.
+Owns the credits with their sums, and which actors have room for another chunk; must not import ray or torch.
 """
 
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from cluster.engines.ref import Ref
-from cluster.runtime.member import WORK, Credit, CreditKind, Member
-from cluster.runtime.roles import ActorRole
+import numpy as np
+
+from cluster.control.timeouts import AwakeClock, RoleTimeouts
+from cluster.engines.engine import ArgTs, Engine, EngineError, Ref, ValueT
+from cluster.runtime.member import WORK, AnyRole, Credit, CreditKind, Member, nothing
+from cluster.runtime.roles import ActorRole, LearnerRole
+from cluster.settings.resolved import ResolvedConfig
+
+# One chunk in work and one waiting, so that no role idles until the coordinator grants the next.
+_CREDITS_EACH = 2
 
 
-class Credits(Mapping[Ref[Any], Credit]):
-    """The credit of each call in flight, oldest first.
+class Credits(dict[Ref[Any], Credit]):
+    """The credit of each call in flight, oldest first; `add` and `remove` keep the sums.
 
     Attributes:
         per_role: how many chunks an actor and the learner may have at a time.
@@ -23,25 +31,25 @@ class Credits(Mapping[Ref[Any], Credit]):
     """
 
     def __init__(self, per_role: int) -> None:
+        super().__init__()
         self.per_role = per_role
         self.number: Counter[CreditKind] = Counter()
         self.short_actors: dict[Member[ActorRole], None] = {}
-        self._credits: dict[Ref[Any], Credit] = {}
         self._transitions: Counter[CreditKind] = Counter()
         self.unacknowledged_transitions = 0
 
     def add(self, ref: Ref[Any], credit: Credit) -> None:
         """Adds the credit of a call that was just made."""
-        self._credits[ref] = credit
+        self[ref] = credit
         self.number[credit.kind] += 1
         self._transitions[credit.kind] += credit.transitions
         if credit.kind != "log":
             credit.member.in_flight.add(ref)
             self._take_chunks(credit, 1)
 
-    def pop(self, ref: Ref[Any]) -> Credit | None:
+    def remove(self, ref: Ref[Any]) -> Credit | None:
         """Removes and returns the credit of a call; None if it has none any more."""
-        credit = self._credits.pop(ref, None)
+        credit = self.pop(ref, None)
         if credit is not None:
             self.number[credit.kind] -= 1
             self._transitions[credit.kind] -= credit.transitions
@@ -57,7 +65,7 @@ class Credits(Mapping[Ref[Any], Credit]):
     def refund(self, member: Member[Any]) -> list[Credit]:
         """Removes and returns all that a role has in flight, because the role is gone."""
         self.take_unacknowledged(member, 0)
-        refunded = [credit for ref in [*member.in_flight] if (credit := self.pop(ref)) is not None]
+        refunded = [credit for ref in [*member.in_flight] if (credit := self.remove(ref)) is not None]
         self.short_actors.pop(member, None)
         return refunded
 
@@ -91,14 +99,83 @@ class Credits(Mapping[Ref[Any], Credit]):
             else:
                 self.short_actors.pop(member, None)
 
-    def __getitem__(self, ref: Ref[Any]) -> Credit:
-        return self._credits[ref]
 
-    def __contains__(self, ref: object) -> bool:
-        return ref in self._credits
+class Granter:
+    """Calls roles through the engine, and keeps the credit of each call until its value is there.
 
-    def __iter__(self) -> Iterator[Ref[Any]]:
-        return iter(self._credits)
+    Attributes:
+        ranks: every rank of the learner.
+        credits: the calls in flight.
+        clock, timeouts: how long roles take to answer, and may take.
+    """
 
-    def __len__(self) -> int:
-        return len(self._credits)
+    ranks: list[Member[LearnerRole]]
+
+    def __init__(self, engine: Engine, config: ResolvedConfig) -> None:
+        self._engine = engine
+        # A deterministic engine runs each call at once, so a second credit would only add policy lag.
+        self.credits = Credits(1 if engine.deterministic else _CREDITS_EACH)
+        self.clock = AwakeClock(time.monotonic())
+        self.timeouts = RoleTimeouts(
+            config.run.frozen_seconds, config.actors.chunk_deadline_seconds, compiles=config.learner.compile
+        )
+
+    @property
+    def learner(self) -> Member[LearnerRole]:
+        """Rank 0 of the learner."""
+        return self.ranks[0]
+
+    def grant(
+        self,
+        member: Member[AnyRole],
+        method: Callable[[AnyRole, *ArgTs], ValueT],
+        *args: *ArgTs,
+        then: Callable[[ValueT], None] = nothing,
+        lost: Callable[[EngineError], None] = nothing,
+        kind: CreditKind = "other",
+        transitions: int = 0,
+    ) -> None:
+        """Calls a method of the member; see Credit for `then`, `lost` and `transitions`."""
+        (ref,) = self._engine.call(member.handle, method, *args)
+        self._keep(ref, Credit(member, kind, then, lost, transitions))
+
+    def grant_learner(
+        self,
+        method: Callable[[LearnerRole, *ArgTs], tuple[ValueT, np.ndarray]],
+        *args: *ArgTs,
+        then: Callable[[ValueT, Ref[np.ndarray]], None],
+        others: Callable[[ValueT], None] = nothing,
+        kind: CreditKind = "other",
+        transitions: int = 0,
+    ) -> None:
+        """Calls a method that also returns weights of all ranks.
+
+        `then` takes rank 0's value and the Ref of its weights, `others` the value of each other rank.
+        """
+        ref, weights = self._engine.call(self.learner.handle, method, *args, returns=2)
+        self._keep(ref, Credit(self.learner, kind, lambda value: then(value, weights), nothing, transitions))
+        for rank in self.ranks[1:]:
+            ref, _ = self._engine.call(rank.handle, method, *args, returns=2)
+            self._keep(ref, Credit(rank, "other", others, nothing, 0))
+
+    def settle(self, ref: Ref[Any]) -> Credit | None:
+        """Removes and returns the credit of a finished call; None if it was refunded when its member died."""
+        credit = self.credits.remove(ref)
+        if credit is not None and credit.kind != "log":
+            member, timeouts = credit.member, self.timeouts
+            seconds = self.clock.seconds - member.heard_at
+            if credit.kind == "start":
+                timeouts.came_up(member.kind, seconds)
+            elif seconds > timeouts.longest_answer[member.kind] or member.kind in timeouts.unproven:
+                timeouts.answered(member.kind, seconds, worked=credit.kind in WORK)
+            member.heard_at = self.clock.seconds
+        return credit
+
+    def granted(self, member: Member[Any], kind: CreditKind) -> int:
+        """Number of calls of this kind that the member has in flight."""
+        return sum(self.credits[ref].kind == kind for ref in member.in_flight)
+
+    def _keep(self, ref: Ref[Any], credit: Credit) -> None:
+        if credit.kind != "log" and not credit.member.in_flight:
+            credit.member.heard_at = self.clock.seconds
+        self.credits.add(ref, credit)

@@ -5,14 +5,13 @@ Owns the weights of the version that waits for its second evaluation; must not i
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from actors.core import MOST_EPISODE_STEPS, EnvRestart, EvaluationReport
 from cluster.control.evaluation import EvaluationRequest
-from cluster.engines.engine import EngineError, ObjectLost
-from cluster.engines.ref import Ref, as_argument
+from cluster.engines.engine import EngineError, ObjectLost, Ref
 from cluster.runtime.member import Member
 from cluster.runtime.roles import EvaluatorRole
 from cluster.runtime.run_context import RunContext
@@ -48,7 +47,7 @@ class Evaluations:
             evaluator,
             EvaluatorRole.evaluate,
             request.version,
-            as_argument(self._candidate),
+            cast(np.ndarray, self._candidate),
             request.seed_domain,
             request.episodes,
             self._max_episode_steps(),

@@ -1,6 +1,6 @@
-"""The fleet: spawns roles, grants calls to them, and replaces those that died.
+"""The fleet: spawns roles, asks them what they know, and replaces those that died.
 
-Owns the living roles and their credits in flight; calls the engine only. Must not import ray or torch.
+Owns the living roles; calls the engine only. Must not import ray or torch.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from actors.core import EnvSpec
-from cluster.control.timeouts import AwakeClock, RoleTimeouts
 from cluster.engines.engine import ArgTs, Engine, EngineError, Need
 from cluster.engines.placement import RoleKind, role_name
 from cluster.engines.process_info import ProcessInfo, require_same_code
-from cluster.engines.ref import Ref, ValueT
 from cluster.metrics.counters import FleetMetrics
 from cluster.record.logs import LogSource, append
-from cluster.runtime.credits import Credits
+from cluster.runtime.credits import Granter
 from cluster.runtime.failure import RunFailed
-from cluster.runtime.member import WORK, AnyRole, Credit, CreditKind, Member, nothing
+from cluster.runtime.member import AnyRole, Member
 from cluster.runtime.role import Role, RoleContext
 from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole
 from cluster.runtime.shard_role import ShardRole
@@ -34,19 +30,16 @@ from learner.core import Meeting
 from replay_service.messages import ShardStatus
 from replay_service.sharding import shard_capacities
 
-# One chunk in work and one waiting, so that no role idles until the coordinator grants the next.
-_CREDITS_EACH = 2
 _CLOSE_SECONDS = 5.0
 _CLOSE_BUSY_SECONDS = 1.0
 
 
-class Fleet:
+class Fleet(Granter):
     """Spawns every role of a run at once, so that their constructors run concurrently.
 
     The ranks of the learner are one for those who call it: `learner` is rank 0, which answers for all.
 
     Attributes:
-        credits: the calls in flight.
         ranks: every rank, with the same incarnation.
         learner_is_ready: whether all ranks are up and connected.
     """
@@ -68,7 +61,7 @@ class Fleet:
 
         note_incarnations: called with role name -> incarnation before these roles start.
         """
-        self._engine = engine
+        super().__init__(engine, config)
         self._config = config
         self.spec = spec
         self._logs = logs
@@ -77,13 +70,7 @@ class Fleet:
         self._run_started_at = run_started_at
         self._torch_acts = acts_with_torch(config, spec)
         self._capacities = shard_capacities(config.replay.capacity, config.replay.num_shards)
-        # A deterministic engine runs each call at once, so a second credit would only add policy lag.
-        self.credits = Credits(1 if engine.deterministic else _CREDITS_EACH)
         self._created = time.monotonic()
-        self.clock = AwakeClock(self._created)
-        self.timeouts = RoleTimeouts(
-            config.run.frozen_seconds, config.actors.chunk_deadline_seconds, compiles=config.learner.compile
-        )
         self.starts = 0
         """Number of roles that have come up so far."""
         self.start_seconds: dict[str, float] = {}
@@ -112,57 +99,6 @@ class Fleet:
     def members(self) -> list[Member[Any]]:
         """Every role of the run, the shards first."""
         return [*self.shards, *self.ranks, *self.actors, self.evaluator]
-
-    @property
-    def learner(self) -> Member[LearnerRole]:
-        """Rank 0 of the learner."""
-        return self.ranks[0]
-
-    def grant(
-        self,
-        member: Member[AnyRole],
-        method: Callable[[AnyRole, *ArgTs], ValueT],
-        *args: *ArgTs,
-        then: Callable[[ValueT], None] = nothing,
-        lost: Callable[[EngineError], None] = nothing,
-        kind: CreditKind = "other",
-        transitions: int = 0,
-    ) -> None:
-        """Calls a method of the member; see Credit for `then`, `lost` and `transitions`."""
-        (ref,) = self._engine.call(member.handle, method, *args)
-        self._keep(ref, Credit(member, kind, then, lost, transitions))
-
-    def grant_learner(
-        self,
-        method: Callable[[LearnerRole, *ArgTs], tuple[ValueT, np.ndarray]],
-        *args: *ArgTs,
-        then: Callable[[ValueT, Ref[np.ndarray]], None],
-        others: Callable[[ValueT], None] = nothing,
-        kind: CreditKind = "other",
-        transitions: int = 0,
-    ) -> None:
-        """Calls a method that also returns weights of all ranks.
-
-        `then` takes rank 0's value and the Ref of its weights, `others` the value of each other rank.
-        """
-        ref, weights = self._engine.call(self.learner.handle, method, *args, returns=2)
-        self._keep(ref, Credit(self.learner, kind, lambda value: then(value, weights), nothing, transitions))
-        for rank in self.ranks[1:]:
-            ref, _ = self._engine.call(rank.handle, method, *args, returns=2)
-            self._keep(ref, Credit(rank, "other", others, nothing, 0))
-
-    def settle(self, ref: Ref[Any]) -> Credit | None:
-        """Removes and returns the credit of a finished call; None if it was refunded when its member died."""
-        credit = self.credits.pop(ref)
-        if credit is not None and credit.kind != "log":
-            member = credit.member
-            seconds = self.clock.seconds - member.heard_at
-            if credit.kind == "start":
-                self.timeouts.came_up(member.kind, seconds)
-            else:
-                self.timeouts.answered(member.kind, seconds, worked=credit.kind in WORK)
-            member.heard_at = self.clock.seconds
-        return credit
 
     def frozen(self) -> tuple[Member[Any], float] | None:
         """A role whose call in flight has exceeded its timeout, and its seconds without an answer.
@@ -222,11 +158,11 @@ class Fleet:
             then = partial(self.credits.take_unacknowledged, actor)
             self.grant(actor, ActorRole.replace_shard, shard.index, shard.handle, then=then)
 
-    def ask_shards(self, then: Callable[[ShardStatus], None]) -> None:
+    def ask_shards(self, then: Callable[[tuple[ShardStatus, ...]], None]) -> None:
         """Asks every idle shard for its status, which also reveals a dead one."""
         for shard in self.shards:
             if shard.is_up and not shard.in_flight:
-                self.grant(shard, ShardRole.status, then=then)
+                self.grant(shard, ShardRole.status, then=lambda status: then((status,)))
 
     def shards_are_idle(self) -> bool:
         """Whether no shard has a call in work."""
@@ -290,15 +226,6 @@ class Fleet:
             credits={kind: granted[kind] for kind in ("rollout", "learn", "evaluate")},
             unacknowledged_transitions=self.credits.unacknowledged_transitions,
         )
-
-    def granted(self, member: Member[Any], kind: CreditKind) -> int:
-        """Number of calls of this kind that the member has in flight."""
-        return sum(self.credits[ref].kind == kind for ref in member.in_flight)
-
-    def _keep(self, ref: Ref[Any], credit: Credit) -> None:
-        if credit.kind != "log" and not credit.member.in_flight:
-            credit.member.heard_at = self.clock.seconds
-        self.credits.add(ref, credit)
 
     def _spawn_shard(self, index: int, incarnation: int) -> Member[ShardRole]:
         capacity = self._capacities[index]

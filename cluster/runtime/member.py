@@ -11,10 +11,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from cluster.engines.engine import EngineError, Handle
+from cluster.engines.engine import EngineError, Handle, Ref
 from cluster.engines.placement import RoleKind
 from cluster.engines.process_info import ProcessInfo
-from cluster.engines.ref import Ref
 from cluster.runtime.role import Role
 
 AnyRole = TypeVar("AnyRole", bound=Role)

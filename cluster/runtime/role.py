@@ -19,7 +19,6 @@ from cluster.metrics.usage import UsageMeter
 from cluster.record.logs import LogSource
 from cluster.record.output import ProcessLog
 from cluster.settings.resolved import ResolvedConfig
-from replay_service.messages import ProcessUsage
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class Role:
         self._process_info = dataclasses.replace(process_info(), relays_log=relays_log)
         answer_stack_requests(context.logs, context.name)
         # In the serial runtime all roles share the coordinator's process, which is measured there.
-        self._meter = UsageMeter() if context.source else None
+        self._usage = UsageMeter() if context.source else None
+        """CPU time and memory of this role's own process, at most once a second."""
         run, actors = context.config.run, context.config.actors
         self._chunk_seconds = (
             chunk_seconds(run.frozen_seconds, actors.chunk_deadline_seconds) if context.source else math.inf
@@ -67,10 +67,6 @@ class Role:
 
     def close(self) -> None:
         """Closes what the role holds open; a role that holds nothing does nothing."""
-
-    def _usage(self) -> ProcessUsage | None:
-        """CPU time and memory of this role's own process, at most once a second."""
-        return self._meter.due() if self._meter else None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import numpy as np
 
 from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
 from actors.soft_values import GREEDY, SoftValues, Values
-from cluster.engines.engine import Calls, Handle, PeerLost
-from cluster.engines.ref import ValueT
+from cluster.engines.engine import Calls, Handle, PeerLost, ValueT
 from cluster.engines.threads import available_cores, env_threads
 from cluster.metrics.usage import IdleCores, MemoryMeter
 from cluster.record.logs import log_path
@@ -83,7 +82,7 @@ class ActorRole(Role):
             report,
             pushes_in_flight=self._sink.pushes_in_flight,
             unacknowledged_transitions=self._sink.unacknowledged_transitions,
-            process=self._usage(),
+            process=self._usage.due() if self._usage else None,
             memory_excess=self._memory.due() if self._memory else None,
         )
 
@@ -174,7 +173,9 @@ class LearnerRole(Role):
             self._sampler.adapt(busy_seconds / report.updates)
             report = self._with_threads(report, busy_seconds)
         report = dataclasses.replace(
-            report, prefetched_requests=self._sampler.requests_in_flight, process=self._usage()
+            report,
+            prefetched_requests=self._sampler.requests_in_flight,
+            process=self._usage.due() if self._usage else None,
         )
         return report, self._published(weights)
 
@@ -262,7 +263,7 @@ class EvaluatorRole(Role):
         deadline = time.monotonic() + self._chunk_seconds
         for report in self._evaluation:
             if report is not None:
-                return dataclasses.replace(report, process=self._usage())
+                return dataclasses.replace(report, process=self._usage.due() if self._usage else None)
             if time.monotonic() >= deadline:
                 return None
         raise RuntimeError("the evaluation has ended; begin another one")

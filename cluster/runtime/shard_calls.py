@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cluster.engines.engine import Calls, Handle, ObjectLost, RoleDied
-from cluster.engines.ref import Ref, ValueT
+from cluster.engines.engine import Calls, Handle, ObjectLost, Ref, RoleDied, ValueT
 from cluster.runtime.shard_role import ShardRole
 from replay_service.block import TransitionBlock
 from replay_service.codec import encode

@@ -45,7 +45,7 @@ class ShardRole(Role):
         status = self._shard.status()
         if status.metrics is None:
             return status
-        metrics = dataclasses.replace(status.metrics, process=self._usage())
+        metrics = dataclasses.replace(status.metrics, process=self._usage.due() if self._usage else None)
         return dataclasses.replace(status, metrics=metrics)
 
     def recovery(self) -> tuple[RecoveryReport | None, ShardStatus] | None:

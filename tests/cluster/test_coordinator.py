@@ -17,8 +17,7 @@ from qfleet_scripted import Notes, ScriptedEngine, config_of, run
 from qfleet_serial import Recorder
 
 from cluster.checkpoints import recovery
-from cluster.engines.engine import EngineDied
-from cluster.engines.ref import Ref
+from cluster.engines.engine import EngineDied, Ref
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.pacer import Pacer
 

@@ -11,9 +11,8 @@ import numpy as np
 from qfleet_scripted import Notes, config_of, context_of
 from qfleet_serial import Recorder
 
-from cluster.engines.engine import EngineError, Handle, Need, ObjectLost, RoleDied
+from cluster.engines.engine import EngineError, Handle, Need, ObjectLost, Ref, RoleDied
 from cluster.engines.process_info import ProcessInfo
-from cluster.engines.ref import Ref
 from cluster.runtime.fleet import Fleet
 from cluster.runtime.member import Member
 from cluster.runtime.run_context import RunContext

@@ -22,9 +22,8 @@ from actors.core import EvaluationReport, RolloutReport
 from cluster.control.evaluation import EvaluationRequest, ModelSelection
 from cluster.coordinator import Coordinator, Outcome
 from cluster.diagnosis.diagnosis import Diagnosis
-from cluster.engines.engine import Handle, Need, RoleDied
+from cluster.engines.engine import Handle, Need, Ref, RoleDied
 from cluster.engines.process_info import ProcessInfo
-from cluster.engines.ref import Ref
 from cluster.metrics.counters import Counters
 from cluster.record.events import Event
 from cluster.record.recorder import Recorder as RunRecorder

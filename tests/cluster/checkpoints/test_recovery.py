@@ -15,7 +15,7 @@ from cluster.checkpoints import recovery
 from cluster.checkpoints.checkpoint import CheckpointStore, checkpoint_folders, read_checkpoint
 from cluster.checkpoints.recovery import KEEP_STATE_SECONDS, Recovery
 from cluster.checkpoints.resume import Resumed
-from cluster.engines.ref import Ref
+from cluster.engines.engine import Ref
 from learner.core import LearnerState
 from replay_service.journal.durability import SealReply
 from replay_service.journal.recovery import DamagedSegment, RecoveryReport

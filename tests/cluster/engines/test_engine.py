@@ -1,6 +1,6 @@
 """What every engine promises, asked of each of them.
 
-Tests cluster/engines/engine.py, cluster/engines/ref.py, cluster/engines/serial_engine.py,
+Tests cluster/engines/engine.py, cluster/engines/serial_engine.py,
 cluster/engines/ray_engine.py and cluster/engines/process_engine.py.
 """
 

@@ -12,8 +12,7 @@ import numpy as np
 from qfleet_configs import ATARI
 
 from actors.config import ActorsConfig
-from cluster.engines.engine import Engine, Need
-from cluster.engines.ref import Ref
+from cluster.engines.engine import Engine, Need, Ref
 from cluster.engines.serial_engine import SerialEngine
 from cluster.runtime.role import RoleContext
 from cluster.runtime.shard_calls import EngineTransport

@@ -1,4 +1,7 @@
-"""Logs: one format, the output of each role (cluster/record/output.py), and last words when a run fails."""
+"""Logs: one format, the output of each role (cluster/record/output.py), and last words when a run fails.
+
+Tests cluster/record/serial_logs.py, too.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ from cluster.record.logs import (
     parse_line,
     read_messages,
 )
-from cluster.record.output import LineWriter, SerialLogs
+from cluster.record.output import LineWriter
+from cluster.record.serial_logs import SerialLogs
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.roles import ActorRole, Role
 

@@ -11,10 +11,9 @@ import pytest
 from qfleet_by_hand import UP, ByHand
 from qfleet_reports import learn_report, shard_status
 
-from cluster.engines.engine import EngineError, RoleDied
+from cluster.engines.engine import EngineError, Ref, RoleDied
 from cluster.engines.placement import role_name
 from cluster.engines.process_info import ProcessInfo, process_info
-from cluster.engines.ref import Ref
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.fleet import Fleet
 from cluster.runtime.roles import ActorRole, LearnerRole
@@ -241,12 +240,12 @@ def test_a_new_shard_is_introduced_to_everybody_who_calls_shards() -> None:
 
 def test_idle_shards_are_asked_for_their_status_and_busy_ones_are_not() -> None:
     run, statuses = ByHand("replay.num_shards=2"), list[ShardStatus]()
-    run.fleet.ask_shards(statuses.append)
+    run.fleet.ask_shards(statuses.extend)
     assert not run.is_asked("shard 0", "status")  # it is not up
     run.come_up()
-    run.fleet.ask_shards(statuses.append)
+    run.fleet.ask_shards(statuses.extend)
     run.answer("shard 1", "status", shard_status(shard=1))
-    run.fleet.ask_shards(statuses.append)
+    run.fleet.ask_shards(statuses.extend)
     asked = [call.role for call in run.asked if call.method == "status"]
     assert asked == ["shard 0", "shard 1"]
     assert statuses == [shard_status(shard=1)]

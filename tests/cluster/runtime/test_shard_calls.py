@@ -16,8 +16,7 @@ from qfleet_reports import shard_status
 from actors.block_builder import BlockBuilder
 from actors.core import EnvSpec
 from actors.envs.stepper import Step
-from cluster.engines.engine import Handle, Need, ObjectLost, RoleError
-from cluster.engines.ref import Ref
+from cluster.engines.engine import Handle, Need, ObjectLost, Ref, RoleError
 from cluster.engines.serial_engine import SerialEngine
 from cluster.runtime.role import RoleContext
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
