@@ -27,7 +27,6 @@ from actors.envs.make import imports_an_environment
 from actors.envs.trial import told, try_out
 from cluster.checkpoints.resume import OpenedRun, Resumed, reopen
 from cluster.control.ends import is_own_end, is_target
-from cluster.coordinator import Outcome
 from cluster.engines.engine import Engine
 from cluster.engines.machine import cluster_address, peak_bytes, this_machine
 from cluster.engines.own_code import OWN_ROOT
@@ -37,6 +36,7 @@ from cluster.engines.process_info import another_checkout
 from cluster.engines.signals import StopSignals
 from cluster.engines.temp_folder import is_too_long
 from cluster.engines.threads import available_cores
+from cluster.life import Outcome
 from cluster.lives import Lives
 from cluster.policies.initial_weights import read_initial_weights
 from cluster.policies.playback import GreedyPolicy

@@ -14,9 +14,10 @@ from actors.core import EnvSpec
 from cluster.checkpoints.checkpoint import read_checkpoint
 from cluster.checkpoints.resume import Resumed, restore_run
 from cluster.control.evaluation import ModelSelection
-from cluster.coordinator import Coordinator, Outcome
+from cluster.coordinator import Coordinator
 from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import Engine, EngineDied
+from cluster.life import Life, Outcome
 from cluster.metrics.counters import Counters
 from cluster.record.recorder import Recorder
 from cluster.record.run_dir import RunDir
@@ -58,13 +59,9 @@ class Lives:
             context = self._context(resumed, counters)
             try:
                 coordinator = Coordinator(
-                    context,
-                    diagnosis,
-                    stop_requested=self.stop_requested,
-                    resumed=resumed,
-                    initial_weights=initial_weights,
+                    context, diagnosis, resumed=resumed, initial_weights=initial_weights
                 )
-                ended = coordinator.run()
+                ended = Life(context, coordinator, self.stop_requested).run()
             finally:
                 with suppress(EngineDied):  # all that could be saved is saved
                     context.fleet.close_environments()

@@ -277,7 +277,8 @@ class ReplaySampler(Generic[Ticket]):
         masses = self._masses()
         if not masses.any():
             # The masses may be out of date, as no reply has come since they were 0.
-            self._ask_statuses()
+            for shard in self._living():
+                self._ask_status(shard)
             masses = self._masses()
         if not masses.any():
             raise EmptyShardError("a minibatch was requested, but no shard is known to hold transitions")
@@ -304,10 +305,6 @@ class ReplaySampler(Generic[Ticket]):
     def _living(self) -> list[int]:
         """The shards that are not lost."""
         return [shard for shard in range(self._transport.num_shards) if shard not in self._lost]
-
-    def _ask_statuses(self) -> None:
-        for shard in self._living():
-            self._ask_status(shard)
 
     def _ask_status(self, shard: int) -> None:
         """Notes the shard's status; if it is lost, notes that and drops the priorities for it."""

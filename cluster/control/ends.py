@@ -14,7 +14,7 @@ _TARGET = "the target return"
 class ActingClock:
     """Counts seconds from the first environment step; the start-up of a process does not count.
 
-    began: when this process stepped an environment for the first time, monotonic; None before.
+    began: when this process first had an environment stepped, on the monotonic clock; None before.
     longest_evaluation_seconds, longest_chunk_seconds: the durations of the longest evaluation and of the
     longest chunk of updates in this process.
     """
@@ -28,13 +28,8 @@ class ActingClock:
         """Continues a run; seconds: what the processes that ran it before counted."""
         self._before, self.began = seconds, None
 
-    def acted(self, now: float) -> None:
-        """Notes that environments are stepped. now: on the monotonic clock."""
-        if self.began is None:
-            self.began = now
-
     def seconds(self, now: float) -> float:
-        """The seconds so far; they stand still until `acted` was called."""
+        """The seconds so far; they stand still until it `began`."""
         return self._before + (0.0 if self.began is None else now - self.began)
 
     def left(self, limit: float | None) -> float:

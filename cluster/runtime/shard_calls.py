@@ -66,7 +66,7 @@ class RoundRobinSink:
     def push(self, block: TransitionBlock) -> None:
         """Sends the block; first waits for the oldest push while too many are in flight."""
         while len(sent := self._sent()) >= self._limit:
-            self._acknowledge(sent[0])
+            self._acknowledge(*sent[0])
         shard = self._next_shard()
         block = replace(
             block, writer=self._writer, incarnation=self._incarnation, sequence=self._sequences[shard]
@@ -79,8 +79,8 @@ class RoundRobinSink:
 
     def statuses(self) -> tuple[ShardStatus, ...]:
         """The newest status of each shard, after taking in what has been acknowledged by now."""
-        while (sent := self._sent()) and self._calls.wait([_ref(sent[0])], 0.0):
-            self._acknowledge(sent[0])
+        while (sent := self._sent()) and self._calls.wait([sent[0][1]], 0.0):
+            self._acknowledge(*sent[0])
         return tuple(self._statuses.values())
 
     def replace_shard(self, shard: int, handle: Handle[ShardRole]) -> None:
@@ -90,8 +90,8 @@ class RoundRobinSink:
         self._lost.discard(shard)
         self._send_again(shard)
 
-    def _sent(self) -> list[_Push]:
-        return [push for push in self._pushes if push.ref is not None]
+    def _sent(self) -> list[tuple[_Push, Ref[InsertReply]]]:
+        return [(push, push.ref) for push in self._pushes if push.ref is not None]
 
     def _next_shard(self) -> int:
         """The next shard in turn that is not lost; the next one at all if all are."""
@@ -110,10 +110,10 @@ class RoundRobinSink:
             if push.shard == shard:
                 self._send(push)
 
-    def _acknowledge(self, push: _Push) -> None:
+    def _acknowledge(self, push: _Push, ref: Ref[InsertReply]) -> None:
         """Waits until the push is acknowledged, or marks it to be sent again."""
         try:
-            reply = self._calls.get(_ref(push))
+            reply = self._calls.get(ref)
         except RoleDied:
             self._lost.add(push.shard)
             for other in self._pushes:
@@ -125,11 +125,6 @@ class RoundRobinSink:
         else:
             self._pushes.remove(push)
             self._statuses[reply.status.shard] = reply.status
-
-
-def _ref(push: _Push) -> Ref[InsertReply]:
-    assert push.ref is not None
-    return push.ref
 
 
 class EngineTransport:

@@ -66,11 +66,6 @@ def load_resolved(text: str) -> ResolvedConfig:
     return parse(_today(read_text(text, "the saved configuration")), ResolvedConfig)
 
 
-def parse_config(tree: Mapping[str, Any], kind: type[_Config]) -> _Config:
-    """Converts nested mappings to a config of this kind; raises ConfigError as load_config does."""
-    return parse(Tree(dict(tree)), kind)
-
-
 def dump_config(config: RunConfig) -> str:
     """YAML that load_config turns into an equal RunConfig."""
     # asdict keeps the settings that equal their defaults, which msgspec may leave out.

@@ -1,6 +1,7 @@
 """The coordinator over a scripted engine: any order of completions, late acknowledgments, every way to stop.
 
-Tests cluster/runtime/run_context.py and cluster/runtime/snapshots.py too: every run here goes through them.
+Tests cluster/life.py, cluster/runtime/run_context.py and cluster/runtime/snapshots.py too: every run here
+goes through them.
 """
 
 from __future__ import annotations

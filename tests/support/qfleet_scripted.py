@@ -20,10 +20,11 @@ from qfleet_serial import Recorder
 
 from actors.core import EvaluationReport, RolloutReport
 from cluster.control.evaluation import EvaluationRequest, ModelSelection
-from cluster.coordinator import Coordinator, Outcome
+from cluster.coordinator import Coordinator
 from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import Handle, Need, Ref, RoleDied
 from cluster.engines.process_info import ProcessInfo
+from cluster.life import Life, Outcome
 from cluster.metrics.counters import Counters
 from cluster.record.events import Event
 from cluster.record.recorder import Recorder as RunRecorder
@@ -364,12 +365,8 @@ def run(
     initial_weights: np.ndarray | None = None,
 ) -> Outcome:
     """Runs a coordinator over the engine, from the start of its roles to the end."""
-    config = engine.config
-    outcome = Coordinator(
-        context_of(engine, config, notes, recorder),
-        Diagnosis(config),
-        stop_requested=stop_requested,
-        initial_weights=initial_weights,
-    ).run()
+    context = context_of(engine, engine.config, notes, recorder)
+    coordinator = Coordinator(context, Diagnosis(engine.config), initial_weights=initial_weights)
+    outcome = Life(context, coordinator, stop_requested).run()
     assert isinstance(outcome, Outcome)
     return outcome

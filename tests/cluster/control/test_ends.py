@@ -31,11 +31,10 @@ def test_a_signal_is_no_end_of_its_own() -> None:
 def test_start_ups_do_not_count() -> None:
     clock = ActingClock()
     assert clock.seconds(100.0) == 0.0
-    clock.acted(103.0)
-    clock.acted(110.0)
+    clock.began = 103.0
     assert clock.seconds(113.0) == 10.0
     again = ActingClock()
     again.resume(clock.seconds(113.0))
     assert again.seconds(500.0) == 10.0
-    again.acted(501.0)
+    again.began = 501.0
     assert again.seconds(503.0) == 12.0
