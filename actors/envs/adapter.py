@@ -13,7 +13,8 @@ from actors.config import EnvConfig
 from actors.core import EnvSpec
 from actors.envs.discretize import DiscretizedActions
 from actors.envs.make import make_lane
-from actors.envs.observations import FrameMaker, Part, parts_of
+from actors.envs.observation_spaces import parts_of
+from actors.envs.observations import FrameMaker, Part
 from replay_service.block import FrameField
 
 

@@ -34,7 +34,7 @@ from actors.envs.guard import AnyVectorEnv, GuardedLane
 from actors.envs.guarded_vector import GuardedVector, SeedForm
 from actors.envs.images import image_layouts
 from actors.envs.native import NoNativeError, make_native
-from actors.envs.observations import parts_of
+from actors.envs.observation_spaces import parts_of
 from actors.envs.probing import look, waiting_is_said
 from actors.envs.stepper import VectorStepper
 from actors.envs.wrapping import WithoutKeys, layers, refuse_statistics, wrapped, wrapper_notes

@@ -16,7 +16,8 @@ import numpy as np
 from actors.core import MOST_PROBE_STEPS, BoundsReport, EnvSpec
 from actors.envs.errors import EnvError, EnvFailed
 from actors.envs.guarded_vector import GuardedVector
-from actors.envs.observations import FLOAT32_WHOLE, Part, masks_of, parts_of
+from actors.envs.observation_spaces import FLOAT32_WHOLE, parts_of
+from actors.envs.observations import Part, masks_of
 from actors.envs.validation import Validator
 from replay_service.block import ACTION_MASK, OBSERVATION
 

@@ -15,7 +15,8 @@ from actors.core import EnvSpec
 from actors.envs.errors import EnvError
 from actors.envs.guard import Failure
 from actors.envs.guarded_vector import GuardedVector, VectorStep
-from actors.envs.observations import FrameMaker, masks_of, parts_of
+from actors.envs.observation_spaces import parts_of
+from actors.envs.observations import FrameMaker, masks_of
 from actors.envs.validation import is_finite
 from replay_service.block import ACTION_MASK
 

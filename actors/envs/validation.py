@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium import spaces
 
 from actors.core import BoundsReport
-from actors.envs.observations import FLOAT32_WHOLE, Part, parts_of
+from actors.envs.observation_spaces import FLOAT32_WHOLE, parts_of
+from actors.envs.observations import Part
 
 _SLACK = 1e-5
 _FLOAT32_MAX = float(np.finfo(np.float32).max)

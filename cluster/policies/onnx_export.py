@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from actors.envs.adapter import Adapter, make_adapter
 from actors.envs.make import lane_seeds
-from actors.envs.observations import Part, parts_of
+from actors.envs.observation_spaces import parts_of
+from actors.envs.observations import Part
 from cluster.policies.playback import GreedyPolicy, TimeStep, open_env, play
 from cluster.policies.saved_policy import SavedPolicy
 from cluster.settings.config import ConfigError

@@ -1,6 +1,6 @@
 """Records of several arrays and action masks: what is made of observations and infos.
 
-Tests actors/envs/observations.py, and the frame fields of actors/core.py.
+Tests actors/envs/observations.py, actors/envs/observation_spaces.py, and the frame fields of actors/core.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from gymnasium import spaces
 from actors.core import EnvSpec
 from actors.envs.errors import EnvError
 from actors.envs.frame_stack import FrameStack
-from actors.envs.observations import FrameMaker, masked, masks_of, parts_of, split
+from actors.envs.observation_spaces import parts_of
+from actors.envs.observations import FrameMaker, masked, masks_of, split
 from replay_service.block import FrameField
 
 SPACE = spaces.Dict(

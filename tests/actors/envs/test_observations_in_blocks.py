@@ -24,7 +24,7 @@ from actors.core import EnvSpec
 from actors.envs.errors import EnvError
 from actors.envs.guarded_vector import GuardedVector
 from actors.envs.make import make_vector, probe
-from actors.envs.observations import parts_of
+from actors.envs.observation_spaces import parts_of
 from actors.envs.stepper import VectorStepper
 from actors.evaluation import Evaluator
 from actors.rollout import EnvActor

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from actors.envs.make import lane_seeds
-from actors.envs.observations import parts_of
+from actors.envs.observation_spaces import parts_of
 from cluster.api import load_policy, prepare
 from cluster.cli import run
 from cluster.policies.export import export_run
