@@ -25,9 +25,7 @@ class Prefetch:
 
 
 def initial_prefetch(limits: Prefetch) -> Prefetch:
-    """The prefetch to begin with, before times are measured; with 0 requests it is `limits` itself."""
-    if limits.requests == 0:
-        return limits
+    """The prefetch to begin with, before times are measured; limits: of one request or more."""
     return Prefetch(min(4, limits.minibatches), min(2, limits.requests))
 
 

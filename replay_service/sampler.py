@@ -101,7 +101,8 @@ class ReplaySampler(Generic[Ticket]):
         self._batch_size = batch_size
         self._rng = rng
         self._limits = Prefetch(minibatches_per_request, prefetch_requests)
-        self._prefetch = self._wanted = initial_prefetch(self._limits) if adaptive else self._limits
+        self._adapts = adaptive and prefetch_requests > 0
+        self._prefetch = self._wanted = initial_prefetch(self._limits) if self._adapts else self._limits
         self._reply_seconds: deque[float] = deque(maxlen=_REPLIES_REMEMBERED)
         self._waited_seconds = 0.0
         self._statuses: dict[int, ShardStatus] = {}
@@ -131,7 +132,7 @@ class ReplaySampler(Generic[Ticket]):
         A new number of minibatches per request takes effect once the requests in flight are used up. Where
         prefetch is off, there is nothing to choose.
         """
-        if self._limits.requests == 0:
+        if not self._adapts:
             return
         self._wanted = choose_prefetch(
             self._prefetch,

@@ -16,7 +16,14 @@ from replay_service.config import ReplayConfig
 from replay_service.journal.delivered import Delivered
 from replay_service.journal.durability import Durability, SealReply
 from replay_service.journal.recovery import FoundJournal, RecoveryReport
-from replay_service.messages import InsertReply, PriorityUpdate, SampleReply, SampleRequest, ShardStatus
+from replay_service.messages import (
+    InsertReply,
+    PriorityUpdate,
+    ProcessUsage,
+    SampleReply,
+    SampleRequest,
+    ShardStatus,
+)
 from replay_service.selectors import PrioritizedSelector, Selector, UniformSelector
 from replay_service.shard_meter import ShardMeter
 from replay_service.transition_store import TransitionStore, frame_capacity
@@ -184,10 +191,10 @@ class ReplayShard:
             probability=probability,
         )
 
-    def status(self) -> ShardStatus:
-        """The shard's state, with the metrics of its work."""
+    def status(self, process: ProcessUsage | None = None) -> ShardStatus:
+        """The shard's state, with the metrics of its work. process: that of a process of its own."""
         self.recover()
-        metrics = self._meter.read(self.selector, self.store.count)
+        metrics = self._meter.read(self.selector, self.store.count, process)
         return replace(self._status(), metrics=metrics)
 
     def seal_slice(self, into: Path) -> SealReply:

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from replay_service.histogram import Histogram, histogram_of
-from replay_service.messages import PrioritySummary, ShardMetrics
+from replay_service.messages import PrioritySummary, ProcessUsage, ShardMetrics
 from replay_service.phase_timer import PhaseTimer
 from replay_service.selectors import Selector
 
@@ -70,8 +70,8 @@ class ShardMeter:
         self._evicted_draws_square_sum += float(np.square(draws).sum())
         self._draws_of[places] = 0
 
-    def read(self, selector: Selector, count: int) -> ShardMetrics:
-        """The metrics up to now, of a shard that holds `count` transitions."""
+    def read(self, selector: Selector, count: int, process: ProcessUsage | None = None) -> ShardMetrics:
+        """The metrics up to now, of a shard that holds `count` transitions. process: its own one's usage."""
         now = time.monotonic()
         if count and now - self._summarized_at >= _SUMMARY_SECONDS:
             self._summarized_at = now
@@ -91,4 +91,5 @@ class ShardMeter:
             evicted_draws=self._evicted_draws,
             evicted_draws_square_sum=self._evicted_draws_square_sum,
             priorities=self._priorities,
+            process=process,
         )

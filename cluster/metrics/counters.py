@@ -20,6 +20,7 @@ from cluster.metrics.role_metrics import (
     EvaluationMetrics,
     LearnerMetrics,
     ProcessMetrics,
+    metrics_of_shards,
 )
 from cluster.metrics.snapshot import Snapshot
 from cluster.metrics.totals import ShardTotals
@@ -245,7 +246,7 @@ class Counters:
         """
         self._sum_processes(usage)
         checkpoints, saved = self._saved
-        shards, episodes = self.shards.metrics(), self._episodes.metrics()
+        shards, episodes = metrics_of_shards(self.shards), self._episodes.metrics()
         samples_per_insert = pacing.achieved(ledger)
         per_lane = shards["replay_transitions"] / config.lanes
         episode_steps = episodes["train_length_mean"]

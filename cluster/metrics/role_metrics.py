@@ -1,11 +1,11 @@
-"""Metrics of actors, learner, evaluator and processes, from their reports since the last snapshot.
+"""Metrics of roles: of their reports since the last snapshot, of the totals over shards, and of processes.
 
 Owns these sums, whose number does not grow with the number of actors. Imports no engine.
 """
 
 import collections
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 from actors.core import EvaluationReport, RolloutReport
 from cluster.metrics.episodes import mean_of
 from cluster.metrics.snapshot import ByLabel
+from cluster.metrics.totals import ShardTotals
 from cluster.metrics.usage import MachineUsage
 from learner.core import LearnReport
 from replay_service.histogram import Histogram
-from replay_service.messages import ProcessUsage
+from replay_service.messages import ProcessUsage, ShardMetrics
 
 Metrics = dict[str, Any]
 """Name of a Snapshot's metric -> its value; one that is not known yet is None or missing."""
@@ -234,6 +235,46 @@ class ProcessMetrics:
             "process_resident_memory_bytes": dict(resident),
             **(vars(self.machine) if self.machine else {}),
         }
+
+
+def metrics_of_shards(totals: ShardTotals) -> Metrics:
+    """The metrics that concern shards; totals are over all incarnations."""
+    living, living_metrics = totals.living(), totals.living_metrics()
+    inserted = sum(each.inserted_transitions_total for each in living)
+    sampled = sum(each.sampled_transitions_total for each in living)
+    priorities = {str(shard): each.priorities for shard, each in living_metrics.items()}
+    return {
+        "replay_transitions": sum(each.count for each in living),
+        "replay_bytes": sum(each.stored_bytes for each in living),
+        **{name: value for name, value in totals.sums().items() if name.endswith("_total")},
+        "sample_age_transitions": sum(
+            (each.sample_age for each in totals.newest_metrics.values()), Histogram()
+        ),
+        **_evicted_draws(totals.newest_metrics.values()),
+        "reuse_mean": sampled / inserted if inserted else None,
+        "shard_transitions": {str(each.shard): each.count for each in living},
+        "shard_capacity_transitions": {str(shard): each.capacity for shard, each in living_metrics.items()},
+        "shard_bytes": {str(each.shard): each.stored_bytes for each in living},
+        "shard_mass": {str(each.shard): each.mass for each in living},
+        "shard_priority_min": {str(each.shard): each.min_priority for each in living if each.count},
+        "shard_priority_max": {shard: each.maximum for shard, each in priorities.items() if each},
+        "shard_priority_effective_ratio": {
+            shard: each.effective_ratio for shard, each in priorities.items() if each
+        },
+    }
+
+
+def _evicted_draws(metrics: Collection[ShardMetrics]) -> Metrics:
+    """What became of evicted transitions, over all incarnations of this life; empty if there are none."""
+    draws = sum((each.evicted_draws for each in metrics), Histogram())
+    squares = sum(each.evicted_draws_square_sum for each in metrics)
+    if not draws.count:
+        return {}
+    return {
+        "evicted_draws": draws,
+        "evicted_undrawn_share": draws.counts[0] / draws.count,
+        "evicted_draws_effective_ratio": draws.sum**2 / (draws.count * squares) if squares else None,
+    }
 
 
 def add_to(sums: dict[str, float], amounts: Mapping[str, float]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from actors.core import MOST_EPISODE_STEPS, EnvRestart, EvaluationReport
 from cluster.control.evaluation import EvaluationRequest
 from cluster.engines.engine import EngineError, ObjectLost, Ref
+from cluster.runtime.evaluator_role import EvaluatorRole
 from cluster.runtime.member import Member
-from cluster.runtime.roles import EvaluatorRole
 from cluster.runtime.run_context import RunContext
 
 _FEWEST_EPISODE_STEPS = 1_000

@@ -19,10 +19,11 @@ from cluster.engines.process_info import ProcessInfo, require_same_code
 from cluster.metrics.counters import FleetMetrics
 from cluster.record.logs import LogSource, append
 from cluster.runtime.credits import Granter
+from cluster.runtime.evaluator_role import EvaluatorRole
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.member import AnyRole, Member
 from cluster.runtime.role import Role, RoleContext
-from cluster.runtime.roles import ActorRole, EvaluatorRole, LearnerRole
+from cluster.runtime.roles import ActorRole, LearnerRole
 from cluster.runtime.shard_role import ShardRole
 from cluster.settings.resolve import acts_with_torch
 from cluster.settings.resolved import ResolvedConfig

@@ -1,4 +1,4 @@
-"""The roles of actors, learner and evaluator, which connect the packages' loops to the shards.
+"""The roles of actors and learner, which connect the packages' loops to the shards.
 
 Owns wiring only; imports each package inside the role that needs it, so that actors never load torch.
 """
@@ -6,12 +6,12 @@ Owns wiring only; imports each package inside the role that needs it, so that ac
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from actors.core import EnvSpec, EvaluationReport, Policy, RolloutReport
+from actors.core import EnvSpec, Policy, RolloutReport
 from actors.soft_values import GREEDY, SoftValues, Values
 from cluster.engines.engine import Calls, Handle, PeerLost, ValueT
 from cluster.engines.threads import available_cores, env_threads
@@ -224,53 +224,6 @@ class LearnerRole(Role):
             # The engine knows how that rank ended: it is to tell the coordinator first.
             time.sleep(_PEER_LOST_SECONDS)
             raise PeerLost(self._name, f"another rank of the learner is gone: {error}") from error
-
-
-class EvaluatorRole(Role):
-    """Plays greedy episodes of a version during training."""
-
-    def __init__(self, context: RoleContext) -> None:
-        from actors.evaluation import Evaluator
-
-        super().__init__(context)
-        self._policy = make_policy(context.config, context.spec)
-        self._evaluation: Iterator[EvaluationReport | None] = iter(())
-        acting = context.config.actors
-        self._evaluator = Evaluator(
-            context.config.env,
-            seed=context.config.run.seed,
-            max_lanes=context.config.evaluation.num_envs,
-            discount=acting.discount,
-            reward_clip=acting.reward_clip,
-        )
-
-    def evaluate(
-        self, version: int, weights: np.ndarray, seed_domain: int, episodes: int, max_episode_steps: int
-    ) -> EvaluationReport | None:
-        """Begins an evaluation (see Evaluator.play); None if it takes more than a chunk: then call go_on."""
-        self._policy.load(weights)
-        self._evaluation = self._evaluator.play(
-            self._policy,
-            version=version,
-            seed_domain=seed_domain,
-            episodes=episodes,
-            max_episode_steps=max_episode_steps,
-        )
-        return self.go_on()
-
-    def go_on(self) -> EvaluationReport | None:
-        """Plays another chunk of the evaluation begun; None if more of it is left."""
-        deadline = time.monotonic() + self._chunk_seconds
-        for report in self._evaluation:
-            if report is not None:
-                return dataclasses.replace(report, process=self._usage.due() if self._usage else None)
-            if time.monotonic() >= deadline:
-                return None
-        raise RuntimeError("the evaluation has ended; begin another one")
-
-    def close(self) -> None:
-        """Closes the environments."""
-        self._evaluator.close()
 
 
 def target_values(learner: LearnerConfig) -> Values:

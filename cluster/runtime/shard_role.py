@@ -3,7 +3,6 @@
 Owns wiring only; must not import torch, gymnasium or ray.
 """
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +41,7 @@ class ShardRole(Role):
 
     def status(self) -> ShardStatus:
         """See ReplayShard.status."""
-        status = self._shard.status()
-        if status.metrics is None:
-            return status
-        metrics = dataclasses.replace(status.metrics, process=self._usage.due() if self._usage else None)
-        return dataclasses.replace(status, metrics=metrics)
+        return self._shard.status(self._usage.due() if self._usage else None)
 
     def recovery(self) -> tuple[RecoveryReport | None, ShardStatus] | None:
         """Reads the journal for one chunk; None: ask again, more is left to read.

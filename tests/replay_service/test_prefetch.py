@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_service.prefetch import REQUEST_SECONDS, Prefetch, choose_prefetch, initial_prefetch
+from replay_service.prefetch import REQUEST_SECONDS, Prefetch, choose_prefetch
 
 MOST = Prefetch(250, 4)
 
@@ -30,11 +30,6 @@ def test_examples(
 ) -> None:
     chosen = choose_prefetch(current, MOST, update_seconds=update_seconds, reply_seconds=reply_seconds)
     assert chosen == expected
-
-
-def test_without_prefetch_nothing_changes() -> None:
-    most = Prefetch(3, 0)
-    assert initial_prefetch(most) == most
 
 
 @given(

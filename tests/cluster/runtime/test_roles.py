@@ -1,4 +1,7 @@
-"""Wiring between packages: acting and learning agree on weights, and environments overlap where that pays."""
+"""Wiring between packages: acting and learning agree on weights, and environments overlap where that pays.
+
+Tests cluster/runtime/evaluator_role.py, too.
+"""
 
 from __future__ import annotations
 
