@@ -16,6 +16,7 @@ import torch
 from learner.batch import to_batch
 from learner.config import LearnerConfig, NetworkSpec
 from learner.core import DivergedError, LearnerState, LearnReport, MinibatchSource
+from learner.freed_memory import keep_freed_memory
 from learner.optimizer import LearningRate
 from learner.ranks import ONE_RANK, Intent, Ranks, are_equal, from_first_, transitions_of_others
 from learner.skipped_updates import SkippedBatch, SkippedUpdate, skipped_batch
@@ -87,6 +88,7 @@ class Learner:
         self._source = source
         self._ranks = ranks
         self._other_transitions = sum(transitions_of_others(ranks, config.batch_size))
+        keep_freed_memory()
         self.step = UpdateStep(
             spec, config, seed=seed, queues=queues, samples_per_insert=samples_per_insert, ranks=ranks
         )

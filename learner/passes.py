@@ -19,12 +19,14 @@ def passes(
     config: LearnerConfig,
 ) -> Outputs:
     """The outputs that fit one batch; the online network keeps what `backward` needs of those for obs_tm1."""
+    if config.munchausen:
+        policy_tm1, outputs_t = target.evaluate_pair(obs_tm1, obs_t)
+        return Outputs(online.forward(obs_tm1), outputs_t, policy_tm1=policy_tm1)
     outputs_t = target.evaluate(obs_t)
     if config.double:
         outputs_tm1, choosing = online.forward_pair(obs_tm1, obs_t)
         return Outputs(outputs_tm1, outputs_t, choosing)
-    policy_tm1 = target.evaluate(obs_tm1) if config.munchausen else None
-    return Outputs(online.forward(obs_tm1), outputs_t, policy_tm1=policy_tm1)
+    return Outputs(online.forward(obs_tm1), outputs_t)
 
 
 def implicit_passes(

@@ -36,6 +36,8 @@ def allocate(masses: np.ndarray, batch_size: int, num_minibatches: int, u: float
     """
     if not (np.isfinite(masses).all() and masses.min() >= 0.0 and masses.sum() > 0.0):
         raise ValueError(f"masses {masses} cannot be sampled from")
+    if len(masses) == 1:
+        return np.full((num_minibatches, 1), batch_size)
     cumulative = np.cumsum(masses, dtype=np.float64)
     edges = batch_size * (cumulative / cumulative[-1])
     offsets = (u + np.arange(num_minibatches) / num_minibatches) % 1.0

@@ -9,21 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from learner.batch import Observations
-from learner.config import LearnerConfig, NetworkSpec, is_import_path
+from learner.config import LearnerConfig, NetworkSpec, is_import_path, output_shape
 from learner.core import Note
 from learner.networks.build import Mlp, build_network, zero_observations
 from learner.networks.flat import FlatNetwork
+from learner.networks.flat_minatar import FlatMinatar
 from learner.networks.flat_mlp import FlatMlp
 
 
 def flat_network(spec: NetworkSpec, config: LearnerConfig, device: torch.device) -> FlatNetwork:
-    """The configured network over one weight vector; a plain MLP gets passes by hand, others use autograd."""
+    """The configured network over one weight vector; a plain MLP, and the plain network of MinAtar, get
+    passes by hand, others use autograd."""
     network = build_network(spec, config)
     if config.precision == "bfloat16":
         return FlatNetwork(InBfloat16(network, device), device)
-    # A user's own Mlp may be derived from it, or frozen in part.
-    if isinstance(network, Mlp) and not is_import_path(config.network):
+    # A user's own network may be derived from ours, or frozen in part.
+    if is_import_path(config.network):
+        return FlatNetwork(network, device)
+    if isinstance(network, Mlp):
         return FlatMlp(network, device)
+    if FlatMinatar.fits(network, config):
+        return FlatMinatar(network, output_shape(spec, config), device)
     return FlatNetwork(network, device)
 
 

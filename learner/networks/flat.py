@@ -96,6 +96,10 @@ class FlatNetwork:
         """Outputs for both observations; keeps what `backward` needs of the first."""
         return self.forward(obs_tm1), self.evaluate(obs_t)
 
+    def evaluate_pair(self, obs_tm1: Observations, obs_t: Observations) -> tuple[Tensor, Tensor]:
+        """Outputs for both observations; keeps nothing for `backward`."""
+        return self.evaluate(obs_tm1), self.evaluate(obs_t)
+
     def backward(self, output_gradient: Tensor) -> None:
         """Fills `gradient`. output_gradient: dL / doutputs of the last `forward`, in their shape."""
         gradients = torch.autograd.grad(

@@ -15,17 +15,17 @@ def features(observations: Tensor, *, pixels: bool) -> Tensor:
     return unit_pixels(flat) if pixels else flat.float()
 
 
-def images(observations: Tensor, image: ImageShape) -> Tensor:
+def images(observations: Tensor, image: ImageShape, layout: torch.memory_format) -> Tensor:
     """[B, H, W], [B, H, W, C] or [B, C, H, W], with stack axes after B where frames are stacked ->
-    [B, channels, H, W] float32, channels last in memory; pixels are divided by 255."""
+    [B, channels, H, W] float32, in memory as `layout` says; pixels are divided by 255."""
     if image.channels_last:
         observations = observations.movedim(-1, -3)
     channels, height, width = image.channels, image.height, image.width
     planes = observations.reshape(observations.shape[0], channels, height, width)
-    # Channels last in memory make about 1.2 times as many updates a second on a CPU.
-    # Bytes are rearranged before they become four times as many.
-    inputs = planes.contiguous(memory_format=torch.channels_last)
-    return unit_pixels(inputs) if image.pixels else inputs.float()
+    if not image.pixels:
+        return planes.to(torch.float32, memory_format=layout)
+    # Larger images: bytes are rearranged before they become four times as many.
+    return unit_pixels(planes.contiguous(memory_format=layout))
 
 
 def unit_pixels(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Owns how observations enter a network; must not import the replay service or the
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ class ImageTorso(nn.Module):
     size by one pixel where p does not divide the side.
     """
 
+    layout: ClassVar[torch.memory_format] = torch.channels_last
+    """Of the images in memory. Large networks make about 1.2 times as many updates a second with channels
+    last on a CPU."""
+
     def __init__(
         self,
         image: ImageShape,
@@ -49,14 +54,14 @@ class ImageTorso(nn.Module):
         pool_size: int | None,
     ) -> None:
         super().__init__()
-        self._image = image
+        self.image = image
         pooling = [] if pool_size is None else [nn.AdaptiveMaxPool2d(pool_size)]
         self.convolutions = nn.Sequential(*layers, *pooling, nn.Flatten())
         self.num_features = channels_out * (math.prod(sides) if pool_size is None else pool_size**2)
 
     def forward(self, observations: Tensor) -> Tensor:
         """[B, *shape] -> [B, num_features]."""
-        hidden: Tensor = self.convolutions(images(observations, self._image))
+        hidden: Tensor = self.convolutions(images(observations, self.image, self.layout))
         return hidden
 
 
@@ -80,6 +85,9 @@ class MinatarTorso(ImageTorso):
 
     It pads nothing, as there; images of fewer than 3 x 3 pixels do not fit.
     """
+
+    # With so few channels, channels last take 1.2 to 1.5 times as long forward, and flattening them copies.
+    layout = torch.contiguous_format
 
     def __init__(self, image: ImageShape, config: LearnerConfig) -> None:
         convolution = nn.Conv2d(image.channels, 16, kernel_size=3)

@@ -1,6 +1,6 @@
 """The flat network and its passes: by autograd, by hand, in bfloat16 and compiled.
 
-Tests learner/networks/flat_mlp.py and learner/networks/configured.py, too.
+Tests learner/networks/flat_mlp.py, learner/networks/flat_minatar.py and learner/networks/configured.py, too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from learner.batch import to_batch
-from learner.config import LearnerConfig, NetworkSpec
+from learner.config import LearnerConfig, NetworkSpec, output_shape
 from learner.loop import Learner
 from learner.networks.build import Mlp, build_network
+from learner.networks.configured import flat_network
 from learner.networks.flat import FlatNetwork
+from learner.networks.flat_minatar import FlatMinatar
 from learner.networks.flat_mlp import FlatMlp
 from learner.skipped_updates import SkippedUpdate
 from learner.torch_policy import TorchPolicy
@@ -112,8 +114,59 @@ def test_mlp_passes_by_hand_equal_autograd(sizes: tuple[int, ...], batch_size: i
         q_tm1, q_t = flat.forward_pair(obs_tm1, obs_t)
         torch.testing.assert_close(q_tm1, twin(obs_tm1).detach())
         torch.testing.assert_close(q_t, twin(obs_t).detach())
+        for pair, both in zip(flat.evaluate_pair(obs_t, obs_tm1), (q_t, q_tm1), strict=True):
+            torch.testing.assert_close(pair, both)
         flat.backward(output_gradient)
         assert relative_difference(flat.gradient, expected) < 1e-5
+
+
+@pytest.mark.parametrize("layout", ["HWC", "HW"])
+@pytest.mark.parametrize("head", ["q", "qr"])
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_minatar_passes_by_hand_equal_autograd(layout: str, head: Any, batch_size: int) -> None:
+    torch.manual_seed(batch_size)
+    shape = (10, 9, 4) if layout == "HWC" else (3, 10, 9)
+    spec = image_spec(shape, 5, stack=1 if layout == "HWC" else 3, layout=layout)
+    config = LearnerConfig(network="minatar_cnn", head=head, num_atoms=7)
+    flat = flat_network(spec, config, CPU)
+    assert isinstance(flat, FlatMinatar)
+    twin = copy.deepcopy(flat.module)
+    for _ in range(2):
+        obs_tm1, obs_t = torch.randint(256, (2, batch_size, *shape), dtype=torch.uint8)
+        output_gradient = torch.randn(batch_size, *output_shape(spec, config))
+        expected = autograd_gradient(twin, obs_tm1, output_gradient)
+        torch.testing.assert_close(flat.evaluate(obs_t), twin(obs_t).detach())
+
+        torch.testing.assert_close(flat.forward(obs_tm1), twin(obs_tm1).detach())
+        flat.backward(output_gradient)
+        assert relative_difference(flat.gradient, expected) < 1e-5
+
+        flat.gradient.fill_(torch.nan)
+        outputs_tm1, outputs_t = flat.forward_pair(obs_tm1, obs_t)
+        torch.testing.assert_close(outputs_tm1, twin(obs_tm1).detach())
+        torch.testing.assert_close(outputs_t, twin(obs_t).detach())
+        for pair, both in zip(flat.evaluate_pair(obs_t, obs_tm1), (outputs_t, outputs_tm1), strict=True):
+            torch.testing.assert_close(pair, both)
+        flat.backward(output_gradient)
+        assert relative_difference(flat.gradient, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dueling": True},
+        {"noisy": True},
+        {"layer_norm": True},
+        {"pool_size": 2},
+        {"head": "iqn"},
+        {"compile": True},
+        {"precision": "bfloat16"},
+        {"network": "nature_cnn"},
+    ],
+)
+def test_networks_with_other_parts_than_minatars_use_autograd(change: dict[str, Any]) -> None:
+    config = LearnerConfig(**{"network": "minatar_cnn", **change})
+    assert type(flat_network(STACKS, config, CPU)) is FlatNetwork
 
 
 def test_mlp_gradient_is_the_finite_difference_along_random_directions() -> None:
@@ -187,7 +240,7 @@ def test_without_a_compiler_the_run_says_so_and_goes_on(
 def test_a_machine_without_a_compiler_really_falls_back() -> None:
     code = """
 import torch
-from learner.config import LearnerConfig, NetworkSpec
+from learner.config import LearnerConfig, NetworkSpec, output_shape
 from learner.update import UpdateStep
 config = LearnerConfig(hidden_sizes=(8,), batch_size=4, dueling=True, compile=True)
 step = UpdateStep(NetworkSpec((4,), "float32", None, 2, stack=1), config, seed=0)

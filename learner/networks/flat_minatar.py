@@ -1,0 +1,70 @@
+"""The passes of the network of MinAtar, written by hand over its flat weights.
+
+Owns these passes; must not import optimizers, numpy or the replay service.
+"""
+
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.grad import conv2d_weight
+
+from learner.batch import Observations
+from learner.config import LearnerConfig
+from learner.networks.flat import FlatNetwork
+from learner.networks.flat_mlp import FlatMlp
+from learner.networks.inputs import images
+from learner.networks.streams import TorsoAndStreams
+from learner.networks.torsos import MinatarTorso
+
+
+class FlatMinatar(FlatMlp):
+    """The same for the network of MinAtar: one convolution, and dense layers on its maps.
+
+    Updates take two thirds of the time that they take by autograd.
+    """
+
+    def __init__(self, network: TorsoAndStreams, outputs: tuple[int, ...], device: torch.device) -> None:
+        super().__init__(network, device, first=2)
+        assert isinstance(network.torso, MinatarTorso)
+        self._torso, self._outputs_shape = network.torso, outputs
+        self._weight, self._bias = self.views(self.weights)[:2]
+        self._weight_gradient, self._bias_gradient = self.views(self.gradient)[:2]
+
+    @staticmethod
+    def fits(network: nn.Module, config: LearnerConfig) -> TypeGuard[TorsoAndStreams]:
+        """Whether the network is this one: nothing but its convolution, linear layers and ReLU."""
+        more = config.head == "iqn" or config.dueling or config.noisy or config.layer_norm or config.pool_size
+        ours = isinstance(network, TorsoAndStreams) and isinstance(network.torso, MinatarTorso)
+        return ours and not more and not config.compile
+
+    def evaluate(self, observations: Observations, *_: Tensor) -> Tensor:
+        """[B, *shape] -> outputs; keeps nothing for `backward`. Layers may be packed."""
+        return FlatNetwork.evaluate(self, observations)
+
+    def backward(self, output_gradient: Tensor) -> None:
+        """Fills `gradient`. output_gradient: dL / doutputs of the first B outputs of the last forward."""
+        output_gradient = output_gradient.flatten(1)
+        for layer in reversed(range(len(self._weights))):
+            self._differentiate(layer, output_gradient)
+            output_gradient = self._below(layer, output_gradient)
+        maps_gradient = output_gradient.view(-1, *self._maps_shape)
+        torch.sum(maps_gradient, dim=(0, 2, 3), out=self._bias_gradient)
+        # This pass is 1.6 times as fast with channels last, unlike the forward pass.
+        planes, maps_gradient = (
+            array.contiguous(memory_format=torch.channels_last)
+            for array in (self._planes[: len(maps_gradient)], maps_gradient)
+        )
+        gradient: Tensor = conv2d_weight(planes, self._weight.shape, maps_gradient)  # type: ignore[no-untyped-call]
+        self._weight_gradient.copy_(gradient)
+
+    def _features(self, observations: Tensor) -> Tensor:
+        """The maps after their ReLU, flat."""
+        self._planes = images(observations, self._torso.image, self._torso.layout)
+        maps = functional.conv2d(self._planes, self._weight, self._bias).relu_()
+        self._maps_shape = maps.shape[1:]
+        return maps.flatten(1)
+
+    def _last_layer(self, inputs: list[Tensor]) -> Tensor:
+        return super()._last_layer(inputs).view(-1, *self._outputs_shape)
