@@ -16,13 +16,12 @@ from learner.networks.products import linear_relu, product
 class FlatMlp(FlatNetwork):
     """A FlatNetwork for an MLP, with passes written by hand: the numbers of autograd without its bookkeeping.
 
-    At batch 64 autograd costs more than the matrix products that it records. first: index of the first dense
-    layer's weight among the parameters; from there on they are weights and biases by turns.
+    At batch 64 autograd costs more than the matrix products that it records.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, *, first: int = 0) -> None:
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
         super().__init__(network, device)
-        weights, gradients = self.views(self.weights)[first:], self.views(self.gradient)[first:]
+        weights, gradients = self.views(self.weights), self.views(self.gradient)
         self._weights, self._biases = weights[0::2], weights[1::2]
         self._weight_gradients, self._bias_gradients = gradients[0::2], gradients[1::2]
 
@@ -52,35 +51,33 @@ class FlatMlp(FlatNetwork):
     def backward(self, output_gradient: Tensor) -> None:
         """Fills `gradient`. output_gradient: dL / dQ [B, A] of the first B Q-values of the last forward."""
         for layer in reversed(range(len(self._weights))):
-            self._differentiate(layer, output_gradient)
+            inputs = self._inputs[layer][: len(output_gradient)]
+            self._differentiate(layer, inputs, output_gradient)
             if layer > 0:
-                output_gradient = self._below(layer, output_gradient)
+                # The output gradient of the layer below. These inputs are its outputs relu(z) >= 0, so their
+                # sign is the derivative of relu at z.
+                output_gradient = product(output_gradient, self._weights[layer]).mul_(inputs.sign())
 
-    def _differentiate(self, layer: int, output_gradient: Tensor) -> None:
-        """Fills the gradient of one layer's parameters. output_gradient: [B, out]."""
-        inputs = self._inputs[layer][: len(output_gradient)]
+    def _differentiate(self, layer: int, inputs: Tensor, output_gradient: Tensor) -> None:
+        """Fills the gradient of one layer's parameters; inputs [B, in], output_gradient [B, out]."""
         product(output_gradient.t(), inputs, out=self._weight_gradients[layer])
         torch.sum(output_gradient, dim=0, out=self._bias_gradients[layer])
-
-    def _below(self, layer: int, output_gradient: Tensor) -> Tensor:
-        """The output gradient [B, in] of what stands below a layer, before its ReLU."""
-        # The layer's inputs are the outputs relu(z) >= 0 of what stands below, so their sign is the
-        # derivative of relu at z.
-        inputs = self._inputs[layer][: len(output_gradient)]
-        return product(output_gradient, self._weights[layer]).mul_(inputs.sign())
-
-    def _features(self, observations: Tensor) -> Tensor:
-        """The inputs [B, D] of the first layer."""
-        assert isinstance(self.module, Mlp)
-        return features(observations, pixels=self.module.pixels)
 
     def _layer_inputs(self, observations: Observations) -> list[Tensor]:
         """The inputs of each layer: the features [B, D], then every hidden activation [B, H]."""
         assert isinstance(observations, Tensor), "an observation of several parts gets no Mlp"
-        inputs = [self._features(observations)]
-        for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
-            inputs.append(linear_relu(inputs[-1], weight, bias))
+        inputs = [self._first_inputs(observations)]
+        for layer in range(len(self._weights) - 1):
+            inputs.append(self._activations(layer, inputs[-1]))
         return inputs
+
+    def _first_inputs(self, observations: Tensor) -> Tensor:
+        assert isinstance(self.module, Mlp)
+        return features(observations, pixels=self.module.pixels)
+
+    def _activations(self, layer: int, inputs: Tensor) -> Tensor:
+        """Inputs [B, in] -> what a layer below the last one gives after its ReLU [B, out]."""
+        return linear_relu(inputs, self._weights[layer], self._biases[layer])
 
     def _last_layer(self, inputs: list[Tensor]) -> Tensor:
         return torch.addmm(self._biases[-1], inputs[-1], self._weights[-1].t())
