@@ -186,8 +186,9 @@ class RolloutReport:
         return sum(self.seconds.values()) - self.seconds.get("idle", 0.0)
 
 
-MOST_PROBE_STEPS = 1_000
-"""Random steps within which an episode of an environment that states no step limit should end."""
+PROBE_STEPS = 1_000
+"""Random steps within which an episode of an environment that states no step limit should end; of a fast
+environment, more."""
 
 MOST_EPISODE_STEPS = 27_000
 """Greedy episodes end there at the latest: Atari's limit (Mnih et al. 2015, doi:10.1038/nature14236)."""

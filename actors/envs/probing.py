@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.core import MOST_PROBE_STEPS, BoundsReport, EnvSpec
+from actors.core import PROBE_STEPS, BoundsReport, EnvSpec
 from actors.envs.errors import EnvError, EnvFailed
 from actors.envs.guarded_vector import GuardedVector
 from actors.envs.observation_spaces import FLOAT32_WHOLE, parts_of
@@ -24,6 +24,8 @@ from replay_service.block import ACTION_MASK, OBSERVATION
 _STEPS = 50
 _REPEATED_STEPS = 10
 _SECONDS = 5.0
+_LONG_PROBE_STEPS, _LONG_PROBE_SECONDS = 5_000, 1.0
+"""The most random steps until an episode ends, if they take no longer: MinAtar's Freeway ends after 2,501."""
 _SEED = 0
 _FEWEST_PIXELS = 36
 _LARGEST_CODE = 15
@@ -67,7 +69,8 @@ class _Walk:
 
 def look(vector: GuardedVector, spec: EnvSpec) -> Seen:
     """Makes 50 random steps (of those that masks allow), or as many as 5 seconds allow. If no episode ends in
-    them and the environment states no limit, goes on up to 1,000 steps, for 5 seconds again.
+    them and the environment states no limit, goes on up to 1,000 steps, for 5 seconds again, or up to 5,000
+    if they take no second.
 
     Raises EnvError for a mask of a wrong shape, for numbers that float32 would merge, and if the environment
     fails again and again.
@@ -137,13 +140,15 @@ def _holds_codes(part: Part, values: np.ndarray) -> bool:
 
 
 def _ends(vector: GuardedVector, spec: EnvSpec, first: _Walk) -> bool | None:
-    """Whether an episode ends within 1,000 random steps; None if the environment has a limit, or for want of
-    time."""
+    """Whether an episode ends within 1,000 random steps, of a fast environment 5,000; None if the environment
+    has a limit, or for want of time."""
     if spec.max_episode_steps is not None:
         return None
     if first.ends or not first.whole:
         return first.ends or None
-    long = _walk(vector, spec, (), MOST_PROBE_STEPS, to_first_end=True)
+    affordable = int(_LONG_PROBE_SECONDS / max(first.step_seconds, 1e-6))
+    steps = min(_LONG_PROBE_STEPS, max(PROBE_STEPS, affordable))
+    long = _walk(vector, spec, (), steps, to_first_end=True)
     return True if long.ends else False if long.whole else None
 
 

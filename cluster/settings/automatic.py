@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from actors.config import EPSILON_DECAY_ENV_STEPS
-from actors.core import MOST_PROBE_STEPS, EnvSpec
+from actors.core import PROBE_STEPS, EnvSpec
 from cluster.settings.config import RunConfig, StopConfig
 from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import quantity
@@ -119,8 +119,8 @@ def step_limit(spec: EnvSpec, episodes_end: bool | None) -> int | None:
 def step_limit_note(env_id: str, limit: int) -> str:
     """The sentence that announces a limit that was chosen."""
     return (
-        f"{env_id} has no step limit, and no episode ended within "
-        f"{quantity(MOST_PROBE_STEPS, 'random step')}: env.max_episode_steps={limit} truncates them, in "
+        f"{env_id} has no step limit, and no episode ended within at least "
+        f"{quantity(PROBE_STEPS, 'random step')}: env.max_episode_steps={limit} truncates them, in "
         "training and evaluation"
     )
 

@@ -252,14 +252,30 @@ def test_whether_episodes_end_by_themselves(
     assert inspect(EnvConfig("my_envs:slow", kwargs, max_episode_steps=limit)).episodes_end is ends
 
 
-def test_an_episode_that_ends_late_is_found(module: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("end", "step_seconds", "found"),
+    [
+        (400, 1.0, True),
+        # As long as an episode of MinAtar's Freeway, in an environment as fast, and in slower ones.
+        (2_501, 1e-4, True),
+        (2_501, 1e-3, False),
+        (900, 1e-3, True),
+        (6_000, 0.0, False),
+    ],
+)
+def test_an_episode_that_ends_late_is_found(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, end: int, step_seconds: float, found: bool
+) -> None:
     class Late(Scripted):
         def step(self, action: int) -> Any:
             observation, reward, _, *rest = super().step(action)
-            return observation, reward, self.steps == 400, *rest
+            now[0] += step_seconds
+            return observation, reward, self.steps == end, *rest
 
+    now = [0.0]
+    monkeypatch.setattr(probing, "perf_counter", lambda: now[0])
     module.late = Late  # type: ignore[attr-defined]
-    assert inspect(EnvConfig("my_envs:late")).episodes_end is True
+    assert inspect(EnvConfig("my_envs:late")).episodes_end is found
 
 
 def test_time_that_runs_out_leaves_ends_unknown(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

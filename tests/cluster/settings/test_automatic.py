@@ -83,8 +83,8 @@ def test_a_step_limit_where_nothing_ends_episodes(
 
 def test_the_limit_is_announced_with_its_cause() -> None:
     assert step_limit_note("Cliff", 200) == (
-        "Cliff has no step limit, and no episode ended within 1,000 random steps: env.max_episode_steps=200 "
-        "truncates them, in training and evaluation"
+        "Cliff has no step limit, and no episode ended within at least 1,000 random steps: "
+        "env.max_episode_steps=200 truncates them, in training and evaluation"
     )
 
 
