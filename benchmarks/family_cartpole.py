@@ -33,6 +33,9 @@ MEMBERS = {
     "prioritized": ("replay.sampling=prioritized",),
     "c51": ("learner.head=c51",),
     "qr": ("learner.head=qr",),
+    "iqn": ("learner.head=iqn",),
+    "munchausen": ("learner.munchausen=true", "learner.double=false"),
+    "adamw": ("learner.optimizer=adamw", "learner.weight_decay=1e-2"),
 }
 
 
