@@ -104,7 +104,7 @@ class Granter:
     """Calls roles through the engine, and keeps the credit of each call until its value is there.
 
     Attributes:
-        ranks: every rank of the learner.
+        ranks: every rank of the learner; whoever spawns them sets it.
         credits: the calls in flight.
         clock, timeouts: how long roles take to answer, and may take.
     """
@@ -166,6 +166,7 @@ class Granter:
             seconds = self.clock.seconds - member.heard_at
             if credit.kind == "start":
                 timeouts.came_up(member.kind, seconds)
+            # Most answers are no news: neither the first to work of their kind nor the longest.
             elif seconds > timeouts.longest_answer[member.kind] or member.kind in timeouts.unproven:
                 timeouts.answered(member.kind, seconds, worked=credit.kind in WORK)
             member.heard_at = self.clock.seconds
