@@ -6,15 +6,15 @@ Owns this memory; must not import networks, the update step or the loop.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from learner.torch_private import Store
-from replay_service.window_slots import memory_host
+from replay_service.host_memory import HostMemory, MemoryAddress, reach
 
 FEWEST_BYTES = 64 << 10
 """Smaller tensors go through sockets, which take as long as ranks need to wait for each other."""
@@ -33,10 +33,13 @@ def through_memory(
     if num_bytes < FEWEST_BYTES:
         return sum_
     half = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-    with _own_memory(2 * half) as place:
-        memories = _memories(store, rank, size, place, 2 * half)
-        able = torch.tensor([float(len(memories))])
-        sum_(able)  # after which each rank has mapped what it needs
+    own = None
+    with suppress(OSError):  # no Linux, or no room
+        own = HostMemory("qfleet-sums", 2 * half)
+    memories = _memories(store, rank, size, own)
+    able = torch.tensor([float(len(memories))])
+    sum_(able)  # after which each rank has mapped what it needs
+    del own
     # Each rank knows all memories, or no rank uses any.
     return _SharedSums(sum_, rank, memories, half) if able.item() == size * size else sum_
 
@@ -75,31 +78,12 @@ class _SharedSums:
             tensor.add_(part)
 
 
-@contextmanager
-def _own_memory(num_bytes: int) -> Iterator[str]:
-    """Yields where other ranks find this one's memory during the block; "" if there is none."""
-    try:
-        # Without a name, so that nothing is left however the ranks end.
-        descriptor = os.memfd_create("qfleet-sums")
-        os.posix_fallocate(descriptor, 0, num_bytes)
-    except (AttributeError, OSError):  # no Linux, or no room
-        yield ""
-        return
-    try:
-        yield json.dumps([memory_host(), os.getpid(), descriptor])
-    finally:
-        os.close(descriptor)
-
-
-def _memories(store: Store, rank: int, size: int, place: str, num_bytes: int) -> list[Tensor]:
-    """The memory of each rank, in their order, as far as this one reaches them."""
-    store.set(f"memory of {rank}", place)
-    places = [store.get(f"memory of {other}").decode() for other in range(size)]
-    if "" in places:
-        return []
-    here, memories = memory_host(), []
-    for host, pid, descriptor in map(json.loads, places):
-        path = f"/proc/{pid}/fd/{descriptor}"
-        if host == here and os.access(path, os.R_OK | os.W_OK):
-            memories.append(torch.from_file(path, shared=True, size=num_bytes, dtype=torch.uint8))
+def _memories(store: Store, rank: int, size: int, own: HostMemory | None) -> list[Tensor]:
+    """The memory [uint8] of each rank, in their order, as far as this one reaches them."""
+    store.set(f"memory of {rank}", "" if own is None else json.dumps(asdict(own.address)))
+    memories = []
+    for place in [store.get(f"memory of {other}").decode() for other in range(size)]:
+        with suppress(OSError):  # the system grants no access
+            if place and (mapping := reach(MemoryAddress(**json.loads(place)))) is not None:
+                memories.append(torch.frombuffer(mapping, dtype=torch.uint8))
     return memories

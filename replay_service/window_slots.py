@@ -1,19 +1,19 @@
 """Memory shared by a learner and the shards of its host, which gather windows where the learner reads them.
 
-Owns the slots, their addresses and their mappings; must not import anything but numpy.
+Owns the slots, their addresses and their mappings; must not import the shard or the sampler.
 """
 
 import logging
 import math
-import mmap
 import os
-import sys
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from mmap import mmap
 
 import numpy as np
+
+from replay_service.host_memory import HostMemory, MemoryAddress, reach
 
 # Replies with smaller windows are as fast without a slot: Ray sends them inline (docs/replay-benchmarks.md).
 MIN_SLOT_BYTES = 1 << 17
@@ -39,12 +39,9 @@ class WindowArray:
 
 @dataclass(frozen=True)
 class SlotAddress:
-    """A slot's address for shards: the owner's descriptor of the memory file; file_id is (device, inode)."""
+    """A slot's address for shards."""
 
-    host: str
-    pid: int
-    descriptor: int
-    file_id: tuple[int, int]
+    memory: MemoryAddress
     arrays: tuple[WindowArray, ...]
 
 
@@ -57,10 +54,7 @@ class SlotPlace:
 
 
 class WindowSlot:
-    """Shared arrays, owned by the process that creates them.
-
-    The memory is an anonymous file: the kernel frees it with its last mapping, however the processes end, and
-    the size of /dev/shm does not limit it. Shards of the same host open it through the owner's /proc entry.
+    """Shared arrays, owned by the process that creates them. Shards of the same host map them.
 
     Attributes:
         address: what a SlotMapper needs to map it.
@@ -70,15 +64,9 @@ class WindowSlot:
     """
 
     def __init__(self, arrays: tuple[WindowArray, ...]) -> None:
-        if sys.platform != "linux":
-            raise OSError("anonymous memory files need Linux")
-        descriptor = os.memfd_create("qfleet-windows")
-        # Shards open the file through this descriptor, so it stays open as long as the slot lives.
-        weakref.finalize(self, os.close, descriptor)
-        # Allocates the pages now: if memory ran out later, a copy would end in a SIGBUS.
-        os.posix_fallocate(descriptor, 0, _num_bytes(arrays))
-        self.address = SlotAddress(memory_host(), os.getpid(), descriptor, _file_id(descriptor), arrays)
-        self.windows = _map(descriptor, arrays)
+        self._memory = HostMemory("qfleet-windows", _num_bytes(arrays))
+        self.address = SlotAddress(self._memory.address, arrays)
+        self.windows = _arrays_in(self._memory.mapping, arrays)
 
 
 class SlotPool:
@@ -126,7 +114,7 @@ class SlotMapper:
         None if this process cannot reach the slot: it is on another host or in another container, or its
         owner has ended.
         """
-        pid = place.address.pid
+        pid = place.address.memory.pid
         if pid not in self._mapped:
             # Another learner process: unmaps the slots of those that have ended.
             self._mapped = {other: mapped for other, mapped in self._mapped.items() if _lives(other)}
@@ -141,27 +129,19 @@ class SlotMapper:
 
 
 def _map_address(address: SlotAddress) -> dict[str, np.ndarray] | None:
-    if address.host != memory_host():
-        return None
     try:
-        descriptor = os.open(f"/proc/{address.pid}/fd/{address.descriptor}", os.O_RDWR)
+        memory = reach(address.memory)
     except OSError as error:
         _log.warning("no access to the learner's shared memory, so replies carry windows: %s", error)
         return None
-    try:
-        # The owner may have ended, and another process or file may have its numbers now.
-        same = _file_id(descriptor) == address.file_id
-        return _map(descriptor, address.arrays) if same else None
-    finally:
-        os.close(descriptor)
+    return None if memory is None else _arrays_in(memory, address.arrays)
 
 
 def _lives(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
-def _map(descriptor: int, arrays: tuple[WindowArray, ...]) -> dict[str, np.ndarray]:
-    memory = mmap.mmap(descriptor, _num_bytes(arrays))
+def _arrays_in(memory: mmap, arrays: tuple[WindowArray, ...]) -> dict[str, np.ndarray]:
     mapped: dict[str, np.ndarray] = {}
     offset = 0
     for array in arrays:
@@ -170,16 +150,5 @@ def _map(descriptor: int, arrays: tuple[WindowArray, ...]) -> dict[str, np.ndarr
     return mapped
 
 
-def _file_id(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino
-
-
 def _num_bytes(arrays: tuple[WindowArray, ...]) -> int:
     return sum(array.num_bytes for array in arrays)
-
-
-def memory_host() -> str:
-    """A name that processes share if they see each other under /proc: same boot, same namespace of pids."""
-    with open("/proc/sys/kernel/random/boot_id") as boot:
-        return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"

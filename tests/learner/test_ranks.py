@@ -31,6 +31,7 @@ from learner.ranks import (
     from_first_,
     transitions_of_others,
 )
+from replay_service import host_memory
 from replay_service.messages import Minibatch
 from replay_service.shard import EmptyShardError
 
@@ -285,7 +286,7 @@ def test_sums_are_those_of_one_process_through_memory_and_through_sockets(
     size: int, machines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fifty sums of tensors that are too small for the memory, fit into it, or are too large."""
-    monkeypatch.setattr(shared_sums, "memory_host", lambda: str(threading.get_ident() * (machines - 1)))
+    monkeypatch.setattr(host_memory, "host_name", lambda: str(threading.get_ident() * (machines - 1)))
     draws = np.random.default_rng(size)
     counts = [int(draws.choice([5, 16_384, 20_000, 262_144, 262_145])) for _ in range(50)]
     given = [draws.standard_normal((size, count)).astype(np.float32) for count in counts]

@@ -1,4 +1,7 @@
-"""Slots give what replies give, bit for bit, on every path; and leave no memory behind, however they end."""
+"""Slots give what replies give, bit for bit, on every path; and leave no memory behind, however they end.
+
+Tests replay_service/host_memory.py, too.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from replay_service import window_slots
 from replay_service.block import BlockSchema, FrameField, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
+from replay_service.host_memory import MemoryAddress  # noqa: F401, named where an owner's address is evaluated
 from replay_service.messages import PriorityUpdate, SampleReply, SampleRequest, ShardStatus
 from replay_service.sampler import ReplaySampler
 from replay_service.shard import ReplayShard
@@ -45,6 +49,7 @@ time.sleep(600)
 """
 WRITER = """
 import time
+from replay_service.host_memory import MemoryAddress
 from replay_service.window_slots import SlotAddress, SlotMapper, SlotPlace, WindowArray
 (first, second) = SlotMapper().parts(SlotPlace({address}, (0, 1)), (4, 2))
 second["image"][:] = 77
@@ -293,12 +298,13 @@ def test_a_killed_shard_leaves_the_learners_slot_whole() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"host": "another"}, {"file_id": (0, 0)}, {"descriptor": 1 << 20}, {"pid": 1 << 30}],
+    [{"host": "another"}, {"inode": 0}, {"descriptor": 1 << 20}, {"pid": 1 << 30}],
     ids=lambda change: next(iter(change)),
 )
 def test_a_slot_out_of_reach_is_none(change: dict[str, object]) -> None:
     slot = WindowSlot(ARRAYS)
-    address: SlotAddress = dataclasses.replace(slot.address, **change)  # type: ignore[arg-type]
+    memory = dataclasses.replace(slot.address.memory, **change)  # type: ignore[arg-type]
+    address = dataclasses.replace(slot.address, memory=memory)
     assert SlotMapper().parts(SlotPlace(slot.address, (0, 0)), (1, 1)) is not None
     assert SlotMapper().parts(SlotPlace(address, (0, 0)), (1, 1)) is None
 
