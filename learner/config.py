@@ -30,6 +30,13 @@ TARGET_UPDATE_UPDATES = 200
 """Updates between two copies to the target network, if neither they nor env steps are given."""
 
 
+DenseProducts = Literal["auto", "onednn", "blas"]
+"""Which library computes dense products on the CPU: learner/networks/products.py."""
+
+ConvolutionLayout = Literal["auto", "channels_last", "channels_first"]
+"""The order in memory of the images that convolutions take: learner/networks/torsos.py."""
+
+
 @dataclass(frozen=True)
 class NetworkSpec:
     """The observations and the number of actions A that a network must fit.
@@ -133,6 +140,8 @@ class LearnerConfig:
     updates_per_chunk: int | None = None
     device: str = "auto"
     threads: int | None = None
+    dense_products: DenseProducts = "auto"
+    convolution_layout: ConvolutionLayout = "auto"
     initial_weights: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
@@ -346,6 +355,11 @@ def resolve_network(spec: NetworkSpec, config: LearnerConfig) -> str:
         config.image_hidden_size is not None and network not in IMAGE_NETWORKS,
         f"learner.image_hidden_size is {config.image_hidden_size}, which only {', '.join(IMAGE_NETWORKS)} "
         f"have; learner.network is {network}; give learner.hidden_sizes",
+    )
+    _refuse_if(
+        config.convolution_layout != "auto" and network not in IMAGE_NETWORKS,
+        f"learner.convolution_layout is {config.convolution_layout}, which only {', '.join(IMAGE_NETWORKS)} "
+        f"have; learner.network is {network}; give auto",
     )
     if config.pool_size is not None:
         _check_pool_size(network, config.pool_size, [convolved(network, array) for array in arrays])

@@ -154,6 +154,11 @@ class UpdateStep:
         gap = self._gap_at_copy if self._config.target_polyak is None else self._target_gap()
         return replace(self._meter.take(), target_gap=gap.item())
 
+    def compute_as(self, config: LearnerConfig) -> None:
+        """Computes dense products and convolutions as the config says; nothing else of it counts."""
+        self._online.compute_as(config)
+        self._target.compute_as(config)
+
     def take_notes(self) -> tuple[Note, ...]:
         """Sentences for the run's user, each given once."""
         notes, self._notes = self._notes, ()

@@ -223,6 +223,15 @@ MEANINGS: Mapping[str, Meaning] = {
         "threads",
         "1; in one learner beside other processes by trial: 2, 4 ... while cores idle and updates get faster",
     ),
+    "learner.dense_products": Meaning(
+        "library that computes the dense layers' large products in updates on the CPU",
+        automatic="oneDNN from a size on; in one learner beside other processes what timed updates show",
+    ),
+    "learner.convolution_layout": Meaning(
+        "order in memory of the images that convolutions take in updates",
+        automatic="channels last, for minatar_cnn first; in one learner beside other processes on a CPU what "
+        "timed updates show",
+    ),
     "learner.initial_weights": Meaning(
         "run folder, or file of weights by name, with which both networks begin"
     ),

@@ -13,13 +13,20 @@ from learner.config import LearnerConfig, NetworkSpec, is_import_path, output_sh
 from learner.core import Note
 from learner.networks.build import Mlp, build_network, zero_observations
 from learner.networks.flat import FlatNetwork
-from learner.networks.flat_minatar import FlatMinatar
+from learner.networks.flat_minatar import FlatMinatar, has_passes_by_hand
 from learner.networks.flat_mlp import FlatMlp
+from learner.networks.streams import TorsoAndStreams
 
 
 def flat_network(spec: NetworkSpec, config: LearnerConfig, device: torch.device) -> FlatNetwork:
     """The configured network over one weight vector; a plain MLP, and the plain network of MinAtar, get
     passes by hand, others use autograd."""
+    network = _over_one_vector(spec, config, device)
+    network.compute_as(config)
+    return network
+
+
+def _over_one_vector(spec: NetworkSpec, config: LearnerConfig, device: torch.device) -> FlatNetwork:
     network = build_network(spec, config)
     if config.precision == "bfloat16":
         return FlatNetwork(InBfloat16(network, device), device)
@@ -28,7 +35,8 @@ def flat_network(spec: NetworkSpec, config: LearnerConfig, device: torch.device)
         return FlatNetwork(network, device)
     if isinstance(network, Mlp):
         return FlatMlp(network, device)
-    if FlatMinatar.fits(network, config):
+    if has_passes_by_hand(spec, config):
+        assert isinstance(network, TorsoAndStreams)
         return FlatMinatar(network, output_shape(spec, config), device)
     return FlatNetwork(network, device)
 

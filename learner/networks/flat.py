@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from learner.batch import Observations
-from learner.networks.products import Linear
+from learner.config import LearnerConfig
+from learner.networks.products import DenseLayer, Linear, products_by
 from learner.networks.spectral import spectral_layers
+from learner.networks.torsos import ImageTorso
 
 
 class FlatNetwork:
@@ -47,6 +49,15 @@ class FlatNetwork:
         self.gradient = self.gradient_and_loss[:-1]
         for parameter, weights in zip(parameters, self.views(self.weights), strict=True):
             parameter.data = weights
+
+    def compute_as(self, config: LearnerConfig) -> None:
+        """Computes dense products and convolutions as the config says; weights stay as they are."""
+        products = products_by(config.dense_products)
+        for module in self.module.modules():
+            if isinstance(module, DenseLayer):
+                module.products = products
+            elif isinstance(module, ImageTorso):
+                module.lay_out(config.convolution_layout)
 
     def compile(self) -> None:
         """Compiles the passes by torch.compile, each in its first call; on a GPU with CUDA graphs."""

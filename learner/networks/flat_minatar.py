@@ -3,15 +3,13 @@
 Owns these passes; must not import optimizers, numpy or the replay service.
 """
 
-from typing import TypeGuard
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 from learner.batch import Observations
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, NetworkSpec, resolve_network
 from learner.networks.flat import FlatNetwork
 from learner.networks.flat_mlp import FlatMlp
 from learner.networks.inputs import images
@@ -29,13 +27,14 @@ class FlatMinatar(FlatMlp):
         super().__init__(network, device)
         assert isinstance(network.torso, MinatarTorso)
         self._torso, self._outputs_shape = network.torso, outputs
+        self._backward_layout = torch.channels_last
 
-    @staticmethod
-    def fits(network: nn.Module, config: LearnerConfig) -> TypeGuard[TorsoAndStreams]:
-        """Whether the network is this one: nothing but its convolution, linear layers and ReLU."""
-        more = config.head == "iqn" or config.dueling or config.noisy or config.layer_norm or config.pool_size
-        ours = isinstance(network, TorsoAndStreams) and isinstance(network.torso, MinatarTorso)
-        return ours and not more and not config.compile
+    def compute_as(self, config: LearnerConfig) -> None:
+        """See FlatNetwork."""
+        super().compute_as(config)
+        # This pass is 1.6 times as fast with channels last, unlike the forward pass (on a Zen 5).
+        is_first = config.convolution_layout == "channels_first"
+        self._backward_layout = torch.contiguous_format if is_first else torch.channels_last
 
     def evaluate(self, observations: Observations, *_: Tensor) -> Tensor:
         """[B, *shape] -> outputs; keeps nothing for `backward`. Layers may be packed."""
@@ -53,9 +52,8 @@ class FlatMinatar(FlatMlp):
         height, width = (side - 2 for side in inputs.shape[2:])
         maps_gradient = output_gradient.view(-1, len(weight), height, width)
         torch.sum(maps_gradient, dim=(0, 2, 3), out=self._bias_gradients[0])
-        # This pass is 1.6 times as fast with channels last, unlike the forward pass.
         planes, maps_gradient = (
-            array.contiguous(memory_format=torch.channels_last) for array in (inputs, maps_gradient)
+            array.contiguous(memory_format=self._backward_layout) for array in (inputs, maps_gradient)
         )
         gradient: Tensor = conv2d_weight(planes, weight.shape, maps_gradient)  # type: ignore[no-untyped-call]
         self._weight_gradients[0].copy_(gradient)
@@ -72,3 +70,11 @@ class FlatMinatar(FlatMlp):
 
     def _last_layer(self, inputs: list[Tensor]) -> Tensor:
         return super()._last_layer(inputs).view(-1, *self._outputs_shape)
+
+
+def has_passes_by_hand(spec: NetworkSpec, config: LearnerConfig) -> bool:
+    """Whether the network is MinAtar's, of nothing but its convolution, linear layers and ReLU."""
+    more = config.head == "iqn" or config.dueling or config.noisy or config.layer_norm or config.pool_size
+    computed_otherwise = config.compile or config.precision != "float32"
+    ours = resolve_network(spec, config) == "minatar_cnn" and not spec.parts
+    return ours and not more and not computed_otherwise

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from learner.batch import Observations
+from learner.config import LearnerConfig
 from learner.networks.build import Mlp
 from learner.networks.flat import FlatNetwork
 from learner.networks.inputs import features
-from learner.networks.products import linear_relu, product
+from learner.networks.products import BY_SIZE, products_by
 
 
 class FlatMlp(FlatNetwork):
@@ -24,6 +25,12 @@ class FlatMlp(FlatNetwork):
         weights, gradients = self.views(self.weights), self.views(self.gradient)
         self._weights, self._biases = weights[0::2], weights[1::2]
         self._weight_gradients, self._bias_gradients = gradients[0::2], gradients[1::2]
+        self._products = BY_SIZE
+
+    def compute_as(self, config: LearnerConfig) -> None:
+        """See FlatNetwork."""
+        super().compute_as(config)
+        self._products = products_by(config.dense_products)
 
     def evaluate(self, observations: Observations, *_: Tensor) -> Tensor:
         """[B, *shape] -> Q-values [B, A]; keeps nothing for `backward`."""
@@ -56,11 +63,12 @@ class FlatMlp(FlatNetwork):
             if layer > 0:
                 # The output gradient of the layer below. These inputs are its outputs relu(z) >= 0, so their
                 # sign is the derivative of relu at z.
-                output_gradient = product(output_gradient, self._weights[layer]).mul_(inputs.sign())
+                output_gradient = self._products.product(output_gradient, self._weights[layer])
+                output_gradient.mul_(inputs.sign())
 
     def _differentiate(self, layer: int, inputs: Tensor, output_gradient: Tensor) -> None:
         """Fills the gradient of one layer's parameters; inputs [B, in], output_gradient [B, out]."""
-        product(output_gradient.t(), inputs, out=self._weight_gradients[layer])
+        self._products.product(output_gradient.t(), inputs, out=self._weight_gradients[layer])
         torch.sum(output_gradient, dim=0, out=self._bias_gradients[layer])
 
     def _layer_inputs(self, observations: Observations) -> list[Tensor]:
@@ -77,7 +85,7 @@ class FlatMlp(FlatNetwork):
 
     def _activations(self, layer: int, inputs: Tensor) -> Tensor:
         """Inputs [B, in] -> what a layer below the last one gives after its ReLU [B, out]."""
-        return linear_relu(inputs, self._weights[layer], self._biases[layer])
+        return self._products.linear_relu(inputs, self._weights[layer], self._biases[layer])
 
     def _last_layer(self, inputs: list[Tensor]) -> Tensor:
         return torch.addmm(self._biases[-1], inputs[-1], self._weights[-1].t())

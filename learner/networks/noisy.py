@@ -8,13 +8,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from learner.networks.products import linear
+from learner.networks.products import DenseLayer
 
 SIGMA_ZERO = 0.5
 """Initial sigma times sqrt(inputs): the paper's value for factorized noise."""
 
 
-class NoisyLinear(nn.Linear):
+class NoisyLinear(DenseLayer):
     """y = (mu_w + sigma_w * f(e_out) f(e_in)^T) x + mu_b + sigma_b * f(e_out), f(e) = sign(e) sqrt|e|.
 
     weight and bias are mu. Before the first `redraw` the noise is 0, so the layer computes with mu alone, as
@@ -42,6 +42,7 @@ class NoisyLinear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, in] -> [B, out]; noise of rank one on the weights is a factor on inputs and one on outputs."""
+        linear = self.products.linear
         noise = linear(inputs * self.noise_in, self.weight_sigma, self.bias_sigma)
         return linear(inputs, self.weight, self.bias) + self.noise_out * noise
 

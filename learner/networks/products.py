@@ -1,13 +1,15 @@
-"""Matrix products of dense layers on a CPU: large ones by oneDNN, small ones as torch does them.
+"""Matrix products of dense layers on a CPU: by oneDNN from a certain size on, below it as torch does them.
 
-Owns that choice and its backward pass; must not import architectures, optimizers or numpy.
+Owns these products and their backward pass; must not import architectures, optimizers or numpy.
 
-torch gives float32 products to its BLAS. MKL uses half of the vector width of AMD processors: on a Zen 5 a
-product of 256 x 256 x 256 takes 346 us, and 167 us by oneDNN. torch itself calls oneDNN for convolutions, and
-for products only in what torch.compile makes. The choice does not depend on the processor: only the Zen 5 was
-measured.
+torch gives float32 products to its BLAS, and calls oneDNN for convolutions, and for products only in what
+torch.compile makes. Which is faster depends on the processor: MKL uses half of the vector width of AMD's, and
+on a Zen 5 a product of 256 x 256 x 256 takes 346 us by MKL, and 167 us by oneDNN. The sizes below were
+measured on that processor only; learner/choices.py finds out by trial what holds for another one.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +17,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from learner.config import DenseProducts
 from learner.torch_private import HAS_ONEDNN, onednn_linear, onednn_packed
 
 MIN_MULTIPLICATIONS = 2**22
-"""Size of a product from which updates are faster with oneDNN: 1.1 x here, 1.8 x from 2**24 on. At half of
-it they are slower (0.93 x): calling oneDNN and packing new weights cost more than BLAS loses."""
+"""Size of a product from which updates are faster with oneDNN: 1.1 x on a Zen 5, 1.8 x from 2**24 on. At half
+of it they are slower (0.93 x): calling oneDNN and packing new weights cost more than BLAS loses."""
+
+MIN_ONEDNN_MULTIPLICATIONS = 2**20
+"""Size of a product from which oneDNN can pay on any processor: smaller ones take about as long as a call."""
 
 MIN_PACKED_WEIGHTS = 2**17
 MIN_PACKED_MULTIPLICATIONS = 2**20
@@ -27,8 +33,66 @@ MIN_PACKED_MULTIPLICATIONS = 2**20
 quarters of the time of BLAS. Packing takes as long as about five products."""
 
 
-class Linear(nn.Linear):
-    """torch's layer, computed by `linear`."""
+@dataclass(frozen=True)
+class Products:
+    """Products of float32 matrices, of which oneDNN computes those of at least so many multiplications.
+
+    Only those on the CPU: others are left to torch, as are all where torch has no oneDNN.
+    """
+
+    least_multiplications: float = MIN_MULTIPLICATIONS
+
+    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """inputs [B, K], weight [N, K], bias [N] -> inputs weight^T + bias [B, N], as functional.linear."""
+        traced = torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs.device.type)
+        if traced or not self._is_large(inputs, weight):
+            return functional.linear(inputs, weight, bias)
+        outputs: Tensor = _Linear.apply(inputs, weight, bias, self)  # type: ignore[no-untyped-call]
+        return outputs
+
+    def linear_relu(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """relu(linear(...)) [B, N], for backward passes written by hand: autograd does not see it."""
+        if self._is_large(inputs, weight):
+            return onednn_linear(inputs, weight, bias).relu_()
+        return torch.addmm(bias, inputs, weight.t()).relu_()
+
+    def product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+        """left [M, K] right [K, N] -> [M, N], written to `out` if given; for backward passes by hand."""
+        if not self._is_large(left, right.t()):
+            return torch.mm(left, right, out=out)
+        result = onednn_linear(left, right.t(), None)
+        return result if out is None else out.copy_(result)
+
+    def _is_large(self, inputs: Tensor, weight: Tensor) -> bool:
+        """Whether inputs [B, K] times weight [N, K] goes to oneDNN."""
+        return HAS_ONEDNN and _fits(inputs, weight, self.least_multiplications) and _is_plain(weight)
+
+
+BY_SIZE = Products()
+
+
+def products_by(wanted: DenseProducts) -> Products:
+    """The products that learner.dense_products names. Raises ValueError if this torch has no oneDNN."""
+    if wanted == "onednn" and not HAS_ONEDNN:
+        raise ValueError(
+            "learner.dense_products is onednn, but this build of torch has no oneDNN; give auto or blas"
+        )
+    least = {"auto": MIN_MULTIPLICATIONS, "onednn": MIN_ONEDNN_MULTIPLICATIONS, "blas": math.inf}
+    return Products(least[wanted])
+
+
+class DenseLayer(nn.Linear):
+    """A layer whose products are chosen.
+
+    Attributes:
+        products: compute them.
+    """
+
+    products = BY_SIZE
+
+
+class Linear(DenseLayer):
+    """torch's layer, computed by `products`."""
 
     _packed: Tensor | None = None
 
@@ -42,56 +106,29 @@ class Linear(nn.Linear):
         """[B, in] -> [B, out]."""
         packed = self._packed
         if packed is None or torch.is_grad_enabled() or not _fits(inputs, packed, MIN_PACKED_MULTIPLICATIONS):
-            return linear(inputs, self.weight, self.bias)
+            return self.products.linear(inputs, self.weight, self.bias)
         return onednn_linear(inputs, packed, self.bias)
-
-
-def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """inputs [B, K], weight [N, K], bias [N] -> inputs weight^T + bias [B, N], as functional.linear."""
-    traced = torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs.device.type)
-    if traced or not _is_large(inputs, weight):
-        return functional.linear(inputs, weight, bias)
-    outputs: Tensor = _Linear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
-    return outputs
-
-
-def linear_relu(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """relu(linear(...)) [B, N], for backward passes written by hand: autograd does not see it."""
-    if _is_large(inputs, weight):
-        return onednn_linear(inputs, weight, bias).relu_()
-    return torch.addmm(bias, inputs, weight.t()).relu_()
-
-
-def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left [M, K] right [K, N] -> [M, N], written to `out` if given; for backward passes written by hand."""
-    if not _is_large(left, right.t()):
-        return torch.mm(left, right, out=out)
-    result = onednn_linear(left, right.t(), None)
-    return result if out is None else out.copy_(result)
 
 
 class _Linear(torch.autograd.Function):
     """functional.linear of [B, K] by oneDNN, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, products: Products) -> Tensor:
         ctx.save_for_backward(inputs, weight)
+        ctx.products = products
         return onednn_linear(inputs, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         inputs, weight = ctx.saved_tensors
+        product = ctx.products.product
         input_gradient = product(output_gradient, weight) if ctx.needs_input_grad[0] else None
-        return input_gradient, product(output_gradient.t(), inputs), output_gradient.sum(dim=0)
+        return input_gradient, product(output_gradient.t(), inputs), output_gradient.sum(dim=0), None
 
 
-def _is_large(inputs: Tensor, weight: Tensor) -> bool:
-    """Whether inputs [B, K] times weight [N, K] goes to oneDNN."""
-    return HAS_ONEDNN and _fits(inputs, weight, MIN_MULTIPLICATIONS) and _is_plain(weight)
-
-
-def _fits(inputs: Tensor, weight: Tensor, multiplications: int) -> bool:
+def _fits(inputs: Tensor, weight: Tensor, multiplications: float) -> bool:
     """Whether inputs are plain [B, K], and their product with weight [N, K] is of at least that size."""
     return inputs.dim() == 2 and inputs.numel() * weight.shape[0] >= multiplications and _is_plain(inputs)
 

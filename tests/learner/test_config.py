@@ -131,6 +131,14 @@ def test_switches_of_image_networks_are_refused_elsewhere(
         resolve_network(spec, LearnerConfig(**settings))
 
 
+def test_a_layout_without_convolutions_is_refused() -> None:
+    for settings in ({"network": "mlp"}, {"network": "my.networks:make"}):
+        config = LearnerConfig(**settings, convolution_layout="channels_first")
+        complaint = f"convolution_layout is channels_first, which only .*is {config.network}; give auto"
+        with pytest.raises(ValueError, match=complaint):
+            resolve_network(CARTPOLE, config)
+
+
 @pytest.mark.parametrize("network", IMAGE_NETWORKS)
 @pytest.mark.parametrize("side", [36, 37, 44, 71, 84])
 def test_feature_maps_have_the_size_that_the_network_gives_them(network: str, side: int) -> None:

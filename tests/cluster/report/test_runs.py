@@ -50,6 +50,7 @@ def test_ports_trackers_and_limits_make_no_groups(tmp_path: Path) -> None:
     assert concerns_learning("learner.double")
     assert concerns_learning("replay.capacity")
     assert not concerns_learning("run.runtime")
+    assert not concerns_learning("learner.dense_products")
     # Names that are alike keep their sections.
     settings = [{"a": {"size": size}, "b": {"size": size}} for size in (1, 2)]
     runs = [synthetic(tmp_path / f"c{each['a']['size']}", settings=each) for each in settings]

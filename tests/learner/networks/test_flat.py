@@ -18,6 +18,7 @@ import pytest
 import torch
 from qfleet_specs import image_spec
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
 from learner.batch import to_batch
@@ -30,6 +31,7 @@ from learner.networks.flat_minatar import FlatMinatar
 from learner.networks.flat_mlp import FlatMlp
 from learner.skipped_updates import SkippedUpdate
 from learner.torch_policy import TorchPolicy
+from learner.torch_private import HAS_ONEDNN, onednn_linear
 from learner.update import UpdateStep
 from replay_service.messages import Minibatch
 
@@ -87,7 +89,8 @@ def test_evaluating_between_the_passes_changes_no_gradient() -> None:
 
 def autograd_gradient(network: nn.Module, observations: Tensor, output_gradient: Tensor) -> Tensor:
     outputs = network(observations)
-    return parameters_to_vector(torch.autograd.grad(outputs, list(network.parameters()), output_gradient))
+    gradients = torch.autograd.grad(outputs, list(network.parameters()), output_gradient)
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def relative_difference(value: Tensor, expected: Tensor) -> float:
@@ -149,6 +152,99 @@ def test_minatar_passes_by_hand_equal_autograd(layout: str, head: Any, batch_siz
             torch.testing.assert_close(pair, both)
         flat.backward(output_gradient)
         assert relative_difference(flat.gradient, expected) < 1e-5
+
+
+@pytest.mark.parametrize("products", ["blas", "onednn"])
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        LearnerConfig(network="minatar_cnn"),
+        LearnerConfig(network="minatar_cnn", dueling=True, noisy=True),
+        LearnerConfig(network="nature_cnn"),
+        LearnerConfig(network="impala_cnn", spectral_norm=True),
+    ],
+    ids=["by hand", "minatar", "nature", "impala"],
+)
+def test_gradients_are_autograds_by_either_library_and_layout(
+    config: LearnerConfig, layout: Any, products: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.networks.products.MIN_ONEDNN_MULTIPLICATIONS", 0)
+    spec = image_spec((2, 40, 36), 5, stack=2)
+    chosen = replace(config, convolution_layout=layout, dense_products=products)
+    torch.manual_seed(0)
+    flat = flat_network(spec, chosen, CPU)
+    # A twin of the same weights, in float64: by neither library, and in no layout that matters.
+    twin = copy.deepcopy(flat.module).double()
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    observations, output_gradient = torch.randint(256, (4, 2, 40, 36)), torch.randn(4, 5)
+    expected = autograd_gradient(twin, observations, output_gradient.double())
+    monkeypatch.undo()
+    flat.forward(observations.to(torch.uint8))
+    flat.backward(output_gradient)
+    assert relative_difference(flat.gradient.double(), expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("network", "wanted", "expected"),
+    [
+        ("minatar_cnn", "auto", (False, True)),
+        ("minatar_cnn", "channels_last", (True, True)),
+        ("minatar_cnn", "channels_first", (False, False)),
+        ("nature_cnn", "auto", (True, True)),
+        ("nature_cnn", "channels_last", (True, True)),
+        ("nature_cnn", "channels_first", (False, False)),
+    ],
+)
+def test_the_setting_decides_the_layout_of_images(
+    network: str, wanted: Any, expected: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of MinAtar's passes by hand forward and backward, of others only forward."""
+    seen = list[bool]()
+    conv2d, conv2d_weight = functional.conv2d, torch.nn.grad.conv2d_weight
+
+    def is_last(images: Tensor) -> bool:
+        return images.is_contiguous(memory_format=torch.channels_last)
+
+    def forward(images: Tensor, *rest: Any) -> Tensor:
+        seen.append(is_last(images))
+        return conv2d(images, *rest)
+
+    def backward(images: Tensor, shape: Any, gradient: Tensor) -> Tensor:
+        assert is_last(images) == is_last(gradient)
+        seen.append(is_last(images))
+        return conv2d_weight(images, shape, gradient)  # type: ignore[no-untyped-call,no-any-return]
+
+    monkeypatch.setattr(functional, "conv2d", forward)
+    monkeypatch.setattr("learner.networks.flat_minatar.conv2d_weight", backward)
+    monkeypatch.setattr("torch.nn.modules.conv.F.conv2d", forward)
+    config = LearnerConfig(network=network, convolution_layout=wanted)
+    flat = flat_network(STACKS, config, CPU)
+    outputs = flat.forward(torch.zeros(4, *STACKS.observation_shape, dtype=torch.uint8))
+    flat.backward(torch.ones_like(outputs))
+    assert (seen[0], seen[-1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "products"), [({}, 3), ({"layer_norm": True}, 3), ({"noisy": True}, 6)], ids=str
+)
+def test_dense_layers_compute_by_the_library_that_is_set(
+    change: dict[str, Any], products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 64 x 256 x 256: forward, and two backward; by hand, by autograd, and twice for the noise."""
+    calls = list[int]()
+
+    def counted(inputs: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        calls.append(len(inputs))
+        return onednn_linear(inputs, weight, *rest)
+
+    monkeypatch.setattr("learner.networks.products.onednn_linear", counted)
+    for wanted, expected in (("auto", products), ("blas", 0), ("onednn", products)):
+        config = LearnerConfig(hidden_sizes=(256, 256), dense_products=wanted, **change)  # type: ignore[arg-type]
+        flat = flat_network(VECTOR, config, CPU)
+        flat.backward(torch.ones_like(flat.forward(torch.zeros(64, 4))))
+        assert len(calls) == expected * HAS_ONEDNN
+        calls.clear()
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from torch.nn import functional
 from learner.networks import products
 from learner.networks.products import (
     MIN_MULTIPLICATIONS,
+    MIN_ONEDNN_MULTIPLICATIONS,
     MIN_PACKED_MULTIPLICATIONS,
     MIN_PACKED_WEIGHTS,
     Linear,
-    linear,
-    linear_relu,
-    product,
+    Products,
+    products_by,
 )
 from learner.torch_private import HAS_ONEDNN, onednn_linear
 
@@ -36,6 +36,12 @@ def layer(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor, t
     )
 
 
+@pytest.fixture(params=[0, math.inf], ids=["onednn", "blas"])
+def by(request: pytest.FixtureRequest) -> Products:
+    """All products by one library; without oneDNN both are torch's."""
+    return Products(request.param)
+
+
 @pytest.fixture
 def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes [B, K, N] of the products that went to oneDNN."""
@@ -49,10 +55,10 @@ def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return calls
 
 
-def test_a_layer_and_its_gradients_are_torchs(layer: tuple[torch.Tensor, ...]) -> None:
+def test_a_layer_and_its_gradients_are_torchs(layer: tuple[torch.Tensor, ...], by: Products) -> None:
     exact = [tensor.clone().requires_grad_() for tensor in layer]
     ours = [tensor.float().requires_grad_() for tensor in layer]
-    expected, outputs = functional.linear(*exact), linear(*ours)
+    expected, outputs = functional.linear(*exact), by.linear(*ours)
     torch.testing.assert_close(outputs.double(), expected, rtol=1e-5, atol=1e-3)
     output_gradient = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, exact, output_gradient)
@@ -62,17 +68,17 @@ def test_a_layer_and_its_gradients_are_torchs(layer: tuple[torch.Tensor, ...]) -
         torch.testing.assert_close(ours_by.double(), exact_by, rtol=1e-5, atol=1e-3)
 
 
-def test_products_written_by_hand_are_torchs(layer: tuple[torch.Tensor, ...]) -> None:
+def test_products_written_by_hand_are_torchs(layer: tuple[torch.Tensor, ...], by: Products) -> None:
     inputs, weight, bias = layer
-    relu = linear_relu(*(tensor.float() for tensor in layer))
+    relu = by.linear_relu(*(tensor.float() for tensor in layer))
     expected = functional.linear(inputs, weight, bias).relu()
     torch.testing.assert_close(relu.double(), expected, rtol=1e-5, atol=1e-3)
-    assert linear_relu(*(tensor.float() * math.nan for tensor in layer)).isnan().all()  # not 0
+    assert by.linear_relu(*(tensor.float() * math.nan for tensor in layer)).isnan().all()  # not 0
     output_gradient = torch.randn_like(expected)
-    by_inputs = product(output_gradient.float(), weight.float())
+    by_inputs = by.product(output_gradient.float(), weight.float())
     torch.testing.assert_close(by_inputs.double(), output_gradient @ weight, rtol=1e-5, atol=1e-3)
     whole = torch.zeros(weight.numel() + 2)
-    product(output_gradient.t().float(), inputs.float(), out=whole[1:-1].view_as(weight))
+    by.product(output_gradient.t().float(), inputs.float(), out=whole[1:-1].view_as(weight))
     torch.testing.assert_close(
         whole[1:-1].view_as(weight).double(), output_gradient.t() @ inputs, rtol=1e-5, atol=1e-3
     )
@@ -91,6 +97,28 @@ def test_only_large_products_go_to_onednn(by_onednn: list[tuple[int, ...]]) -> N
     wide(torch.zeros(2, rows, size_in))  # of another number of dimensions
     wide.double()(torch.zeros(rows, size_in, dtype=torch.float64))
     assert by_onednn == []
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
+def test_the_setting_decides_where_products_go(by_onednn: list[tuple[int, ...]]) -> None:
+    rows, size_in, size_out = LARGE
+    wide = Linear(size_in, size_out)
+    wide.products = products_by("blas")
+    wide(torch.zeros(rows, size_in)).sum().backward()
+    assert by_onednn == []
+    least = rows * MIN_ONEDNN_MULTIPLICATIONS // (2 * MIN_MULTIPLICATIONS)
+    wide.products = products_by("onednn")
+    wide(torch.zeros(least, size_in)).sum().backward()
+    assert by_onednn == [(least, size_in, size_out), (size_out, least, size_in)]
+    wide(torch.zeros(least - 1, size_in)).sum().backward()
+    assert len(by_onednn) == 2
+
+
+def test_onednn_is_refused_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "HAS_ONEDNN", False)
+    with pytest.raises(ValueError, match=r"dense_products is onednn, but .*; give auto or blas"):
+        products_by("onednn")
+    assert products_by("blas").least_multiplications == math.inf
 
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
