@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from learner.batch import to_batch
+from learner.choices import choose
 from learner.config import LearnerConfig, NetworkSpec
-from learner.core import DivergedError, LearnerState, LearnReport, MinibatchSource
+from learner.core import DivergedError, LearnerState, LearnReport, MinibatchSource, Note
 from learner.freed_memory import keep_freed_memory
 from learner.optimizer import LearningRate
 from learner.ranks import ONE_RANK, Intent, Ranks, are_equal, from_first_, transitions_of_others
@@ -60,7 +61,9 @@ class Learner:
     The same seed and the same minibatches give bit-identical weights on a CPU. `threads` sets torch's threads
     for the whole process. `record_skipped` is called for each skipped update. `queues` and
     `samples_per_insert`: see UpdateStep. `ranks`: those with which this learner is one. Each of them has such
-    a loop, whose source draws only its part of each minibatch; all are asked for the same chunks.
+    a loop, whose source draws only its part of each minibatch; all are asked for the same chunks. `measures`:
+    whether timed updates choose what the config leaves to the processor; see learner/choices.py. Weights then
+    round as the choice has it.
 
     Raises:
         ValueError: the network or the device does not fit, or threads is below 1.
@@ -81,14 +84,18 @@ class Learner:
         queues: bool | None = None,
         samples_per_insert: float = 1.0,
         ranks: Ranks = ONE_RANK,
+        measures: bool = False,
     ) -> None:
         self.use_threads(threads)
+        keep_freed_memory()
+        self._notes: tuple[Note, ...] = ()
+        if measures:
+            config, self._notes = choose(config, spec)
         self._config = config
         self._learning_rate = LearningRate(config)
         self._source = source
         self._ranks = ranks
         self._other_transitions = sum(transitions_of_others(ranks, config.batch_size))
-        keep_freed_memory()
         self.step = UpdateStep(
             spec, config, seed=seed, queues=queues, samples_per_insert=samples_per_insert, ranks=ranks
         )
@@ -244,6 +251,7 @@ class Learner:
         """The report of a chunk that has ended."""
         updates = self.step.version - chunk.first_version
         metrics = self.step.take_metrics()
+        notes, self._notes = (*self._notes, *self.step.take_notes()), ()
         self._timer.enter("idle")
         return LearnReport(
             **vars(metrics),
@@ -260,5 +268,5 @@ class Learner:
             threads=self._threads,
             rank=self._ranks.rank,
             unequal_weights=int(chunk.unequal_weights),
-            notes=self.step.take_notes(),
+            notes=notes,
         )

@@ -20,17 +20,23 @@ from learner.config import (
 def approximate_weights(spec: NetworkSpec, config: LearnerConfig) -> int:
     """About how many weights the network has, from below: exact for tables; of convolutions only the features
     that they hand on, of a network by import path nothing. config.network is resolved."""
-    outputs = math.prod(output_shape(spec, config))
     if config.network == "table":
-        return (spec.num_states or 0) * outputs
-    if is_import_path(config.network):
-        return 0
-    features = weights = 0
+        return (spec.num_states or 0) * math.prod(output_shape(spec, config))
+    return sum((fan_in + 1) * fan_out for fan_in, fan_out in dense_layers(spec, config))
+
+
+def dense_layers(spec: NetworkSpec, config: LearnerConfig) -> list[tuple[int, int]]:
+    """Inputs and outputs of the network's dense layers; of a dueling network those of one output layer, of a
+    table and of a network by import path none. config.network is resolved."""
+    if config.network == "table" or is_import_path(config.network):
+        return []
+    layers: list[tuple[int, int]] = []
+    features = 0
     for array in spec.arrays.values():
         image = convolved(config.network, array)
         if image is None:
             sizes = (math.prod(array.observation_shape), *config.hidden_sizes[:-1])
-            weights += sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(sizes))
+            layers += pairwise(sizes)
             features += sizes[-1]
         else:
             channels = {"nature_cnn": 64, "minatar_cnn": 16}.get(config.network, 32 * config.impala_width)
@@ -39,7 +45,7 @@ def approximate_weights(spec: NetworkSpec, config: LearnerConfig) -> int:
     papers = {"nature_cnn": 512, "impala_cnn": 256, "minatar_cnn": 128}.get(config.network)
     hidden = config.image_hidden_size or papers or config.hidden_sizes[-1]
     streams = 2 if config.dueling else 1
-    return weights + streams * (features + 1) * hidden + (hidden + 1) * outputs
+    return [*layers, *[(features, hidden)] * streams, (hidden, math.prod(output_shape(spec, config)))]
 
 
 def approximate_products(spec: NetworkSpec, config: LearnerConfig) -> int:

@@ -36,7 +36,14 @@ class TorchPolicy:
         keep_freed_memory()
         cpu = torch.device("cpu")
         # Weights travel as spectral norm has made them.
-        acting = replace(config, precision="float32", spectral_norm=False)
+        acting = replace(
+            config,
+            precision="float32",
+            spectral_norm=False,
+            # These are for the sizes of updates.
+            dense_products="auto",
+            convolution_layout="auto",
+        )
         self._network = flat_network(spec, acting, cpu)
         self._normalizer = ObservationNormalizer(spec, cpu) if config.normalize_observations else None
         self._part_names = tuple(part.name for part in spec.parts)

@@ -142,6 +142,8 @@ class LearnerRole(Role):
             adaptive=True,
         )
         threads = config.learner.threads
+        # Serial runs are the same on any number of cores and on any day, and ranks must round alike.
+        measures = context.source is not None and size == 1
         self._learner = Learner(
             config.learner,
             network_spec(context.spec),
@@ -151,9 +153,9 @@ class LearnerRole(Role):
             record_skipped=partial(append_skipped, skipped),
             samples_per_insert=config.pacing.samples_per_insert,
             ranks=self._several if size > 1 else ONE_RANK,
+            measures=measures,
         )
-        # Serial runs are the same on any number of cores, and ranks must round alike.
-        chooses = threads is None and context.source and size == 1 and self._learner.step.device.type == "cpu"
+        chooses = threads is None and measures and self._learner.step.device.type == "cpu"
         self._threads = (ThreadChoice(available_cores()), IdleCores()) if chooses else None
 
     def open_meeting(self) -> Meeting:

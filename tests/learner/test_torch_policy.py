@@ -9,6 +9,7 @@ from qfleet_specs import image_spec
 from torch import nn
 from torch.nn.utils import vector_to_parameters
 
+from learner.choices import batch_of_ones
 from learner.config import LearnerConfig, NetworkSpec
 from learner.networks.build import build_network
 from learner.torch_policy import TorchPolicy
@@ -53,6 +54,22 @@ def test_large_layers_act_on_the_weights_loaded_last() -> None:
         vector_to_parameters(torch.from_numpy(weights), network.parameters())
         expected = network(torch.from_numpy(observations)).detach().numpy()
         np.testing.assert_allclose(policy.q_values(observations), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_acting_does_not_follow_what_is_set_for_updates() -> None:
+    spec = image_spec((4, 84, 84), 3, stack=4)
+    settings = LearnerConfig(), LearnerConfig(convolution_layout="channels_first", dense_products="blas")
+    observations = np.random.default_rng(0).integers(256, size=(40, 4, 84, 84)).astype(np.uint8)
+    updates, values = [], []
+    for config in settings:
+        step = UpdateStep(spec, config, seed=0)
+        step(batch_of_ones(spec, 64))
+        updates.append(step.weights())
+        policy = TorchPolicy(spec, config, threads=1)
+        policy.load(updates[0])
+        values.append(policy.q_values(observations))
+    np.testing.assert_array_equal(*values)
+    assert not np.array_equal(*updates)
 
 
 def test_weights_may_be_read_only() -> None:

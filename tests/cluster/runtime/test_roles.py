@@ -136,6 +136,35 @@ def test_the_learner_knows_the_reuse_that_its_target_period_depends_on(
     assert given["samples_per_insert"] == 3.5
 
 
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([], True),
+        (["learner.threads=2"], True),
+        (["run.runtime=serial"], False),
+        (["learner.num_learners=2"], False),
+    ],
+)
+def test_a_single_learner_beside_other_processes_measures(
+    wanted: list[str], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    class Recorded(FastWithTwoThreads):
+        def __init__(self, *_: object, threads: int, **options: object) -> None:
+            super().__init__(threads=threads)
+            given.update(options)
+
+    monkeypatch.setattr("learner.loop.Learner", Recorded)
+    monkeypatch.setattr("cluster.runtime.role.leave_signals_to_driver", lambda: None)
+    monkeypatch.setattr("cluster.runtime.role.ProcessLog", lambda *_: SimpleNamespace(relays=False))
+    config = resolve(load_config(None, ["run.runtime=local", *wanted]), SPECS["vector"], cores=2)
+    source = None if config.run.runtime == "serial" else LogSource("learner", 0, 0.0)
+    context = RoleContext("learner", config, SPECS["vector"], logs=tmp_path, replay=tmp_path, source=source)
+    LearnerRole(context, SerialEngine().calls, [], 0)
+    assert given["measures"] is expected
+
+
 class FastWithTwoThreads:
     """A learner whose updates take half the time with two threads."""
 
