@@ -29,7 +29,7 @@ from benchmarks.replay_data import CONFIG
 from benchmarks.update_step import Case
 from cluster.api import train
 from cluster.engines.engine import Engine, Need
-from cluster.runtime import fleet
+from cluster.runtime import credits
 from cluster.runtime.roles import LearnerRole
 from cluster.settings.load_config import PRESETS, load_config
 from cluster.show.view import LineView
@@ -114,7 +114,7 @@ def run_of(name: str, value: int, runtime: str, lags: list[float]) -> float:
         ],
     )
     each = value if name == CREDITS else SIZES[0][1]
-    with tempfile.TemporaryDirectory() as folder, patch.object(fleet, "_CREDITS_EACH", each):
+    with tempfile.TemporaryDirectory() as folder, patch.object(credits, "_CREDITS_EACH", each):
         run_dir = Path(folder) / "run"
         train(config, run_dir, view=partial(LineView, stream=StringIO()))
         lines = [line for line in json_lines(run_dir / "metrics.jsonl") if line["updates_total"] > 0][1:-1]

@@ -158,9 +158,9 @@ class Coordinator:
         # Weights that the actor has are not sent again, except to noisy networks: loading draws new noise.
         known = self._weights is actor.weights and not self._config.learner.noisy
         actor.weights = self._weights
-        # The engine passes the value of a Ref.
         if self._counters.clock.began is None:
             self._counters.clock.began = time.monotonic()
+        # The engine passes the value of a Ref, whatever the type says.
         self._fleet.grant(
             actor,
             ActorRole.rollout,

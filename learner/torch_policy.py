@@ -10,7 +10,6 @@ import torch
 
 from learner.batch import Observations
 from learner.config import LearnerConfig, NetworkSpec
-from learner.freed_memory import keep_freed_memory
 from learner.networks.configured import flat_network
 from learner.networks.noisy import redraw_noise
 from learner.normalization import ObservationNormalizer
@@ -33,7 +32,6 @@ class TorchPolicy:
         noise: np.random.SeedSequence | None = None,
     ) -> None:
         torch.set_num_threads(threads)
-        keep_freed_memory()
         cpu = torch.device("cpu")
         # Weights travel as spectral norm has made them.
         acting = replace(

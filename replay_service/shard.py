@@ -105,7 +105,7 @@ class ReplayShard:
         self._report: RecoveryReport | None = None
         self._durability: Durability | None = None
         self._config = config
-        # Otherwise the journal grows by checkpoints only, each of which drops what is evicted by then.
+        # Otherwise the journal grows by checkpoints only, each of which first drops what is evicted by then.
         self._journals_blocks = config.persist == "continuous"
         self._recovering = None if found is None else found.replay(schema, self.store, self.selector)
         if not recovers_later:

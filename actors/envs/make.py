@@ -51,7 +51,8 @@ class Probed:
 
     config: with the environment's absolute path and the keys to drop chosen. notes: sentences for its user.
     step_seconds: duration of a step of one lane. episodes_end: whether an episode ended within 1,000 random
-    steps, of a fast environment 5,000; None if the environment states a step limit, or for want of time.
+    steps, or as many as take 2 seconds, at most 5,000; None if the environment states a step limit, or for
+    want of time.
     """
 
     config: EnvConfig

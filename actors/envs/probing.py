@@ -24,7 +24,7 @@ from replay_service.block import ACTION_MASK, OBSERVATION
 _STEPS = 50
 _REPEATED_STEPS = 10
 _SECONDS = 5.0
-_LONG_PROBE_STEPS, _LONG_PROBE_SECONDS = 5_000, 1.0
+_LONG_PROBE_STEPS, _LONG_PROBE_SECONDS = 5_000, 2.0
 """The most random steps until an episode ends, if they take no longer: MinAtar's Freeway ends after 2,501."""
 _SEED = 0
 _FEWEST_PIXELS = 36
@@ -40,7 +40,7 @@ class Seen:
 
     repeats: whether the same seed and actions gave the same observations again. step_seconds: mean duration
     of a step without the longest one, in which much is done for the first time. ends: whether an episode
-    ended; None if time ran out before it had 1,000 steps, or if the environment has a step limit. codes:
+    ended; None if time ran out before enough steps were made, or if the environment has a step limit. codes:
     names of arrays with the bounds of pixels that hold none, see `_holds_codes`. bounds: see BoundsReport.
     """
 
@@ -69,8 +69,8 @@ class _Walk:
 
 def look(vector: GuardedVector, spec: EnvSpec) -> Seen:
     """Makes 50 random steps (of those that masks allow), or as many as 5 seconds allow. If no episode ends in
-    them and the environment states no limit, goes on up to 1,000 steps, for 5 seconds again, or up to 5,000
-    if they take no second.
+    them and the environment states no limit, makes 1,000 steps or as many as take 2 seconds, at most 5,000,
+    for 5 seconds again.
 
     Raises EnvError for a mask of a wrong shape, for numbers that float32 would merge, and if the environment
     fails again and again.
@@ -140,8 +140,8 @@ def _holds_codes(part: Part, values: np.ndarray) -> bool:
 
 
 def _ends(vector: GuardedVector, spec: EnvSpec, first: _Walk) -> bool | None:
-    """Whether an episode ends within 1,000 random steps, of a fast environment 5,000; None if the environment
-    has a limit, or for want of time."""
+    """Whether an episode ends within 1,000 random steps, or as many as take 2 seconds, at most 5,000; None if
+    the environment has a limit, or for want of time."""
     if spec.max_episode_steps is not None:
         return None
     if first.ends or not first.whole:

@@ -14,7 +14,7 @@ _TARGET = "the target return"
 class ActingClock:
     """Counts seconds from the first environment step; the start-up of a process does not count.
 
-    began: when this process first had an environment stepped, on the monotonic clock; None before.
+    began: when this life first had an environment stepped, on the monotonic clock; None before.
     longest_evaluation_seconds, longest_chunk_seconds: the durations of the longest evaluation and of the
     longest chunk of updates in this process.
     """

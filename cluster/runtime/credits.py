@@ -21,7 +21,7 @@ _CREDITS_EACH = 2
 
 
 class Credits(dict[Ref[Any], Credit]):
-    """The credit of each call in flight, oldest first; `add` and `remove` keep the sums.
+    """The credit of each call in flight, oldest first. Only `add` and `remove` change it: they keep the sums.
 
     Attributes:
         per_role: how many chunks an actor and the learner may have at a time.

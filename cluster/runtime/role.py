@@ -50,7 +50,7 @@ class Role:
         answer_stack_requests(context.logs, context.name)
         # In the serial runtime all roles share the coordinator's process, which is measured there.
         self._usage = UsageMeter() if context.source else None
-        """CPU time and memory of this role's own process, at most once a second."""
+        """Measures CPU time and memory of this role's own process, at most once a second."""
         run, actors = context.config.run, context.config.actors
         self._chunk_seconds = (
             chunk_seconds(run.frozen_seconds, actors.chunk_deadline_seconds) if context.source else math.inf

@@ -18,7 +18,7 @@ from learner.networks.torsos import MinatarTorso
 
 
 class FlatMinatar(FlatMlp):
-    """The same for the network of MinAtar, whose first layer is a convolution, and whose others are dense.
+    """A FlatMlp whose first layer is MinAtar's convolution; the other layers are dense.
 
     Updates take two thirds of the time that they take by autograd.
     """

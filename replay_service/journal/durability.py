@@ -113,6 +113,8 @@ class Durability:
 
     def _advance(self, into: Path, delivered: Delivered) -> SealReply:
         if self._sealing is None:
+            # First, so that evicted transitions make room even where a checkpoint found the disk full.
+            self._journal.drop_before(self._store.oldest_key)
             # Transitions that are not on disk yet will be written with their priorities.
             on_disk = min(self._journal.next_key, self._store.next_key)
             end_key = on_disk if self._config.sampling == "prioritized" else 0

@@ -97,6 +97,22 @@ def test_old_segments_are_removed_and_a_checkpoint_keeps_its_own(
     assert are_same(before, contents(make_shard(tmp_path / "checkpoint", 1)))
 
 
+@pytest.mark.usefixtures("small_segments")
+def test_a_checkpoint_drops_what_is_evicted_before_it_writes(
+    tmp_path: Path, random_block: BlockMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, on which nothing can be written, is emptied in time."""
+    monkeypatch.setattr(durability, "SLICE_SECONDS", 0.0)
+    shard = make_shard(tmp_path / "journal", config=dataclasses.replace(CONFIG, persist="checkpoint"))
+    insert(shard, random_block, range(12))
+    seal(shard, tmp_path / "one")
+    held = segment_paths(tmp_path / "journal")
+    insert(shard, random_block, range(12, 112))
+    assert segment_paths(tmp_path / "journal") == held
+    shard.seal_slice(tmp_path / "two")
+    assert not set(segment_paths(tmp_path / "journal")) & set(held[:-1])
+
+
 @contextmanager
 def file_size_limit(num_bytes: int) -> Iterator[None]:
     """No file of this process can grow beyond num_bytes: writes stop half-way, as on a full disk."""
