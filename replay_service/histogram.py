@@ -38,7 +38,8 @@ class Histogram:
         return Histogram(counts, self.sum - earlier.sum)
 
 
-def histogram_of(values: np.ndarray) -> Histogram:
-    """The histogram of values [M]; negative values count as 0."""
-    counts = np.bincount(_BOUNDS.searchsorted(values), minlength=len(BOUNDS) + 1)
-    return Histogram(tuple(counts.tolist()), float(values.sum()))
+def histogram_of(values: np.ndarray, times: np.ndarray | int = 1) -> Histogram:
+    """The histogram of values [M], each counted so many `times` ([M] integers); negative ones count as 0."""
+    counts = np.zeros(len(BOUNDS) + 1, np.int64)
+    np.add.at(counts, _BOUNDS.searchsorted(values), times)
+    return Histogram(tuple(counts.tolist()), float((values * times).sum()))

@@ -5,6 +5,7 @@ Owns the distribution over keys; must not import anything but numpy and `sum_tre
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class UniformSelector:
         [j n, (j + 1) n), and unit u belongs to key u // c.
         """
         num_keys = self._next_key - self._oldest_key
-        stratum, size = _strata(counts)
+        stratum, size = _strata(tuple(counts))
         units = stratum * num_keys + rng.integers(0, num_keys, len(size))
         return self._oldest_key + units // size, np.full(len(size), 1.0 / num_keys)
 
@@ -133,7 +134,7 @@ class PrioritizedSelector:
             keys [M] int64, and the probability [M] float64 of each in a single draw.
         """
         total = self._tree.total
-        stratum, size = _strata(counts)
+        stratum, size = _strata(tuple(counts))
         slots, priorities = self._tree.find((stratum + rng.random(len(size))) * (total / size))
         keys = self._oldest_key + (slots - self._oldest_key) % self._capacity
         return keys, priorities / total
@@ -156,8 +157,12 @@ Selector = UniformSelector | PrioritizedSelector
 """A distribution over the keys that a shard holds."""
 
 
-def _strata(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """For each of the M = sum(counts) draws: its stratum within its sample, and the size of that sample."""
+@lru_cache(maxsize=16)
+def _strata(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """For each of the M = sum(counts) draws: its stratum within its sample, and the size of that sample.
+
+    A learner's requests repeat a few tuples of counts. Nobody may change the arrays.
+    """
     size = np.repeat(counts, counts)
     stratum = np.concatenate([np.arange(count) for count in counts]) if counts else size
     return stratum, size

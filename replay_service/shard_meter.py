@@ -47,8 +47,8 @@ class ShardMeter:
         self.first_counted_key = 0
         # Key k has its count at k % capacity, as in the store.
         self._draws_of = np.zeros(capacity, np.uint16)
-        self._evicted_draws = Histogram()
-        self._evicted_draws_square_sum = 0.0
+        # How many of the evicted transitions had been drawn d times, for each d.
+        self._evicted_by_draws = np.zeros(1 << 16, np.int64)
         self._priorities: PrioritySummary | None = None
         self._summarized_at = -_SUMMARY_SECONDS
 
@@ -63,12 +63,15 @@ class ShardMeter:
     def evicted(self, first_key: int, end_key: int) -> None:
         """Counts the eviction of the transitions with keys in [first_key, end_key)."""
         self.evicted_transitions += end_key - first_key
-        keys = np.arange(first_key, end_key)
-        places = keys % len(self._draws_of)
-        draws = self._draws_of[places][keys >= self.first_counted_key].astype(np.int64)
-        self._evicted_draws += histogram_of(draws)
-        self._evicted_draws_square_sum += float(np.square(draws).sum())
-        self._draws_of[places] = 0
+        capacity = len(self._draws_of)
+        while first_key < end_key:
+            # Up to where the places begin again.
+            place = first_key % capacity
+            stop = min(place + end_key - first_key, capacity)
+            draws = self._draws_of[place:stop]
+            np.add.at(self._evicted_by_draws, draws[max(0, self.first_counted_key - first_key) :], 1)
+            draws[:] = 0
+            first_key += stop - place
 
     def read(self, selector: Selector, count: int, process: ProcessUsage | None = None) -> ShardMetrics:
         """The metrics up to now, of a shard that holds `count` transitions. process: its own one's usage."""
@@ -77,6 +80,8 @@ class ShardMeter:
             self._summarized_at = now
             maximum, square_sum = selector.concentration()
             self._priorities = PrioritySummary(maximum, selector.mass**2 / (count * square_sum))
+        draws = np.flatnonzero(self._evicted_by_draws)
+        times = self._evicted_by_draws[draws]
         seconds = self.timer.totals()
         del seconds["idle"]
         return ShardMetrics(
@@ -88,8 +93,8 @@ class ShardMeter:
             refused_pushes=self.refused_pushes,
             refused_priorities=self.refused_priorities,
             sample_age=self._age,
-            evicted_draws=self._evicted_draws,
-            evicted_draws_square_sum=self._evicted_draws_square_sum,
+            evicted_draws=histogram_of(draws, times),
+            evicted_draws_square_sum=float(np.square(draws) @ times),
             priorities=self._priorities,
             process=process,
         )

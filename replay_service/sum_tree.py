@@ -75,7 +75,8 @@ class SumTree:
         if len(slots) == 0:
             return
         _check(priorities)
-        if slots.min() < 0 or slots.max() >= self.capacity:
+        # As unsigned numbers negative slots are the largest.
+        if slots.view(np.uint64).max() >= self.capacity:
             raise IndexError(f"a slot is outside [0, {self.capacity})")
         self._leaves[slots] = priorities
         nodes = slots

@@ -72,6 +72,10 @@ class TransitionStore:
         else:
             self._frames = FrameStore(schema.frame_fields, num_frames)
         self._schema = schema
+        # Offsets of a stack's frames from the transition's frame; and of both stacks with one-step returns:
+        # the next one lies one frame further on, so the two overlap in all but one frame.
+        self._stack = np.arange(1 - schema.stack, 1)
+        self._overlapping_stacks = np.append(self._stack, 1)
         # (key after a block's last transition, its first frame), oldest first: bounds eviction's search.
         self._blocks: deque[tuple[int, int]] = deque()
 
@@ -126,14 +130,12 @@ class TransitionStore:
         [m, W, *shape], the m add up to M); the result then has no windows.
         """
         records = self._records.take(keys % self.capacity)
-        width = self._schema.stack
-        stack = np.arange(1 - width, 1)
         if self._schema.n_step == 1:
-            # The next stack lies one frame further on, so the two overlap in all but one frame.
-            offset = np.broadcast_to(np.append(stack, 1), (len(keys), width + 1))
+            offset = self._overlapping_stacks
         else:
+            stack = self._stack
             offset = np.concatenate(
-                [np.broadcast_to(stack, (len(keys), width)), stack + records["next_offset"][:, None]],
+                [np.broadcast_to(stack, (len(keys), len(stack))), stack + records["next_offset"][:, None]],
                 axis=1,
             )
         offset = np.maximum(offset, -records["history"].astype(np.int64)[:, None])
