@@ -64,7 +64,8 @@ def test_atari_presets_train(name: str, tmp_path: Path) -> None:
 
 def test_the_minatar_preset_trains(tmp_path: Path) -> None:
     pytest.importorskip("minatar")
-    config = load_config(preset_paths()["minatar"], [*TINY, "env.max_episode_steps=40"])
+    own = ("env.max_episode_steps=40", "learner.target_update_env_steps=null")
+    config = load_config(preset_paths()["minatar"], [*TINY, *own])
     final = train(config, tmp_path / "run", view=silent).outcome.final
     assert final.updates_total >= 200
     assert final.skipped_updates_total == 0
