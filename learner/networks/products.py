@@ -45,27 +45,30 @@ class Products:
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """inputs [B, K], weight [N, K], bias [N] -> inputs weight^T + bias [B, N], as functional.linear."""
         traced = torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs.device.type)
-        if traced or not self._is_large(inputs, weight):
+        if traced or not self._is_large(inputs, weight, weight.shape[0]):
             return functional.linear(inputs, weight, bias)
         outputs: Tensor = _Linear.apply(inputs, weight, bias, self)  # type: ignore[no-untyped-call]
         return outputs
 
     def linear_relu(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """relu(linear(...)) [B, N], for backward passes written by hand: autograd does not see it."""
-        if self._is_large(inputs, weight):
+        if self._is_large(inputs, weight, weight.shape[0]):
             return onednn_linear(inputs, weight, bias).relu_()
         return torch.addmm(bias, inputs, weight.t()).relu_()
 
     def product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         """left [M, K] right [K, N] -> [M, N], written to `out` if given; for backward passes by hand."""
-        if not self._is_large(left, right.t()):
+        if not self._is_large(left, right, right.shape[1]):
             return torch.mm(left, right, out=out)
         result = onednn_linear(left, right.t(), None)
         return result if out is None else out.copy_(result)
 
-    def _is_large(self, inputs: Tensor, weight: Tensor) -> bool:
-        """Whether inputs [B, K] times weight [N, K] goes to oneDNN."""
-        return HAS_ONEDNN and _fits(inputs, weight, self.least_multiplications) and _is_plain(weight)
+    def _is_large(self, inputs: Tensor, weight: Tensor, num_outputs: int) -> bool:
+        """Whether inputs [B, K] times a weight of num_outputs columns goes to oneDNN."""
+        # The size first: small networks ask often, and the answer is mostly no.
+        if not HAS_ONEDNN or inputs.numel() * num_outputs < self.least_multiplications:
+            return False
+        return inputs.dim() == 2 and _is_plain(inputs) and _is_plain(weight)
 
 
 BY_SIZE = Products()
@@ -105,7 +108,7 @@ class Linear(DenseLayer):
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, in] -> [B, out]."""
         packed = self._packed
-        if packed is None or torch.is_grad_enabled() or not _fits(inputs, packed, MIN_PACKED_MULTIPLICATIONS):
+        if packed is None or torch.is_grad_enabled() or not _fits(inputs, packed):
             return self.products.linear(inputs, self.weight, self.bias)
         return onednn_linear(inputs, packed, self.bias)
 
@@ -128,9 +131,10 @@ class _Linear(torch.autograd.Function):
         return input_gradient, product(output_gradient.t(), inputs), output_gradient.sum(dim=0), None
 
 
-def _fits(inputs: Tensor, weight: Tensor, multiplications: float) -> bool:
-    """Whether inputs are plain [B, K], and their product with weight [N, K] is of at least that size."""
-    return inputs.dim() == 2 and inputs.numel() * weight.shape[0] >= multiplications and _is_plain(inputs)
+def _fits(inputs: Tensor, packed: Tensor) -> bool:
+    """Whether inputs are plain [B, K], and their product with packed weights [N, K] is large enough."""
+    multiplications = inputs.numel() * packed.shape[0]
+    return inputs.dim() == 2 and multiplications >= MIN_PACKED_MULTIPLICATIONS and _is_plain(inputs)
 
 
 def _is_plain(tensor: Tensor) -> bool:
