@@ -128,7 +128,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "replay.minibatches_per_request": Meaning(
         "most minibatches that the learner asks for at once",
         "minibatches",
-        "what 16 MiB of frames allow, at most 64; 1 in the serial runtime",
+        "what 16 MiB of frames allow, at most 64; in the serial runtime at most 8, 1 by priority",
     ),
     "replay.prefetch_requests": Meaning(
         "most requests that the learner sends ahead, as measured times ask for; 0: none", "requests"

@@ -47,6 +47,7 @@ _REQUEST_BYTES = 16 << 20
 _MOST_LANES = 8
 _MOST_NATIVE_LANES = 32
 _MOST_MINIBATCHES = 64
+_SERIAL_MINIBATCHES = 8
 _REPLAY_BYTES_AUTO = 2 << 30
 
 
@@ -86,6 +87,8 @@ def resolve(
     scale = _scale(replace(config, stop=stop), spec, cores, step_seconds if measure else None, serial=serial)
     episodes = config.evaluation.episodes or evaluation_episodes(scale)
     capacity = replay.capacity or _capacity(spec, config.learner.batch_size)
+    drawn = replay.sampling or sampling(scale.network)
+    most = _most_minibatches(config.learner.batch_size, spec, scale.n_step)
     return ResolvedConfig(
         env=narrowed(
             ResolvedEnv, config.env, stack=spec.stack, action_mask=spec.action_mask or config.env.action_mask
@@ -95,11 +98,12 @@ def resolve(
             ResolvedReplay,
             replay,
             capacity=capacity,
-            sampling=replay.sampling or sampling(scale.network),
+            sampling=drawn,
             # Both are upper limits, within which the sampler adapts to measured times. The serial runtime
-            # draws each minibatch only when it needs it, so that the order is fixed.
+            # draws only when it needs minibatches, so that the order is fixed: one, by the newest priorities,
+            # or a few where there are none.
             minibatches_per_request=replay.minibatches_per_request
-            or (1 if serial else _most_minibatches(config.learner.batch_size, spec, scale.n_step)),
+            or (most if not serial else 1 if drawn == "prioritized" else min(most, _SERIAL_MINIBATCHES)),
             prefetch_requests=0 if serial else replay.prefetch_requests,
             persist=replay.persist or "checkpoint",
         ),

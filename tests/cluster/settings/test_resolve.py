@@ -130,6 +130,8 @@ def test_the_target_return_is_the_environments_own_unless_it_is_switched_off() -
 def test_serial_draws_only_when_it_needs() -> None:
     serial = resolve(load_config(None, ["run.runtime=serial"]), VECTOR, cores=2).replay
     assert (serial.prefetch_requests, serial.minibatches_per_request) == (0, 1)
+    settings = ["run.runtime=serial", "replay.sampling=uniform"]
+    assert resolve(load_config(None, settings), VECTOR, cores=2).replay.minibatches_per_request == 8
 
 
 def test_images_bound_the_replay_by_memory() -> None:
