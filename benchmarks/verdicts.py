@@ -1,7 +1,7 @@
 """Whether the verdict names the stage that limits a run: it is asked, then one side gets twice the work.
 
-Run as `python -m benchmarks.verdicts [NAME …]`. Each configuration runs twice by the local runtime, half a
-minute each. The second run learns twice as much from each env step (pacing.samples_per_insert), all else
+Run as `python -m benchmarks.verdicts [NAME …]`. Each configuration runs twice by the local runtime, for 20
+seconds. The second run learns twice as much from each env step (pacing.samples_per_insert), all else
 equal. If acting limits the first run, its env steps a second remain; if the learner or replay does, they are
 halved. The middle, three quarters, decides what the verdict should have been.
 """
@@ -24,8 +24,8 @@ from benchmarks.quiet_run import quiet_run
 from benchmarks.recorded_runs import json_lines
 from cluster.settings.load_config import load_config
 
-SECONDS = 30
-COUNTED_SECONDS = 15
+SECONDS = 20
+COUNTED_SECONDS = 10
 """The end of a run, in which pacing is steady."""
 MIDDLE = 0.75
 _ENDLESS = (
@@ -37,6 +37,7 @@ _ENDLESS = (
     "metrics.every_seconds=1",
     "evaluation.every_updates=1000000000",
     "stop.target_return=1000000000",
+    "stop.env_steps=1000000000",
     f"stop.seconds={SECONDS}",
 )
 
