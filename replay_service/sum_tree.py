@@ -29,6 +29,7 @@ class SumTree:
         self._block_sums = self._levels[-1]
         self._edges = np.zeros(num_blocks + 1)
         self._edges_stale = False
+        self._total, self._total_stale = 0.0, False
         self._block_minimum = np.full(num_blocks, math.inf)
         self._block_minimum_stale = np.zeros(num_blocks, bool)
 
@@ -41,7 +42,9 @@ class SumTree:
     @property
     def total(self) -> float:
         """Sum over all slots."""
-        return float(self._block_sums.sum())
+        if self._total_stale:
+            self._total, self._total_stale = float(self._block_sums.sum()), False
+        return self._total
 
     @property
     def minimum(self) -> float:
@@ -88,7 +91,7 @@ class SumTree:
             parents[nodes] = pairs[:, 0] + pairs[:, 1]
         np.minimum.at(self._block_minimum, nodes, priorities)
         self._block_minimum_stale[nodes] = True
-        self._edges_stale = True
+        self._edges_stale = self._total_stale = True
 
     def set_range(self, start: int, priorities: np.ndarray) -> None:
         """Sets the consecutive slots from `start` on to priorities [M], several times as fast as `set`.
@@ -148,7 +151,7 @@ class SumTree:
                 out=parents[start:end],
             )
         self._block_minimum_stale[start:end] = True
-        self._edges_stale = True
+        self._edges_stale = self._total_stale = True
 
 
 def _check(priorities: np.ndarray) -> None:
