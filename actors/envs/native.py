@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -17,6 +16,7 @@ from actors.config import EnvConfig
 from actors.envs import atari
 from actors.envs.errors import EnvError
 from actors.envs.guard import AnyVectorEnv
+from actors.envs.guarded_vector import UncheckedActions
 
 
 class NoNativeError(EnvError):
@@ -51,7 +51,7 @@ def make_native(config: EnvConfig, source: object, num_envs: int, threads: int) 
         env: AnyVectorEnv = gym.make_vec(source, num_envs, "vector_entry_point", **kwargs)
     if isinstance(env.single_action_space, spaces.Discrete) and "autoreset_mode" in env.metadata:
         if type(env.action_space) is spaces.MultiDiscrete:
-            env.action_space = _UncheckedActions(env.action_space)
+            env.action_space = UncheckedActions(env.action_space)
         return env
     env.close()
     if "autoreset_mode" in env.metadata:
@@ -77,14 +77,3 @@ def _batch_scheduling() -> Iterator[None]:
     finally:
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
-class _UncheckedActions(spaces.MultiDiscrete):
-    """A vector environment's action space that takes every action as valid. An actor makes no invalid ones,
-    and the check takes a fourth of a step of 16 lanes of CartPole's vector form."""
-
-    def __init__(self, space: spaces.MultiDiscrete) -> None:
-        super().__init__(space.nvec, dtype=space.dtype.type, start=space.start)
-
-    def contains(self, x: Any) -> bool:
-        return True
