@@ -25,7 +25,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import psutil
@@ -39,6 +38,7 @@ from cluster.engines.process_engine import ProcessEngine
 from cluster.metrics.snapshot import Snapshot
 from cluster.record.events import Event
 from cluster.record.line_file import read_objects
+from cluster.runtime.credits import as_argument
 from cluster.runtime.preload import fork_servers
 from cluster.settings.load_config import load_config
 
@@ -230,7 +230,7 @@ def broadcast() -> list[float]:
             weights = np.full(num_weights, version, np.float32)
             began = time.perf_counter()
             ref = engine.put(weights)
-            for call in [engine.call(role, Loader.load, cast(np.ndarray, ref))[0] for role in roles]:
+            for call in [engine.call(role, Loader.load, as_argument(ref))[0] for role in roles]:
                 engine.get(call)
             seconds.append(time.perf_counter() - began)
     return seconds[1:]  # the first one has waited for the processes to come up

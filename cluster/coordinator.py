@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from cluster.control.every import Every
 from cluster.diagnosis.diagnosis import Diagnosis
 from cluster.engines.engine import EngineError, ObjectLost, Ref, RoleDied
 from cluster.engines.placement import RoleKind
+from cluster.runtime.credits import as_argument
 from cluster.runtime.evaluations import Evaluations
 from cluster.runtime.failure import RunFailed
 from cluster.runtime.ladder import Ladder
@@ -160,13 +161,12 @@ class Coordinator:
         actor.weights = self._weights
         if self._counters.clock.began is None:
             self._counters.clock.began = time.monotonic()
-        # The engine passes the value of a Ref, whatever the type says.
         self._fleet.grant(
             actor,
             ActorRole.rollout,
             self._config.actors.steps_per_chunk,
             self._counters.version,
-            None if self._weights is None or known else cast(np.ndarray, self._weights),
+            None if self._weights is None or known else as_argument(self._weights),
             self._counters.shards.env_steps,
             then=partial(self._take_rollout, actor),
             lost=partial(self._lose_rollout, actor),
@@ -237,7 +237,7 @@ class Coordinator:
         self.recovery.tick(now)
         shards = self._counters.shards
         if self._ask_shards.due(now):
-            self._fleet.ask_shards(self._counters.shards.take)
+            self._fleet.ask_shards(shards.take)
             self._fleet.ask_idle_actors(shards.take)
             for status in shards.living():
                 self._recorder.journal(status)

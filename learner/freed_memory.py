@@ -25,5 +25,4 @@ def keep_freed_memory() -> bool:
         mallopt: Callable[[int, int], Any] = ctypes.CDLL(None).mallopt
     except (TypeError, OSError, AttributeError):
         return False
-    kept = mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES), mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
-    return all(kept)
+    return all([mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES), mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)])

@@ -63,11 +63,10 @@ class ShardMeter:
     def evicted(self, first_key: int, end_key: int) -> None:
         """Counts the eviction of the transitions with keys in [first_key, end_key)."""
         self.evicted_transitions += end_key - first_key
-        capacity = len(self._draws_of)
         while first_key < end_key:
             # Up to where the places begin again.
-            place = first_key % capacity
-            stop = min(place + end_key - first_key, capacity)
+            place = first_key % len(self._draws_of)
+            stop = min(place + end_key - first_key, len(self._draws_of))
             draws = self._draws_of[place:stop]
             np.add.at(self._evicted_by_draws, draws[max(0, self.first_counted_key - first_key) :], 1)
             draws[:] = 0

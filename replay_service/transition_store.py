@@ -133,11 +133,8 @@ class TransitionStore:
         if self._schema.n_step == 1:
             offset = self._overlapping_stacks
         else:
-            stack = self._stack
-            offset = np.concatenate(
-                [np.broadcast_to(stack, (len(keys), len(stack))), stack + records["next_offset"][:, None]],
-                axis=1,
-            )
+            following = self._stack + records["next_offset"][:, None]
+            offset = np.concatenate([np.broadcast_to(self._stack, following.shape), following], axis=1)
         offset = np.maximum(offset, -records["history"].astype(np.int64)[:, None])
         copies = {name: records[name].copy() for name in _COPIED}
         return Transitions(self._gather_windows(records["obs_frame"], offset, parts), **copies)

@@ -146,8 +146,7 @@ def _ends(vector: GuardedVector, spec: EnvSpec, first: _Walk) -> bool | None:
         return None
     if first.ends or not first.whole:
         return first.ends or None
-    affordable = int(_LONG_PROBE_SECONDS / max(first.step_seconds, 1e-6))
-    steps = min(_LONG_PROBE_STEPS, max(PROBE_STEPS, affordable))
+    steps = min(_LONG_PROBE_STEPS, max(PROBE_STEPS, int(_LONG_PROBE_SECONDS / max(first.step_seconds, 1e-6))))
     long = _walk(vector, spec, (), steps, to_first_end=True)
     return True if long.ends else False if long.whole else None
 

@@ -5,13 +5,14 @@ Owns the weights of the version that waits for its second evaluation; must not i
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from actors.core import MOST_EPISODE_STEPS, EnvRestart, EvaluationReport
 from cluster.control.evaluation import EvaluationRequest
 from cluster.engines.engine import EngineError, ObjectLost, Ref
+from cluster.runtime.credits import as_argument
 from cluster.runtime.evaluator_role import EvaluatorRole
 from cluster.runtime.member import Member
 from cluster.runtime.run_context import RunContext
@@ -47,7 +48,7 @@ class Evaluations:
             evaluator,
             EvaluatorRole.evaluate,
             request.version,
-            cast(np.ndarray, self._candidate),
+            as_argument(self._candidate),
             request.seed_domain,
             request.episodes,
             self._max_episode_steps(),

@@ -89,6 +89,9 @@ def resolve(
     capacity = replay.capacity or _capacity(spec, config.learner.batch_size)
     drawn = replay.sampling or sampling(scale.network)
     most = _most_minibatches(config.learner.batch_size, spec, scale.n_step)
+    if serial:
+        # One, drawn by the newest priorities, or a few where there are none.
+        most = 1 if drawn == "prioritized" else min(most, _SERIAL_MINIBATCHES)
     return ResolvedConfig(
         env=narrowed(
             ResolvedEnv, config.env, stack=spec.stack, action_mask=spec.action_mask or config.env.action_mask
@@ -100,10 +103,8 @@ def resolve(
             capacity=capacity,
             sampling=drawn,
             # Both are upper limits, within which the sampler adapts to measured times. The serial runtime
-            # draws only when it needs minibatches, so that the order is fixed: one, by the newest priorities,
-            # or a few where there are none.
-            minibatches_per_request=replay.minibatches_per_request
-            or (most if not serial else 1 if drawn == "prioritized" else min(most, _SERIAL_MINIBATCHES)),
+            # draws only when it needs minibatches, so that the order is fixed.
+            minibatches_per_request=replay.minibatches_per_request or most,
             prefetch_requests=0 if serial else replay.prefetch_requests,
             persist=replay.persist or "checkpoint",
         ),

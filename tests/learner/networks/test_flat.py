@@ -97,6 +97,27 @@ def relative_difference(value: Tensor, expected: Tensor) -> float:
     return float((value - expected).abs().max() / expected.abs().max())
 
 
+def check_passes(
+    flat: FlatMlp, twin: nn.Module, obs_tm1: Tensor, obs_t: Tensor, output_gradient: Tensor
+) -> None:
+    """Every pass by hand gives what the twin gives by autograd; evaluating changes no gradient."""
+    expected = autograd_gradient(twin, obs_tm1, output_gradient)
+    torch.testing.assert_close(flat.evaluate(obs_t), twin(obs_t).detach())
+
+    torch.testing.assert_close(flat.forward(obs_tm1), twin(obs_tm1).detach())
+    flat.backward(output_gradient)
+    assert relative_difference(flat.gradient, expected) < 1e-5
+
+    flat.gradient.fill_(torch.nan)
+    outputs_tm1, outputs_t = flat.forward_pair(obs_tm1, obs_t)
+    torch.testing.assert_close(outputs_tm1, twin(obs_tm1).detach())
+    torch.testing.assert_close(outputs_t, twin(obs_t).detach())
+    for pair, both in zip(flat.evaluate_pair(obs_t, obs_tm1), (outputs_t, outputs_tm1), strict=True):
+        torch.testing.assert_close(pair, both)
+    flat.backward(output_gradient)
+    assert relative_difference(flat.gradient, expected) < 1e-5
+
+
 @pytest.mark.parametrize("sizes", [(4, 128, 128, 2), (6, 9, 3), (5, 16, 16, 16, 4)])
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_mlp_passes_by_hand_equal_autograd(sizes: tuple[int, ...], batch_size: int) -> None:
@@ -106,21 +127,7 @@ def test_mlp_passes_by_hand_equal_autograd(sizes: tuple[int, ...], batch_size: i
     for _ in range(2):
         obs_tm1, obs_t = torch.randn(2, batch_size, sizes[0])
         output_gradient = torch.randn(batch_size, sizes[-1])
-        expected = autograd_gradient(twin, obs_tm1, output_gradient)
-        torch.testing.assert_close(flat.evaluate(obs_t), twin(obs_t).detach())
-
-        torch.testing.assert_close(flat.forward(obs_tm1), twin(obs_tm1).detach())
-        flat.backward(output_gradient)
-        assert relative_difference(flat.gradient, expected) < 1e-5
-
-        flat.gradient.fill_(torch.nan)
-        q_tm1, q_t = flat.forward_pair(obs_tm1, obs_t)
-        torch.testing.assert_close(q_tm1, twin(obs_tm1).detach())
-        torch.testing.assert_close(q_t, twin(obs_t).detach())
-        for pair, both in zip(flat.evaluate_pair(obs_t, obs_tm1), (q_t, q_tm1), strict=True):
-            torch.testing.assert_close(pair, both)
-        flat.backward(output_gradient)
-        assert relative_difference(flat.gradient, expected) < 1e-5
+        check_passes(flat, twin, obs_tm1, obs_t, output_gradient)
 
 
 @pytest.mark.parametrize("layout", ["HWC", "HW"])
@@ -137,21 +144,7 @@ def test_minatar_passes_by_hand_equal_autograd(layout: str, head: Any, batch_siz
     for _ in range(2):
         obs_tm1, obs_t = torch.randint(256, (2, batch_size, *shape), dtype=torch.uint8)
         output_gradient = torch.randn(batch_size, *output_shape(spec, config))
-        expected = autograd_gradient(twin, obs_tm1, output_gradient)
-        torch.testing.assert_close(flat.evaluate(obs_t), twin(obs_t).detach())
-
-        torch.testing.assert_close(flat.forward(obs_tm1), twin(obs_tm1).detach())
-        flat.backward(output_gradient)
-        assert relative_difference(flat.gradient, expected) < 1e-5
-
-        flat.gradient.fill_(torch.nan)
-        outputs_tm1, outputs_t = flat.forward_pair(obs_tm1, obs_t)
-        torch.testing.assert_close(outputs_tm1, twin(obs_tm1).detach())
-        torch.testing.assert_close(outputs_t, twin(obs_t).detach())
-        for pair, both in zip(flat.evaluate_pair(obs_t, obs_tm1), (outputs_t, outputs_tm1), strict=True):
-            torch.testing.assert_close(pair, both)
-        flat.backward(output_gradient)
-        assert relative_difference(flat.gradient, expected) < 1e-5
+        check_passes(flat, twin, obs_tm1, obs_t, output_gradient)
 
 
 @pytest.mark.parametrize("products", ["blas", "onednn"])
