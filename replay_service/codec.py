@@ -1,6 +1,7 @@
 """A block as bytes, on the wire and on disk: one uint8 array (docs/block-format.md).
 
-Owns the layout and the checks of untrusted bytes; must not import anything but numpy, msgpack and `block`.
+Owns the layout and the checks of untrusted bytes; must not import anything but numpy, msgpack, `block` and
+`extremes`.
 """
 
 import math
@@ -20,6 +21,7 @@ from replay_service.block import (
     FrameField,
     TransitionBlock,
 )
+from replay_service.extremes import largest, least
 
 MAGIC = b"QFTB"
 VERSION = 1
@@ -157,15 +159,15 @@ def _check_transitions(block: TransitionBlock) -> None:
     first, obs, following = block.first_frame, block.obs_frame, block.next_frame
     # The order matters: the difference of two int32 indices may wrap around unless both lie in [0, F).
     rules = (
-        (first.min() >= 0 and (first <= obs).all(), "0 <= first_frame <= obs_frame"),
-        ((obs < following).all() and following.max() < block.num_frames, "obs_frame < next_frame < frames"),
-        ((following - obs).max() <= block.schema.n_step, "next_frame - obs_frame <= n_step"),
-        (block.end.max() <= TERMINATED | TRUNCATED, "end has only the bits terminated and truncated"),
+        (least(first) >= 0 and least(first <= obs), "0 <= first_frame <= obs_frame"),
+        (least(obs < following) and largest(following) < block.num_frames, "obs_frame < next_frame < frames"),
+        (largest(following - obs) <= block.schema.n_step, "next_frame - obs_frame <= n_step"),
+        (largest(block.end) <= TERMINATED | TRUNCATED, "end has only the bits terminated and truncated"),
         # NaN makes the minimum NaN, which fails the comparison.
-        (block.priority.min() >= 0.0 and block.priority.max() < math.inf, "priority is finite and >= 0"),
-        (np.isfinite(block.reward).all(), "reward is finite"),
-        (np.isfinite(block.discount).all(), "discount is finite"),
-        (np.isfinite(block.one_step_reward).all(), "one_step_reward is finite"),
+        (least(block.priority) >= 0.0 and largest(block.priority) < math.inf, "priority is finite and >= 0"),
+        (least(np.isfinite(block.reward)), "reward is finite"),
+        (least(np.isfinite(block.discount)), "discount is finite"),
+        (least(np.isfinite(block.one_step_reward)), "one_step_reward is finite"),
     )
     for holds, rule in rules:
         if not holds:

@@ -1,6 +1,7 @@
 """Draws of transitions: uniform, or in proportion to their priorities.
 
-Owns the distribution over keys; must not import anything but numpy and `sum_tree`.
+Owns the distribution over keys; must not import anything but numpy, `sum_tree` and
+`extremes`.
 """
 
 import math
@@ -9,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from replay_service.extremes import least
 from replay_service.sum_tree import SumTree
 
 
@@ -140,8 +142,8 @@ class PrioritizedSelector:
         return keys, priorities / total
 
     def _priorities(self, td_errors: np.ndarray) -> np.ndarray:
-        if len(td_errors) and not td_errors.min() >= 0.0:
-            raise ValueError(f"absolute TD error {td_errors.min()} is refused: it must be a number >= 0")
+        if len(td_errors) and not least(td_errors) >= 0.0:
+            raise ValueError(f"absolute TD error {least(td_errors)} is refused: it must be a number >= 0")
         priorities: np.ndarray = (td_errors.astype(np.float64) + self._epsilon) ** self._exponent
         return priorities
 

@@ -13,6 +13,7 @@ import numpy as np
 from replay_service.block import BlockSchema, TransitionBlock
 from replay_service.codec import decode
 from replay_service.config import ReplayConfig
+from replay_service.extremes import largest
 from replay_service.journal.delivered import Delivered
 from replay_service.journal.durability import Durability, SealReply
 from replay_service.journal.recovery import FoundJournal, RecoveryReport
@@ -264,9 +265,9 @@ class ReplayShard:
             raise ValueError(f"{len(keys)} keys but {len(td_errors)} TD errors")
         if len(keys) == 0:
             return
-        if keys.max() >= self.store.next_key:
+        if largest(keys) >= self.store.next_key:
             raise UnknownKeyError(
-                f"key {keys.max()} is unknown: the newest of shard {self._shard} is {self.store.next_key - 1}"
+                f"key {largest(keys)} is unknown: the newest of shard {self._shard} is {self.store.next_key - 1}"
             )
         held = keys >= self.store.oldest_key
         num_held = int(np.count_nonzero(held))

@@ -1,11 +1,13 @@
 """The priorities of a shard's slots: partial sums for proportional draws, and the minimum.
 
-Owns the arrays of sums; must not import anything but numpy.
+Owns the arrays of sums; must not import anything but numpy and `extremes`.
 """
 
 import math
 
 import numpy as np
+
+from replay_service.extremes import largest, least
 
 
 class SumTree:
@@ -58,9 +60,9 @@ class SumTree:
             if not self._block_minimum_stale[block]:
                 return float(self._block_minimum[block])
             leaves = self._leaves[block << self._height : (block + 1) << self._height]
-            least = leaves.min()
+            smallest = least(leaves)
             # Looking past empty slots takes four times as long, and few blocks have any.
-            self._block_minimum[block] = least or leaves.min(where=leaves > 0.0, initial=math.inf)
+            self._block_minimum[block] = smallest or leaves.min(where=leaves > 0.0, initial=math.inf)
             self._block_minimum_stale[block] = False
 
     def concentration(self) -> tuple[float, float]:
@@ -81,7 +83,7 @@ class SumTree:
             return
         _check(priorities)
         # As unsigned numbers negative slots are the largest.
-        if slots.view(np.uint64).max() >= self.capacity:
+        if largest(slots.view(np.uint64)) >= self.capacity:
             raise IndexError(f"a slot is outside [0, {self.capacity})")
         self._leaves[slots] = priorities
         nodes = slots
@@ -134,7 +136,7 @@ class SumTree:
         priorities = self._leaves.take(node)
         # x < fl(l + r) does not imply fl(x - l) < r: in a tie `rest` can pass the last occupied slot, which
         # is then the next one to the left. One check here is cheaper than one at every level.
-        while not priorities.all():
+        while not least(priorities):
             node -= priorities == 0.0
             priorities = self._leaves.take(node)
         return node, priorities
@@ -156,6 +158,6 @@ class SumTree:
 
 def _check(priorities: np.ndarray) -> None:
     # NaN makes the minimum NaN, which fails the comparison.
-    if not (priorities.min() > 0.0 and priorities.max() < math.inf):
+    if not (least(priorities) > 0.0 and largest(priorities) < math.inf):
         worst = priorities[~((priorities > 0.0) & (priorities < math.inf))][0]
         raise ValueError(f"priority {worst} is refused: priorities are finite and above 0")
