@@ -128,15 +128,16 @@ class SumTree:
         node: np.ndarray = self._edges[1:].searchsorted(rest, side="right")
         rest -= self._edges.take(node)
         for level in reversed(self._levels[:-1]):
-            node <<= 1
+            node += node
             left = level.take(node)
             turns_right = rest >= left
-            rest -= left * turns_right
+            left *= turns_right
+            rest -= left
             node += turns_right
         priorities = self._leaves.take(node)
         # x < fl(l + r) does not imply fl(x - l) < r: in a tie `rest` can pass the last occupied slot, which
         # is then the next one to the left. One check here is cheaper than one at every level.
-        while not least(priorities):
+        while np.count_nonzero(priorities) < len(node):
             node -= priorities == 0.0
             priorities = self._leaves.take(node)
         return node, priorities

@@ -74,8 +74,8 @@ class TransitionStore:
         self._schema = schema
         # Offsets of a stack's frames from the transition's frame; and of both stacks with one-step returns:
         # the next one lies one frame further on, so the two overlap in all but one frame.
-        self._stack = np.arange(1 - schema.stack, 1)
-        self._overlapping_stacks = np.append(self._stack, 1)
+        self._stack = np.arange(1 - schema.stack, 1)[:, None]
+        self._overlapping_stacks = np.arange(1 - schema.stack, 2)[:, None]
         # (key after a block's last transition, its first frame), oldest first: bounds eviction's search.
         self._blocks: deque[tuple[int, int]] = deque()
 
@@ -133,11 +133,12 @@ class TransitionStore:
         if self._schema.n_step == 1:
             offset = self._overlapping_stacks
         else:
-            following = self._stack + records["next_offset"][:, None]
-            offset = np.concatenate([np.broadcast_to(self._stack, following.shape), following], axis=1)
-        offset = np.maximum(offset, -records["history"].astype(np.int64)[:, None])
+            following = self._stack + records["next_offset"]
+            offset = np.concatenate([np.broadcast_to(self._stack, following.shape), following])
+        # [W, M], so that numpy's inner loops are long.
+        offset = np.maximum(offset, -records["history"].astype(np.int64))
         copies = {name: records[name].copy() for name in _COPIED}
-        return Transitions(self._gather_windows(records["obs_frame"], offset, parts), **copies)
+        return Transitions(self._gather_windows(records["obs_frame"], offset.T, parts), **copies)
 
     def _gather_windows(
         self, frame: np.ndarray, offset: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]] | None
