@@ -178,9 +178,10 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
+@lru_cache(maxsize=256)
 def _layout(
     schema: BlockSchema, num_transitions: int, num_frames: int
-) -> tuple[list[tuple[str, np.dtype[Any], tuple[int, ...], int]], int]:
+) -> tuple[tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...], int]:
     """Name, dtype, shape and body offset of each buffer in wire order; and the body's length in bytes.
 
     Computed in Python's integers, which no count in a hostile header can overflow.
@@ -192,7 +193,7 @@ def _layout(
         offset = _aligned(end)
         layout.append((name, dtype, (count, *shape), offset))
         end = offset + count * item_bytes
-    return layout, end
+    return tuple(layout), end
 
 
 @lru_cache(maxsize=16)

@@ -136,7 +136,7 @@ class PrioritizedSelector:
             keys [M] int64, and the probability [M] float64 of each in a single draw.
         """
         total = self._tree.total
-        stratum, size = _strata(tuple(counts))
+        stratum, size = _strata(tuple(counts), np.float64)
         slots, priorities = self._tree.find((stratum + rng.random(len(size))) * (total / size))
         keys = self._oldest_key + (slots - self._oldest_key) % self._capacity
         return keys, priorities / total
@@ -160,11 +160,11 @@ Selector = UniformSelector | PrioritizedSelector
 
 
 @lru_cache(maxsize=16)
-def _strata(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _strata(counts: tuple[int, ...], dtype: type = np.int64) -> tuple[np.ndarray, np.ndarray]:
     """For each of the M = sum(counts) draws: its stratum within its sample, and the size of that sample.
 
     A learner's requests repeat a few tuples of counts. Nobody may change the arrays.
     """
-    size = np.repeat(counts, counts)
-    stratum = np.concatenate([np.arange(count) for count in counts]) if counts else size
+    size = np.repeat(np.array(counts, dtype), counts)
+    stratum = np.concatenate([np.arange(count, dtype=dtype) for count in counts]) if counts else size
     return stratum, size

@@ -29,6 +29,8 @@ class SumTree:
         self._levels = [np.zeros(num_blocks << h) for h in range(height, -1, -1)]
         self._leaves = self._levels[0]
         self._block_sums = self._levels[-1]
+        # Each level but the last as pairs of children, with the level of their sums.
+        self._pairs = [(a.reshape(-1, 2), b) for a, b in zip(self._levels, self._levels[1:], strict=False)]
         self._edges = np.zeros(num_blocks + 1)
         self._edges_stale = False
         self._total, self._total_stale = 0.0, False
@@ -81,16 +83,16 @@ class SumTree:
         """
         if len(slots) == 0:
             return
-        _check(priorities)
+        _smallest(priorities)
         # As unsigned numbers negative slots are the largest.
         if largest(slots.view(np.uint64)) >= self.capacity:
             raise IndexError(f"a slot is outside [0, {self.capacity})")
         self._leaves[slots] = priorities
         nodes = slots
-        for children, parents in zip(self._levels, self._levels[1:], strict=False):
+        for pairs, parents in self._pairs:
             nodes = nodes >> 1
-            pairs = children.reshape(-1, 2).take(nodes, axis=0)
-            parents[nodes] = pairs[:, 0] + pairs[:, 1]
+            children = pairs.take(nodes, axis=0)
+            parents[nodes] = children[:, 0] + children[:, 1]
         np.minimum.at(self._block_minimum, nodes, priorities)
         self._block_minimum_stale[nodes] = True
         self._edges_stale = self._total_stale = True
@@ -102,10 +104,11 @@ class SumTree:
         """
         if len(priorities) == 0:
             return
-        _check(priorities)
-        self._write_range(start, start + len(priorities), priorities)
-        blocks = np.arange(start, start + len(priorities)) >> self._height
-        np.minimum.at(self._block_minimum, blocks, priorities)
+        smallest = _smallest(priorities)
+        end = start + len(priorities)
+        self._write_range(start, end, priorities)
+        blocks = self._block_minimum[start >> self._height : ((end - 1) >> self._height) + 1]
+        np.minimum(blocks, smallest, out=blocks)
 
     def clear_range(self, start: int, end: int) -> None:
         """Empties the slots [start, end). Raises IndexError outside [0, capacity)."""
@@ -146,19 +149,19 @@ class SumTree:
         if start < 0 or end > self.capacity:
             raise IndexError(f"slots [{start}, {end}) are outside [0, {self.capacity})")
         self._leaves[start:end] = priorities
-        for children, parents in zip(self._levels, self._levels[1:], strict=False):
+        for pairs, parents in self._pairs:
             start, end = start >> 1, (end + 1) >> 1
-            np.add(
-                children[2 * start : 2 * end : 2],
-                children[2 * start + 1 : 2 * end : 2],
-                out=parents[start:end],
-            )
+            children = pairs[start:end]
+            np.add(children[:, 0], children[:, 1], out=parents[start:end])
         self._block_minimum_stale[start:end] = True
         self._edges_stale = self._total_stale = True
 
 
-def _check(priorities: np.ndarray) -> None:
+def _smallest(priorities: np.ndarray) -> float:
+    """The smallest of priorities [M]. Raises ValueError unless all are finite and above 0."""
+    smallest: float = least(priorities)
     # NaN makes the minimum NaN, which fails the comparison.
-    if not (least(priorities) > 0.0 and largest(priorities) < math.inf):
+    if not (smallest > 0.0 and largest(priorities) < math.inf):
         worst = priorities[~((priorities > 0.0) & (priorities < math.inf))][0]
         raise ValueError(f"priority {worst} is refused: priorities are finite and above 0")
+    return smallest
