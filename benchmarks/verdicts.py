@@ -79,7 +79,9 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "pictures of 240 x 320, Nature CNN, 1 sample per insert": (
         *("env.id=benchmarks.verdicts:Pictures", "learner.network=nature_cnn", "learner.batch_size=32"),
         *("actors.envs_per_actor=8", "replay.capacity=20000", "replay.sampling=uniform"),
-        *("pacing.samples_per_insert=1", "pacing.learning_starts=500"),
+        # Short chunks: with an update a second, pacing is steady after a few of them only.
+        *("actors.steps_per_chunk=4", "learner.updates_per_chunk=1", "learner.image_hidden_size=64"),
+        *("pacing.samples_per_insert=1", "pacing.learning_starts=200"),
     ),
 }
 

@@ -160,12 +160,24 @@ def _seconds(before: Snapshot, now: Snapshot) -> float:
 
 
 def _spent(before: Snapshot, now: Snapshot) -> Mapping[str, Mapping[str, float]]:
-    """Role -> phase -> seconds between two snapshots."""
+    """Role -> phase -> seconds between two snapshots.
+
+    An actor tells with its next chunk only that pacing has held it back. While the learner has work, actors
+    that report nothing are held back by it: that time is idle, too.
+    """
     then = before.role_seconds_total or {}
-    return {
+    spent = {
         role: {phase: _increase(then.get(role, {}).get(phase, 0.0), value) for phase, value in phases.items()}
         for role, phases in (now.role_seconds_total or {}).items()
     }
+    seconds = sum(spent.get("coordinator", {}).values())
+    actor, learner = spent.get("actor", {}), spent.get("learner", {})
+    learned = sum(learner.values())
+    if learned > 0.0:
+        silent = max(0.0, (now.roles_up or {}).get("actor", 0.0) * seconds - sum(actor.values()))
+        busy = (learned - learner.get("idle", 0.0)) / max(learned, seconds)
+        spent["actor"] = {**actor, "idle": actor.get("idle", 0.0) + busy * silent}
+    return spent
 
 
 def _increase(before: float, now: float) -> float:

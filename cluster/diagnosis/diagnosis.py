@@ -104,6 +104,8 @@ class Diagnosis:
     def _verdict(self) -> Verdict | None:
         stage = stage_of(self._window, self._config)
         self._recent_stages.append(stage)
-        if stage is not None and (self._stage is None or self._recent_stages.count(stage) == LOOKS):
+        # Before the first update, the stage is no estimate.
+        sure = self._stage is None or self._window[-1].updates_total == 0
+        if stage is not None and (sure or self._recent_stages.count(stage) == LOOKS):
             self._stage = stage
         return verdict_of(self._stage, self._window, self._config) if self._stage else None

@@ -129,6 +129,26 @@ def test_the_window_counts_and_not_what_was_before() -> None:
     assert stage_of([before, silent], LOCAL) == "learner"
 
 
+def test_actors_that_report_nothing_while_the_learner_works_are_held_back() -> None:
+    told = {
+        "actor": {"env": 1.0, "push": 4.0, "idle": 0.0},
+        "learner": {"update": 20.0, "wait": 0.1, "idle": 9.0},
+        "shard": {"insert": 1.0},
+        "coordinator": {"wait": 30.0},
+    }
+    # Two actors pushed a large first chunk and have had no credit since; the learner has waited for that chunk.
+    held_back = at(30.0, {}, role_seconds_total=told)
+    assert stage_of([held_back], LOCAL) == "learner"
+    # Their next chunks tell of it. Nothing is counted twice.
+    told_late = {**told, "actor": {"env": 2.0, "push": 8.0, "idle": 50.0}}
+    shares = shares_between(Snapshot(), replace(held_back, role_seconds_total=told_late), serial=False)
+    assert shares is not None
+    assert shares.actor_idle == pytest.approx(50.0 / 60.0)
+    # A learner that waits for its next transitions holds nobody back.
+    waiting = {**told, "learner": {"update": 1.0, "wait": 0.1, "idle": 28.0}}
+    assert stage_of([at(30.0, {}, role_seconds_total=waiting)], LOCAL) == "network"
+
+
 def test_before_the_first_update_the_transitions_are_counted() -> None:
     told = {"actor": {"env": 1.0, "push": 0.0, "idle": 0.0}}
     window = [at(2.0, told, updates_total=0, inserted_transitions_total=400)]
@@ -192,6 +212,17 @@ def test_the_verdict_changes_once_it_is_sure() -> None:
     assert [said(learning) for _ in range(LOOKS - 1)] == ["actor"] * (LOOKS - 1)
     assert said(acting) == "actor"
     assert [said(learning) for _ in range(LOOKS)] == ["actor"] * (LOOKS - 1) + ["learner"]
+
+
+def test_before_the_first_update_the_verdict_changes_at_once() -> None:
+    """A text that says "too few transitions" beside numbers that say enough would contradict itself."""
+    diagnosis = Diagnosis(LOCAL)
+    told = {"actor": {"env": 1.0, "push": 0.0, "idle": 0.0}}
+    for inserted, words in ((400, "too few transitions"), (1_000, "holds enough transitions")):
+        taken = at(2.0, told, updates_total=0, inserted_transitions_total=inserted)
+        verdict = diagnosis.take(taken).snapshot.verdict
+        assert verdict is not None
+        assert words in verdict.text
 
 
 SLOW = ("metrics.every_seconds=0.2", "stop.target_return=1000000000.0", "evaluation.every_updates=100000")
