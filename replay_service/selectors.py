@@ -165,6 +165,6 @@ def _strata(counts: tuple[int, ...], dtype: type = np.int64) -> tuple[np.ndarray
 
     A learner's requests repeat a few tuples of counts. Nobody may change the arrays.
     """
-    size = np.repeat(np.array(counts, dtype), counts)
+    size: np.ndarray = np.repeat(np.array(counts, dtype), counts)
     stratum = np.concatenate([np.arange(count, dtype=dtype) for count in counts]) if counts else size
     return stratum, size

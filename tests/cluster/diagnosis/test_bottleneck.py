@@ -136,7 +136,7 @@ def test_actors_that_report_nothing_while_the_learner_works_are_held_back() -> N
         "shard": {"insert": 1.0},
         "coordinator": {"wait": 30.0},
     }
-    # Two actors pushed a large first chunk and have had no credit since; the learner has waited for that chunk.
+    # Two actors pushed a large first chunk, for which the learner waited, and have had no credit since.
     held_back = at(30.0, {}, role_seconds_total=told)
     assert stage_of([held_back], LOCAL) == "learner"
     # Their next chunks tell of it. Nothing is counted twice.
