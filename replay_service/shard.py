@@ -265,10 +265,10 @@ class ReplayShard:
             raise ValueError(f"{len(keys)} keys but {len(td_errors)} TD errors")
         if len(keys) == 0:
             return
-        newest = self.store.next_key - 1
-        if largest(keys) > newest:
+        if largest(keys) >= self.store.next_key:
             raise UnknownKeyError(
-                f"key {largest(keys)} is unknown: the newest of shard {self._shard} is {newest}"
+                f"key {largest(keys)} is unknown: the newest of shard {self._shard} is "
+                f"{self.store.next_key - 1}"
             )
         held = keys >= self.store.oldest_key
         num_held = int(np.count_nonzero(held))

@@ -24,11 +24,14 @@ def images(observations: Tensor, image: ImageShape, layout: torch.memory_format)
     planes = observations.reshape(observations.shape[0], channels, height, width)
     if not image.pixels:
         return planes.to(torch.float32, memory_format=layout)
-    # Larger images: bytes are rearranged before they become four times as many.
-    if layout == torch.channels_last and not planes.is_contiguous(memory_format=layout):
-        # The same as `contiguous`, in half its time: whole planes are read in turn.
-        return unit_pixels(torch.stack(planes.unbind(1), dim=-1).movedim(-1, 1))
-    return unit_pixels(planes.contiguous(memory_format=layout))
+    # Larger images: bytes are rearranged before they become four times as many. Planes stacked one by one are
+    # the same as `contiguous`, in half its time.
+    rearranged = (
+        torch.stack(planes.unbind(1), dim=-1).movedim(-1, 1)
+        if layout == torch.channels_last and not planes.is_contiguous(memory_format=layout)
+        else planes.contiguous(memory_format=layout)
+    )
+    return unit_pixels(rearranged)
 
 
 def unit_pixels(values: Tensor) -> Tensor:
