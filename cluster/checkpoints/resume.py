@@ -71,6 +71,8 @@ _FREE = (
     "learner.max_skipped_updates",
     "learner.device",
     "learner.compile",
+    "learner.capture",
+    "learner.threads",
     "learner.dense_products",
     "learner.convolution_layout",
     "learner.precision",

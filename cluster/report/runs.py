@@ -139,7 +139,8 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 _NOT_OF_LEARNING = (
     *("run.", "stop.", "metrics.", "checkpoint.", "learner.device", "replay.prefetch_requests"),
-    *("learner.dense_products", "learner.convolution_layout"),
+    *("learner.dense_products", "learner.convolution_layout", "learner.compile", "learner.capture"),
+    *("learner.threads",),
     *("replay.persist", "replay.on_disk_full", "replay.compression", "actors.min_actors"),
     *("actors.pushes_in_flight", "actors.env_restarts", "actors.chunk_deadline", "actors.memory_limit"),
 )

@@ -19,15 +19,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from qfleet_checkpoints import flip_a_bit
+from qfleet_configs import resolved_config
 from qfleet_serial import RECALL, SMALL, Recorder, train_serial
 
 from cluster.api import prepare, train
 from cluster.checkpoints import resume as resume_module
 from cluster.checkpoints.checkpoint import Checkpoint, checkpoint_folders, read_checkpoint, shard_folder
-from cluster.checkpoints.resume import Resumed, newest_good_checkpoint, reopen
+from cluster.checkpoints.resume import Resumed, allowed_changes, newest_good_checkpoint, reopen
 from cluster.cli import run
 from cluster.record.run_dir import RunDir, read_config, read_incarnations, read_spec
 from cluster.record.run_lock import RunLock
+from cluster.report.runs import concerns_learning
 from cluster.settings.config import ConfigError
 from cluster.settings.load_config import dump_config, load_config
 from cluster.settings.resolved import ResolvedConfig
@@ -244,6 +246,16 @@ def test_harmless_changes_are_taken_and_told(run_dir: Path) -> None:
     assert read_config(run_dir).learner.learning_rate == 1e-4
     note = json.loads((run_dir / "resumes.jsonl").read_text())
     assert note["changed"]["stop.updates"] == 210
+
+
+@pytest.mark.parametrize(
+    "change", ["threads=2", "capture=true", "compile=true", "dense_products=blas", "device=cpu"]
+)
+def test_how_the_learner_computes_may_differ(change: str) -> None:
+    saved = resolved_config("learner.device=auto")
+    (allowed,) = allowed_changes(saved, resolved_config("learner.device=auto", f"learner.{change}"))
+    assert allowed.name == f"learner.{change.partition('=')[0]}"
+    assert not concerns_learning(allowed.name)
 
 
 def test_totals_go_on_and_files_are_added_to(run_dir: Path) -> None:
