@@ -1,6 +1,6 @@
 """Whether the verdict names the stage that limits a run: it is asked, then one side gets twice the work.
 
-Run as `python -m benchmarks.verdicts [NAME …]`. Each configuration runs twice by the local runtime, for 20
+Run as `python -m benchmarks.verdicts [NAME …]`. Each configuration runs twice by the local runtime, for 40
 seconds. The second run learns twice as much from each env step (pacing.samples_per_insert), all else
 equal. If acting limits the first run, its env steps a second remain; if the learner or replay does, they are
 halved. The middle, three quarters, decides what the verdict should have been.
@@ -24,8 +24,8 @@ from benchmarks.quiet_run import quiet_run
 from benchmarks.recorded_runs import json_lines
 from cluster.settings.load_config import load_config
 
-SECONDS = 20
-COUNTED_SECONDS = 10
+SECONDS = 40
+COUNTED_SECONDS = 25
 """The end of a run, in which pacing is steady."""
 MIDDLE = 0.75
 _ENDLESS = (
