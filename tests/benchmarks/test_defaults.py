@@ -80,6 +80,8 @@ def test_when_the_optimum_was_confirmed() -> None:
 @pytest.mark.slow
 def test_a_run_of_the_command_is_ended_and_scored() -> None:
     run = defaults.one_run("CliffWalking", "qfleet", 0, 10.0)
-    assert replace(run, env_steps=0, mean=0.0) == Run("CliffWalking", "qfleet", 0, 10.0, 0, 0.0)
+    # A fast machine confirms the optimum within these seconds.
+    told = replace(run, env_steps=0, mean=0.0, good_seconds=None)
+    assert told == Run("CliffWalking", "qfleet", 0, 10.0, 0, 0.0)
     assert run.env_steps > 0
     assert run.mean <= -13.0

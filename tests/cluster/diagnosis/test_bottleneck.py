@@ -292,13 +292,9 @@ def test_chunks_so_small_that_pacing_pauses_both_sides(tmp_path: Path) -> None:
     said = final_verdict(
         tmp_path,
         *("run.runtime=local", "actors.num_actors=1", "actors.envs_per_actor=1", "actors.steps_per_chunk=1"),
-        *("learner.updates_per_chunk=1", "learner.batch_size=8", "learner.hidden_sizes=[4]"),
-        *(
-            "pacing.learning_starts=64",
-            "pacing.samples_per_insert=8",
-            "replay.capacity=1000",
-            "stop.seconds=60",
-        ),
+        *("learner.updates_per_chunk=1", "learner.batch_size=1", "learner.hidden_sizes=[4]"),
+        *("pacing.learning_starts=64", "pacing.samples_per_insert=8", "replay.capacity=1000"),
+        "stop.seconds=30",
     )
     assert said.stage == "pacing", said
 
