@@ -19,6 +19,7 @@ from cluster.engines.ray_engine import RayEngine
 
 QUICK = set_flags(
     (
+        "run.runtime=ray",
         "actors.num_actors=1",
         "actors.envs_per_actor=4",
         "actors.steps_per_chunk=16",
