@@ -1,7 +1,6 @@
 """Draws of transitions: uniform, or in proportion to their priorities.
 
-Owns the distribution over keys; must not import anything but numpy, `sum_tree` and
-`extremes`.
+Owns the distribution over keys; must not import anything but numpy, `sum_tree` and `extremes`.
 """
 
 import math

@@ -83,7 +83,7 @@ class SumTree:
         """
         if len(slots) == 0:
             return
-        _smallest(priorities)
+        _checked_minimum(priorities)
         # As unsigned numbers negative slots are the largest.
         if largest(slots.view(np.uint64)) >= self.capacity:
             raise IndexError(f"a slot is outside [0, {self.capacity})")
@@ -104,7 +104,7 @@ class SumTree:
         """
         if len(priorities) == 0:
             return
-        smallest = _smallest(priorities)
+        smallest = _checked_minimum(priorities)
         end = start + len(priorities)
         self._write_range(start, end, priorities)
         blocks = self._block_minimum[start >> self._height : ((end - 1) >> self._height) + 1]
@@ -157,7 +157,7 @@ class SumTree:
         self._edges_stale = self._total_stale = True
 
 
-def _smallest(priorities: np.ndarray) -> float:
+def _checked_minimum(priorities: np.ndarray) -> float:
     """The smallest of priorities [M]. Raises ValueError unless all are finite and above 0."""
     smallest: float = least(priorities)
     # NaN makes the minimum NaN, which fails the comparison.

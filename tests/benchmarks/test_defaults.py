@@ -83,5 +83,6 @@ def test_a_run_of_the_command_is_ended_and_scored() -> None:
     # A fast machine confirms the optimum within these seconds.
     told = replace(run, env_steps=0, mean=0.0, good_seconds=None)
     assert told == Run("CliffWalking", "qfleet", 0, 10.0, 0, 0.0)
+    assert run.good_seconds is None or 0.0 < run.good_seconds <= run.seconds
     assert run.env_steps > 0
     assert run.mean <= -13.0
