@@ -60,8 +60,19 @@ TASKS: Mapping[str, Task] = {
 PARTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dueling": (("learner.dueling=true",), ("learner.dueling=false",)),
     "noisy": (
-        ("learner.noisy=true", "actors.epsilon_start=0.05", "actors.epsilon_end=0.01"),
-        ("learner.noisy=false", "actors.epsilon_start=1.0", "actors.epsilon_end=0.05"),
+        (
+            "learner.noisy=true",
+            "actors.epsilon_ladder.base=0.4",
+            "actors.epsilon_ladder.alpha=7.0",
+            "actors.epsilon_decay_env_steps=null",
+        ),
+        (
+            "learner.noisy=false",
+            "actors.epsilon_ladder=null",
+            "actors.epsilon_start=1.0",
+            "actors.epsilon_end=0.05",
+            "actors.epsilon_decay_env_steps=50000",
+        ),
     ),
     "c51": (("learner.head=c51",), ("learner.head=q",)),
     "three steps": (("actors.n_step=3",), ("actors.n_step=1",)),

@@ -145,10 +145,10 @@ class Supervisor:
         lost = self._recovery.note_loss(dead)
         together = len(self._fleet.replaced_with(dead))
         fresh = self._fleet.replace(dead, error)
-        pid = dead.process.pid if dead.process else None
+        process = f" (process {dead.process.pid})" if dead.process else ""  # none before it is up
         what = f"all {together} ranks are replaced" if together > 1 else "replaced"
         self._context.recorder.info(
-            f"{dead.name} (process {pid}) {how}{lost}; {what} by incarnation {fresh.incarnation}{left}"
+            f"{dead.name}{process} {how}{lost}; {what} by incarnation {fresh.incarnation}{left}"
         )
         self._recovery.restore_replacement(fresh)
         return fresh

@@ -88,11 +88,14 @@ class SumTree:
         if largest(slots.view(np.uint64)) >= self.capacity:
             raise IndexError(f"a slot is outside [0, {self.capacity})")
         self._leaves[slots] = priorities
-        nodes = slots
+        nodes = slots.copy()
+        children = np.empty((len(slots), 2))
+        left, right = children.T
         for pairs, parents in self._pairs:
-            nodes = nodes >> 1
-            children = pairs.take(nodes, axis=0)
-            parents[nodes] = children[:, 0] + children[:, 1]
+            nodes >>= 1
+            # All nodes exist, so nothing is clipped; mode "raise" would copy the children once more.
+            pairs.take(nodes, axis=0, out=children, mode="clip")
+            parents[nodes] = left + right
         np.minimum.at(self._block_minimum, nodes, priorities)
         self._block_minimum_stale[nodes] = True
         self._edges_stale = self._total_stale = True
@@ -130,9 +133,10 @@ class SumTree:
         rest = np.minimum(prefix, np.nextafter(total, 0.0))
         node: np.ndarray = self._edges[1:].searchsorted(rest, side="right")
         rest -= self._edges.take(node)
+        left = np.empty(len(node))
         for level in reversed(self._levels[:-1]):
             node += node
-            left = level.take(node)
+            level.take(node, out=left, mode="clip")
             turns_right = rest >= left
             left *= turns_right
             rest -= left

@@ -105,6 +105,22 @@ def test_the_budget_of_replacements_is_kept(budget: int) -> None:
     assert len([text for text in recorder.events if "died; replaced" in text]) == budget
 
 
+def test_one_that_dies_before_it_is_up_has_no_process_to_name() -> None:
+    class Stillborn(ScriptedEngine):
+        def wait(self, refs: list[Any], timeout_seconds: float) -> list[Any]:
+            first = [ref for ref in refs if ref.role.name == "actor 0" and ref.method == "process_info"]
+            if not self.deaths_left or not first:
+                return super().wait(refs, timeout_seconds)
+            self.deaths_left, first[0].role.dead = 0, True
+            return first
+
+    engine, recorder = Stillborn(config_of("stop.updates=100"), random.Random(1), deaths=1), Recorder()
+    engine.mortals = ()
+    run(engine, Notes(), recorder)
+    (told,) = [text for text in recorder.events if "replaced" in text]
+    assert told.startswith("actor 0 died; replaced by incarnation 1")
+
+
 class SilentEngine(ScriptedEngine):
     """From the 40th update on nobody answers any more."""
 

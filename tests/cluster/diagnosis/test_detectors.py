@@ -337,8 +337,9 @@ def run(folder: Path, preset: str | None, *overrides: str) -> Recorder:
 
 
 def titles(recorder: Recorder) -> list[str]:
-    """What was found, in order."""
-    return [event.split(": ")[1] for event in recorder.events if event.startswith("warning: ")]
+    """What was found, in order, except that a few of LunarLander's observations leave their bounds."""
+    warnings = [event.split(": ")[1] for event in recorder.events if event.startswith("warning: ")]
+    return [title for title in warnings if not title.endswith("leave the bounds of their space")]
 
 
 def event(recorder: Recorder, title: str) -> str:

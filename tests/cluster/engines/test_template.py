@@ -27,9 +27,14 @@ from cluster.engines.template import Template
 @pytest.fixture
 def template(monkeypatch: pytest.MonkeyPatch) -> Iterator[Template]:
     monkeypatch.setenv("PYTHONPATH", import_path())
-    with closing(Template("qfleet_forked", ("numpy.random",))) as made:
-        made.start()
-        yield made
+    # A script that starts the tests in its background lets them ignore SIGINT, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with closing(Template("qfleet_forked", ("numpy.random",))) as made:
+            made.start()
+            yield made
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def fork(template: Template, output: Path, *arguments: str) -> Child:
