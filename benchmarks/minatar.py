@@ -62,7 +62,7 @@ class Run:
     scores: tuple[Score, ...]
 
 
-def one_run(game: str, seed: int, frames: int, run_dir: Path) -> Run:
+def one_run(game: str, seed: int, frames: int, run_dir: Path, overrides: Sequence[str] = ()) -> Run:
     """Plays a game up to a number of frames, from the newest checkpoint in run_dir if it holds one."""
     wanted = [
         f"env.id=MinAtar/{game}-v1",
@@ -72,7 +72,7 @@ def one_run(game: str, seed: int, frames: int, run_dir: Path) -> Run:
         "stop.target_return=null",
         "metrics.every_seconds=10",
     ]
-    quiet_run(load_config(PRESETS / "minatar.yaml", wanted), run_dir, resume="auto")
+    quiet_run(load_config(PRESETS / "minatar.yaml", [*overrides, *wanted]), run_dir, resume="auto")
     return scored(game, seed, read_run(run_dir).metrics)
 
 
