@@ -31,13 +31,13 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 
 
 def table(runs: Sequence[Run]) -> str:
-    """A Markdown table: a row for each part, with its returns after each number of frames."""
+    """A Markdown table: a line for each part and point, with the returns after each number of frames."""
     lines = ["| part | frames | training return | greedy return | paper's DQN, 5M |", "|---|---|---|---|---|"]
     for run in runs:
         for score in run.scores:
             greedy = "" if score.greedy is None else f"{score.greedy:.1f}"
-            row = (run.game, f"{score.frames / 1e6:g}M", f"{score.training:.1f}", greedy)
-            lines.append(f"| {' | '.join(row)} | {PAPER_DQN['Breakout']:g} |")
+            cells = (run.game, f"{score.frames / 1e6:g}M", f"{score.training:.1f}", greedy)
+            lines.append(f"| {' | '.join(cells)} | {PAPER_DQN['Breakout']:g} |")
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ def test_a_part_changes_nothing_else(part: str, changed: set[str]) -> None:
     assert {name for name in names if getattr(plain, name) != getattr(with_part, name)} == changed
 
 
-def test_the_table_has_a_row_for_each_part_and_point() -> None:
+def test_the_table_has_a_line_for_each_part_and_point() -> None:
     run = Run("pooling", 0, 300.0, (Score(500_000, 8.04, None), Score(1_000_000, 12.0, 13.5)))
     assert table([run]).splitlines()[2:] == [
         "| pooling | 0.5M | 8.0 |  | 10 |",

@@ -71,6 +71,7 @@ class Command:
 
     def __init__(self, installed: Installed, project: Path, command: str) -> None:
         first, *rest = shlex.split(command)
+        self._command = command
         self._said = Path(tempfile.mkstemp(dir=project, prefix="said-")[1])
         with self._said.open("w") as said:
             self._process = subprocess.Popen(
@@ -85,8 +86,8 @@ class Command:
         """Waits until the output matches; the command must still run then, or have ended well."""
         deadline = time.monotonic() + SECONDS
         while (found := re.search(words, self._said.read_text())) is None:
-            assert self._process.poll() in (None, 0), self._said.read_text()
-            assert time.monotonic() < deadline, self._said.read_text()
+            assert self._process.poll() in (None, 0), self._told()
+            assert time.monotonic() < deadline, f"waited in vain for {words!r}: {self._told()}"
             time.sleep(0.1)
         return found
 
@@ -94,12 +95,15 @@ class Command:
         """Stops it by SIGINT, as a user would."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
-        assert self._process.wait(SECONDS) in (0, 130), self._said.read_text()
+        assert self._process.wait(SECONDS) in (0, 130), self._told()
 
     def end(self) -> str:
         """Waits for its end, which must be a good one; returns the output."""
-        assert self._process.wait(SECONDS) == 0, self._said.read_text()
+        assert self._process.wait(SECONDS) == 0, self._told()
         return self._said.read_text()
+
+    def _told(self) -> str:
+        return f"{self._command}\n{self._said.read_text()}"
 
 
 @pytest.mark.slow

@@ -254,7 +254,9 @@ def test_nothing_grows_over_100_000_calls(engine: ProcessEngine, echo: Handle[Ec
     before = used()
     calls(950)
     after = used()
-    assert after[:2] == before[:2]
+    # Whoever sends keeps up to eight files of shared memory; how many it needs depends on when they are read.
+    assert after[0] < before[0] + 8
+    assert after[1] < before[1] + 8
     assert after[2] < before[2] + 10.0
     assert after[3] < before[3] + 10.0
 
