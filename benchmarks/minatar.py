@@ -88,13 +88,13 @@ def scored(game: str, seed: int, lines: Sequence[Line]) -> Run:
     return Run(game, seed, round(seconds, 1), tuple(scores))
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[Run], paper_dqn: Mapping[str, float] = PAPER_DQN, kind: str = "game") -> str:
     """A Markdown table: a row for each game and point, over the seeds that reached it."""
     lines = [
-        "| game | frames | seeds | training return | greedy return | paper's DQN, 5M frames |",
+        f"| {kind} | frames | seeds | training return | greedy return | paper's DQN, 5M frames |",
         "|---|---|---|---|---|---|",
     ]
-    for game, paper in PAPER_DQN.items():
+    for game, paper in paper_dqn.items():
         for frames in POINTS:
             found = [
                 score for run in runs if run.game == game for score in run.scores if score.frames == frames

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.minatar import DATA as WHOLE_DATA
-from benchmarks.minatar import PAPER_DQN, Run, one_run, updated
+from benchmarks.minatar import PAPER_DQN, Run, one_run, table, updated
 from benchmarks.processor import processor
 from benchmarks.recorded_runs import read_runs
 
@@ -28,17 +28,6 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "impala-twice-as-wide": (_IMPALA, "learner.impala_width=2"),
 }
 """Part -> the settings that add it to configs/minatar.yaml."""
-
-
-def table(runs: Sequence[Run]) -> str:
-    """A Markdown table: a line for each part and point, with the returns after each number of frames."""
-    lines = ["| part | frames | training return | greedy return | paper's DQN, 5M |", "|---|---|---|---|---|"]
-    for run in runs:
-        for score in run.scores:
-            greedy = "" if score.greedy is None else f"{score.greedy:.1f}"
-            cells = (run.game, f"{score.frames / 1e6:g}M", f"{score.training:.1f}", greedy)
-            lines.append(f"| {' | '.join(cells)} | {PAPER_DQN['Breakout']:g} |")
-    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         played = one_run("Breakout", 0, FRAMES, options.runs / part, PARTS[part])
         with updated(options.data) as runs:
             runs.append(replace(played, game=part))
-    print(table(read_runs(options.data, Run)))
+    print(table(read_runs(options.data, Run), dict.fromkeys(PARTS, PAPER_DQN["Breakout"]), "part"))
 
 
 if __name__ == "__main__":

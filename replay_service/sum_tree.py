@@ -133,7 +133,7 @@ class SumTree:
         rest = np.minimum(prefix, np.nextafter(total, 0.0))
         node: np.ndarray = self._edges[1:].searchsorted(rest, side="right")
         rest -= self._edges.take(node)
-        left = np.empty(len(node))
+        left = np.empty(len(node))  # filled in mode "clip", as in `set`
         for level in reversed(self._levels[:-1]):
             node += node
             level.take(node, out=left, mode="clip")

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.minatar import Run, Score  # noqa: E402
-from benchmarks.minatar_parts import PARTS, main, table  # noqa: E402
+from benchmarks.minatar_parts import PARTS, main  # noqa: E402
+from benchmarks.recorded_runs import write_runs  # noqa: E402
 from cluster.settings.load_config import PRESETS, load_config  # noqa: E402
 
 
@@ -33,11 +34,15 @@ def test_a_part_changes_nothing_else(part: str, changed: set[str]) -> None:
     assert {name for name in names if getattr(plain, name) != getattr(with_part, name)} == changed
 
 
-def test_the_table_has_a_line_for_each_part_and_point() -> None:
+def test_parts_that_were_played_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run("pooling", 0, 300.0, (Score(500_000, 8.04, None), Score(1_000_000, 12.0, 13.5)))
-    assert table([run]).splitlines()[2:] == [
-        "| pooling | 0.5M | 8.0 |  | 10 |",
-        "| pooling | 1M | 12.0 | 13.5 | 10 |",
+    write_runs(tmp_path / "parts.json", [run])
+    main(["pooling", "--data", str(tmp_path / "parts.json")])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "| part | frames | seeds | training return | greedy return | paper's DQN, 5M frames |",
+        "|---|---|---|---|---|---|",
+        "| pooling | 0.5M | 1 | 8.0 |  | 10 |",
+        "| pooling | 1M | 1 | 12.0 | 13.5 | 10 |",
     ]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from qfleet_hosts import Host, ray_hosts, what_is_missing
+from qfleet_processes import recorded_updates
 from qfleet_ray_head import wait_for
 
 pytestmark = pytest.mark.slow
@@ -50,9 +50,7 @@ def test_a_run_across_hosts_survives_the_loss_of_one(hosts: list[Host], tmp_path
         return head.run("ray", "job", "logs", *JOBS, "across").stdout
 
     def updates() -> int:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        whole = metrics.read_text().rpartition("\n")[0].splitlines() if metrics.exists() else []
-        return int(json.loads(whole[-1])["updates_total"]) if whole else 0
+        return recorded_updates(tmp_path / "run")
 
     overrides = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
     submitted = head.run(

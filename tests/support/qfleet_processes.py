@@ -60,6 +60,14 @@ def run_qfleet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def recorded_updates(run_dir: Path) -> int:
+    """The newest number of updates that a run has recorded."""
+    with suppress(FileNotFoundError):
+        whole = (run_dir / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
+        return int(json.loads(whole[-1])["updates_total"]) if whole else 0
+    return 0
+
+
 class LocalRun:
     """One `qfleet train` on the local runtime. It has a temporary folder of its own: TMPDIR."""
 
@@ -120,10 +128,7 @@ class LocalRun:
 
     def updates(self) -> int:
         """The newest number of updates that was recorded."""
-        with suppress(FileNotFoundError):
-            whole = (self.run_dir / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
-            return int(json.loads(whole[-1])["updates_total"]) if whole else 0
-        return 0
+        return recorded_updates(self.run_dir)
 
     def metrics(self) -> dict[str, float]:
         """A scrape of /metrics: sample name -> value."""

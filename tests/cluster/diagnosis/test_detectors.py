@@ -337,9 +337,8 @@ def run(folder: Path, preset: str | None, *overrides: str) -> Recorder:
 
 
 def titles(recorder: Recorder) -> list[str]:
-    """What was found, in order, except that a few of LunarLander's observations leave their bounds."""
-    warnings = [event.split(": ")[1] for event in recorder.events if event.startswith("warning: ")]
-    return [title for title in warnings if not title.endswith("leave the bounds of their space")]
+    """What was found, in order."""
+    return [event.split(": ")[1] for event in recorder.events if event.startswith("warning: ")]
 
 
 def event(recorder: Recorder, title: str) -> str:
@@ -472,4 +471,7 @@ def test_a_small_replay_forgets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", ["cartpole.yaml", "acrobot.yaml", "lunarlander.yaml"])
 def test_presets_are_left_alone(tmp_path: Path, preset: str, seed: int) -> None:
     recorder = run(tmp_path, preset, f"run.seed={seed}", "metrics.every_seconds=1")
-    assert titles(recorder) == []
+    # LunarLander's own observations leave their bounds now and then: a fact of the environment.
+    assert [
+        title for title in titles(recorder) if not title.endswith("leave the bounds of their space")
+    ] == []
