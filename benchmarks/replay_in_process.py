@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -91,7 +91,7 @@ def print_gather(capacity: int) -> None:
         marks.append(perf_counter())
         store.gather(keys)
         marks.append(perf_counter())
-        for took, begin, end in zip(milliseconds, marks, marks[1:], strict=False):
+        for took, (begin, end) in zip(milliseconds, pairwise(marks), strict=True):
             took.append((end - begin) * 1e3)
     copied, gathered, fresh = map(median, milliseconds)
     print(f"{'gather 512 Atari windows, ms':40s} {gathered:12.2f}   one memcpy: {copied:.2f}", end="   ")

@@ -102,13 +102,16 @@ class Recovery:
         return self._checkpointer.busy
 
     def note_loss(self, dead: Member[Any]) -> str:
-        """Notes what a dead role held, before it is replaced; returns that as text, empty if nothing."""
-        if dead.kind != "shard":
+        """Notes what a dead role held, before it is replaced; returns that as text, or nothing."""
+        own = [
+            status
+            for status in self._context.counters.shards.living()
+            if dead.kind == "shard" and (status.shard, status.incarnation) == (dead.index, dead.incarnation)
+        ]
+        if not own:  # what the incarnation before it held stays noted
             return ""
-        last = [status for status in self._context.counters.shards.living() if status.shard == dead.index]
-        count, mass = (last[0].count, last[0].mass) if last else (0, 0.0)
-        self._lost_transitions[dead.index] = (count, mass)
-        return f" with {count:,} transitions (mass {mass:.4g})"
+        self._lost_transitions[dead.index] = (own[0].count, own[0].mass)
+        return f" with {own[0].count:,} transitions (mass {own[0].mass:.4g})"
 
     def restore_replacement(self, fresh: Member[Any]) -> None:
         """Restores a replacement: a shard recovers its journal, a learner gets the newest state."""

@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from replay_service.extremes import largest, least
 from replay_service.journal.delivered import Delivered
 
 BLOCK = b"BLCK"  # a push, as it came on the wire
@@ -186,7 +187,7 @@ def unpack_priorities(payload: np.ndarray) -> np.ndarray:
         raise JournalError(f"priorities of {len(payload)} bytes are not float32")
     td_errors: np.ndarray = payload.view("<f4")
     # NaN makes the minimum NaN, which fails the comparison.
-    if len(td_errors) and not (td_errors.min() >= 0.0 and td_errors.max() < np.inf):
+    if len(td_errors) and not (least(td_errors) >= 0.0 and largest(td_errors) < np.inf):
         raise JournalError("a priority is negative, infinite or not a number")
     return td_errors
 

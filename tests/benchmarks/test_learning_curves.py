@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_a_run_is_read_from_its_folder(tmp_path: Path, monkeypatch: pytest.Monke
     assert (run.case, run.seed, run.updates) == ("breakout", 3, 400)
     assert 2 <= len(run.curve) <= 5
     assert run.curve[-1] == (run.env_steps, run.seconds, run.train_return)
-    assert all(before[0] <= after[0] for before, after in zip(run.curve, run.curve[1:], strict=False))
+    assert all(before[0] <= after[0] for before, after in pairwise(run.curve))
     write_runs(tmp_path / "data.json", [run])
     assert [sentence(again) for again in read_runs(tmp_path / "data.json", Run)] == [sentence(run)]
 

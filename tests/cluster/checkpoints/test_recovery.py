@@ -178,6 +178,19 @@ def test_a_new_shard_says_what_it_has_and_is_called_from_now_on(tmp_path: Path, 
         assert here.said == ["shard 1 is back and empty: 100 transitions (mass 50) are lost"]
 
 
+def test_a_shard_that_dies_before_it_says_what_it_holds_adds_nothing_to_the_loss(tmp_path: Path) -> None:
+    here = Recovering(tmp_path)
+    here.counters.shards.take([shard_status(shard=1, count=100, mass=50.0)])
+    first = here.run.fleet.shards[1]
+    assert here.recovery.note_loss(first) == " with 100 transitions (mass 50)"
+    second = here.run.die(first)
+    assert here.recovery.note_loss(second) == ""
+    here.recovery.restore_replacement(here.run.die(second))
+    here.run.come_up()
+    here.run.answer("shard 1", "recovery", (None, shard_status(shard=1, incarnation=2)))
+    assert here.said == ["shard 1 is back and empty: 100 transitions (mass 50) are lost"]
+
+
 @pytest.fixture
 def resumed(tmp_path: Path) -> Resumed:
     """A run that goes on from version 200."""
