@@ -24,7 +24,7 @@ TINY = (
     "actors.steps_per_chunk=20",
     "replay.capacity=2_000",
     "learner.batch_size=8",
-    "learner.target_update_updates=50",
+    "learner.target_update_env_steps=100",
     "pacing.learning_starts=300",
     "evaluation.every_updates=150",
     "evaluation.episodes=2",
@@ -40,13 +40,8 @@ SHORT_ATARI = (
 silent = partial(make_view, stream=io.StringIO())
 
 
-# Its target network is copied by env steps; images of 36 pixels leave maps of 5; its full width takes long.
-SHORT_BTR = (
-    "learner.target_update_updates=null",
-    "learner.target_update_env_steps=100",
-    "learner.pool_size=5",
-    "learner.impala_width=1",
-)
+# Images of 36 pixels leave maps of 5; its full width takes long.
+SHORT_BTR = ("learner.pool_size=5", "learner.impala_width=1")
 
 
 @pytest.mark.parametrize("name", ["atari", "atari_apex", "atari_rainbow", "atari_btr"])
@@ -64,8 +59,7 @@ def test_atari_presets_train(name: str, tmp_path: Path) -> None:
 
 def test_the_minatar_preset_trains(tmp_path: Path) -> None:
     pytest.importorskip("minatar")
-    own = ("env.max_episode_steps=40", "learner.target_update_env_steps=null")
-    config = load_config(preset_paths()["minatar"], [*TINY, *own])
+    config = load_config(preset_paths()["minatar"], [*TINY, "env.max_episode_steps=40"])
     final = train(config, tmp_path / "run", view=silent).outcome.final
     assert final.updates_total >= 200
     assert final.skipped_updates_total == 0
