@@ -24,11 +24,12 @@ from actors.soft_values import GREEDY, Values
 from replay_service.block import TransitionBlock
 from replay_service.phase_timer import PhaseTimer
 
-_MAX_GROUPS = 4
-_GROUP_LANES = 4
+_MAX_GROUPS = 3
+_GROUP_LANES = 5
 """The fewest lanes per group if there are more than two groups. With only two, a core is idle whenever the
-next group is not ready: on two cores, 16 lanes of Atari with the Nature CNN made 2,580 steps a second in two
-groups, 2,820 in three, 2,900 in four."""
+next group is not ready; with four, the network answers fewer lanes at once. 16 lanes of Atari with the Nature
+CNN made 2,580 steps a second in two groups, 2,820 in three and 2,900 in four on a Zen 5; 1,160, 1,210 and
+1,110 on a Zen 3."""
 
 
 @dataclass(eq=False)

@@ -299,7 +299,7 @@ class LanewisePolicy:
 
 @pytest.mark.parametrize(
     ("backend", "num_lanes", "groups"),
-    [("async", 5, [3, 2]), ("async", 17, [5, 4, 4, 4]), ("async", 2, [2]), ("sync", 5, [5])],
+    [("async", 5, [3, 2]), ("async", 17, [6, 6, 5]), ("async", 2, [2]), ("sync", 5, [5])],
 )
 def test_overlap_changes_no_transition(
     backend: Literal["async", "sync"], num_lanes: int, groups: list[int]
@@ -364,11 +364,11 @@ def make_overlapping(num_lanes: int, env_threads: int = 1) -> EnvActor:
     )
 
 
-@pytest.mark.parametrize(("threads", "of_groups"), [(1, [1] * 4), (6, [2, 1, 2, 1]), (16, [4] * 4)])
+@pytest.mark.parametrize(("threads", "of_groups"), [(1, [1, 1, 1]), (7, [3, 2, 2]), (16, [6, 5, 5])])
 def test_groups_share_the_threads(threads: int, of_groups: list[int]) -> None:
     actor, groups = overlapping_actor(16, threads)
     actor.close()
-    assert groups == [(4, share) for share in of_groups]
+    assert groups == list(zip([6, 5, 5], of_groups, strict=True))
 
 
 class CountedSteppers:
@@ -407,8 +407,8 @@ def test_groups_that_are_not_used_are_closed() -> None:
 def test_groups_made_before_one_that_fails_are_closed() -> None:
     counted = CountedSteppers(failing=2)
     with mock.patch("actors.rollout.make_vector", counted), pytest.raises(OSError, match="no more processes"):
-        make_overlapping(12)
-    assert counted.made == counted.closed == [4, 4]
+        make_overlapping(15)
+    assert counted.made == counted.closed == [5, 5]
 
 
 def test_restarts_in_any_group_are_reported_with_the_actors_own_lanes() -> None:
