@@ -16,10 +16,13 @@ _SIDE_SECONDS = 0.4
 _PAIRS = 3
 _MOST_RATIO = 0.93
 """More threads stay if an update then takes at most this share of its time: gains below it are noise."""
-_IDLE_CORES = 0.5
+_SPARE_CORES = 0.5
+"""A number of threads fits while others leave so much less than that many cores, or more."""
 _FIRST_GAP_SECONDS, _MOST_GAP_SECONDS = 3.0, 300.0
 _GROWTH_AFTER_CHANGE, _GROWTH = 2.0, 4.0
 _SLOWDOWN = 1.5
+_SLOW_IN_TURN = 2
+"""Slow stretches until a thread goes. In the first one, free_cores may not show yet that others work."""
 
 
 @dataclass
@@ -86,9 +89,11 @@ class _Trial:
 class ThreadChoice:
     """Begins with one thread, and tries twice or half as many, less and less often.
 
+    While others use the cores of some threads, for instance actors that act in bursts, it does without these.
+
     Attributes:
         threads: for the next chunk of updates.
-        chosen: the outcome of the trials; `threads` differs from it during one.
+        chosen: the outcome of the trials; `threads` differs from it during one, and while others use cores.
         reason: of the last choice, in words.
     """
 
@@ -103,16 +108,20 @@ class ThreadChoice:
         self._tries_more = True
         self._recent = _Timed()
         self._slow_seconds = math.inf
+        self._slow_in_turn = 0
 
-    def after(self, updates: int, seconds: float, idle_cores: float) -> bool:
+    def after(self, updates: int, seconds: float, free_cores: float) -> bool:
         """Takes in a chunk of updates with `threads`; returns whether `chosen` has changed.
 
         Args:
             updates: how many, at least 1.
             seconds: that the learner worked on them.
-            idle_cores: cores that nobody used meanwhile, on average.
+            free_cores: cores that no other process used meanwhile, on average.
         """
         before = self.chosen
+        if self._trial is not None and not _fits(self._trial.more, free_cores):
+            self._trial = None  # without an outcome: the two numbers had unequal terms
+            self._wait(_GROWTH_AFTER_CHANGE)
         if self._trial is not None:
             self._trial.add(updates, seconds)
             self.threads = self._trial.threads
@@ -120,19 +129,28 @@ class ThreadChoice:
                 self._end(self._trial)
             return self.chosen != before
         self._since_trial_seconds += seconds
-        self._recent.add(updates, seconds)
+        if self.threads == self.chosen:
+            self._recent.add(updates, seconds)
+        self.threads = self.chosen
+        while not _fits(self.threads, free_cores):
+            self.threads //= 2
+        if self.threads < self.chosen:
+            self._slow_in_turn, self._recent = 0, _Timed()
+            return False
         if self._recent.is_enough:
-            if self._recent.each_seconds > self._slow_seconds:
-                self._choose(self.chosen // 2, "updates have become slower than with half as many")
+            is_slow = self._recent.each_seconds > self._slow_seconds
+            self._slow_in_turn = self._slow_in_turn + 1 if is_slow else 0
             self._recent = _Timed()
+            if self._slow_in_turn == _SLOW_IN_TURN:
+                self._choose(self.chosen // 2, "updates have become slower than with half as many")
         if self._since_trial_seconds >= self._gap_seconds:
-            self._begin(idle_cores)
+            self._begin(free_cores)
         return self.chosen != before
 
-    def _begin(self, idle_cores: float) -> None:
+    def _begin(self, free_cores: float) -> None:
         """Begins a trial: with more threads where cores idle, or with fewer; in turns where both can be."""
         more = min(2 * self.chosen, self._most)
-        may_try_more = more > self.chosen and idle_cores >= _IDLE_CORES
+        may_try_more = more > self.chosen and free_cores - self.chosen >= _SPARE_CORES
         may_try_fewer = self.chosen > 1
         if may_try_more and (self._tries_more or not may_try_fewer):
             self._trial = _Trial(self.chosen, more)
@@ -155,5 +173,14 @@ class ThreadChoice:
         """Ends a trial. The next one comes later than this one did."""
         growth = _GROWTH if threads == self.chosen else _GROWTH_AFTER_CHANGE
         self.chosen, self.reason, self._slow_seconds = threads, reason, math.inf
-        self._trial, self.threads, self._since_trial_seconds = None, self.chosen, 0.0
+        self._trial, self.threads, self._slow_in_turn = None, threads, 0
+        self._wait(growth)
+
+    def _wait(self, growth: float) -> None:
+        """Lets the next trial come after `growth` times the gap before this one."""
+        self._since_trial_seconds = 0.0
         self._gap_seconds = min(growth * self._gap_seconds, _MOST_GAP_SECONDS)
+
+
+def _fits(threads: int, free_cores: float) -> bool:
+    return threads == 1 or free_cores >= threads - _SPARE_CORES

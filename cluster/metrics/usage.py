@@ -16,7 +16,7 @@ from replay_service.messages import ProcessUsage
 _ROLE_SECONDS = 1.0
 _MACHINE_SECONDS = 5.0
 _MEMORY_SECONDS = 2.0
-_IDLE_SECONDS = 0.5
+_FREE_SECONDS = 0.5
 _SCARCE_SHARE = 0.1
 _ACTORS_SHARE = 0.5
 _SHARED_MEMORY = "/dev/shm"
@@ -36,28 +36,29 @@ class UsageMeter:
         return ProcessUsage(time.process_time(), self._process.memory_info().rss)
 
 
-class IdleCores:
-    """How many of the cores that this process may use have nothing to do."""
+class FreeCores:
+    """How many of the cores that this process may use no other process uses."""
 
     def __init__(self) -> None:
-        self._every = Every(_IDLE_SECONDS, time.monotonic())
-        self._idle_seconds, self._at = _idle_seconds(), time.monotonic()
+        self._every = Every(_FREE_SECONDS, time.monotonic())
+        self._free_seconds, self._at = _free_seconds(), time.monotonic()
         self._newest = 0.0
 
     def newest(self) -> float:
-        """Idle cores on average over about half a second; 0 before that was measured once."""
+        """Free cores on average over about half a second; 0 before that was measured once."""
         now = time.monotonic()
         if self._every.due(now):
-            idle_seconds = _idle_seconds()
-            self._newest = (idle_seconds - self._idle_seconds) / (now - self._at)
-            self._idle_seconds, self._at = idle_seconds, now
+            free_seconds = _free_seconds()
+            self._newest = (free_seconds - self._free_seconds) / (now - self._at)
+            self._free_seconds, self._at = free_seconds, now
         return self._newest
 
 
-def _idle_seconds() -> float:
-    """Seconds that the cores of this process have been idle so far, summed up."""
+def _free_seconds() -> float:
+    """Seconds that the cores of this process have been idle or its own so far, summed up."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return sum(times.idle for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in cores)
+    idle = sum(times.idle for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in cores)
+    return idle + time.process_time()
 
 
 class MemoryMeter:

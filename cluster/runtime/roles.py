@@ -15,7 +15,7 @@ from actors.core import EnvSpec, Policy, RolloutReport
 from actors.soft_values import GREEDY, SoftValues, Values
 from cluster.engines.engine import Calls, Handle, PeerLost, ValueT
 from cluster.engines.threads import available_cores, env_threads
-from cluster.metrics.usage import IdleCores, MemoryMeter
+from cluster.metrics.usage import FreeCores, MemoryMeter
 from cluster.record.logs import log_path
 from cluster.runtime.role import Role, RoleContext, Seeds
 from cluster.runtime.shard_calls import EngineTransport, RoundRobinSink
@@ -156,7 +156,7 @@ class LearnerRole(Role):
             measures=measures,
         )
         chooses = threads is None and measures and self._learner.step.device.type == "cpu"
-        self._threads = (ThreadChoice(available_cores()), IdleCores()) if chooses else None
+        self._threads = (ThreadChoice(available_cores()), FreeCores()) if chooses else None
 
     def open_meeting(self) -> Meeting:
         """Where the other ranks find this one, which is rank 0."""
@@ -204,8 +204,8 @@ class LearnerRole(Role):
         """Chooses the number of threads for the next chunk; the report says so if the choice changes."""
         if self._threads is None:
             return report
-        choice, idle_cores = self._threads
-        is_new = choice.after(report.updates, busy_seconds, idle_cores.newest())
+        choice, free_cores = self._threads
+        is_new = choice.after(report.updates, busy_seconds, free_cores.newest())
         self._learner.use_threads(choice.threads)
         if not is_new:
             return report

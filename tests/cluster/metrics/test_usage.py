@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from cluster.engines.machine import Machine
-from cluster.metrics.usage import IdleCores, MachineMeter, MemoryMeter, UsageMeter, memory_excess
+from cluster.metrics.usage import FreeCores, MachineMeter, MemoryMeter, UsageMeter, memory_excess
 
 
 def test_meters_read_this_process_and_not_too_often() -> None:
@@ -42,19 +42,20 @@ def test_the_memory_of_this_process_is_read_now_and_then() -> None:
         assert meter.due() is None
 
 
-def test_idle_cores_are_those_of_this_process_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_cores_are_idle_ones_and_what_this_process_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     idle, now = [0.0, 0.0, 0.0], [100.0]
     monkeypatch.setattr(
         "psutil.cpu_times", lambda percpu: [SimpleNamespace(idle=seconds) for seconds in idle]
     )
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2})
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    meter = IdleCores()
+    monkeypatch.setattr("time.process_time", lambda: 0.5 * now[0])
+    meter = FreeCores()
     idle, now[0] = [0.1, 0.1, 0.1], 100.1
     assert meter.newest() == 0.0  # too early
     idle, now[0] = [2.0, 2.0, 1.0], 102.0
-    assert meter.newest() == pytest.approx(1.5)
+    assert meter.newest() == pytest.approx(2.0)
     idle, now[0] = [2.4, 2.4, 1.4], 102.4
-    assert meter.newest() == pytest.approx(1.5)
+    assert meter.newest() == pytest.approx(2.0)
     idle, now[0] = [2.6, 4.0, 1.0], 104.0
-    assert meter.newest() == pytest.approx(0.3)
+    assert meter.newest() == pytest.approx(0.8)

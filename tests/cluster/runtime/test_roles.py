@@ -199,7 +199,7 @@ def test_a_single_learner_beside_other_processes_tries_more_threads(
     monkeypatch.setattr("learner.loop.Learner", FastWithTwoThreads)
     monkeypatch.setattr(FastWithTwoThreads, "device_type", device)
     monkeypatch.setattr("cluster.runtime.roles.available_cores", lambda: 2)
-    monkeypatch.setattr("cluster.metrics.usage.IdleCores.newest", lambda _: 1.0)
+    monkeypatch.setattr("cluster.metrics.usage.FreeCores.newest", lambda _: 2.0)
     monkeypatch.setattr("cluster.runtime.role.leave_signals_to_driver", lambda: None)
     monkeypatch.setattr("cluster.runtime.role.ProcessLog", lambda *_: SimpleNamespace(relays=False))
     config = resolve(load_config(None, ["run.runtime=local", *wanted]), SPECS["vector"], cores=2)
