@@ -17,12 +17,12 @@ _PAIRS = 3
 _MOST_RATIO = 0.93
 """More threads stay if an update then takes at most this share of its time: gains below it are noise."""
 _SPARE_CORES = 0.5
-"""A number of threads fits while others leave so much less than that many cores, or more."""
+"""Threads fit if other processes leave as many cores, less this share of one."""
 _FIRST_GAP_SECONDS, _MOST_GAP_SECONDS = 3.0, 300.0
 _GROWTH_AFTER_CHANGE, _GROWTH = 2.0, 4.0
 _SLOWDOWN = 1.5
 _SLOW_IN_TURN = 2
-"""Slow stretches until a thread goes. In the first one, free_cores may not show yet that others work."""
+"""A thread goes after so many slow stretches in turn: in the first, others' work may not show yet."""
 
 
 @dataclass
@@ -150,7 +150,7 @@ class ThreadChoice:
     def _begin(self, free_cores: float) -> None:
         """Begins a trial: with more threads where cores idle, or with fewer; in turns where both can be."""
         more = min(2 * self.chosen, self._most)
-        may_try_more = more > self.chosen and free_cores - self.chosen >= _SPARE_CORES
+        may_try_more = more > self.chosen and _fits(more, free_cores)
         may_try_fewer = self.chosen > 1
         if may_try_more and (self._tries_more or not may_try_fewer):
             self._trial = _Trial(self.chosen, more)

@@ -102,11 +102,11 @@ class Recovery:
         return self._checkpointer.busy
 
     def note_loss(self, dead: Member[Any]) -> str:
-        """Notes what a dead role held, before it is replaced; returns that as text, or nothing."""
+        """Notes what a dead role last said it held, before it is replaced; returns that as text, or ""."""
         own = [
             status
             for status in self._context.counters.shards.living()
-            if dead.kind == "shard" and (status.shard, status.incarnation) == (dead.index, dead.incarnation)
+            if ("shard", status.shard, status.incarnation) == (dead.kind, dead.index, dead.incarnation)
         ]
         if not own:  # what the incarnation before it held stays noted
             return ""
