@@ -89,7 +89,7 @@ class FlatNetwork:
     def pack(self) -> None:
         """Makes `evaluate` faster for the present weights. Repeat it after each change of the weights."""
         for module in self.module.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear | ImageTorso):
                 module.pack()
 
     @torch.no_grad()

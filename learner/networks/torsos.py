@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from learner.config import ConvolutionLayout, ImageShape, LearnerConfig, feature_map
 from learner.networks.inputs import features, images
@@ -32,6 +33,21 @@ class DenseTorso(nn.Module):
         """[B, *shape] -> [B, num_features]."""
         hidden: Tensor = self.layers(features(observations, pixels=self._pixels))
         return hidden
+
+
+class Convolution(nn.Conv2d):
+    """torch's layer. Its packed weights spare each output that needs no gradient a copy of them."""
+
+    _packed: Tensor | None = None
+
+    def pack(self, layout: torch.memory_format) -> None:
+        """Lays out the weights as images are. Repeat it after each change of the weights."""
+        self._packed = self.weight.detach().contiguous(memory_format=layout)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, out, H', W']."""
+        weight = self.weight if self._packed is None or torch.is_grad_enabled() else self._packed
+        return functional.conv2d(inputs, weight, self.bias, self.stride, self.padding)
 
 
 class ImageTorso(nn.Module):
@@ -67,6 +83,12 @@ class ImageTorso(nn.Module):
         layouts = {"channels_last": torch.channels_last, "channels_first": torch.contiguous_format}
         self.layout = layouts.get(wanted, self.automatic_layout)
 
+    def pack(self) -> None:
+        """Packs the convolutions' weights, as `Convolution` says."""
+        for layer in self.convolutions.modules():
+            if isinstance(layer, Convolution):
+                layer.pack(self.layout)
+
     def forward(self, observations: Tensor) -> Tensor:
         """[B, *shape] -> [B, num_features]."""
         hidden: Tensor = self.convolutions(images(observations, self.image, self.layout))
@@ -83,8 +105,8 @@ class NatureTorso(ImageTorso):
             (32, 64, 4, 2),
             (64, 64, 3, 1),
         ):
-            convolution = nn.Conv2d(channels_in, channels_out, kernel_size=size, stride=stride)
-            layers += [convolution, *image_norm(channels_out, config.layer_norm), nn.ReLU()]
+            convolution = Convolution(channels_in, channels_out, kernel_size=size, stride=stride)
+            layers += [convolution, *image_norm(channels_out, config.layer_norm), nn.ReLU(inplace=True)]
         super().__init__(image, layers, 64, feature_map("nature_cnn", image), config.pool_size)
 
 
@@ -98,8 +120,8 @@ class MinatarTorso(ImageTorso):
     automatic_layout = torch.contiguous_format
 
     def __init__(self, image: ImageShape, config: LearnerConfig) -> None:
-        convolution = nn.Conv2d(image.channels, 16, kernel_size=3)
-        layers = (convolution, *image_norm(16, config.layer_norm), nn.ReLU())
+        convolution = Convolution(image.channels, 16, kernel_size=3)
+        layers = (convolution, *image_norm(16, config.layer_norm), nn.ReLU(inplace=True))
         super().__init__(image, layers, 16, feature_map("minatar_cnn", image), config.pool_size)
 
 
@@ -115,13 +137,13 @@ class ImpalaTorso(ImageTorso):
         widths = (config.impala_width * channels for channels in (16, 32, 32))
         for channels_in, channels_out in pairwise((image.channels, *widths)):
             layers += [
-                nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1),
+                Convolution(channels_in, channels_out, kernel_size=3, padding=1),
                 nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
                 ResidualBlock(channels_out, config),
                 ResidualBlock(channels_out, config),
             ]
         sides = feature_map("impala_cnn", image)
-        super().__init__(image, [*layers, nn.ReLU()], channels_out, sides, config.pool_size)
+        super().__init__(image, [*layers, nn.ReLU(inplace=True)], channels_out, sides, config.pool_size)
 
 
 class ResidualBlock(nn.Module):
@@ -130,7 +152,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, config: LearnerConfig) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        kind = SpectralConv2d if config.spectral_norm else nn.Conv2d
+        kind = SpectralConv2d if config.spectral_norm else Convolution
         for _ in range(2):
             convolution = kind(channels, channels, kernel_size=3, padding=1)
             layers += [*image_norm(channels, config.layer_norm), nn.ReLU(), convolution]
@@ -168,7 +190,7 @@ def dense(
     yield linear(fan_in, fan_out)
     if layer_norm:
         yield nn.LayerNorm(fan_out)
-    yield nn.ReLU()
+    yield nn.ReLU(inplace=True)
 
 
 def image_norm(channels: int, layer_norm: bool) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from torch import nn
 from learner.config import LearnerConfig
 from learner.named_weights import seeded_network
 from learner.networks.build import build_network
-from learner.networks.torsos import DenseTorso, JoinedTorso, ResidualBlock
+from learner.networks.torsos import DenseTorso, ImageTorso, JoinedTorso, ResidualBlock
 
 
 def test_nature_cnn_has_the_sizes_of_the_paper() -> None:
@@ -137,6 +137,31 @@ def test_the_space_decides_whether_values_are_divided_by_255_and_the_dtype_does_
     assert torch.equal(kept, images.float())
     torch.testing.assert_close(of_pixels(images), of_codes(images / 255))
     torch.testing.assert_close(of_codes(images), of_codes(kept))
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("network", ["nature_cnn", "impala_cnn"])
+def test_packed_convolutions_serve_where_no_gradient_is_wanted(network: Any, layer_norm: bool) -> None:
+    config = LearnerConfig(network=network, layer_norm=layer_norm)
+    torso = build_network(image_spec((4, 84, 84), 6, stack=4), config).torso
+    assert isinstance(torso, ImageTorso)
+    images = torch.from_numpy(np.random.default_rng(0).integers(256, size=(3, 4, 84, 84), dtype=np.uint8))
+    convolutions = [layer for layer in torso.modules() if isinstance(layer, nn.Conv2d)]
+
+    with torch.no_grad():
+        plain = torso(images)
+        torso.pack()
+        torch.testing.assert_close(torso(images), plain, rtol=1e-6, atol=1e-6)
+        for layer in convolutions:
+            layer.weight.mul_(0.5)
+        torch.testing.assert_close(torso(images), plain, rtol=1e-6, atol=1e-6)
+    changed = torso(images)  # the present weights, and a gradient of each
+    assert not torch.allclose(changed, plain, rtol=0.1)
+    changed.sum().backward()
+    assert all(layer.weight.grad is not None for layer in convolutions)
+    with torch.no_grad():
+        torso.pack()
+        torch.testing.assert_close(torso(images), changed.detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_features_are_joined_in_the_order_of_the_parts() -> None:
