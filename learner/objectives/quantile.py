@@ -6,7 +6,6 @@ not import networks, optimizers or numpy.
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from learner.batch import Batch
 from learner.config import LearnerConfig
@@ -65,10 +64,15 @@ def quantile_huber_loss(
         fractions = midpoints(quantiles_tm1.shape[1], like=target).expand_as(quantiles_tm1)
     require_shape("fractions", fractions, tuple(quantiles_tm1.shape))
     error = target.unsqueeze(1) - quantiles_tm1.unsqueeze(2)  # u_ij, [B, N, M]
-    asymmetry = (fractions.unsqueeze(2) - (error < 0.0).to(error.dtype)).abs_()
-    huber = functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=kappa) / kappa
-    loss = (weight * (asymmetry * huber).mean(dim=2).sum(dim=1)).mean()
-    mean_error = (asymmetry * error.clamp(-kappa, kappa)).mean(dim=2)
+    # Errors above and below 0 have one factor for each i, tau_i and 1 - tau_i: it is taken out of the sums
+    # over j, because each operation on [B, N, M] costs. With c = clip(u), h(u) is c (u - c / 2).
+    above, below = error.clamp(0.0, kappa), error.clamp(-kappa, 0.0)
+    factors = fractions, 1.0 - fractions
+    mean_error = factors[0] * above.mean(dim=2) + factors[1] * below.mean(dim=2)
+    huber_above = (above * torch.sub(error, above, alpha=0.5)).mean(dim=2)
+    huber_below = (below * torch.sub(error, below, alpha=0.5)).mean(dim=2)
+    huber = factors[0] * huber_above + factors[1] * huber_below
+    loss = (weight * huber.sum(dim=1)).mean() / kappa
     return loss, weight.unsqueeze(1) * mean_error * (-1.0 / (kappa * len(weight)))
 
 
