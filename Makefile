@@ -6,6 +6,9 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: install train test test-all test-python lint docs bench clean
 
+# Tests are of this checkout, whatever packages the shell's PYTHONPATH would put before it.
+test test-all test-python lint: export PYTHONPATH =
+
 install: $(INSTALLED)
 
 # Dependencies come first and by exact version, so that no range can pull another torch.
