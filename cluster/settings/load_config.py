@@ -50,7 +50,7 @@ def load_config(
     if is_file:
         tree = _read(Path(str(source)))
     elif source is not None:
-        _refuse_path(str(source))
+        _refuse_other(str(source))
         tree = Tree({"env": {"id": source}})
     for override in overrides:
         tree.put(override)
@@ -112,8 +112,12 @@ def _named(factory: Callable[..., Any]) -> str:
         raise ConfigError(str(error)) from None
 
 
-def _refuse_path(source: str) -> None:
-    """Raises ConfigError if what was given as an environment is a folder or a file."""
+def _refuse_other(source: str) -> None:
+    """Raises ConfigError if what was given as an environment is a preset, a folder or a file."""
+    if source in preset_paths():
+        raise ConfigError(
+            f"{source} is a preset, no environment: name one, as in CartPole-v1 --set run.preset={source}"
+        )
     path = Path(source)
     # Not path.is_file, which raises OSError for a name that is too long to be one.
     if os.path.isfile(path / "config.yaml"):
@@ -135,7 +139,9 @@ def _read(path: Path) -> Tree:
         return _today(read_file(path))
     except FileNotFoundError:
         names = ", ".join(preset_paths())
-        raise ConfigError(f"{path}: no such file; the presets in {PRESETS} are: {names}") from None
+        raise ConfigError(
+            f"{path}: no such file; there are presets in {PRESETS}, for --set run.preset=NAME: {names}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 

@@ -194,7 +194,7 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, fact: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file; the presets .*cartpole"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file; there are presets in .*cartpole"):
         load_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path)
@@ -261,7 +261,9 @@ def test_what_is_given_wins_over_the_preset_and_a_file_gets_none(tmp_path: Path)
         load_config("CartPole-v1", ["run.preset=cartpool"])
 
 
-def test_a_folder_or_another_file_is_no_environment(tmp_path: Path) -> None:
+def test_a_preset_a_folder_or_another_file_is_no_environment(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"modern is a preset, no environment: .*--set run\.preset=modern"):
+        load_config("modern")
     (tmp_path / "config.yaml").write_text("env: {id: A}\n")
     with pytest.raises(ConfigError, match=r"is the folder of a run: repeat it with .*--resume"):
         load_config(str(tmp_path))
