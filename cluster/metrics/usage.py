@@ -55,9 +55,13 @@ class FreeCores:
 
 
 def _free_seconds() -> float:
-    """Seconds that the cores of this process have been idle or its own so far, summed up."""
+    """Seconds that the cores of this process have been idle or its own so far, summed up.
+
+    A core whose process waits for a disk is idle, too; Linux counts these seconds apart.
+    """
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    idle = sum(times.idle for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in cores)
+    all_times = enumerate(psutil.cpu_times(percpu=True))
+    idle = sum(times.idle + getattr(times, "iowait", 0.0) for core, times in all_times if core in cores)
     return idle + time.process_time()
 
 

@@ -43,10 +43,14 @@ def test_the_memory_of_this_process_is_read_now_and_then() -> None:
 
 
 def test_free_cores_are_idle_ones_and_what_this_process_uses(monkeypatch: pytest.MonkeyPatch) -> None:
-    idle, now = [0.0, 0.0, 0.0], [100.0]
-    monkeypatch.setattr(
-        "psutil.cpu_times", lambda percpu: [SimpleNamespace(idle=seconds) for seconds in idle]
-    )
+    idle, waiting, now = [0.0, 0.0, 0.0], [0.0], [100.0]
+
+    def cpu_times(percpu: bool) -> list[SimpleNamespace]:
+        first, *others = (SimpleNamespace(idle=seconds) for seconds in idle)
+        first.iowait = waiting[0]  # only Linux has it
+        return [first, *others]
+
+    monkeypatch.setattr("psutil.cpu_times", cpu_times)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2})
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     monkeypatch.setattr("time.process_time", lambda: 0.5 * now[0])
@@ -59,3 +63,5 @@ def test_free_cores_are_idle_ones_and_what_this_process_uses(monkeypatch: pytest
     assert meter.newest() == pytest.approx(2.0)
     idle, now[0] = [2.6, 4.0, 1.0], 104.0
     assert meter.newest() == pytest.approx(0.8)
+    waiting[0], now[0] = 1.0, 106.0
+    assert meter.newest() == pytest.approx(1.0)
