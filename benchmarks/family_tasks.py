@@ -3,7 +3,7 @@
 Run as `python -m benchmarks.family_tasks [MEMBER …] [--parts]`: serial runs, some six minutes of a core for a
 seed of the four members. It can be stopped: runs that the file holds are not repeated. The score is the mean
 greedy return of the weights delivered, over 100 fresh episodes. `--parts` adds to double DQN each part of
-rainbow alone, and leaves each out of rainbow.
+rainbow alone, or Huber's loss, and leaves each part out of rainbow.
 
 All members have the sizes of `configs/rainbow.yaml` or of their preset and see normalized observations; a
 member is the same on every task, but for the range of c51's atoms.
@@ -88,6 +88,7 @@ MEMBERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Name -> preset and what is changed in it."""
 STUDY: Mapping[str, tuple[str, tuple[str, ...]]] = {
     **{f"double + {part}": ("rainbow", (*_NO_PART, *on)) for part, (on, _) in PARTS.items()},
+    "double + Huber": ("rainbow", (*_NO_PART, "learner.loss=huber")),
     **{f"rainbow - {part}": ("rainbow", off) for part, (_, off) in PARTS.items()},
     "rainbow - double": ("rainbow", ("learner.double=false",)),
 }
