@@ -6,8 +6,8 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: install train test test-all test-python lint docs bench clean
 
-# Tests are of this checkout, whatever packages the shell's PYTHONPATH would put before it.
-test test-all test-python lint: export PYTHONPATH =
+# These are of this checkout: packages on the shell's PYTHONPATH would come before its own.
+test test-all test-python lint docs bench: export PYTHONPATH =
 
 install: $(INSTALLED)
 

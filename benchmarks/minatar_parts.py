@@ -1,8 +1,9 @@
 """Each convolutional part alone on MinAtar Breakout: pooling, IMPALA, spectral norm, twice the width.
 
 Run as `python -m benchmarks.minatar_parts [PART ...] [--runs FOLDER]`: for each part a serial run of one
-million frames by `configs/minatar.yaml` with this part, 6 to 32 minutes of a core. It can be stopped: the
-next call resumes a run and repeats none that is done. The protocol is that of `benchmarks.minatar`.
+million frames by `configs/minatar.yaml` with this part, 6 minutes to over two hours of a core. It can be
+stopped: the next call resumes a run and repeats none that is done. The protocol is that of
+`benchmarks.minatar`.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ def _refuse_other(source: str) -> None:
     """Raises ConfigError if what was given as an environment is a preset, a folder or a file."""
     if source in preset_paths():
         raise ConfigError(
-            f"{source} is a preset, no environment: name one, as in CartPole-v1 --set run.preset={source}"
+            f"{source} is a preset, no environment: name an environment, as in CartPole-v1 "
+            f"--set run.preset={source}"
         )
     path = Path(source)
     # Not path.is_file, which raises OSError for a name that is too long to be one.

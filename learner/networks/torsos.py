@@ -36,12 +36,15 @@ class DenseTorso(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """torch's layer. Its packed weights spare each output that needs no gradient a copy of them."""
+    """torch's layer, which can keep its weights in the memory layout of images.
+
+    torch otherwise rearranges them in each call. The kept ones serve where no gradient is wanted.
+    """
 
     _packed: Tensor | None = None
 
     def pack(self, layout: torch.memory_format) -> None:
-        """Lays out the weights as images are. Repeat it after each change of the weights."""
+        """Keeps the present weights in this layout. Repeat it after each change of the weights."""
         self._packed = self.weight.detach().contiguous(memory_format=layout)
 
     def forward(self, inputs: Tensor) -> Tensor:

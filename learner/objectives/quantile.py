@@ -64,14 +64,14 @@ def quantile_huber_loss(
         fractions = midpoints(quantiles_tm1.shape[1], like=target).expand_as(quantiles_tm1)
     require_shape("fractions", fractions, tuple(quantiles_tm1.shape))
     error = target.unsqueeze(1) - quantiles_tm1.unsqueeze(2)  # u_ij, [B, N, M]
-    # Errors above and below 0 have one factor for each i, tau_i and 1 - tau_i: it is taken out of the sums
-    # over j, because each operation on [B, N, M] costs. With c = clip(u), h(u) is c (u - c / 2).
-    above, below = error.clamp(0.0, kappa), error.clamp(-kappa, 0.0)
-    factors = fractions, 1.0 - fractions
-    mean_error = factors[0] * above.mean(dim=2) + factors[1] * below.mean(dim=2)
+    # |tau_i - 1(u_ij < 0)| is tau_i where u_ij is above 0, and 1 - tau_i below: neither depends on j. So both
+    # kinds of errors are averaged over j first, because each operation on [B, N, M] costs.
+    # With c = clip(u, -kappa, kappa), h(u) is c (u - c / 2).
+    above, below, complement = error.clamp(0.0, kappa), error.clamp(-kappa, 0.0), 1.0 - fractions
+    mean_error = fractions * above.mean(dim=2) + complement * below.mean(dim=2)
     huber_above = (above * torch.sub(error, above, alpha=0.5)).mean(dim=2)
     huber_below = (below * torch.sub(error, below, alpha=0.5)).mean(dim=2)
-    huber = factors[0] * huber_above + factors[1] * huber_below
+    huber = fractions * huber_above + complement * huber_below
     loss = (weight * huber.sum(dim=1)).mean() / kappa
     return loss, weight.unsqueeze(1) * mean_error * (-1.0 / (kappa * len(weight)))
 
