@@ -182,17 +182,17 @@ class BlockBuilder:
         """The steps added since the last block. Raises ValueError if some are missing."""
         if self._missing:
             raise ValueError(f"{self._missing} steps of single lanes are missing in the chunk")
-        new = {name: array[self._first : self._length] for name, array in self._steps.items()}
+        steps, new = self._steps, slice(self._first, self._length)
         # Episodes begin after every autoreset, and after a step within which the environment has reset.
-        new["starts"][...] = new["fake"]
+        steps["starts"][new] = steps["fake"][new]
         for t, lanes, _ in self._new_finals:
-            self._steps["starts"][t, lanes] = True
+            steps["starts"][t, lanes] = True
         return ChunkSteps(
-            reward=new["reward"],
-            real=~new["fake"],
-            ended=new["terminated"] | new["truncated"],
-            starts=new["starts"],
-            q=new["q"],
+            reward=steps["reward"][new],
+            real=~steps["fake"][new],
+            ended=steps["terminated"][new] | steps["truncated"][new],
+            starts=steps["starts"][new],
+            q=steps["q"][new],
         )
 
     def build(self, final_values: np.ndarray) -> TransitionBlock | None:

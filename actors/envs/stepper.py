@@ -143,10 +143,10 @@ class VectorStepper:
             fake = fake | broken
         if np.count_nonzero(fake):
             # Environments leave different things here; they belong to no transition.
-            real = ~fake
-            reward = np.where(fake, 0.0, reward)
-            terminated = terminated & real
-            truncated = truncated & real
+            reward = reward.copy()
+            reward[fake] = 0
+            terminated = terminated > fake
+            truncated = truncated > fake
         resets = self._nobody  # lanes to reset here and now
         if self._step_limit is not None:
             self._lengths += 1
