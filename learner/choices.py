@@ -186,6 +186,6 @@ def batch_of_ones(spec: NetworkSpec, batch_size: int) -> Batch:
         )
         for name, array in spec.arrays.items()
     }
-    ones = torch.ones(batch_size)
+    ones = torch.ones(batch_size, dtype=torch.float32, device="cpu")
     values = {"action": ones.int(), "reward": ones, "discount": ones, "weight": ones}
     return batch_of({**tensors, **values}, spec.stack)

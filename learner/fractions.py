@@ -14,4 +14,4 @@ def midpoints(count: int, like: Tensor) -> Tensor:
 
 def drawn(batch_size: int, count: int, generator: torch.Generator) -> Tensor:
     """[batch_size, count] float32, uniform in [0, 1), from a generator on the CPU."""
-    return torch.rand(batch_size, count, generator=generator)
+    return torch.rand(batch_size, count, generator=generator, dtype=torch.float32, device="cpu")

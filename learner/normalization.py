@@ -78,7 +78,7 @@ class ObservationNormalizer:
         sizes = [math.prod(shape) for shape in shapes.values()]
         zeros = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
         self.moments = Moments(torch.zeros(1, dtype=torch.float64, device=device), zeros, zeros)
-        self.tail = torch.cat((torch.zeros(sum(sizes)), torch.ones(sum(sizes)))).to(device)
+        self.tail = torch.cat((zeros, torch.ones_like(zeros))).float()
         means, inverses = (torch.split(half, sizes) for half in self.tail.chunk(2))
         self._scales = {
             name: (mean.view(shape), inverse.view(shape))

@@ -55,9 +55,9 @@ class FlatOptimizer:
         self._learning_rate = LearningRate(config)
         self._network = network
         self._moments: dict[str, Tensor] = {}
-        self._steps = torch.zeros((), device=network.weights.device)
+        self._steps = network.weights.new_zeros(())
         self._rate = 0.0
-        self._recorded_rate = torch.zeros((), device=network.weights.device) if is_recorded else None
+        self._recorded_rate = network.weights.new_zeros(()) if is_recorded else None
         self._decaying: list[Tensor] = []
         if config.optimizer == "adamw":
             self._decaying = network.unfrozen()

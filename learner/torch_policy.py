@@ -55,7 +55,11 @@ class TorchPolicy:
 
         Raises ValueError on a wrong size or dtype.
         """
-        tail = torch.empty(0) if self._normalizer is None else self._normalizer.tail
+        tail = (
+            torch.empty(0, dtype=torch.float32, device="cpu")
+            if self._normalizer is None
+            else self._normalizer.tail
+        )
         num_weights = len(self._network.weights)
         expected = num_weights + len(tail)
         if flat_weights.shape != (expected,) or flat_weights.dtype != np.float32:
@@ -63,7 +67,7 @@ class TorchPolicy:
                 f"weights are {flat_weights.dtype} {list(flat_weights.shape)}, "
                 f"this network takes float32 [{expected}]"
             )
-        given = torch.tensor(flat_weights)
+        given = torch.tensor(flat_weights, device="cpu")
         self._network.weights.copy_(given[:num_weights])
         self._network.pack()
         tail.copy_(given[num_weights:])

@@ -92,7 +92,7 @@ class UpdateStep:
         self._config = config
         self._target_period = target_period(config, samples_per_insert)
         self._meter = UpdateMeter(config.max_grad_norm)
-        self._gap_at_copy = torch.zeros((), device=self.device)
+        self._gap_at_copy = torch.zeros((), dtype=torch.float32, device=self.device)
         self.version = 0
         # A normalizer would have to forget a skipped update after the next one has used its statistics.
         wanted = self.device.type == "cuda" if queues is None else queues
@@ -192,7 +192,7 @@ class UpdateStep:
         if given != expected:
             raise ValueError(f"the saved state holds tensors {given}, this configuration needs {expected}")
         if self._draws:
-            self._random.set_state(torch.tensor(state.tensors["noise"]))
+            self._random.set_state(torch.tensor(state.tensors["noise"], device="cpu"))
         tensors = {name: torch.tensor(array, device=self.device) for name, array in state.tensors.items()}
         self._online.weights.copy_(tensors["online"])
         self._target.weights.copy_(tensors["target"])
@@ -233,7 +233,9 @@ class UpdateStep:
 
     def _room_for_fractions(self, batch_size: int) -> tuple[Tensor, Tensor]:
         counts = self._config.iqn_quantiles, self._config.iqn_target_quantiles
-        one, other = (torch.zeros(batch_size, count, device=self.device) for count in counts)
+        one, other = (
+            torch.zeros(batch_size, count, dtype=torch.float32, device=self.device) for count in counts
+        )
         return one, other
 
     def _draw(self, batch_size: int) -> None:

@@ -53,11 +53,11 @@ class UpdateMeter:
 
     def _clear(self) -> None:
         self._updates = 0
-        self._tensor_sums = torch.zeros(3)
+        self._tensor_sums = torch.zeros(3, dtype=torch.float32, device="cpu")
         self._float_sums = np.zeros(3)
         self._loss_max = -math.inf
-        self._q_min = torch.full((), math.inf)
-        self._q_max = torch.full((), -math.inf)
+        self._q_min = torch.full((), math.inf, dtype=torch.float32, device="cpu")
+        self._q_max = torch.full((), -math.inf, dtype=torch.float32, device="cpu")
 
     def _sum_up(self) -> None:
         """Adds the updates held to the sums, and holds none."""

@@ -5,6 +5,8 @@ Owns architectures; must not import the learning loop, nor anything of the repla
 
 import importlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -43,6 +45,19 @@ CONVOLUTIONS: dict[str, tuple[type[NatureTorso | ImpalaTorso | MinatarTorso], in
 """Torso of each image network, and the width of the layer between it and the outputs, as in the papers."""
 
 
+@contextmanager
+def _usual_defaults() -> Iterator[None]:
+    """New tensors are float32 on the CPU within, whatever the program, or an environment in it, has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@_usual_defaults()
 def build_network(spec: NetworkSpec, config: LearnerConfig) -> nn.Module:
     """A freshly initialized network [B, *observation_shape] -> [B, *output_shape(spec, config)] float32.
 

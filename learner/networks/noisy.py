@@ -34,7 +34,8 @@ class NoisyLinear(DenseLayer):
 
     def redraw(self, generator: torch.Generator) -> None:
         """Draws new noise from a generator on the CPU, whatever the layer's device is."""
-        normal = torch.randn(self.in_features + self.out_features, generator=generator)
+        size = self.in_features + self.out_features
+        normal = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
         noise = normal.sign() * normal.abs().sqrt()
         # In place, where a recorded update reads it. The backward pass that needed the old noise is queued.
         self.noise_in.copy_(noise[: self.in_features], non_blocking=True)

@@ -15,7 +15,7 @@ from learner.objectives.shapes import require_matrix, require_rewards, require_s
 
 def support(value_range: tuple[float, float], num_atoms: int) -> Tensor:
     """The values z_i = low + i (high - low) / (N - 1) that a return may take, [N] float32."""
-    return torch.linspace(*value_range, num_atoms)
+    return torch.linspace(*value_range, num_atoms, dtype=torch.float32, device="cpu")
 
 
 def categorical_mean(logits: Tensor, atoms: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -404,3 +404,47 @@ def test_cuda_where_there_is_none_is_refused() -> None:
     assert prepare_device("auto") == torch.device("cpu")
     with pytest.raises(ValueError, match="no CUDA device"):
         prepare_device("cuda")
+
+
+@pytest.fixture
+def other_defaults() -> Iterator[None]:
+    """As simulators that are written in torch set them for themselves; "meta" stands for a GPU."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+def updated_and_acted(spec: NetworkSpec, config: LearnerConfig, minibatch: Minibatch) -> list[np.ndarray]:
+    """Weights after two updates, the Q-values of a policy that acts with them, and the metrics."""
+    step = UpdateStep(spec, config, seed=1)
+    for _ in range(2):
+        run(step, spec, minibatch)
+    policy = TorchPolicy(spec, config, threads=1, noise=np.random.SeedSequence(3))
+    policy.load(step.weights())
+    observations = minibatch.windows["observation"][:, : spec.stack].reshape(-1, *spec.observation_shape)
+    return [step.weights(), policy.q_values(observations), np.array(step.take_metrics().loss_mean)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LearnerConfig(),
+        LearnerConfig(head="iqn", noisy=True, optimizer="adamw", weight_decay=0.1),
+        LearnerConfig(head="qr", munchausen=True, layer_norm=True, normalize_observations=True),
+        LearnerConfig(head="c51", dueling=True),
+        LearnerConfig(network="impala_cnn", spectral_norm=True),
+        LearnerConfig(network="minatar_cnn"),
+    ],
+    ids=["q", "iqn", "qr", "c51", "impala", "minatar"],
+)
+def test_an_environment_that_sets_defaults_of_torch_changes_nothing(
+    config: LearnerConfig, random_minibatch: MinibatchMaker, request: pytest.FixtureRequest
+) -> None:
+    spec = IMAGES if config.network.endswith("cnn") else VECTOR
+    minibatch = random_minibatch(spec, 8)
+    usual = updated_and_acted(spec, config, minibatch)
+    request.getfixturevalue("other_defaults")
+    for one, other in zip(usual, updated_and_acted(spec, config, minibatch), strict=True):
+        np.testing.assert_array_equal(one, other)
