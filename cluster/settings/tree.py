@@ -4,6 +4,7 @@ Owns YAML, its pitfalls, and the messages about texts that hold no settings; mus
 gymnasium.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,39 @@ from typing import Any
 import yaml
 
 from cluster.settings.config import ConfigError
+
+_PLAIN: Mapping[str, str] = {
+    "int": r"[-+]?(0x[0-9a-fA-F]+|0b[01]+|[0-9][0-9_]*)$",
+    "float": r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|"
+    r"[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+    "timestamp": r"(?!)",
+}
+"""The texts without quotes that are numbers, as in YAML 1.2; none is a date. PyYAML follows YAML 1.1, in
+which 1e-3 is a text, 010 is eight, 12:30 is 750 and 2020-01-01 no text: an environment would get them so."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads settings, with the numbers of YAML 1.2."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes settings so that they are read as they were: a text that looks like a number is in quotes."""
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = node.value.replace("_", "")
+    return int(text) if text.lstrip("+-").isdecimal() else loader.construct_yaml_int(node)
+
+
+_TAGS = {f"tag:yaml.org,2002:{name}": re.compile(pattern) for name, pattern in _PLAIN.items()}
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] not in _TAGS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _TAGS.items():
+    for _class in (_Loader, Dumper):
+        _class.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 @dataclass(frozen=True)
@@ -28,7 +62,7 @@ class Tree:
         if not equals or not name:
             raise ConfigError(f"{place}: write it as section.name=value")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"{place}: the value is not valid YAML: {_short(error)}") from None
         *parents, leaf = name.split(".")
@@ -65,7 +99,7 @@ def read_file(path: Path) -> Tree:
 def read_text(text: str, name: str) -> Tree:
     """The settings in a YAML text. name: of its source. Raises ConfigError."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
     except yaml.YAMLError as error:  # characters that no YAML may have
         raise ConfigError(f"{name}: not valid YAML: {_short(error)}") from None
     try:

@@ -7,6 +7,7 @@ cluster/settings/parse.py and cluster/settings/names.py.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -315,3 +316,40 @@ def test_every_setting_is_in_the_dump_whether_given_or_not(
 def test_a_preset_is_found_by_its_environment() -> None:
     assert preset_for_env("CartPole-v1") == preset_paths()["cartpole"]
     assert preset_for_env("CartPole-v0") is None
+
+
+KWARGS = {
+    "010": 10,
+    "-007": -7,
+    "08": 8,
+    "0x1F": 31,
+    "1_000": 1000,
+    "1e-3": 0.001,
+    "1E5": 1e5,
+    "-.5": -0.5,
+    "3.": 3.0,
+    "-.inf": -math.inf,
+    "12:30": "12:30",
+    "1:30.5": "1:30.5",
+    "2020-01-01": "2020-01-01",
+    "'1e-3'": "1e-3",
+    "'08'": "08",
+    "0o17": "0o17",
+    "-": "-",
+    "1.2.3": "1.2.3",
+    "no": False,
+}
+
+
+@pytest.mark.parametrize(("text", "value"), KWARGS.items())
+def test_an_environment_gets_the_numbers_that_are_written(text: str, value: object, tmp_path: Path) -> None:
+    config = load_config("CartPole-v1", [f"env.kwargs={{x: {text}}}"])
+    assert config.env.kwargs == {"x": value}
+    assert type(config.env.kwargs["x"]) is type(value)
+    again = tmp_path / "config.yaml"
+    again.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(again, []).env.kwargs == {"x": value}
+
+
+def test_a_seed_with_leading_zeros_is_decimal() -> None:
+    assert load_config("CartPole-v1", ["run.seed=010"]).run.seed == 10
