@@ -60,6 +60,7 @@ from cluster.settings.notes import setting_notes
 from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import network_spec, resolve
 from cluster.settings.resolved import ResolvedConfig, preset_text
+from cluster.settings.tree import in_yaml
 from cluster.show.status import announce, snapshot_of, status_document
 from cluster.show.view import Headline, View, make_view, shown
 from cluster.wording import quantity
@@ -363,7 +364,8 @@ def _config(source: RunConfig | Path | str | Callable[..., Any], settings: Mappi
         )
     if not isinstance(source, RunConfig):
         try:
-            given = [f"{name}={json.dumps(value, default=_path_of)}" for name, value in settings.items()]
+            plain = json.loads(json.dumps(dict(settings), default=_path_of))
+            given = [f"{name}={in_yaml(value, flow=True)}" for name, value in plain.items()]
         except ValueError as error:
             raise ConfigError(str(error)) from None
         return load_config(source, given)

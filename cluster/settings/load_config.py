@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import yaml
 
 from actors.config import import_path
 from cluster.settings.config import ConfigError, RunConfig
@@ -19,7 +18,7 @@ from cluster.settings.parse import parse
 from cluster.settings.presets import presets_folder
 from cluster.settings.renames import rename_settings
 from cluster.settings.resolved import ResolvedConfig
-from cluster.settings.tree import Dumper, Tree, read_file, read_text
+from cluster.settings.tree import Tree, in_yaml, read_file, read_text
 
 _Config = TypeVar("_Config", bound=RunConfig)
 
@@ -69,7 +68,7 @@ def load_resolved(text: str) -> ResolvedConfig:
 def dump_config(config: RunConfig) -> str:
     """YAML that load_config turns into an equal RunConfig."""
     # asdict keeps the settings that equal their defaults, which msgspec may leave out.
-    return yaml.dump(msgspec.to_builtins(dataclasses.asdict(config)), Dumper=Dumper, sort_keys=False)
+    return in_yaml(msgspec.to_builtins(dataclasses.asdict(config)))
 
 
 def preset_paths() -> dict[str, Path]:

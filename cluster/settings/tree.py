@@ -4,6 +4,7 @@ Owns YAML, its pitfalls, and the messages about texts that hold no settings; mus
 gymnasium.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class _Loader(yaml.SafeLoader):
     """Reads settings, with the numbers of YAML 1.2."""
 
 
-class Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):
     """Writes settings so that they are read as they were: a text that looks like a number is in quotes."""
 
 
@@ -43,7 +44,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _pattern in _TAGS.items():
-    for _class in (_Loader, Dumper):
+    for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
@@ -89,6 +90,12 @@ class Tree:
             else:
                 values[name] = part
         return Tree(values, base.places | self.places)
+
+
+def in_yaml(value: object, *, flow: bool = False) -> str:
+    """Numbers, texts, lists and dicts as YAML that is read as they are. flow: in brackets, as in JSON."""
+    width = math.inf if flow else None
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=width)
 
 
 def read_file(path: Path) -> Tree:

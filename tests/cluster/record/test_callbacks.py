@@ -6,6 +6,7 @@ Tests cluster/record/run_events.py, too.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from qfleet_serial import SMALL, Recorder
 from qfleet_test_envs import Corridor
 
+from actors.envs.errors import EnvError
 from cluster.api import Result, train
 from cluster.record import recorder as recording
 from cluster.record.callbacks import Callback, RunControl
@@ -153,3 +155,14 @@ def test_classes_and_functions_stand_for_their_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no setting"):
         train("CartPole-v1", tmp_path / "other", settings={"stop.updates": object()})
     assert not (tmp_path / "other").exists()
+
+
+def test_an_environment_gets_the_arguments_that_a_program_gives(tmp_path: Path) -> None:
+    kwargs = {"steps": 5, "how": "1e-3", "dt": 1e-5, "limit": math.inf, "name": "\U0001f600", "range": (0, 1)}
+    with pytest.raises(EnvError, match=r"Told its arguments: .*") as error:
+        train(told_arguments, tmp_path / "run", settings={"env.kwargs": kwargs})
+    assert f"{kwargs | {'range': [0, 1]}}" in str(error.value)
+
+
+def told_arguments(**kwargs: object) -> gym.Env:
+    raise ValueError(f"Told its arguments: {kwargs}")

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.settings.config import ConfigError, RunConfig, check
 from cluster.settings.load_config import dump_config, load_config, preset_for_env, preset_paths
+from cluster.settings.tree import in_yaml, read_text
 
 
 @pytest.mark.parametrize(
@@ -353,3 +356,33 @@ def test_an_environment_gets_the_numbers_that_are_written(text: str, value: obje
 
 def test_a_seed_with_leading_zeros_is_decimal() -> None:
     assert load_config("CartPole-v1", ["run.seed=010"]).run.seed == 10
+
+
+VALUES = [
+    *(math.inf, -math.inf, 1e-5, 1e16, 123456789012345678901234567890),
+    *(
+        "no",
+        "NaN",
+        "1e-3",
+        "12:30",
+        "2020-01-01",
+        "",
+        " x ",
+        "#x",
+        "{a}",
+        "---",
+        "a\nb",
+        "x" * 300 + " y" * 99,
+    ),
+    *("\U0001f600", "\u2028x", "\x07", "\x7f", "\x85", "\ufeff", "\ud83d"),
+    {"a": [1, {"b": "x: y"}, None, True]},
+]
+
+
+@given(st.one_of(st.sampled_from(VALUES), st.text(), st.floats(allow_nan=False), st.lists(st.text())))
+def test_what_is_written_in_yaml_is_read_as_it_was(value: object) -> None:
+    line = in_yaml(value, flow=True)
+    config = load_config("CartPole-v1", [f"env.kwargs={in_yaml({'x': value}, flow=True)}"])
+    assert config.env.kwargs == {"x": value}
+    assert read_text(dump_config(config), "a file").values["env"]["kwargs"] == {"x": value}
+    assert read_text(f"x: {line}", "a file").values == {"x": value}
