@@ -3,7 +3,8 @@
 Run as `python -m benchmarks.minatar [GAME ...] [--seeds 0 1 2] [--frames 2_000_000] [--runs FOLDER]`. A run
 is serial, takes one core and about ten minutes a million frames; start the command twice for two cores, with
 other games or seeds. It can be stopped: the next call resumes what a run lacks, also up to more frames than
-before. Each call writes the table in docs/benchmarks.md anew; `--table` does nothing else.
+before. Each call writes the table in docs/benchmarks.md and the plot beside the data anew (this one needs
+matplotlib); `--table` does nothing else.
 
 The protocol is the paper's (Young and Tian 2019, arXiv:1903.03176): sticky actions with probability 0.1, and
 the mean return of the last 100 training episodes at epsilon 0.02. It plays with all six actions, qfleet with
@@ -96,26 +97,67 @@ def table(runs: Sequence[Run], paper_dqn: Mapping[str, float] = PAPER_DQN, kind:
     ]
     for game, paper in paper_dqn.items():
         for frames in POINTS:
-            found = [
-                score for run in runs if run.game == game for score in run.scores if score.frames == frames
-            ]
-            if found:
-                training = interval([score.training for score in found])
-                greedy = interval([score.greedy for score in found if score.greedy is not None])
-                row = (game, f"{frames / 1e6:g}M", str(len(found)), training, greedy, f"{paper:g}")
+            training, greedy = returns_at(runs, game, frames)
+            if training:
+                seeds = str(len(training))
+                row = (game, f"{frames / 1e6:g}M", seeds, interval(training), interval(greedy), f"{paper:g}")
                 lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def returns_at(runs: Sequence[Run], game: str, frames: int) -> tuple[list[float], list[float]]:
+    """Training returns and greedy returns of the runs of a game that reached this number of frames."""
+    scores = [score for run in runs if run.game == game for score in run.scores if score.frames == frames]
+    greedy = [score.greedy for score in scores if score.greedy is not None]
+    return [score.training for score in scores], greedy
 
 
 def interval(values: Sequence[float]) -> str:
     """The interquartile mean over seeds and, from two seeds on, its 95 % bootstrap interval in brackets."""
     if not values:
         return ""
+    mean, low, high = mean_between(values)
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
+def mean_between(values: Sequence[float]) -> tuple[float, float, float]:
+    """The interquartile mean of one value or more, and the ends of its 95 % bootstrap interval."""
     rows = np.array(values)[:, None]
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
     low, high = bootstrap(rows, iqm)
-    return f"{iqm(rows)[0]:.1f} ({low[0]:.1f} to {high[0]:.1f})"
+    return iqm(rows)[0], low[0], high[0]
+
+
+def plot(runs: Sequence[Run], path: Path) -> None:
+    """Draws a panel for each game: interquartile means with their intervals, and each seed as a point."""
+    try:
+        from matplotlib import pyplot, rcParams
+    except ImportError:
+        print(f"{path.name} is left as it is: matplotlib is not installed")
+        return
+    rcParams["svg.hashsalt"] = "minatar"  # the same data give the same file
+    games = [game for game in PAPER_DQN if returns_at(runs, game, POINTS[0])[0]]
+    figure, axes = pyplot.subplots(1, len(games), figsize=(2.2 * len(games), 2.7), squeeze=False)
+    for panel, game in zip(axes[0], games, strict=True):
+        for kind, (name, color) in enumerate((("training", "#4477aa"), ("greedy", "#aa3377"))):
+            returns = {frames / 1e6: returns_at(runs, game, frames)[kind] for frames in POINTS}
+            means = {millions: mean_between(values) for millions, values in returns.items() if values}
+            for millions, values in returns.items():
+                panel.plot([millions] * len(values), values, ".", color=color, alpha=0.35, markersize=4)
+            middle, low, high = np.array(list(means.values())).reshape(-1, 3).T
+            panel.plot(list(means), middle, color=color, linewidth=1.2, label=name)
+            panel.fill_between(list(means), low, high, color=color, alpha=0.15, linewidth=0)
+        panel.axhline(
+            PAPER_DQN[game], color="#999999", linewidth=0.8, linestyle="--", label="paper's DQN, 5M"
+        )
+        panel.set_ylim(bottom=0)
+        panel.set_title(game, fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.set_xlabel("million frames", fontsize=8)
+    axes[0][0].legend(fontsize=6)
+    axes[0][0].set_ylabel("return", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 @contextmanager
@@ -155,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(played, flush=True)
     runs = read_runs(options.data, Run)
     print(table(runs))
+    plot(runs, options.data.with_suffix(".svg"))
     if options.data == DATA:
         page = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(between(page, TABLE_BEGINS, TABLE_ENDS, table(runs)), encoding="utf-8")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import minatar  # noqa: E402
-from benchmarks.minatar import PAPER_DQN, Run, Score, interval, scored, table, updated  # noqa: E402
+from benchmarks.minatar import PAPER_DQN, Run, Score, interval, plot, scored, table, updated  # noqa: E402
 from benchmarks.recorded_runs import between, read_runs  # noqa: E402
 from cluster.settings.load_config import PRESETS, load_config  # noqa: E402
 
@@ -53,6 +53,23 @@ def test_the_table_has_a_row_for_each_game_and_point_that_was_played() -> None:
         "| SpaceInvaders | 0.5M | 2 | 22.0 (20.0 to 24.0) | 30.0 | 43 |",
         "| SpaceInvaders | 1M | 1 | 44.0 | 50.0 | 43 |",
     ]
+
+
+def test_the_plot_has_a_panel_for_each_game_that_was_played(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = [
+        Run("Breakout", 0, 300.0, (Score(500_000, 8.0, None),)),
+        Run("Freeway", 0, 300.0, (Score(500_000, 8.0, 9.5), Score(1_000_000, 9.0, 10.5))),
+        Run("Freeway", 1, 300.0, (Score(500_000, 6.0, 7.5),)),
+        Run("Asterix", 0, 1.0, ()),
+    ]
+    drawings = []
+    for name in ("one.svg", "other.svg"):
+        plot(runs, tmp_path / name)
+        drawings.append((tmp_path / name).read_text(encoding="utf-8"))
+    assert drawings[0] == drawings[1]
+    titles = [game for game in PAPER_DQN if f"<!-- {game} -->" in drawings[0]]
+    assert titles == ["Breakout", "Freeway"]
 
 
 def test_runs_are_added_to_the_file_in_order(tmp_path: Path) -> None:
