@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -92,10 +93,13 @@ def actor_of(
 
 def raw_of(env: EnvConfig, lanes: int) -> Callable[[], int]:
     """Steps the vector environment alone, as often, with actions drawn beforehand."""
-    kwargs = {"stack_num": 1, "reward_clipping": False, "num_threads": 1} if env is ATARI else {}
+    kwargs: dict[str, Any] = {}
+    if env is ATARI:
+        kwargs = {"stack_num": 1, "reward_clipping": False, "num_threads": 1}
     vector = gym.make_vec(env.id, lanes, "vector_entry_point", **kwargs)
     vector.reset(seed=0)
     steps = CHUNKS[env.id]
+    assert isinstance(vector.single_action_space, gym.spaces.Discrete)
     actions = np.random.default_rng(0).integers(vector.single_action_space.n, size=(steps, lanes))
 
     def chunk() -> int:

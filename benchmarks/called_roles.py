@@ -34,13 +34,11 @@ from replay_service.config import ReplayConfig
 def both_engines() -> Iterator[dict[str, Engine]]:
     """The process engine and a private Ray, both started: name -> engine."""
     with ExitStack() as stack:
-        engines = {
-            "processes": stack.enter_context(closing(ProcessEngine(fork_servers()))),
-            "Ray": stack.enter_context(closing(RayEngine(private=True))),
-        }
-        for engine in engines.values():
-            engine.start()
-        yield dict(engines)
+        processes = stack.enter_context(closing(ProcessEngine(fork_servers())))
+        private_ray = stack.enter_context(closing(RayEngine(private=True)))
+        processes.start()
+        private_ray.start()
+        yield {"processes": processes, "Ray": private_ray}
 
 
 class Target:
@@ -121,7 +119,7 @@ def served_shard(
     actors = ActorsConfig(n_step=schema.n_step)
     config = resolve(RunConfig(actors=actors, learner=learner, replay=replay), spec, 2)
     context = RoleContext("learner", config, spec, logs=folder, replay=folder)
-    own, capacity = replace(context, name="shard 0"), replay.capacity
+    own, capacity = replace(context, name="shard 0"), config.replay.capacity
     shard = engine.spawn("shard 0", ShardRole, own, 0, 0, capacity, need=Need())
     writer = engine.spawn("writer", Writer, engine.calls, shard, schema, need=Need())
     engine.get(engine.call(writer, Writer.push, capacity // 512 + 1)[0])

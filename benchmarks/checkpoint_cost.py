@@ -27,7 +27,7 @@ from cluster.metrics.counters import CountersState
 from cluster.runtime.roles import LearnerRole
 from cluster.runtime.shard_role import ShardRole
 from learner.config import LearnerConfig
-from learner.core import LearnerState
+from learner.core import LearnerState, LearnReport
 from replay_service.journal.durability import SealReply
 
 UPDATES_PER_CHUNK = 8
@@ -58,7 +58,7 @@ class Bench:
         )
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=2)
         self._thread = ThreadPoolExecutor(1)
-        self._learning: list[Ref] = []
+        self._learning: list[Ref[LearnReport]] = []
 
     def insert(self, transitions: int) -> None:
         """Writes that many new transitions."""

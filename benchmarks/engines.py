@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,7 @@ def measure_calls(engine: Engine) -> dict[str, float]:
         found[f"push of {text}, acknowledged"] = _call(engine, asker, Target.push, num_bytes, ROUNDS)
     for text, num_bytes in (("1 MB", 1 << 20), ("18 MB", 18 << 20)):
         found[f"reply of {text}"] = statistics.median(
-            _seconds(lambda num_bytes=num_bytes: _call(engine, target, Target.zeros, num_bytes))
-            for _ in range(ROUNDS)
+            _seconds(partial(_call, engine, target, Target.zeros, num_bytes)) for _ in range(ROUNDS)
         )
     deaths = []
     for number in range(5):

@@ -90,7 +90,7 @@ def arguments(settings: Mapping[str, str], env: str = "CartPole-v1") -> list[str
 
 @contextmanager
 def small_run(
-    folder: Path, runtime: Runtime, env: Mapping[str, str] | None = None, **settings: str
+    folder: Path, runtime: Runtime, env: Mapping[str, str] | None = None, /, **settings: str
 ) -> Iterator[FollowedRun]:
     """Starts a run and waits until it learns and has an evaluation and a checkpoint. settings: `__` for
     the dot.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from learner.update import UpdateStep, prepare_device
 NETWORKS = ("nature_cnn", "impala_cnn")
 BATCHES = (32, 256, 512)
 ACTING_BATCHES = (16, 128, 1_024)
-WAYS: Mapping[str, Mapping[str, object]] = {
+WAYS: Mapping[str, Mapping[str, Any]] = {
     "eager": {},
     "compiled": {"compile": True},
     "recorded": {"capture": True},

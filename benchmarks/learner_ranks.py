@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 from benchmarks.called_roles import ServedShard, served_shard
 from benchmarks.replay_data import ATARI, CONFIG
 from benchmarks.update_step import ATARI as ATARI_NETWORK
-from cluster.engines.engine import Engine, Need
+from cluster.engines.engine import Engine, Handle, Need
 from cluster.engines.placement import role_name
 from cluster.engines.process_engine import ProcessEngine
 from cluster.runtime.preload import fork_servers
@@ -102,7 +103,8 @@ def measure(engine: Engine, case: Case, folder: Path) -> str:
     for side in (two, threads, one):
         side.learn(max(2, case.updates // 4))
     turns = [[side.learn(case.updates) for side in (two, threads, one)] for _ in range(TURNS)]
-    for handle in (*two.handles, *threads.handles, *one.handles, made.writer, made.shard):
+    handles: list[Handle[Any]] = [*two.handles, *threads.handles, *one.handles, made.writer, made.shard]
+    for handle in handles:
         engine.kill(handle)
     alone = median(each[2][0] for each in turns)
     ratios = [median(each[side][0] / each[2][0] for each in turns) for side in (0, 1)]

@@ -37,7 +37,8 @@ def steady_updates_per_second(config: RunConfig) -> float:
         lines = json_lines(run_dir / "metrics.jsonl")
     learning = [line for line in lines if line["updates_total"] > 0][1:-1]
     first, last = learning[0], learning[-1]
-    return (last["updates_total"] - first["updates_total"]) / (last["run_seconds"] - first["run_seconds"])
+    seconds: float = last["run_seconds"] - first["run_seconds"]
+    return float(last["updates_total"] - first["updates_total"]) / seconds
 
 
 def bare_updates_per_second(config: RunConfig) -> float:

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
+import prometheus_client
+
 from benchmarks.processor import processor
 from cluster.engines.threads import SINGLE_THREADED
 
@@ -214,7 +216,7 @@ def local_shares(costs: Mapping[str, Cost]) -> dict[str, float]:
         views.append(Scraped(headline, stop))
         return views[0]
 
-    make_app = cluster.record.prometheus.make_wsgi_app
+    make_app = prometheus_client.make_wsgi_app
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for owner, names in (
             (Counters, ("take_rollout", "take_learning", "take_evaluation", "take_wait", "snapshot")),

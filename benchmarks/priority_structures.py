@@ -115,7 +115,7 @@ def numba_tree() -> tuple[Callable[[int], Structure], float] | None:
     except ImportError:
         return None
 
-    @njit
+    @njit  # type: ignore[untyped-decorator, unused-ignore]
     def set_all(sums: np.ndarray, leaves: int, slots: np.ndarray, priorities: np.ndarray) -> None:
         for i in range(len(slots)):
             node = slots[i] + leaves
@@ -124,7 +124,7 @@ def numba_tree() -> tuple[Callable[[int], Structure], float] | None:
                 node >>= 1
                 sums[node] = sums[2 * node] + sums[2 * node + 1]
 
-    @njit
+    @njit  # type: ignore[untyped-decorator, unused-ignore]
     def find_all(sums: np.ndarray, leaves: int, points: np.ndarray) -> np.ndarray:
         found = np.empty(len(points), np.int64)
         for i in range(len(points)):

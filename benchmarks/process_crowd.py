@@ -121,7 +121,8 @@ class _Crowd:
             now = time.monotonic()
             while self._chunks and self._chunks[0].ends_at <= now:
                 self._end(heapq.heappop(self._chunks))
-        np.savez(self._into, **self.heard.arrays())
+        heard: dict[str, Any] = {**self.heard.arrays()}
+        np.savez(self._into, **heard)
 
     def _work(self, member: _Member) -> None:
         """Handles the member's calls in order, up to a chunk."""
@@ -203,9 +204,11 @@ class CrowdProcessEngine(ProcessEngine):
 
     def spawn(self, name: str, role: Callable[[*ArgTs], RoleT], *args: *ArgTs, need: Need) -> Handle[RoleT]:
         """See Engine.spawn."""
-        if role is not ActorRole:
+        made: object = role
+        if made is not ActorRole:
             return super().spawn(name, role, *args, need=need)
-        forking, self._servers = self._servers, self
+        forking = self._servers
+        self._servers = self  # type: ignore[assignment]
         try:
             return super().spawn(name, role, *args, need=need)
         finally:

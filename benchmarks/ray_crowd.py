@@ -120,7 +120,8 @@ class CrowdRayEngine(RayEngine):
 
     def spawn(self, name: str, role: Callable[[*ArgTs], RoleT], *args: *ArgTs, need: Need) -> Handle[RoleT]:
         """See Engine.spawn."""
-        if role is not ActorRole:
+        made: object = role
+        if made is not ActorRole:
             return super().spawn(name, role, *args, need=need)
         handle: Handle[RoleT] = Handle(name, len(self._calls))
         self._send(handle.target, "", args)

@@ -18,13 +18,14 @@ from dataclasses import replace
 from itertools import count
 from statistics import fmean, median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from actors.config import ActorsConfig, EnvConfig
 from actors.rollout import EnvActor
 from benchmarks.processor import processor
-from cluster.engines.engine import Engine, Need
+from cluster.engines.engine import Engine, Handle, Need
 from cluster.engines.ray_engine import RayEngine
 from cluster.engines.serial_engine import SerialEngine
 from cluster.runtime.shard_calls import EngineTransport
@@ -184,7 +185,7 @@ def minibatches_over(engine: Engine, blocks: list[TransitionBlock]) -> float:
     samplers = []
     handles = []
     for kind in KINDS:
-        handle = engine.spawn(f"shard-{kind}", EngineShard, kind, blocks[0], need=Need())
+        handle: Handle[Any] = engine.spawn(f"shard-{kind}", EngineShard, kind, blocks[0], need=Need())
         handles.append(handle)
         for encoded in pushes(blocks):
             engine.get(engine.call(handle, EngineShard.insert, encoded)[0])

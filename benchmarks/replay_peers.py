@@ -85,7 +85,8 @@ def stable_baselines3(shape: str) -> Callable[[], None]:
     obs, following = observations(shape, INSERT), observations(shape, INSERT)
     space = Box(0, 255, obs.shape[1:], np.uint8) if shape == "atari" else Box(-1, 1, (4,), np.float32)
     buffer = ReplayBuffer(CAPACITY[shape], space, Discrete(2), device="cpu", n_envs=INSERT)
-    few = (obs, following, np.zeros((INSERT, 1)), np.ones(INSERT), np.zeros(INSERT), [{}] * INSERT)
+    infos: list[dict[str, Any]] = [{}] * INSERT
+    few = (obs, following, np.zeros((INSERT, 1)), np.ones(INSERT), np.zeros(INSERT), infos)
     for _ in range(buffer.buffer_size):
         buffer.add(*few)
 

@@ -22,12 +22,13 @@ from benchmarks.processor import processor
 from benchmarks.replay_data import ATARI, CARTPOLE, CONFIG, full_shard, peer, print_paired
 from benchmarks.update_step import ATARI as ATARI_NETWORK
 from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
-from cluster.engines.engine import Engine, Handle
+from cluster.engines.engine import Engine, Handle, Ref
 from cluster.runtime.shard_calls import EngineTransport
+from cluster.runtime.shard_role import ShardRole
 from learner.config import LearnerConfig
 from replay_service import window_slots
 from replay_service.block import BlockSchema
-from replay_service.messages import SampleRequest
+from replay_service.messages import SampleReply, SampleRequest
 from replay_service.sampler import ReplaySampler
 
 CARTPOLE_CAPACITY = 1_000_000
@@ -39,14 +40,19 @@ PAIRS = 5
 REPEATS = 60
 
 
-def spawn(engine: Engine, schema: BlockSchema, capacity: int, folder: Path) -> tuple[Handle, Handle]:
+Sampler = ReplaySampler[Ref[SampleReply]]
+
+
+def spawn(
+    engine: Engine, schema: BlockSchema, capacity: int, folder: Path
+) -> tuple[Handle[ShardRole], Handle[Writer]]:
     """A full shard, and its writer."""
     network = {CARTPOLE: CARTPOLE_NETWORK, ATARI: ATARI_NETWORK}[schema]
     made = served_shard(engine, network, LearnerConfig(), schema, replace(CONFIG, capacity=capacity), folder)
     return made.shard, made.writer
 
 
-def sampler_of(engine: Engine, shard: Handle, minibatches: int, prefetch: int) -> ReplaySampler[object]:
+def sampler_of(engine: Engine, shard: Handle[ShardRole], minibatches: int, prefetch: int) -> Sampler:
     return ReplaySampler(
         CONFIG,
         EngineTransport(engine.calls, [shard]),
@@ -60,7 +66,7 @@ def sampler_of(engine: Engine, shard: Handle, minibatches: int, prefetch: int) -
 class Traffic:
     """Loops of insert 64, sample 512, update 512; the writer's process pushes meanwhile."""
 
-    def __init__(self, engine: Engine, shard: Handle, writer: Handle) -> None:
+    def __init__(self, engine: Engine, shard: Handle[ShardRole], writer: Handle[Writer]) -> None:
         self._engine = engine
         self._writer = writer
         self._sampler = sampler_of(engine, shard, MINIBATCHES, prefetch=2)
@@ -81,7 +87,7 @@ class Traffic:
         return loops / (perf_counter() - began)
 
 
-def windows_milliseconds(sampler: ReplaySampler[object]) -> float:
+def windows_milliseconds(sampler: Sampler) -> float:
     began = perf_counter()
     minibatch = sampler.next_minibatch(0)
     took = (perf_counter() - began) * 1e3
@@ -89,7 +95,7 @@ def windows_milliseconds(sampler: ReplaySampler[object]) -> float:
     return took
 
 
-def print_windows(engine: Engine, shard: Handle) -> None:
+def print_windows(engine: Engine, shard: Handle[ShardRole]) -> None:
     """One Atari request at a time, by reply and by slot, beside the same in one process."""
     local = full_shard(ATARI, ATARI_CAPACITY)
     print(f"\n{'windows':>10s} {'bytes':>12s} {'in process':>10s} {'by reply':>14s} {'by slot':>14s}   (ms)")

@@ -120,7 +120,8 @@ def run_of(name: str, value: int, runtime: str, lags: list[float]) -> float:
         lines = [line for line in json_lines(run_dir / "metrics.jsonl") if line["updates_total"] > 0][1:-1]
     lags.append(median(line["policy_lag_updates"] for line in lines))
     first, last = lines[0], lines[-1]
-    return (last["updates_total"] - first["updates_total"]) / (last["run_seconds"] - first["run_seconds"])
+    seconds: float = last["run_seconds"] - first["run_seconds"]
+    return float(last["updates_total"] - first["updates_total"]) / seconds
 
 
 def print_runs(turns: int, wanted: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ WEIGHTS_SIZES = (4, 1_320, 1_320, 2)
 """Layers of a network whose weights have 7 MB."""
 
 
-class Sleeper(gym.Env[np.ndarray, int]):
+class Sleeper(gym.Env[np.ndarray, np.int64]):
     """Four numbers, two actions, episodes of 200 steps; each step takes STEP_SECONDS and no processor."""
 
     observation_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
@@ -32,7 +32,7 @@ class Sleeper(gym.Env[np.ndarray, int]):
         self.steps = 0
         return np.zeros(4, np.float32), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         time.sleep(STEP_SECONDS)
         self.steps += 1
         return np.zeros(4, np.float32), 1.0, False, self.steps == 200, {}

@@ -146,7 +146,7 @@ class BareLoop:
             q_tm1 = self.online(obs_tm1).gather(1, a_tm1.unsqueeze(1)).squeeze(1)
             loss = nn.functional.mse_loss(q_tm1, target)
             self.optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.online.parameters(), 10.0)
             self.optimizer.step()
 

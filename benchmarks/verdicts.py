@@ -42,7 +42,7 @@ _ENDLESS = (
 )
 
 
-class Pictures(gym.Env[np.ndarray, int]):
+class Pictures(gym.Env[np.ndarray, np.int64]):
     """Gray pictures of 240 x 320 that change with each step, two actions, episodes of 200 steps."""
 
     observation_space = spaces.Box(0, 255, (240, 320), np.uint8)
@@ -53,7 +53,7 @@ class Pictures(gym.Env[np.ndarray, int]):
         self.steps = 0
         return self._picture(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         return self._picture(), 1.0, False, self.steps == 200, {}
 
