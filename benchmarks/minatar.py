@@ -136,7 +136,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         return
     rcParams["svg.hashsalt"] = "minatar"  # the same data give the same file
     games = [game for game in PAPER_DQN if returns_at(runs, game, POINTS[0])[0]]
-    figure, axes = pyplot.subplots(1, len(games), figsize=(2.2 * len(games), 2.7), squeeze=False)
+    drawing, axes = pyplot.subplots(1, len(games), figsize=(2.2 * len(games), 2.7), squeeze=False)
     for panel, game in zip(axes[0], games, strict=True):
         for kind, (name, color) in enumerate((("training", "#4477aa"), ("greedy", "#aa3377"))):
             returns = {frames / 1e6: returns_at(runs, game, frames)[kind] for frames in POINTS}
@@ -155,9 +155,9 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         panel.set_xlabel("million frames", fontsize=8)
     axes[0][0].legend(fontsize=6)
     axes[0][0].set_ylabel("return", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    drawing.tight_layout()
+    drawing.savefig(path, metadata={"Date": None})
+    pyplot.close(drawing)
 
 
 @contextmanager
