@@ -25,6 +25,7 @@ from benchmarks.update_step import CARTPOLE as CARTPOLE_NETWORK
 from benchmarks.update_step import BareLoop, Case, Minibatches, updates_per_second
 from cluster.engines.engine import Engine, Need
 from cluster.runtime.roles import LearnerRole
+from learner.choices import choose
 from learner.config import LearnerConfig
 from learner.core import LearnReport
 from replay_service.block import BlockSchema
@@ -58,9 +59,10 @@ class Turn:
 
 
 def turns_of(engine: Engine, case: Case, schema: BlockSchema, capacity: int, folder: Path) -> list[Turn]:
-    """A learner and the bare loop in turns."""
+    """A learner and the bare loop in turns. What a learner chooses by trial in a run is chosen here, too."""
     replay = replace(CONFIG, capacity=capacity)
-    made = served_shard(engine, case.spec, case.config, schema, replay, folder)
+    config, _ = choose(case.config, case.spec)
+    made = served_shard(engine, case.spec, config, schema, replay, folder)
     learner = engine.spawn(
         "learner", LearnerRole, made.context, engine.calls, [made.shard], 0, need=Need(torch=True)
     )

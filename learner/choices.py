@@ -24,7 +24,7 @@ from learner.config import (
 )
 from learner.core import Note
 from learner.networks.flat_minatar import has_passes_by_hand
-from learner.networks.products import MIN_MULTIPLICATIONS, MIN_ONEDNN_MULTIPLICATIONS
+from learner.networks.products import AUTO_MULTIPLICATIONS, MIN_ONEDNN_MULTIPLICATIONS
 from learner.sizes import approximate_products, dense_layers
 from learner.torch_private import HAS_ONEDNN
 from learner.update import UpdateStep, prepare_device
@@ -166,9 +166,9 @@ def other_products(spec: NetworkSpec, config: LearnerConfig) -> list[DenseProduc
         return []  # beside convolutions they are too few to matter
     sizes = [n * config.batch_size * fan_in * fan_out for fan_in, fan_out in layers for n in (1, most)]
     others: list[DenseProducts] = []
-    if any(MIN_ONEDNN_MULTIPLICATIONS <= size < MIN_MULTIPLICATIONS for size in sizes):
+    if any(MIN_ONEDNN_MULTIPLICATIONS <= size < AUTO_MULTIPLICATIONS for size in sizes):
         others.append("onednn")
-    if any(size >= MIN_MULTIPLICATIONS for size in sizes):
+    if any(size >= AUTO_MULTIPLICATIONS for size in sizes):
         others.append("blas")
     return others
 

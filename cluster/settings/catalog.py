@@ -225,7 +225,8 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "learner.dense_products": Meaning(
         "library that computes the dense layers' large products in updates on the CPU",
-        automatic="oneDNN from a size on; in one learner beside other processes what timed updates show",
+        automatic="oneDNN from a size on, BLAS where vectors are of AVX2; in one learner beside other "
+        "processes what timed updates show",
     ),
     "learner.convolution_layout": Meaning(
         "order in memory of the images that convolutions take in updates",

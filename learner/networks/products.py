@@ -1,11 +1,11 @@
-"""Matrix products of dense layers on a CPU: by oneDNN from a certain size on, below it as torch does them.
+"""Matrix products of dense layers on a CPU: by oneDNN from a certain size on, others as torch does them.
 
 Owns these products and their backward pass; must not import architectures, optimizers or numpy.
 
 torch gives float32 products to its BLAS, and calls oneDNN for convolutions, and for products only in what
-torch.compile makes. Which is faster depends on the processor: MKL uses half of the vector width of AMD's, and
-on a Zen 5 a product of 256 x 256 x 256 takes 346 us by MKL, and 167 us by oneDNN. The sizes below were
-measured on that processor only; learner/choices.py finds out by trial what holds for another one.
+torch.compile makes. Which is faster depends on the processor: MKL uses half of a vector of AVX-512 on AMD's,
+and on a Zen 5 a product of 256 x 256 x 256 takes 346 us by MKL, and 167 us by oneDNN. The sizes below were
+measured there; learner/choices.py finds out by trial what holds for another one.
 """
 
 import math
@@ -21,8 +21,20 @@ from learner.config import DenseProducts
 from learner.torch_private import HAS_ONEDNN, onednn_linear, onednn_packed
 
 MIN_MULTIPLICATIONS = 2**22
-"""Size of a product from which updates are faster with oneDNN: 1.1 x on a Zen 5, 1.8 x from 2**24 on. At half
-of it they are slower (0.93 x): calling oneDNN and packing new weights cost more than BLAS loses."""
+"""Size of a product from which updates are faster with oneDNN, by vectors of AVX-512: 1.1 x on a Zen 5, 1.8 x
+from 2**24 on. At half of it they are slower (0.93 x): calling oneDNN and packing new weights cost more than
+BLAS loses."""
+
+
+def auto_multiplications(capability: str) -> float:
+    """The size from which products go to oneDNN where nothing else is chosen. capability: the vectors that
+    torch uses. MKL uses all of a vector of AVX2: on a Zen 3, which has no wider ones, 256 x 256 x 256 take it
+    370 us and oneDNN 540 us; updates of MLPs take 0.8 of the time by MKL, those of MinAtar's network 0.93.
+    """
+    return math.inf if capability == "AVX2" else MIN_MULTIPLICATIONS
+
+
+AUTO_MULTIPLICATIONS = auto_multiplications(torch.backends.cpu.get_cpu_capability())
 
 MIN_ONEDNN_MULTIPLICATIONS = 2**20
 """Size of a product from which oneDNN can pay on any processor: smaller ones take about as long as a call."""
@@ -40,7 +52,7 @@ class Products:
     Only those on the CPU: others are left to torch, as are all where torch has no oneDNN.
     """
 
-    least_multiplications: float = MIN_MULTIPLICATIONS
+    least_multiplications: float = AUTO_MULTIPLICATIONS
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """inputs [B, K], weight [N, K], bias [N] -> inputs weight^T + bias [B, N], as functional.linear."""
@@ -80,7 +92,7 @@ def products_by(wanted: DenseProducts) -> Products:
         raise ValueError(
             "learner.dense_products is onednn, but this build of torch has no oneDNN; give auto or blas"
         )
-    least = {"auto": MIN_MULTIPLICATIONS, "onednn": MIN_ONEDNN_MULTIPLICATIONS, "blas": math.inf}
+    least = {"auto": AUTO_MULTIPLICATIONS, "onednn": MIN_ONEDNN_MULTIPLICATIONS, "blas": math.inf}
     return Products(least[wanted])
 
 

@@ -16,7 +16,11 @@ from learner.batch import Batch, to_batch
 from learner.choices import Fastest, batch_of_ones, choose, fastest, other_layouts, other_products
 from learner.config import LearnerConfig, NetworkSpec
 from learner.loop import Learner
-from learner.networks.products import MIN_MULTIPLICATIONS, MIN_ONEDNN_MULTIPLICATIONS
+from learner.networks.products import (
+    MIN_MULTIPLICATIONS,
+    MIN_ONEDNN_MULTIPLICATIONS,
+    auto_multiplications,
+)
 from learner.torch_private import HAS_ONEDNN
 from learner.update import Outcome, UpdateStep
 from replay_service.messages import Minibatch
@@ -27,6 +31,12 @@ IMAGES = image_spec((3, 36, 36), 3, stack=3)
 WIDE = LearnerConfig(hidden_sizes=(512, 512), batch_size=16)
 NATURE, MINATAR = (LearnerConfig(network=f"{name}_cnn", batch_size=4) for name in ("nature", "minatar"))
 needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left to the processor is as on one with vectors of AVX-512."""
+    monkeypatch.setattr(choices, "AUTO_MULTIPLICATIONS", auto_multiplications("AVX512"))
 
 
 class Scripted:
@@ -153,6 +163,13 @@ def test_libraries_are_tried_that_would_compute_another_product(
     assert other_products(spec, config) == products
     monkeypatch.setattr(choices, "HAS_ONEDNN", False)
     assert other_products(spec, config) == []
+
+
+@needs_onednn
+def test_with_vectors_of_avx2_only_onednn_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "AUTO_MULTIPLICATIONS", auto_multiplications("AVX2"))
+    assert other_products(VECTOR, WIDE) == ["onednn"]
+    assert other_products(VECTOR, replace(WIDE, batch_size=3)) == []
 
 
 def test_nothing_is_built_where_there_is_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from learner.networks.products import (
     MIN_PACKED_WEIGHTS,
     Linear,
     Products,
+    auto_multiplications,
     products_by,
 )
 from learner.torch_private import HAS_ONEDNN, onednn_linear
@@ -90,12 +91,21 @@ def test_only_large_products_go_to_onednn(by_onednn: list[tuple[int, ...]]) -> N
     rows, size_in, size_out = LARGE
     assert rows * size_in * size_out == 2 * MIN_MULTIPLICATIONS
     wide = Linear(size_in, size_out)
+    wide.products = Products(auto_multiplications("AVX512"))
     wide(torch.zeros(rows, size_in)).sum().backward()
     assert by_onednn == [(rows, size_in, size_out), (size_out, rows, size_in)]
     by_onednn.clear()
     wide(torch.zeros(rows // 4, size_in)).sum().backward()
     wide(torch.zeros(2, rows, size_in))  # of another number of dimensions
     wide.double()(torch.zeros(rows, size_in, dtype=torch.float64))
+    assert by_onednn == []
+
+
+def test_with_vectors_of_avx2_no_product_goes_to_onednn(by_onednn: list[tuple[int, ...]]) -> None:
+    rows, size_in, size_out = LARGE
+    wide = Linear(size_in, size_out)
+    wide.products = Products(auto_multiplications("AVX2"))
+    wide(torch.zeros(16 * rows, size_in)).sum().backward()
     assert by_onednn == []
 
 
