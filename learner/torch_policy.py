@@ -55,11 +55,7 @@ class TorchPolicy:
 
         Raises ValueError on a wrong size or dtype.
         """
-        tail = (
-            torch.empty(0, dtype=torch.float32, device="cpu")
-            if self._normalizer is None
-            else self._normalizer.tail
-        )
+        tail = self._network.weights[:0] if self._normalizer is None else self._normalizer.tail
         num_weights = len(self._network.weights)
         expected = num_weights + len(tail)
         if flat_weights.shape != (expected,) or flat_weights.dtype != np.float32:

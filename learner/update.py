@@ -233,9 +233,7 @@ class UpdateStep:
 
     def _room_for_fractions(self, batch_size: int) -> tuple[Tensor, Tensor]:
         counts = self._config.iqn_quantiles, self._config.iqn_target_quantiles
-        one, other = (
-            torch.zeros(batch_size, count, dtype=torch.float32, device=self.device) for count in counts
-        )
+        one, other = (self._online.weights.new_zeros(batch_size, count) for count in counts)
         return one, other
 
     def _draw(self, batch_size: int) -> None:

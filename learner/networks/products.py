@@ -25,16 +25,10 @@ MIN_MULTIPLICATIONS = 2**22
 from 2**24 on. At half of it they are slower (0.93 x): calling oneDNN and packing new weights cost more than
 BLAS loses."""
 
-
-def auto_multiplications(capability: str) -> float:
-    """The size from which products go to oneDNN where nothing else is chosen. capability: the vectors that
-    torch uses. MKL uses all of a vector of AVX2: on a Zen 3, which has no wider ones, 256 x 256 x 256 take it
-    370 us and oneDNN 540 us; updates of MLPs take 0.8 of the time by MKL, those of MinAtar's network 0.93.
-    """
-    return math.inf if capability == "AVX2" else MIN_MULTIPLICATIONS
-
-
-AUTO_MULTIPLICATIONS = auto_multiplications(torch.backends.cpu.get_cpu_capability())
+AUTO_MULTIPLICATIONS = math.inf if torch.backends.cpu.get_cpu_capability() == "AVX2" else MIN_MULTIPLICATIONS
+"""The same where nothing else is chosen. MKL uses all of a vector of AVX2: on a Zen 3, which has no wider
+ones, 256 x 256 x 256 take it 370 us, and oneDNN 540 us; updates of MLPs take 0.8 of the time by MKL, those of
+MinAtar's network 0.93."""
 
 MIN_ONEDNN_MULTIPLICATIONS = 2**20
 """Size of a product from which oneDNN can pay on any processor: smaller ones take about as long as a call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,6 @@ from learner.loop import Learner
 from learner.networks.products import (
     MIN_MULTIPLICATIONS,
     MIN_ONEDNN_MULTIPLICATIONS,
-    auto_multiplications,
 )
 from learner.torch_private import HAS_ONEDNN
 from learner.update import Outcome, UpdateStep
@@ -36,7 +36,7 @@ needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneD
 @pytest.fixture(autouse=True)
 def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left to the processor is as on one with vectors of AVX-512."""
-    monkeypatch.setattr(choices, "AUTO_MULTIPLICATIONS", auto_multiplications("AVX512"))
+    monkeypatch.setattr(choices, "AUTO_MULTIPLICATIONS", MIN_MULTIPLICATIONS)
 
 
 class Scripted:
@@ -167,7 +167,7 @@ def test_libraries_are_tried_that_would_compute_another_product(
 
 @needs_onednn
 def test_with_vectors_of_avx2_only_onednn_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "AUTO_MULTIPLICATIONS", auto_multiplications("AVX2"))
+    monkeypatch.setattr(choices, "AUTO_MULTIPLICATIONS", math.inf)
     assert other_products(VECTOR, WIDE) == ["onednn"]
     assert other_products(VECTOR, replace(WIDE, batch_size=3)) == []
 
