@@ -192,8 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if any(score.frames >= options.frames for run in found for score in run.scores):
             continue
         played = one_run(game, seed, options.frames, options.runs / f"{game}-{seed}")
+        # A run without its folder begins again; where it is stopped early, the scores recorded before stay.
+        kept = max([played, *found], key=lambda run: len(run.scores))
         with updated(options.data) as runs:
-            runs[:] = [run for run in runs if (run.game, run.seed) != (game, seed)] + [played]
+            runs[:] = [run for run in runs if (run.game, run.seed) != (game, seed)] + [kept]
         print(played, flush=True)
     runs = read_runs(options.data, Run)
     print(table(runs))

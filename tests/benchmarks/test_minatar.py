@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,21 @@ def test_runs_are_added_to_the_file_in_order(tmp_path: Path) -> None:
         ("Freeway", 0),
         ("Freeway", 1),
     ]
+
+
+def test_scores_stay_where_a_run_begins_again_and_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "minatar.json"
+    before = Run("Breakout", 0, 9.0, (Score(500_000, 8.0, None), Score(1_000_000, 9.0, None)))
+    with updated(data) as runs:
+        runs.append(before)
+    longer = Run("Breakout", 0, 5.0, (*before.scores, Score(2_000_000, 7.0, None)))
+    for played, kept in ((replace(before, scores=before.scores[:1]), before), (longer, longer)):
+        monkeypatch.setattr(minatar, "one_run", lambda *_, played=played: played)
+        monkeypatch.setattr(minatar, "plot", lambda *_: None)
+        minatar.main(["Breakout", "--seeds", "0", "--data", str(data)])
+        assert read_runs(data, Run) == [kept]
 
 
 def test_the_page_shows_the_table_of_the_data() -> None:
