@@ -15,11 +15,10 @@ import yaml
 
 from cluster.settings.config import ConfigError
 
-_PLAIN: Mapping[str, str] = {
+_NUMBERS: Mapping[str, str] = {
     "int": r"[-+]?(0x[0-9a-fA-F]+|0b[01]+|[0-9][0-9_]*)$",
     "float": r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|"
     r"[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
-    "timestamp": r"(?!)",
 }
 """The texts without quotes that are numbers, as in YAML 1.2; none is a date. PyYAML follows YAML 1.1, in
 which 1e-3 is a text, 010 is eight, 12:30 is 750 and 2020-01-01 no text: an environment would get them so."""
@@ -38,9 +37,13 @@ def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(text) if text.lstrip("+-").isdecimal() else loader.construct_yaml_int(node)
 
 
-_TAGS = {f"tag:yaml.org,2002:{name}": re.compile(pattern) for name, pattern in _PLAIN.items()}
+_TAGS = {f"tag:yaml.org,2002:{name}": re.compile(pattern) for name, pattern in _NUMBERS.items()}
 _Loader.yaml_implicit_resolvers = {
-    first: [resolver for resolver in resolvers if resolver[0] not in _TAGS]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in _TAGS and tag != "tag:yaml.org,2002:timestamp"
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _pattern in _TAGS.items():
