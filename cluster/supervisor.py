@@ -38,7 +38,7 @@ class Supervisor:
         self._ask_machines = Every(ASK_MACHINES_SECONDS, now)
         self._look_for_frozen = Every(_LOOK_FOR_FROZEN_SECONDS, self._fleet.clock.seconds)
         self._progress = (0, 0, 0)
-        self._progress_at = now
+        self._progress_at = self._fleet.clock.seconds
 
     def look(self, now: float, *, idle: bool) -> None:
         """Checks for hung roles, machines about to leave and a stalled run. now: monotonic.
@@ -57,8 +57,8 @@ class Supervisor:
             self._recovery.slices_read,
         )
         if progress != self._progress:
-            self._progress, self._progress_at = progress, now
-        elif idle and now - self._progress_at > self._stall_seconds():
+            self._progress, self._progress_at = progress, self._fleet.clock.seconds
+        elif idle and self._fleet.clock.seconds - self._progress_at > self._stall_seconds():
             self._fail_stalled()
 
     def replace_dead(self, dead: Member[Any], error: EngineError, now: float) -> None:

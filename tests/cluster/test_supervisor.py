@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,27 @@ def test_a_run_that_stands_still_ends_with_the_names_of_its_roles() -> None:
     assert last == "The stacks of the roles on this machine are in nowhere."
     assert (ended.value.role, ended.value.logs) == (None, Path("nowhere"))
     assert recorder.events[-1].startswith("failed: ")
+
+
+def test_a_run_that_was_suspended_has_not_stood_still() -> None:
+    class Suspended(ScriptedEngine):
+        """Nobody answers for ten waits, and before the last of them the whole run sleeps for an hour."""
+
+        slept_seconds = 0.0
+        waits = 0
+
+        def wait(self, refs: list[Any], timeout_seconds: float) -> list[Any]:
+            self.waits += self.updates >= 40
+            if not 0 < self.waits <= 10:
+                return super().wait(refs, timeout_seconds)
+            self.slept_seconds = 3_600.0 * (self.waits == 10)
+            return []
+
+    engine = Suspended(config_of("run.stall_seconds=120"), random.Random(1), 0)
+    awake = time.monotonic
+    with patch.object(time, "monotonic", lambda: awake() + engine.slept_seconds):
+        assert run(engine, Notes(), Recorder()).final.updates_total == 150
+    assert engine.slept_seconds
 
 
 def test_a_role_that_never_comes_up_is_named_as_well() -> None:
