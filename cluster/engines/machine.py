@@ -11,13 +11,14 @@ from pathlib import Path
 
 import psutil
 
+from cluster.engines.cgroups import PROC, ROOT, cgroup_folders
 from cluster.engines.threads import available_cores
 
 _SHARED_MEMORY = "/dev/shm"
-# (limit, usage, statistics) in cgroups of version 2 and of version 1, as a container sees its own.
+# (limit, usage, cached files in memory.stat) in cgroups of version 2 and of version 1.
 _CGROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
@@ -40,14 +41,16 @@ def cluster_address() -> str:
     return os.environ.get("RAY_ADDRESS", "")
 
 
-def this_machine(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
-    """The machine as it is now. A memory limit of the cgroup counts if it is below the machine's memory."""
+def this_machine(proc: Path = PROC, root: Path = ROOT) -> Machine:
+    """The machine as it is now. Memory limits of cgroups, of jobs and containers, count if they are below the
+    machine's memory. proc, root: see cgroup_folders."""
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
-    limited = _cgroup_memory(cgroup)
-    if limited is not None and limited[0] < total:
-        total, available = limited[0], min(available, limited[1])
-    return Machine(available_cores(), total, available, _shm_bytes())
+    for folder in cgroup_folders("memory", proc, root):
+        limited = _cgroup_memory(folder)
+        if limited is not None and limited[0] < memory.total:
+            total, available = min(total, limited[0]), min(available, limited[1])
+    return Machine(available_cores(proc, root), total, available, _shm_bytes())
 
 
 def peak_bytes() -> int:
@@ -58,17 +61,17 @@ def peak_bytes() -> int:
     return unit * sum(usage.ru_maxrss for usage in usages)
 
 
-def _cgroup_memory(cgroup: Path) -> tuple[int, int] | None:
-    """Limit and free memory of the cgroup, in bytes; None without a limit."""
-    for limit_file, usage_file, statistics_file in _CGROUP_FILES:
+def _cgroup_memory(folder: Path) -> tuple[int, int] | None:
+    """Limit and free memory of a cgroup, in bytes; None without a limit."""
+    for limit_file, usage_file, cached_files in _CGROUP_FILES:
         try:
-            limit = int((cgroup / limit_file).read_text())
-            usage = int((cgroup / usage_file).read_text())
-            statistics = (cgroup / statistics_file).read_text().split()
+            limit = int((folder / limit_file).read_text())
+            usage = int((folder / usage_file).read_text())
+            statistics = (folder / "memory.stat").read_text().split()
         except (OSError, ValueError):  # no such file, or "max"
             continue
         # The kernel drops cached files before it refuses memory.
-        cached = dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", "0")
+        cached = dict(zip(statistics[::2], statistics[1::2], strict=False)).get(cached_files, "0")
         return limit, max(0, limit - usage + int(cached))
     return None
 

@@ -4,8 +4,9 @@ Owns all decisions about thread counts; must not import numpy or torch, which re
 """
 
 import os
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from cluster.engines.cgroups import PROC, ROOT, cgroup_folders
 
 # Two torch threads beside one busy process ran 4 times slower than one thread, and 60 times slower beside two
 # busy processes, because OpenMP's workers spin at every barrier. So every process starts with one thread, and
@@ -13,37 +14,17 @@ from pathlib import Path, PurePosixPath
 SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-def available_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+def available_cores(proc: Path = PROC, root: Path = ROOT) -> int:
     """Cores that this process may use: those of its affinity mask, at most its CPU quota, at least 1.
 
     A quota of 2.5 CPUs counts as 2, because a third busy process would be throttled in every period.
-
-    Args:
-        proc: the file that lists the cgroups of this process.
-        root: the mount of the cgroup file system; in a container often the container's own group.
+    proc, root: see cgroup_folders.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for folder in _cpu_cgroups(proc, root) if (quota := _cpu_quota(folder)) is not None]
+    quotas = [
+        quota for folder in cgroup_folders("cpu", proc, root) if (quota := _cpu_quota(folder)) is not None
+    ]
     return max(1, min([cores, *(int(quota) for quota in quotas)]))
-
-
-def _cpu_cgroups(proc: Path, root: Path) -> Iterator[Path]:
-    """The folders of the cgroups that may limit this process's CPUs, and of all groups around them."""
-    try:
-        lines = proc.read_text(encoding="ascii").splitlines()
-    except OSError:
-        lines = ["0::/"]
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        # Version 2 has a single hierarchy, without a name; version 1 has one for each set of controllers.
-        if not controllers:
-            mount = root
-        elif "cpu" in controllers.split(","):
-            mount = root / controllers if (root / controllers).is_dir() else root / "cpu"
-        else:
-            continue
-        inner = PurePosixPath(path.lstrip("/"))
-        yield from (mount / part for part in (inner, *inner.parents))
 
 
 def _cpu_quota(folder: Path) -> float | None:

@@ -31,6 +31,13 @@ _LZ4_SHRINKS_TO = 1 / 50
 _RAY_BYTES = 420 << 20
 _PROCESS_BYTES = 100 << 20
 _TORCH_BYTES = 250 << 20
+# The same for the local runtime, whose roles are forked from a server and share most pages with it: 10 to
+# 14 MB for one more actor, with torch or without. Environments differ: 16 lanes of Atari take 110 MB, as many
+# of CartPole 1 MB.
+_LOCAL_BYTES = 340 << 20
+_FORKED_BYTES = 20 << 20
+_LEARNING_BYTES = 80 << 20
+_ENVIRONMENTS_BYTES = 60 << 20
 # A policy and the vector that it was loaded from.
 _ACTING_COPIES = 2
 # Ray's own rule for the size of its object store.
@@ -273,7 +280,7 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
 def make_claims(config: ResolvedConfig, spec: EnvSpec, plan: Plan, learner_gpus: float) -> Claims:
     """The resources that each role claims on a cluster: one core, and the memory that the plan gives it."""
     weights = _weight_bytes(config, spec)
-    acting = _PROCESS_BYTES + _torch_to_act(config, spec) + _ACTING_COPIES * weights
+    acting = _PROCESS_BYTES + _TORCH_BYTES * acts_with_torch(config, spec) + _ACTING_COPIES * weights
     shard = Need(memory_bytes=_PROCESS_BYTES + plan.shard_bytes)
     learning = _PROCESS_BYTES + _TORCH_BYTES + plan.request_bytes + _learner_copies(config) * weights
     learner = Need(gpus=learner_gpus, memory_bytes=learning)
@@ -324,16 +331,13 @@ def _process_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
     """Memory of driver, shards, learner, actors, evaluator and Ray, without the frames that they hold."""
     if config.run.runtime == "serial":
         return _PROCESS_BYTES + _TORCH_BYTES
-    driver, learners, acting = 1, config.learner.num_learners, config.actors.num_actors + 1
-    processes = driver + config.replay.num_shards + learners + acting
-    torch = learners * _TORCH_BYTES + acting * _torch_to_act(config, spec)
-    ray = 0 if config.run.runtime == "local" else _RAY_BYTES
-    return ray + processes * _PROCESS_BYTES + torch
-
-
-def _torch_to_act(config: ResolvedConfig, spec: EnvSpec) -> int:
-    """Memory for torch in a process that acts; 0 where numpy computes the network."""
-    return _TORCH_BYTES if acts_with_torch(config, spec) else 0
+    learners, acting = config.learner.num_learners, config.actors.num_actors + 1
+    roles = config.replay.num_shards + learners + acting
+    if config.run.runtime == "local":
+        own = learners * _LEARNING_BYTES + acting * _ENVIRONMENTS_BYTES
+        return _LOCAL_BYTES + roles * _FORKED_BYTES + own
+    with_torch = learners + acting * acts_with_torch(config, spec)
+    return _RAY_BYTES + (1 + roles) * _PROCESS_BYTES + with_torch * _TORCH_BYTES
 
 
 def _object_store_bytes(machine: Machine) -> int:

@@ -156,6 +156,10 @@ class LocalRun:
         """Whether exactly one process of this class lives."""
         return len(self._roles(role)) == 1
 
+    def memory_bytes(self) -> int:
+        """What the run's processes hold; a page that several share counts once."""
+        return sum(process.memory_full_info().pss for process in self._offspring())
+
     def note_shared_memory(self) -> None:
         """Remembers which files of /dev/shm the run's processes hold now."""
         for process in self._offspring():

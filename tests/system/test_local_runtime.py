@@ -86,6 +86,19 @@ def test_two_actors_and_three_shards_reach_their_target(
     local_run.assert_nothing_left()
 
 
+@pytest.mark.parametrize("head", ["q", "c51"])
+def test_a_run_takes_the_memory_that_was_planned(local_run: LocalRun, head: str) -> None:
+    local_run.start(*small("CartPole-v1", f"learner.head={head}", "actors.num_actors=3"))
+    local_run.wait_for(lambda: local_run.updates() > 200, "updates")
+    taken = local_run.memory_bytes()
+    local_run.send(signal.SIGTERM)
+    assert local_run.finish() == 143
+    told = re.search(r"the run takes about (\d+) MB of", "\n".join(local_run.lines))
+    assert told is not None
+    planned = int(told.group(1)) * 10**6
+    assert planned / 4 < taken < planned
+
+
 def test_every_environment_is_closed_in_its_own_process(local_run: LocalRun, tmp_path: Path) -> None:
     arguments = small("qfleet_test_envs:Counted", f"env.kwargs.folder={tmp_path}", updates=1_000)
     local_run.start(*arguments)

@@ -1,4 +1,4 @@
-"""Memory of a container, against cgroup files made by hand; cores are in test_threads.py."""
+"""Memory of containers and jobs, by cgroup files made by hand; cores are in test_threads.py."""
 
 from __future__ import annotations
 
@@ -8,35 +8,77 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.engines.machine import cluster_address, this_machine
-from cluster.engines.threads import available_cores
+from cluster.engines.machine import Machine, cluster_address, this_machine
+
+
+def machine_of(tmp_path: Path, groups: str, files: dict[str, str]) -> Machine:
+    proc, root = tmp_path / "cgroup", tmp_path / "sys"
+    proc.write_text(groups)
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return this_machine(proc, root)
+
+
+def limited(folder: str, limit: str, usage: int, cached: int) -> dict[str, str]:
+    """The files of a group of version 2."""
+    statistics = f"anon 7\ninactive_file {cached}\nslab 3\n"
+    texts = {"memory.max": f"{limit}\n", "memory.current": f"{usage}\n", "memory.stat": statistics}
+    return {f"{folder}{name}": text for name, text in texts.items()}
+
+
+def limited_v1(folder: str, limit: int, usage: int, cached: int) -> dict[str, str]:
+    """The files of a group of version 1; its own numbers in memory.stat leave out groups within it."""
+    statistics = f"inactive_file 5\ntotal_cache 9\ntotal_inactive_file {cached}\n"
+    texts = {"limit_in_bytes": f"{limit}\n", "usage_in_bytes": f"{usage}\n", "stat": statistics}
+    return {f"{folder}memory.{name}": text for name, text in texts.items()}
+
+
+G = 10**9
 
 
 @pytest.mark.parametrize(
-    ("limit", "usage", "cached", "total", "left"),
+    ("groups", "files", "total", "left"),
     [
-        ("2000000000", "1500000000", "600000000", 2_000_000_000, 1_100_000_000),
-        ("max", "5", "5", None, None),
-        ("9223372036854771712", "5", "5", None, None),  # version 1's way to say "no limit"
+        # A container that sees its own group as the root.
+        ("0::/\n", limited("", f"{2 * G}", 3 * G // 2, 6 * G // 10), 2 * G, 11 * G // 10),
+        ("12:memory:/docker/x\n", limited_v1("memory/", 2 * G, 3 * G // 2, 6 * G // 10), 2 * G, 11 * G // 10),
+        # A job on a shared machine: the limit stands in its group, or in one around it; the least counts.
+        ("0::/slurm/job_7/step_0\n", limited("slurm/job_7/", f"{G}", G // 2, 0), G, G // 2),
+        (
+            "0::/slurm/job_7\n",
+            limited("slurm/job_7/", f"{2 * G}", G // 2, 0) | limited("slurm/", f"{3 * G}", 2 * G, 0),
+            2 * G,
+            G,
+        ),
+        ("4:cpu:/\n9:memory:/slurm/job_7\n", limited_v1("memory/slurm/job_7/", G, G // 2, 0), G, G // 2),
+        # Used up, as far as the kernel counts.
+        ("0::/\n", limited("", f"{G}", G, 0), G, 0),
     ],
 )
-def test_the_containers_limit_counts(
-    tmp_path: Path, limit: str, usage: str, cached: str, total: int | None, left: int | None
+def test_the_limits_of_containers_and_jobs_count(
+    tmp_path: Path, groups: str, files: dict[str, str], total: int, left: int
 ) -> None:
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text(f"{usage}\n")
-    (tmp_path / "memory.stat").write_text(f"anon 7\ninactive_file {cached}\nslab 3\n")
-    machine = this_machine(tmp_path)
-    assert machine.memory_bytes == (total or psutil.virtual_memory().total)
-    if left is not None:
-        assert machine.available_bytes == left
+    machine = machine_of(tmp_path, groups, files)
+    assert (machine.memory_bytes, machine.available_bytes) == (total, left)
 
 
-def test_without_a_limit_the_machine_counts(tmp_path: Path) -> None:
-    machine = this_machine(tmp_path)
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("", {}),
+        ("0::/\n", {}),
+        ("0::/\n", limited("", "max", 5, 5)),
+        # Version 1's way to say "no limit".
+        ("3:memory:/\n", limited_v1("memory/", 9223372036854771712, 5, 5)),
+        ("0::/another\n", limited("job/", "1000", 5, 5)),
+    ],
+)
+def test_without_a_limit_the_machine_counts(tmp_path: Path, groups: str, files: dict[str, str]) -> None:
+    machine = machine_of(tmp_path, groups, files)
     assert machine.memory_bytes == psutil.virtual_memory().total
     assert 0 < machine.available_bytes < machine.memory_bytes
-    assert machine.cores == available_cores()
+    assert machine.cores == len(os.sched_getaffinity(0))
 
 
 def test_free_shared_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,7 @@
-"""Cores of a container: CPU quotas of cgroups version 1 and 2, at any depth, in trees made by hand."""
+"""Cores of a container: CPU quotas of cgroups version 1 and 2, at any depth, in trees made by hand.
+
+Tests cluster/engines/cgroups.py too, as test_machine.py does.
+"""
 
 from __future__ import annotations
 

@@ -205,7 +205,15 @@ def test_a_cluster_is_not_measured_by_this_machine() -> None:
 def test_a_serial_run_has_no_ray() -> None:
     serial, local = plan_of(CARTPOLE, "run.runtime=serial"), plan_of(CARTPOLE)
     assert serial.object_store_bytes == serial.pushes == 0
-    assert serial.process_bytes < local.process_bytes / 2
+    assert serial.process_bytes < local.process_bytes
+
+
+def test_one_more_local_actor_shares_most_of_its_memory() -> None:
+    torch_acts = "learner.head=c51"
+    one, more = (plan_of(CARTPOLE, torch_acts, f"actors.num_actors={count}") for count in (1, 17))
+    assert more.process_bytes - one.process_bytes < 16 * (100 << 20)
+    one, more = (plan_of(CARTPOLE, ON_RAY, torch_acts, f"actors.num_actors={count}") for count in (1, 17))
+    assert more.process_bytes - one.process_bytes > 16 * (300 << 20)
 
 
 def test_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
