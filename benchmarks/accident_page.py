@@ -24,7 +24,10 @@ except where a cell says otherwise in bold.
 *Signals.* Whoever signals every process of a run means the driver: roles leave SIGINT, SIGTERM and
 SIGHUP to it, and the servers of a Ray of the run's own block them. The driver writes the newest
 weights, then a checkpoint, and ends with 128 and the number of the signal. What an environment has
-started ends by SIGTERM as usual.
+started ends by SIGTERM as usual. SIGUSR1, SIGUSR2 and SIGXCPU, by which batch schedulers warn of the
+end of a job (`--signal` of Slurm, `-notify` of Grid Engine, limits of CPU time), do the same, however
+often they come; who trains from a program that handles them keeps its handlers. A run that was
+suspended, by ctrl-Z or with its container, goes on as if nothing had been.
 
 *Ray.* The driver looks at the processes of its Ray before each call to it, or asks a GCS on another
 machine every second and waits four seconds for an answer. Roles live on for a while without either

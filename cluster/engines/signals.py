@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the driver saves before it stops, and its roles leave them to the driver.
+"""Signals that end a run: the driver saves before it stops, and its roles leave them to the driver.
 
 Owns the handlers of both, and the end of other commands; imports nothing of the project.
 """
@@ -12,7 +12,11 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""What batch schedulers send some time before they end a job: Slurm by --signal, Grid Engine by -notify, and
+limits of CPU time."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *WARNINGS)
+_UNCOUNTED = (signal.SIGHUP, *WARNINGS)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -27,12 +31,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class EndingSignals:
-    """Within the block, SIGINT, SIGTERM and SIGHUP raise Interrupted.
+    """Within the block, STOP_SIGNALS raise Interrupted.
 
     Libraries that handle a signal themselves if nobody else does, as SDL does SIGTERM, leave it alone. SIGHUP
-    stays ignored if the process ignores it, as under nohup. Signals that the process has inherited as blocked
-    are unblocked within the block. Outside the main thread, where Python allows no handlers, the block has
-    no effect.
+    stays ignored if the process ignores it, as under nohup. WARNINGS stay with whoever handles or ignores
+    them, and every signal with a handler from outside Python, which nobody could put back. Signals that the
+    process has inherited as blocked are unblocked within the block. Outside the main thread, where Python
+    allows no handlers, the block has no effect.
     """
 
     def __init__(self) -> None:
@@ -41,9 +46,8 @@ class EndingSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-            if self._previous[signal.SIGHUP] == signal.SIG_IGN:
-                del self._previous[signal.SIGHUP]
+            handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+            self._previous = {number: known for number, known in handlers.items() if _is_free(number, known)}
         self._install()
         before = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._previous)
         self._blocked = {number for number in self._previous if number in before}
@@ -84,8 +88,8 @@ def woken_by_signals() -> Iterator[int]:
 class StopSignals(EndingSignals):
     """Within the block, the first SIGINT or SIGTERM requests a stop, and the second raises Interrupted.
 
-    SIGHUP requests a stop, too. A terminal that closes may send it twice, and other signals beside it, so it
-    never counts as one of the two.
+    SIGHUP and WARNINGS request a stop, too. They may come twice, with other signals after them: from a
+    terminal that closes, or each second above a limit of CPU time. So they never count as one of the two.
     """
 
     def __init__(self) -> None:
@@ -115,23 +119,24 @@ class StopSignals(EndingSignals):
         return None if self.received is None else f"stopped by {self.received.name}"
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received in (None, signal.SIGHUP):
+        if self.received in (None, *_UNCOUNTED):
             self.received = signal.Signals(number)
-        elif number != signal.SIGHUP:
+        elif number not in _UNCOUNTED:
             raise Interrupted(signal.Signals(number))
 
 
 def leave_signals_to_driver() -> None:
-    """Makes this process, which has one role, ignore SIGINT, SIGTERM and SIGHUP from now on.
+    """Makes this process, which has one role, ignore STOP_SIGNALS from now on.
 
     Whoever signals every process of a run means the driver, which needs its roles to save. Programs that an
     environment starts end by SIGTERM as usual, and so do processes that it forks: it may end them that way.
+    They receive WARNINGS, which garbage collectors use among their own threads.
     """
     for number in STOP_SIGNALS:
         # Not SIG_IGN, which programs inherit.
         signal.signal(number, _do_nothing)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, *WARNINGS})
     os.register_at_fork(after_in_child=_end_by_sigterm)
 
 
@@ -155,6 +160,13 @@ def run_shielded(work: Callable[[], None], released: threading.Event) -> None:
 
     threading.Thread(target=run, daemon=True, name="shielded from signals").start()
     done.result()
+
+
+def _is_free(number: signal.Signals, handler: object) -> bool:
+    """Whether the block may take the signal from this handler."""
+    if number in WARNINGS:
+        return handler == signal.SIG_DFL or isinstance(getattr(handler, "__self__", None), EndingSignals)
+    return handler is not None and not (number == signal.SIGHUP and handler == signal.SIG_IGN)
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from cluster.engines.signals import (
     STOP_SIGNALS,
+    WARNINGS,
     EndingSignals,
     Interrupted,
     StopSignals,
@@ -19,7 +20,7 @@ from cluster.engines.signals import (
     woken_by_signals,
 )
 
-NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+NUMBERS = list(STOP_SIGNALS)
 
 
 def handlers() -> list[object]:
@@ -50,6 +51,46 @@ def test_a_terminal_that_closes_may_hang_up_again_and_terminate() -> None:
         assert signals.received is signal.SIGTERM
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", WARNINGS)
+def test_a_scheduler_may_warn_again_and_again_and_terminate(number: signal.Signals) -> None:
+    # A command that trains has one block within the other.
+    with EndingSignals(), StopSignals() as signals:
+        for _ in range(3):
+            signal.raise_signal(number)
+        assert signals.request() == f"stopped by {number.name}"
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
+        assert signals.request() == "stopped by SIGTERM"
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", WARNINGS)
+def test_a_warning_stays_with_who_handles_it(number: signal.Signals) -> None:
+    got: list[int] = []
+    before = signal.signal(number, lambda number, frame: got.append(number))
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(number)
+            assert signals.request() is None
+        signal.raise_signal(number)
+        assert got == [number, number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_handler_from_outside_python_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = dict.fromkeys((signal.SIGINT, signal.SIGUSR1))
+    known = signal.getsignal
+    with monkeypatch.context() as patched:
+        # As in a program that has handlers of its own before it begins Python, such as Blender.
+        patched.setattr(signal, "getsignal", lambda number: taken.get(number, known(number)))
+        before = handlers()
+        with EndingSignals(), pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        assert handlers() == before
 
 
 def test_under_nohup_a_hangup_stays_ignored() -> None:
@@ -124,14 +165,15 @@ def test_signals_that_the_parent_had_blocked_are_received() -> None:
 
 ROLE = """
 import os, signal, subprocess, sys, time
-from cluster.engines.signals import STOP_SIGNALS, leave_signals_to_driver
+from cluster.engines.signals import STOP_SIGNALS, WARNINGS, leave_signals_to_driver
 signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 leave_signals_to_driver()
 for number in STOP_SIGNALS:
     os.kill(os.getpid(), number)
-program = subprocess.Popen(["sleep", "60"])
-program.terminate()
-assert program.wait(30) == -signal.SIGTERM
+for number in (signal.SIGTERM, *WARNINGS):
+    program = subprocess.Popen(["sleep", "60"])
+    program.send_signal(number)
+    assert program.wait(30) == -number
 ours, theirs = os.pipe()
 forked = os.fork()
 if not forked:
