@@ -4,6 +4,7 @@ Owns these estimates; must not import torch, so that a driver can make them chea
 """
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 
 from learner.config import (
@@ -50,24 +51,36 @@ def dense_layers(spec: NetworkSpec, config: LearnerConfig) -> list[tuple[int, in
 
 def approximate_products(spec: NetworkSpec, config: LearnerConfig) -> int:
     """About how many multiplications one observation takes; of a network by import path none are known."""
-    images = [convolved(config.network, array) for array in spec.arrays.values()]
-    convolutions = sum(_convolution_products(config, image) for image in images if image is not None)
-    return approximate_weights(spec, config) + convolutions
+    return approximate_weights(spec, config) + sum(products for products, _ in _convolutions(spec, config))
 
 
-def _convolution_products(config: LearnerConfig, image: ImageShape) -> int:
-    """Multiplications of the convolutions for one image."""
-    channels, height, width, products = image.channels, image.height, image.width, 0
+def approximate_activations(spec: NetworkSpec, config: LearnerConfig) -> int:
+    """About how many float32 an update holds for each transition, from below: its observations, and what each
+    layer hands on, with the gradient of that. config.network is resolved."""
+    observations = sum(math.prod(array.observation_shape) for array in spec.arrays.values())
+    dense = sum(fan_out for _, fan_out in dense_layers(spec, config))
+    return 2 * (observations + dense + sum(outputs for _, outputs in _convolutions(spec, config)))
+
+
+def _convolutions(spec: NetworkSpec, config: LearnerConfig) -> Iterator[tuple[int, int]]:
+    """Multiplications and outputs of each convolution, for one observation."""
+    for array in spec.arrays.values():
+        image = convolved(config.network, array)
+        if image is not None:
+            yield from _convolutions_of(image, config)
+
+
+def _convolutions_of(image: ImageShape, config: LearnerConfig) -> Iterator[tuple[int, int]]:
+    channels, height, width = image.channels, image.height, image.width
     if config.network == "impala_cnn":
         for out in (16, 32, 32):
             out *= config.impala_width
-            products += 9 * channels * out * height * width
+            yield 9 * channels * out * height * width, out * height * width
             height, width, channels = -(-height // 2), -(-width // 2), out
-            products += 4 * 9 * out * out * height * width
-        return products
+            yield from [(9 * out * out * height * width, out * height * width)] * 4
+        return
     layers = {"minatar_cnn": ((3, 1, 16),)}.get(config.network, ((8, 4, 32), (4, 2, 64), (3, 1, 64)))
     for kernel, stride, out in layers:
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-        products += kernel * kernel * channels * out * height * width
+        yield kernel * kernel * channels * out * height * width, out * height * width
         channels = out
-    return products

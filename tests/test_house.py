@@ -17,7 +17,7 @@ PACKAGES = ("replay_service", "actors", "learner", "cluster", "qfleet")
 CLASS_LINES = 350
 CLASS_ATTRIBUTES = 22
 FUNCTION_LINES = 80
-STATEMENTS = 18_625
+STATEMENTS = 18_644
 """A ceiling: a new capability may raise it by what it needs, a rebuilding only lowers it."""
 
 _EXCEPTION = re.compile(r"^\| `([^`]+)` \| (.+) \|$", re.MULTILINE)

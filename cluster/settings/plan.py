@@ -16,7 +16,7 @@ from cluster.settings.resolve import acts_with_torch, network_spec
 from cluster.settings.resolved import ResolvedConfig
 from cluster.wording import byte_size, quantity
 from learner.config import part_sizes
-from learner.sizes import approximate_weights
+from learner.sizes import approximate_activations, approximate_weights
 from replay_service.block import TRANSITION_FIELDS, BlockSchema
 from replay_service.config import Compression
 from replay_service.frame_store import is_compressed, segment_frames
@@ -63,6 +63,7 @@ class Plan:
         push_bytes: one block of one actor. pushes: most blocks in flight, of all actors.
         network_bytes: the weights wherever they are: networks, optimizer and gradient of the learner, the
             state that is kept for its replacement, and the policies that act.
+        update_bytes: what an update holds between its passes; 0 where the learner is set to a GPU.
         process_bytes: all processes of the run, without the above.
         object_store_bytes: the size that Ray will choose for its object store; 0 if the run starts no Ray.
         machine: the machine that starts the run.
@@ -84,6 +85,7 @@ class Plan:
     push_bytes: int
     pushes: int
     network_bytes: int
+    update_bytes: int
     process_bytes: int
     object_store_bytes: int
     machine: Machine
@@ -115,7 +117,8 @@ class Plan:
     @property
     def run_bytes(self) -> int:
         """All memory of the run."""
-        return self.replay_bytes + self.messages_bytes + self.network_bytes + self.process_bytes
+        learning = self.network_bytes + self.update_bytes
+        return self.replay_bytes + self.messages_bytes + learning + self.process_bytes
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -128,8 +131,8 @@ class Plan:
                 f"the run needs {byte_size(self.run_bytes)} of memory, "
                 f"{byte_size(self.machine.available_bytes)} of {byte_size(self.machine.memory_bytes)} are "
                 f"available: replay {byte_size(self.replay_bytes)} ({self._per_transition}), messages "
-                f"{byte_size(self.messages_bytes)}, networks {byte_size(self.network_bytes)}, processes "
-                f"{byte_size(self.process_bytes)}; "
+                f"{byte_size(self.messages_bytes)}, networks {byte_size(self.network_bytes)}, updates "
+                f"{byte_size(self.update_bytes)}, processes {byte_size(self.process_bytes)}; "
                 f"{self._memory_advice}"
             )
         if self.object_store_bytes and self.messages_bytes > self.object_store_bytes:
@@ -173,6 +176,7 @@ class Plan:
             "a lane": self._of_a_lane,
             "messages": f"{byte_size(self.messages_bytes)} at most: {self._messages}",
             "networks": f"{byte_size(self.network_bytes)}, with optimizer and copies",
+            "an update": f"{byte_size(self.update_bytes)}, of observations, layers' outputs and gradients",
             "processes": byte_size(self.process_bytes),
         }
         if self.on_one_machine:
@@ -229,6 +233,8 @@ class Plan:
                 "lower learner.hidden_sizes"
             )
         settings = ["replay.capacity"]
+        if self.update_bytes > self.replay_bytes:
+            settings.insert(0, "learner.batch_size")
         if self.pushes:
             settings += ["actors.num_actors", "actors.envs_per_actor", "actors.steps_per_chunk"]
         text = f"lower {', '.join(settings)}"
@@ -269,6 +275,7 @@ def make_plan(config: ResolvedConfig, spec: EnvSpec, machine: Machine) -> Plan:
             (1 + num_learners) * _learner_copies(config) + _ACTING_COPIES * (actors.num_actors + 1)
         )
         * _weight_bytes(config, spec),
+        update_bytes=_update_bytes(config, spec),
         # An actor holds up to three copies of a chunk: collected, built and encoded.
         process_bytes=_process_bytes(config, spec) + 3 * actors.num_actors * push_bytes,
         object_store_bytes=_object_store_bytes(machine) if config.run.runtime == "ray" else 0,
@@ -283,6 +290,8 @@ def make_claims(config: ResolvedConfig, spec: EnvSpec, plan: Plan, learner_gpus:
     acting = _PROCESS_BYTES + _TORCH_BYTES * acts_with_torch(config, spec) + _ACTING_COPIES * weights
     shard = Need(memory_bytes=_PROCESS_BYTES + plan.shard_bytes)
     learning = _PROCESS_BYTES + _TORCH_BYTES + plan.request_bytes + _learner_copies(config) * weights
+    if not learner_gpus:
+        learning += plan.update_bytes // config.learner.num_learners
     learner = Need(gpus=learner_gpus, memory_bytes=learning)
     # Without blocks in flight: they are in the object store, whose memory Ray counts separately.
     actor = Need(memory_bytes=acting + 3 * plan.push_bytes)
@@ -320,6 +329,13 @@ def _stored_bytes(schema: BlockSchema, capacity: int) -> tuple[int, int | None]:
 def _weight_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
     """All weights once, in float32."""
     return 4 * approximate_weights(network_spec(spec), config.learner)
+
+
+def _update_bytes(config: ResolvedConfig, spec: EnvSpec) -> int:
+    """What the updates of all learners hold at a time, in the host's memory."""
+    if config.learner.device.startswith("cuda"):
+        return 0
+    return 4 * config.learner.batch_size * approximate_activations(network_spec(spec), config.learner)
 
 
 def _learner_copies(config: ResolvedConfig) -> int:

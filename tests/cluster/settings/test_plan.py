@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from qfleet_configs import ATARI
 
 from actors.core import EnvSpec
@@ -23,7 +24,7 @@ from cluster.settings.load_config import load_config
 from cluster.settings.plan import Plan, make_claims, make_plan, require_fit
 from cluster.settings.resolve import network_spec, resolve
 from learner.networks.build import build_network
-from learner.sizes import approximate_weights
+from learner.sizes import approximate_activations, approximate_weights
 from replay_service.block import TRANSITION_FIELDS, FrameField, TransitionBlock
 from replay_service.codec import encode
 from replay_service.config import ReplayConfig
@@ -310,6 +311,58 @@ def test_weights_are_counted_without_building_the_network(spec: EnvSpec, setting
     config, fitted = config_of(spec, *settings), network_spec(spec)
     exact = sum(parameter.numel() for parameter in build_network(fitted, config.learner).parameters())
     assert 0.5 * exact < approximate_weights(fitted, config.learner) <= exact
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings"),
+    [
+        (CARTPOLE, ["learner.hidden_sizes=[512, 512]"]),
+        (ATARI, ["learner.network=nature_cnn"]),
+        (ATARI, ["learner.network=impala_cnn", "learner.impala_width=2"]),
+        (ATARI, ["learner.network=minatar_cnn"]),
+    ],
+)
+def test_what_an_update_holds_is_counted_without_building_the_network(
+    spec: EnvSpec, settings: list[str]
+) -> None:
+    config, fitted, size = config_of(spec, *settings), network_spec(spec), 16
+    network = build_network(fitted, config.learner)
+    weights = {parameter.data_ptr() for parameter in network.parameters()}
+    held: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    observations = torch.from_numpy(np.zeros((size, *fitted.observation_shape), spec.observation_dtype))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(observations)
+    expected = 4 * size * approximate_activations(fitted, config.learner)
+    # The pass back needs as much again, for gradients.
+    assert sum(held.values()) < expected < 4 * sum(held.values())
+    assert outputs.requires_grad
+
+
+def test_an_update_that_no_memory_holds_is_refused_with_the_setting_to_lower() -> None:
+    impala = ["learner.network=impala_cnn", "replay.capacity=100000"]
+    plan = plan_of(ATARI, *impala, "learner.batch_size=16384")
+    # Four planes; 16, 32 and 32 channels, once at full size and four times at half; 256 units; 6 actions.
+    layers = 16 * (84**2 + 4 * 42**2) + 32 * (42**2 + 4 * 21**2) + 32 * (21**2 + 4 * 11**2) + 256 + 6
+    assert plan.update_bytes == 4 * 16_384 * 2 * (4 * 84**2 + layers)
+    with pytest.raises(ConfigError, match=r"updates 52.0 GB.*lower learner.batch_size, replay.capacity"):
+        require_fit(plan)
+    assert plan_of(ATARI, *impala, "learner.batch_size=16384", "learner.device=cuda").update_bytes == 0
+
+
+def test_what_an_update_holds_is_claimed_where_it_is_computed() -> None:
+    settings = ["run.runtime=cluster", "learner.network=impala_cnn", "learner.batch_size=256"]
+    plan, config = plan_of(ATARI, *settings), config_of(ATARI, *settings)
+    on_cpu, on_gpu = (
+        make_claims(config, ATARI, plan, gpus).core["learner"].memory_bytes for gpus in (0.0, 1.0)
+    )
+    assert on_cpu - on_gpu == plan.update_bytes > 10**8
 
 
 def test_a_large_layer_is_part_of_what_roles_claim() -> None:
