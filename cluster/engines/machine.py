@@ -15,10 +15,10 @@ from cluster.engines.cgroups import PROC, ROOT, cgroup_folders
 from cluster.engines.threads import available_cores
 
 _SHARED_MEMORY = "/dev/shm"
-# (limit, usage, cached files in memory.stat) in cgroups of version 2 and of version 1.
+# (limit, usage, prefix in memory.stat of numbers that count groups within) in cgroups of version 2 and 1.
 _CGROUP_FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ("memory.max", "memory.current", ""),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
 
 
@@ -63,16 +63,16 @@ def peak_bytes() -> int:
 
 def _cgroup_memory(folder: Path) -> tuple[int, int] | None:
     """Limit and free memory of a cgroup, in bytes; None without a limit."""
-    for limit_file, usage_file, cached_files in _CGROUP_FILES:
+    for limit_file, usage_file, prefix in _CGROUP_FILES:
         try:
             limit = int((folder / limit_file).read_text())
             usage = int((folder / usage_file).read_text())
-            statistics = (folder / "memory.stat").read_text().split()
+            known = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):  # no such file, or "max"
             continue
-        # The kernel drops cached files before it refuses memory.
-        cached = dict(zip(statistics[::2], statistics[1::2], strict=False)).get(cached_files, "0")
-        return limit, max(0, limit - usage + int(cached))
+        # The kernel drops cached files before it refuses memory, those read lately last.
+        cached = sum(int(known.get(f"{prefix}{kind}_file", "0")) for kind in ("inactive", "active"))
+        return limit, max(0, limit - usage + cached)
     return None
 
 

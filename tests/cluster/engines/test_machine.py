@@ -22,14 +22,14 @@ def machine_of(tmp_path: Path, groups: str, files: dict[str, str]) -> Machine:
 
 def limited(folder: str, limit: str, usage: int, cached: int) -> dict[str, str]:
     """The files of a group of version 2."""
-    statistics = f"anon 7\ninactive_file {cached}\nslab 3\n"
+    statistics = f"anon 7\ninactive_file {cached // 2}\nactive_file {cached // 2}\nslab 3\n"
     texts = {"memory.max": f"{limit}\n", "memory.current": f"{usage}\n", "memory.stat": statistics}
     return {f"{folder}{name}": text for name, text in texts.items()}
 
 
 def limited_v1(folder: str, limit: int, usage: int, cached: int) -> dict[str, str]:
     """The files of a group of version 1; its own numbers in memory.stat leave out groups within it."""
-    statistics = f"inactive_file 5\ntotal_cache 9\ntotal_inactive_file {cached}\n"
+    statistics = f"inactive_file 5\ntotal_inactive_file {cached // 2}\ntotal_active_file {cached // 2}\n"
     texts = {"limit_in_bytes": f"{limit}\n", "usage_in_bytes": f"{usage}\n", "stat": statistics}
     return {f"{folder}memory.{name}": text for name, text in texts.items()}
 
