@@ -43,6 +43,7 @@ def cores(tmp_path: Path, groups: str, files: dict[str, str]) -> int:
             {"user.slice/cpu.max": "200000 100000", "user.slice/run.scope/cpu.max": "400000 100000"},
             2,
         ),
+        ("0::/jöb\n", {"jöb/cpu.max": "200000 100000"}, 2),
         # Version 1: one hierarchy a controller, under either name.
         (
             "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n",
