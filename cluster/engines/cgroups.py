@@ -3,7 +3,6 @@
 Owns the paths of cgroups version 1 and 2; must not import anything but the standard library.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +16,7 @@ def cgroup_folders(controller: str, proc: Path = PROC, root: Path = ROOT) -> Ite
     """The folders of the groups in which a controller ("cpu", "memory") may limit this process, and of all
     groups around them; of a job on a shared machine these are not the root. Some may not exist."""
     try:
-        lines = os.fsdecode(proc.read_bytes()).split("\n")[:-1]
+        lines = proc.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         lines = ["0::/"]
     for line in lines:

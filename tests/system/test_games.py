@@ -96,7 +96,7 @@ def test_presets_fit_a_small_machine(name: str) -> None:
     plan = make_plan(prepared.config, prepared.spec, SMALL)
     assert plan.problems == ()
     assert plan.run_bytes < 6 * 10**9
-    small = replace(SMALL, available_bytes=10**9)
+    small = replace(SMALL, available_bytes=6 * 10**8)
     (problem,) = make_plan(prepared.config, prepared.spec, small).problems
     assert "replay.capacity" in problem
 
