@@ -45,9 +45,10 @@ class Role:
         if context.source:
             leave_signals_to_driver()
             self._log = ProcessLog(context.source, context.logs)
+            # Not in the driver's process, which stops by this signal and can look at its own stack.
+            answer_stack_requests(context.logs, context.name)
         relays_log = self._log is not None and self._log.relays
         self._process_info = dataclasses.replace(process_info(), relays_log=relays_log)
-        answer_stack_requests(context.logs, context.name)
         # In the serial runtime all roles share the coordinator's process, which is measured there.
         self._usage = UsageMeter() if context.source else None
         """Measures CPU time and memory of this role's own process, at most once a second."""

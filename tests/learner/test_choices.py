@@ -17,10 +17,7 @@ from learner.batch import Batch, to_batch
 from learner.choices import Fastest, batch_of_ones, choose, fastest, other_layouts, other_products
 from learner.config import LearnerConfig, NetworkSpec
 from learner.loop import Learner
-from learner.networks.products import (
-    MIN_MULTIPLICATIONS,
-    MIN_ONEDNN_MULTIPLICATIONS,
-)
+from learner.networks.products import MIN_MULTIPLICATIONS, MIN_ONEDNN_MULTIPLICATIONS
 from learner.torch_private import HAS_ONEDNN
 from learner.update import Outcome, UpdateStep
 from replay_service.messages import Minibatch

@@ -319,14 +319,18 @@ def test_ctrl_c_saves_and_leaves_130(local_run: LocalRun) -> None:
     local_run.assert_nothing_left()
 
 
-def test_sigterm_saves_and_leaves_143(local_run: LocalRun) -> None:
-    local_run.start(*small("CartPole-v1"))
+@pytest.mark.parametrize("runtime", ["local", "serial"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_leaves_128_and_its_number(
+    local_run: LocalRun, number: signal.Signals, runtime: str
+) -> None:
+    local_run.start(*small("CartPole-v1", f"run.runtime={runtime}"))
     local_run.wait_for(lambda: local_run.updates() > 0, "the first updates")
     shown = local_run.updates()
-    local_run.send(signal.SIGTERM)
-    assert local_run.finish() == 143
+    local_run.send(number)
+    assert local_run.finish() == 128 + number
     assert local_run.errors == ""
-    assert local_run.has_line("stopped by SIGTERM")
+    assert local_run.has_line(f"stopped by {number.name}")
     assert weights_version(local_run.run_dir) >= shown
     local_run.assert_nothing_left()
 

@@ -7,17 +7,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from qfleet_cgroups import cgroups
 
-from cluster.engines.machine import Machine, cluster_address, this_machine
-
-
-def machine_of(tmp_path: Path, groups: str, files: dict[str, str]) -> Machine:
-    proc, root = tmp_path / "cgroup", tmp_path / "sys"
-    proc.write_text(groups)
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return this_machine(proc, root)
+from cluster.engines.machine import cluster_address, this_machine
 
 
 def limited(folder: str, limit: str, usage: int, cached: int) -> dict[str, str]:
@@ -59,7 +51,7 @@ G = 10**9
 def test_the_limits_of_containers_and_jobs_count(
     tmp_path: Path, groups: str, files: dict[str, str], total: int, left: int
 ) -> None:
-    machine = machine_of(tmp_path, groups, files)
+    machine = this_machine(*cgroups(tmp_path, groups, files))
     assert (machine.memory_bytes, machine.available_bytes) == (total, left)
 
 
@@ -75,7 +67,7 @@ def test_the_limits_of_containers_and_jobs_count(
     ],
 )
 def test_without_a_limit_the_machine_counts(tmp_path: Path, groups: str, files: dict[str, str]) -> None:
-    machine = machine_of(tmp_path, groups, files)
+    machine = this_machine(*cgroups(tmp_path, groups, files))
     assert machine.memory_bytes == psutil.virtual_memory().total
     assert 0 < machine.available_bytes < machine.memory_bytes
     assert machine.cores == len(os.sched_getaffinity(0))

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from qfleet_cgroups import cgroups
 
 from cluster.engines.threads import available_cores
 
@@ -16,15 +17,6 @@ from cluster.engines.threads import available_cores
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-
-
-def cores(tmp_path: Path, groups: str, files: dict[str, str]) -> int:
-    proc, root = tmp_path / "cgroup", tmp_path / "sys"
-    proc.write_text(groups)
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return available_cores(proc, root)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +57,7 @@ def cores(tmp_path: Path, groups: str, files: dict[str, str]) -> int:
     ],
 )
 def test_quotas(tmp_path: Path, groups: str, files: dict[str, str], expected: int) -> None:
-    assert cores(tmp_path, groups, files) == expected
+    assert available_cores(*cgroups(tmp_path, groups, files)) == expected
 
 
 def test_where_nothing_tells_the_affinity_counts(tmp_path: Path) -> None:
